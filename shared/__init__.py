@@ -1,0 +1,1 @@
+"""What two stages speak: the cache format, the coders, config, metrics, runs, console, errors."""
