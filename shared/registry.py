@@ -1,0 +1,66 @@
+"""Unions of config classes built from a registry, chosen by a tag.
+
+A registry is a plain dict from a name to what it names. The config class of each entry is a frozen dataclass with a
+field `architecture` (coders) or `kind` (penalties, samplers, reports, schedules) of type `Literal["name"]` defaulting
+to that name. A checker cannot follow a union built at run time, so a module says both:
+
+    if TYPE_CHECKING:
+        AnyPenaltyConfig = PenaltyConfig
+    else:
+        AnyPenaltyConfig = tagged({"ortsae": OrtSAEConfig, ...}, "kind")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+TAGS = ("architecture", "kind")
+
+
+@dataclasses.dataclass(frozen=True)
+class Keyed:
+    """Marks a `dict[str, union]` whose key is the default of the tag: `{ortsae: {weight: 0.25}}`."""
+
+    tag: str
+
+
+def tag_value(cls: type, tag: str) -> str | None:
+    """The one value that a config class accepts for its tag, None when it has no such field."""
+    if not any(field.name == tag for field in dataclasses.fields(cls)):
+        return None
+    hint = get_type_hints(cls)[tag]
+    values = get_args(hint) if get_origin(hint) is Literal else ()
+    return values[0] if len(values) == 1 else None
+
+
+def tagged(configs: Mapping[str, type], tag: str) -> Any:
+    """The union of the registry's config classes, told apart by `tag` ("architecture" or "kind").
+
+    Raises TypeError when a class does not carry its own name as `Literal[name]` with that default.
+    """
+    from pydantic import Field
+
+    if tag not in TAGS:
+        raise TypeError(f"tag {tag!r} is not one of {TAGS}")
+    for name, cls in configs.items():
+        default = {field.name: field.default for field in dataclasses.fields(cls)}.get(tag)
+        if tag_value(cls, tag) != name or default != name:
+            raise TypeError(f'{cls.__name__} is registered as {name!r} and needs `{tag}: Literal["{name}"] = "{name}"`')
+    classes = tuple(configs.values())
+    if len(classes) == 1:
+        return classes[0]
+    return Annotated[Union[classes], Field(discriminator=tag)]  # noqa: UP007 (built at run time)
+
+
+def keyed(configs: Mapping[str, type], tag: str = "kind") -> Any:
+    """`dict[str, tagged(configs)]` in which an entry without a tag takes its key as the tag."""
+    return Annotated[dict[str, tagged(configs, tag)], Keyed(tag)]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` when something known is close to what was typed, else an empty text."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
