@@ -1,0 +1,240 @@
+"""What every sparse coder shares: parameters, normalisation, decoding, the dead-latent revival loss."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from shared.coders.codes import Codes
+from shared.coders.ops import gather_pre, sparse_decode
+
+RMS_EPS = 1e-6
+"""Added to the mean square under the root of `input_transform: rms`, as Gemma-2's own RMS norm does."""
+
+TRAINING_BUFFERS = frozenset({"since_fired"})
+"""State that only training reads: kept in checkpoints, left out of a finished coder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoderConfig:
+    """Settings common to all architectures."""
+
+    architecture: str
+    """Which architecture: a key of ARCHITECTURES."""
+    latents: int = 1024
+    """Dictionary size F."""
+    decoder_norm: Literal["unit", "free"] = "unit"
+    """Decoder rows: held at unit length, or free."""
+    skip: bool = False
+    """Add a linear path from input to output, W_skip [d_out, d_in], starting at zero (transcoders)."""
+    input_transform: Literal["raw", "rms"] = "raw"
+    """The input as cached, or divided by its root mean square (Gemma Scope's transcoders read resid_mid that way)."""
+    aux_k: int | None = None
+    """How many dead latents per row help to explain the error (AuxK); null: half the output width. 0: off."""
+    aux_coef: float = 1 / 32
+    """Weight α of AuxK."""
+
+    def __post_init__(self) -> None:
+        if self.latents < 1:
+            raise ValueError(f"latents must be at least 1, not {self.latents}")
+        if self.aux_k is not None and self.aux_k < 0:
+            raise ValueError(f"aux_k must be 0 or more, not {self.aux_k}")
+
+
+class Coder(nn.Module, ABC):
+    """A sparse autoencoder (output site = input site) or transcoder; row i of every matrix belongs to latent i.
+
+    `encode` and `decode` speak raw activations; `encode_normalised`, `decode_normalised` and `losses` the normalised
+    ones u = (x − input_mean)/input_scale and t = (y − target_mean)/target_scale, in which E‖u‖² = d_in and
+    E‖t‖² = d_out over the cache's rows without position 0.
+
+    Args:
+        config: the architecture's settings.
+        d_in, d_out: widths of the source and target sites.
+        tied: an SAE: the decoder starts as the encoder's transpose. Otherwise a transcoder.
+        generator: source of the initial weights (CPU); the same seed gives the same weights on every device.
+    """
+
+    config_class: ClassVar[type[CoderConfig]]
+
+    def __init__(
+        self, config: CoderConfig, d_in: int, d_out: int, *, tied: bool, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        if tied and d_in != d_out:
+            raise ValueError(f"an SAE reads and writes one width, not {d_in} and {d_out}")
+        self.config = config
+        self.d_in, self.d_out, self.tied = d_in, d_out, tied
+        n_latents = config.latents
+        w_enc = _unit_rows(torch.randn(n_latents, d_in, generator=generator))
+        self.w_enc = nn.Parameter(w_enc)
+        self.b_enc = nn.Parameter(torch.zeros(n_latents))
+        self.w_dec = nn.Parameter(self._initial_decoder(w_enc, generator))
+        self.b_dec = nn.Parameter(torch.zeros(d_out))
+        self.w_skip = nn.Parameter(torch.zeros(d_out, d_in)) if config.skip else None
+        self.register_buffer("input_mean", torch.zeros(d_in))
+        self.register_buffer("input_scale", torch.ones(()))
+        self.register_buffer("target_mean", torch.zeros(d_out))
+        self.register_buffer("target_scale", torch.ones(()))
+        self.register_buffer("since_fired", torch.zeros(n_latents, dtype=torch.int64))
+        self.dead_after: int | None = None
+        """Tokens without firing after which a latent counts as dead; None: never (AuxK stays off)."""
+
+    input_mean: Tensor
+    input_scale: Tensor
+    target_mean: Tensor
+    target_scale: Tensor
+    since_fired: Tensor
+
+    def _initial_decoder(self, w_enc: Tensor, generator: torch.Generator | None) -> Tensor:
+        if self.tied:
+            return w_enc.clone()
+        if self.config.decoder_norm == "free":
+            return torch.zeros(self.config.latents, self.d_out)
+        return _unit_rows(torch.randn(self.config.latents, self.d_out, generator=generator))
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether the output site differs from the input site."""
+        return not self.tied
+
+    @property
+    def n_latents(self) -> int:
+        return self.config.latents
+
+    @property
+    def prefixes(self) -> tuple[int, ...] | None:
+        """Cumulative group sizes of a nested dictionary, the last one F; None where the dictionary is not nested."""
+        return None
+
+    # Normalisation
+
+    def set_normalisation(self, input_mean: Tensor, input_var: Tensor, target_mean: Tensor, target_var: Tensor) -> None:
+        """Take means [d] and variances [d] (of the cache's rows without position 0) as the normalisation of both sides.
+
+        With `input_transform: rms` the input has E‖u‖² = d already, and its mean is not known: it stays as it is.
+        """
+        with torch.no_grad():
+            if self.config.input_transform == "raw":
+                self.input_mean.copy_(input_mean)
+                self.input_scale.copy_(_scale(input_var))
+            self.target_mean.copy_(target_mean)
+            self.target_scale.copy_(_scale(target_var))
+
+    def normalise_input(self, x: Tensor) -> Tensor:
+        """u [B, d_in] from raw activations [B, d_in] of any float dtype."""
+        x = x.to(self.w_enc.dtype)
+        if self.config.input_transform == "rms":
+            x = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + RMS_EPS)
+        return (x - self.input_mean) / self.input_scale
+
+    def normalise_target(self, y: Tensor) -> Tensor:
+        """t [B, d_out] from raw activations [B, d_out]."""
+        return (y.to(self.w_dec.dtype) - self.target_mean) / self.target_scale
+
+    # Encoding and decoding
+
+    def encode(self, x: Tensor) -> Codes:
+        """Codes of raw activations [B, d_in]."""
+        return self.encode_normalised(self.normalise_input(x))
+
+    def decode(self, codes: Codes, x: Tensor | None = None) -> Tensor:
+        """ŷ [B, d_out] in raw target space; a skip connection also needs the raw input x [B, d_in]."""
+        u = None if x is None or self.w_skip is None else self.normalise_input(x)
+        return self.decode_normalised(codes, u) * self.target_scale + self.target_mean
+
+    @abstractmethod
+    def encode_normalised(self, u: Tensor) -> Codes:
+        """Codes of normalised inputs [B, d_in]."""
+
+    def decode_normalised(self, codes: Codes, u: Tensor | None = None) -> Tensor:
+        """t̂ [B, d_out]; a skip connection also needs u [B, d_in]."""
+        return codes.decode(self.w_dec) + self.offset(u)
+
+    def offset(self, u: Tensor | None) -> Tensor:
+        """What the reconstruction adds to the latents' sum: b_dec [d_out], or b_dec + u W_skipᵀ [B, d_out]."""
+        if self.w_skip is None:
+            return self.b_dec
+        if u is None:
+            raise ValueError("this coder has a skip connection: decode needs the input too")
+        return self.b_dec + u @ self.w_skip.T
+
+    # Training
+
+    @abstractmethod
+    def losses(self, u: Tensor, t: Tensor, codes: Codes) -> dict[str, Tensor]:
+        """The architecture's own loss terms by name, weighted.
+
+        "reconstruction" is the mean squared error per row, over d_out: about 1 for the mean as prediction.
+        """
+
+    @property
+    def dead(self) -> Tensor:
+        """Latents that have not fired for `dead_after` tokens: [F] bool."""
+        if self.dead_after is None:
+            return torch.zeros_like(self.since_fired, dtype=torch.bool)
+        return self.since_fired >= self.dead_after
+
+    def aux_loss(self, u: Tensor, error: Tensor) -> Tensor | None:
+        """AuxK (arXiv 2406.04093, A.2): the most active dead latents of each row explain its error.
+
+        α·min(n_dead/k_aux, 1)·Σ‖e − ê‖² / Σ‖e − ē‖², where ê is decoded from the k_aux largest dead pre-activations,
+        without bias. The gradient reaches the encoder rows of those latents, not only their decoder rows.
+
+        Args:
+            u: [B, d_in].
+            error: e = t − t̂ [B, d_out], detached.
+
+        Returns:
+            A scalar, or None while nothing is dead.
+        """
+        k_aux = self.d_out // 2 if self.config.aux_k is None else self.config.aux_k
+        if k_aux == 0 or self.config.aux_coef == 0 or self.dead_after is None:
+            return None
+        dead = self.dead.nonzero().squeeze(1)
+        n_dead = dead.numel()
+        if n_dead == 0:
+            return None
+        with torch.no_grad():
+            pre = torch.addmm(self.b_enc[dead], u, self.w_enc[dead].T)
+            values, index = pre.topk(min(k_aux, n_dead), dim=1, sorted=False)
+            latents = dead[index]
+        active = torch.relu(gather_pre(u, self.w_enc, self.b_enc, latents, values))
+        missed = (error - sparse_decode(active, latents, self.w_dec)).square().sum()
+        variance = (error - error.mean(dim=0)).square().sum()
+        weight = self.config.aux_coef * min(n_dead / k_aux, 1.0)
+        return weight * missed / variance.clamp_min(torch.finfo(variance.dtype).tiny)
+
+    @torch.no_grad()
+    def project_gradients(self) -> None:
+        """Before the optimizer's step: remove from each unit decoder row's gradient the part along the row."""
+        if self.config.decoder_norm == "unit" and self.w_dec.grad is not None:
+            along = torch.linalg.vecdot(self.w_dec.grad, self.w_dec)
+            self.w_dec.grad.addcmul_(along.unsqueeze(1), self.w_dec, value=-1)
+
+    @torch.no_grad()
+    def project_parameters(self) -> None:
+        """After the optimizer's step: bring decoder rows back to unit length."""
+        if self.config.decoder_norm == "unit" and self.w_dec.requires_grad:
+            norms = torch.linalg.vector_norm(self.w_dec, dim=1, keepdim=True)
+            self.w_dec.div_(norms.clamp_min(torch.finfo(norms.dtype).tiny))
+
+    @torch.no_grad()
+    def after_step(self, codes: Codes) -> None:
+        """Update the state that follows the codes of a step: here, how long each latent has been silent."""
+        self.since_fired.add_(codes.n_rows).masked_fill_(codes.fired(), 0)
+
+
+def _unit_rows(matrix: Tensor) -> Tensor:
+    return nn.functional.normalize(matrix, dim=1)
+
+
+def _scale(var: Tensor) -> Tensor:
+    """The scalar s with E‖(x − mean)/s‖² = d."""
+    mean_var = float(var.double().mean())
+    return torch.tensor(math.sqrt(mean_var) if mean_var > 0 else 1.0)

@@ -1,0 +1,34 @@
+"""The architectures by name, and how a coder is built from its settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from shared.coders.base import Coder, CoderConfig
+from shared.coders.matryoshka import Matryoshka
+from shared.coders.topk import TopK
+from shared.registry import tagged
+
+ARCHITECTURES: dict[str, type[Coder]] = {
+    "topk": TopK,
+    "matryoshka": Matryoshka,
+}
+
+if TYPE_CHECKING:
+    AnyCoderConfig = CoderConfig
+else:
+    AnyCoderConfig = tagged({name: coder.config_class for name, coder in ARCHITECTURES.items()}, "architecture")
+
+
+def build_coder(
+    config: CoderConfig, d_in: int, d_out: int, *, tied: bool, generator: torch.Generator | None = None
+) -> Coder:
+    """A fresh coder on the CPU, in float32.
+
+    Args:
+        tied: True for an SAE (source = target), False for a transcoder.
+        generator: CPU generator of the initial weights.
+    """
+    return ARCHITECTURES[config.architecture](config, d_in, d_out, tied=tied, generator=generator)

@@ -1,0 +1,58 @@
+"""TopK: the k largest pre-activations of each row, then ReLU (Gao et al. 2024, arXiv 2406.04093)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from shared.coders.base import Coder, CoderConfig
+from shared.coders.codes import Codes
+from shared.coders.ops import LatentLists, gather_pre, nested_squared_error
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKConfig(CoderConfig):
+    """TopK."""
+
+    architecture: Literal["topk"] = "topk"
+    k: int = 16
+    """Latents kept per row."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.k <= self.latents:
+            raise ValueError(f"k must be between 1 and latents = {self.latents}, not {self.k}")
+
+
+class TopK(Coder):
+    """z = ReLU(the k largest of u W_encᵀ + b_enc)."""
+
+    config_class: ClassVar[type[CoderConfig]] = TopKConfig
+    config: TopKConfig
+
+    def encode_normalised(self, u: Tensor) -> Codes:
+        latents, pre = self.select(u)
+        lists = LatentLists(latents, self.n_latents)
+        values = torch.relu(gather_pre(u, self.w_enc, self.b_enc, latents, pre, lists))
+        return Codes(values, latents, self.n_latents, lists)
+
+    @torch.no_grad()
+    def select(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(latents [B, k] int64, their pre-activations [B, k]) of the k largest pre-activations of each row."""
+        pre = torch.addmm(self.b_enc, u, self.w_enc.T)
+        values, latents = pre.topk(self.config.k, dim=1, sorted=False)
+        return latents, values
+
+    def losses(self, u: Tensor, t: Tensor, codes: Codes) -> dict[str, Tensor]:
+        assert codes.latents is not None
+        prefixes = self.prefixes or (self.n_latents,)
+        base = self.offset(u) - t
+        squares, residual = nested_squared_error(codes.values, codes.latents, self.w_dec, base, prefixes, codes.lists)
+        terms = {"reconstruction": squares.mean() / t.numel()}
+        aux = self.aux_loss(u, -residual)
+        if aux is not None:
+            terms["aux"] = aux
+        return terms
