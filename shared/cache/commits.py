@@ -1,0 +1,126 @@
+"""Commit files: the proof that a shard is complete. One JSON file for each shard, written after everything it names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from shared.cache.files import read_json
+from shared.cache.format import ARRAYS, COMMITS, Layout, commit_name, shard_of_commit
+from shared.cache.stats import SiteStats
+from shared.errors import DataError
+
+
+@dataclass(frozen=True)
+class ChunkFile:
+    """Size of a chunk file and the CRC-32C of its payload (its last four bytes repeat it)."""
+
+    bytes: int
+    crc32c: int
+
+
+@dataclass(frozen=True)
+class CommitRecord:
+    """What one commit file says.
+
+    Attributes:
+        shard: its index.
+        sequences: sequences written; fewer than the chunk has room for only in the last shard.
+        tokens: rows that are not padding.
+        tokens_sha256: of the written sequences' tokens, int32 little-endian.
+        files: path below ``acts.zarr`` → size and checksum.
+        stats: site → statistics of this shard.
+    """
+
+    shard: int
+    sequences: int
+    tokens: int
+    tokens_sha256: str
+    files: Mapping[str, ChunkFile]
+    stats: Mapping[str, SiteStats]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "shard": self.shard,
+            "sequences": self.sequences,
+            "tokens": self.tokens,
+            "tokens_sha256": self.tokens_sha256,
+            "files": {name: {"bytes": f.bytes, "crc32c": f"{f.crc32c:08x}"} for name, f in self.files.items()},
+            "statistics": {site: stats.to_dict() for site, stats in self.stats.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Self:
+        return cls(
+            shard=int(value["shard"]),
+            sequences=int(value["sequences"]),
+            tokens=int(value["tokens"]),
+            tokens_sha256=str(value["tokens_sha256"]),
+            files={name: ChunkFile(int(f["bytes"]), int(f["crc32c"], 16)) for name, f in value["files"].items()},
+            stats={site: SiteStats.from_dict(stats) for site, stats in value["statistics"].items()},
+        )
+
+
+def commit_path(path: Path, shard: int) -> Path:
+    return path / COMMITS / commit_name(shard)
+
+
+def committed_shards(path: Path) -> list[int]:
+    """The shards that have a commit file, in order."""
+    try:
+        names = [entry.name for entry in (path / COMMITS).iterdir()]
+    except FileNotFoundError:
+        return []
+    return sorted(shard for name in names if (shard := shard_of_commit(name)) is not None)
+
+
+def load_commit(path: Path, shard: int) -> CommitRecord:
+    """Reads one commit file.
+
+    Raises:
+        DataError: it is absent, or not a commit of this shard.
+    """
+    file = commit_path(path, shard)
+    value = read_json(file)
+    try:
+        record = CommitRecord.from_dict(value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{file} is not a commit of format version 1: {error!r}", hint=f"pipeline verify {path}"
+        ) from None
+    if record.shard != shard:
+        raise DataError(
+            f"{file} says it commits shard {record.shard}, expected {shard}", hint=f"pipeline verify {path}"
+        )
+    return record
+
+
+def size_problems(path: Path, layout: Layout, shards: Iterable[int]) -> list[tuple[Path, str, str]]:
+    """Chunk files of committed shards of the wrong size: (file, found, expected). One listing per array."""
+    root = path / ARRAYS
+    found: dict[str, int] = {}
+    for folder in [*root.iterdir()] if root.is_dir() else []:
+        if folder.is_dir():
+            with os.scandir(folder) as entries:
+                found |= {f"{folder.name}/{entry.name}": entry.stat().st_size for entry in entries}
+    problems = []
+    for shard in shards:
+        for name, expected in layout.files_of(shard).items():
+            size = found.get(name)
+            if size != expected:
+                problems.append((root / name, "no file" if size is None else f"{size:,} bytes", f"{expected:,} bytes"))
+    return problems
+
+
+def check_sizes(path: Path, layout: Layout, shards: Iterable[int]) -> None:
+    """Raises a DataError that names the first chunk file of the wrong size, and how many others there are."""
+    problems = size_problems(path, layout, shards)
+    if problems:
+        file, found, expected = problems[0]
+        more = f" (and {len(problems) - 1} more files)" if len(problems) > 1 else ""
+        raise DataError(
+            f"{file} has the wrong size: found {found}, expected {expected}{more}", hint=f"pipeline verify {path}"
+        )

@@ -1,0 +1,218 @@
+"""Reads a cache: memory maps of the chunk files, nothing copied, commits trusted and nothing else."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.cache.commits import check_sizes, committed_shards, load_commit
+from shared.cache.files import read_json
+from shared.cache.format import (
+    ARRAYS,
+    MANIFEST,
+    PLAN,
+    TOKEN_ARRAYS,
+    Layout,
+    SiteSpec,
+    check_version,
+    site_chunk,
+    token_chunk,
+)
+from shared.cache.stats import SiteStats, merge_stats
+from shared.errors import DataError, UsageError
+
+TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Cache:
+    """An open cache. Make it with :func:`open_cache`.
+
+    Attributes:
+        path: the folder.
+        manifest: the manifest; of an unfinished cache, its plan.
+        layout: shapes.
+        shards: the committed shards, in order (all of them unless the cache is incomplete).
+        complete: the cache was finished and every shard is there.
+    """
+
+    path: Path
+    manifest: dict[str, Any] = field(repr=False)
+    layout: Layout
+    shards: list[int] = field(repr=False)
+    complete: bool
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The harvest config the cache was made from."""
+        return dict(self.manifest["config"])
+
+    @property
+    def identity(self) -> str:
+        """sha256 of that config, hex."""
+        return str(self.manifest["identity"])
+
+    @property
+    def n_seq(self) -> int:
+        return self.layout.n_seq
+
+    @property
+    def ctx(self) -> int:
+        return self.layout.ctx
+
+    @property
+    def n_rows(self) -> int:
+        return self.layout.n_rows
+
+    @cached_property
+    def sites(self) -> dict[str, SiteSpec]:
+        return {site.name: site for site in self.layout.sites}
+
+    @cached_property
+    def tokens(self) -> NDArray[np.int32]:
+        """[n_seq, ctx]; 0 in shards without a commit."""
+        return self._token_array(0)
+
+    @cached_property
+    def doc_id(self) -> NDArray[np.uint32]:
+        """[n_seq, ctx] the document of each row, counted from 0 in harvest order."""
+        return self._token_array(1)
+
+    @cached_property
+    def pos_in_doc(self) -> NDArray[np.uint16]:
+        """[n_seq, ctx] position in the document, at most 65535."""
+        return self._token_array(2)
+
+    @cached_property
+    def flags(self) -> NDArray[np.uint8]:
+        """[n_seq, ctx] :class:`Flag` bits; padding in shards without a commit."""
+        return self._token_array(3)
+
+    def chunk(self, site: str, shard: int) -> Tensor:
+        """The rows of one shard, [rows, d] in the logical dtype: a view of the mapped file, not a copy.
+
+        The map is private: writing to the tensor changes neither the file nor another map of it.
+        """
+        spec = self._spec(site)
+        file, offset = self.chunk_file(site, shard)
+        rows = len(self.layout.rows_of(shard))
+        with file.open("rb") as handle:
+            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+        flat = torch.frombuffer(mapped, dtype=TORCH_DTYPES[spec.logical_dtype], count=rows * spec.width, offset=offset)
+        return flat.view(rows, spec.width)
+
+    def rows(self, site: str, index: Sequence[int] | NDArray[Any] | Tensor) -> Tensor:
+        """Gathers rows [len(index), d] in the logical dtype, in the order of ``index``: small sets, for examples."""
+        spec = self._spec(site)
+        wanted = np.asarray(index, dtype=np.int64).reshape(-1)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.n_rows):
+            raise IndexError(f"rows are 0 … {self.n_rows - 1}, found {wanted.min()} … {wanted.max()}")
+        out = torch.empty((len(wanted), spec.width), dtype=TORCH_DTYPES[spec.logical_dtype])
+        shard_of = wanted // self.layout.shard_rows
+        for shard in np.unique(shard_of):
+            places = np.flatnonzero(shard_of == shard)
+            local = torch.from_numpy(wanted[places] - int(shard) * self.layout.shard_rows)
+            out[torch.from_numpy(places)] = self.chunk(site, int(shard))[local]
+        return out
+
+    def chunk_file(self, site: str, shard: int) -> tuple[Path, int]:
+        """The file that holds a shard's rows and the offset of the first one, for readers that do their own I/O."""
+        self._spec(site)
+        if shard not in self._shard_set:
+            raise DataError(
+                f"shard {shard} of {self.path} has no commit", hint="run the same harvest again to finish the cache"
+            )
+        return self.path / ARRAYS / site_chunk(site, shard), 0
+
+    def stats(self, site: str) -> SiteStats:
+        """Statistics of a site over the whole cache (of an incomplete one, over the committed shards)."""
+        spec = self._spec(site)
+        if site not in self._stats:
+            if "statistics" in self.manifest:
+                self._stats[site] = SiteStats.from_dict(self.manifest["statistics"][site])
+            else:
+                parts = (load_commit(self.path, shard).stats[site] for shard in self.shards)
+                self._stats[site] = merge_stats(parts, spec.width, self.ctx)
+        return self._stats[site]
+
+    @cached_property
+    def _stats(self) -> dict[str, SiteStats]:
+        return {}
+
+    @cached_property
+    def _shard_set(self) -> frozenset[int]:
+        return frozenset(self.shards)
+
+    def _spec(self, site: str) -> SiteSpec:
+        if site not in self.sites:
+            raise UsageError(
+                f"{self.path} has no site {site!r}: it holds {', '.join(self.sites)}",
+                hint=f"pipeline inspect {self.path}",
+            )
+        return self.sites[site]
+
+    def _token_array(self, which: int) -> NDArray[Any]:
+        array = TOKEN_ARRAYS[which]
+        out = np.full((self.n_seq, self.ctx), array.fill, array.dtype)
+        for shard in self.shards:
+            seqs = self.layout.seqs_of(shard)
+            file = self.path / ARRAYS / token_chunk(array.name, shard)
+            out[seqs.start : seqs.stop] = np.fromfile(file, array.dtype, len(seqs) * self.ctx).reshape(
+                len(seqs), self.ctx
+            )
+        out.setflags(write=False)
+        return out
+
+
+def open_cache(path: Path | str, allow_incomplete: bool = False) -> Cache:
+    """Opens a cache folder and checks that every committed file has its size (checksums: ``pipeline verify``).
+
+    Args:
+        path: the cache folder.
+        allow_incomplete: open an unfinished cache too; its shards without a commit read as padding.
+
+    Raises:
+        DataError: there is no cache, it is incomplete or of another format version, a chunk file is missing or truncated.
+    """
+    path = Path(path)
+    if not (path / PLAN).exists():
+        raise DataError(
+            f"there is no cache at {path}", hint="pipeline harvest writes one; pipeline status lists what exists"
+        )
+    finished = (path / MANIFEST).exists()
+    head = read_json(path / (MANIFEST if finished else PLAN))
+    check_version(path, head)
+    try:
+        layout = Layout.from_dict(head["layout"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"the layout in {path} cannot be read: {error!r}", hint=f"pipeline verify {path}") from None
+    shards = committed_shards(path)
+    missing = sorted(set(range(layout.n_shards)) - set(shards))
+    if not allow_incomplete and (missing or not finished):
+        found = f"{layout.n_shards - len(missing)} of {layout.n_shards} shards are committed"
+        gap = f" (shard {missing[0]} is not)" if missing else ", but it was not finished"
+        raise DataError(
+            f"{path} is incomplete: {found}{gap}", hint="run the same harvest again: it writes what is missing"
+        )
+    shards = [shard for shard in shards if shard < layout.n_shards]
+    if not finished:
+        # the data may have ended inside the last shard
+        layout = _short_end(path, layout, shards)
+    check_sizes(path, layout, shards)
+    return Cache(path, head, layout, shards, finished and not missing)
+
+
+def _short_end(path: Path, layout: Layout, shards: list[int]) -> Layout:
+    if not shards or shards[-1] != layout.n_shards - 1:
+        return layout
+    written = load_commit(path, shards[-1]).sequences
+    return replace(layout, n_seq=layout.seqs_of(shards[-1]).start + written)

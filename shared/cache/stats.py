@@ -1,0 +1,245 @@
+"""Statistics of a site, kept while it is written: first and second moments, norms, non-finite rows.
+
+Rows fall into two classes, because the first position of a sequence is an outlier in every language model: ``first``
+(position 0) and ``rest`` (every other position). Padding is counted in neither. A row with an infinity or a NaN is
+counted as non-finite and left out of every sum. All sums are float64; they are formed per shard in one fixed order on
+one thread and merged in shard order, so the same activations give the same bits whichever process wrote a shard.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import DataError
+
+Vector = NDArray[np.float64]
+
+PIECE_NUMBERS = 1 << 17
+"""Numbers converted to float32 at a time: two such buffers stay in a core's second-level cache."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over n rows: Σx [d], Σx² [d], Σ‖x‖, Σ‖x‖²."""
+
+    n: int
+    sum: Vector
+    sum_sq: Vector
+    sum_norm: float
+    sum_norm_sq: float
+
+    @classmethod
+    def zeros(cls, width: int) -> Self:
+        return cls(0, np.zeros(width), np.zeros(width), 0.0, 0.0)
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.n + other.n,
+            self.sum + other.sum,
+            self.sum_sq + other.sum_sq,
+            self.sum_norm + other.sum_norm,
+            self.sum_norm_sq + other.sum_norm_sq,
+        )
+
+    @property
+    def mean(self) -> Vector:
+        """Mean of x per dimension [d] (zeros when there is no row)."""
+        return self.sum / max(self.n, 1)
+
+    @property
+    def var(self) -> Vector:
+        """Population variance per dimension [d]."""
+        return np.maximum(self.sum_sq / max(self.n, 1) - self.mean**2, 0.0)
+
+    @property
+    def mean_norm(self) -> float:
+        """E‖x‖."""
+        return self.sum_norm / max(self.n, 1)
+
+    @property
+    def mean_sq_norm(self) -> float:
+        """E‖x‖²."""
+        return self.sum_norm_sq / max(self.n, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "n": self.n,
+            "sum": encode_vector(self.sum),
+            "sum_sq": encode_vector(self.sum_sq),
+            "sum_norm": self.sum_norm,
+            "sum_norm_sq": self.sum_norm_sq,
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Self:
+        return cls(
+            int(value["n"]),
+            decode_vector(value["sum"]),
+            decode_vector(value["sum_sq"]),
+            float(value["sum_norm"]),
+            float(value["sum_norm_sq"]),
+        )
+
+
+@dataclass(frozen=True)
+class SiteStats:
+    """Statistics of one site, over one shard or over a whole cache.
+
+    Attributes:
+        first: rows at position 0.
+        rest: every other row.
+        position_n: rows counted at each position [ctx].
+        position_sum_norm: Σ‖x‖ at each position [ctx].
+        nonfinite: rows that hold an infinity or a NaN; they are in no sum.
+    """
+
+    first: Moments
+    rest: Moments
+    position_n: NDArray[np.int64]
+    position_sum_norm: Vector
+    nonfinite: int
+
+    @classmethod
+    def zeros(cls, width: int, ctx: int) -> Self:
+        return cls(Moments.zeros(width), Moments.zeros(width), np.zeros(ctx, np.int64), np.zeros(ctx), 0)
+
+    @cached_property
+    def all(self) -> Moments:
+        """Both classes together."""
+        return self.first + self.rest
+
+    @property
+    def per_position_norm(self) -> Vector:
+        """Mean ‖x‖ at each position [ctx]; NaN where no row was counted."""
+        with np.errstate(invalid="ignore"):
+            return self.position_sum_norm / np.where(self.position_n, self.position_n, np.nan)
+
+    def __add__(self, other: SiteStats) -> SiteStats:
+        return SiteStats(
+            self.first + other.first,
+            self.rest + other.rest,
+            self.position_n + other.position_n,
+            self.position_sum_norm + other.position_sum_norm,
+            self.nonfinite + other.nonfinite,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "first": self.first.to_dict(),
+            "rest": self.rest.to_dict(),
+            "position_n": self.position_n.tolist(),
+            "position_sum_norm": encode_vector(self.position_sum_norm),
+            "nonfinite": self.nonfinite,
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Self:
+        return cls(
+            Moments.from_dict(value["first"]),
+            Moments.from_dict(value["rest"]),
+            np.array(value["position_n"], np.int64),
+            decode_vector(value["position_sum_norm"]),
+            int(value["nonfinite"]),
+        )
+
+
+def merge_stats(parts: Iterable[SiteStats], width: int, ctx: int) -> SiteStats:
+    """Adds up the statistics of shards; the order of ``parts`` is the order of the additions."""
+    total = SiteStats.zeros(width, ctx)
+    for part in parts:
+        total = total + part
+    return total
+
+
+def site_stats(stored: NDArray[Any], ctx: int, padding: NDArray[np.bool_]) -> SiteStats:
+    """Statistics of one shard of one site.
+
+    Args:
+        stored: [rows, d] bfloat16 bits as uint16, or float32; rows are whole sequences in order.
+        ctx: tokens in a sequence.
+        padding: [rows] rows that are not counted.
+
+    NumPy on one thread: its reductions take a fixed order and release the GIL, so writer threads run side by side.
+    """
+    rows, width = stored.shape
+    sum_first, sum_rest = np.zeros(width), np.zeros(width)
+    sq_first, sq_rest = np.zeros(width), np.zeros(width)
+    norm_sq = np.empty(rows, np.float64)
+    kept = ~padding
+    step = max(1, PIECE_NUMBERS // width)
+    values = np.empty((min(step, rows), width), np.float32)
+    squares = np.empty_like(values)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        x, sq = values[: stop - start], squares[: stop - start]
+        to_float32(stored[start:stop], out=x)
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.multiply(x, x, out=sq)
+            norm_sq[start:stop] = sq.sum(axis=1)
+        drop: NDArray[np.bool_] = np.logical_not(kept[start:stop])
+        if not np.isfinite(norm_sq[start:stop]).all():
+            # a square beyond float32 is not yet a non-finite row: decide on the values, and redo this piece in float64
+            finite = np.isfinite(x).all(axis=1)
+            kept[start:stop] &= finite
+            drop = np.logical_not(kept[start:stop])
+            x = np.where(finite[:, None], x, 0).astype(np.float64)
+            sq = x * x
+            norm_sq[start:stop] = sq.sum(axis=1)
+        x[drop] = 0
+        sq[drop] = 0
+        first = slice((-start) % ctx, None, ctx)
+        sum_first += x[first].sum(axis=0, dtype=np.float64)
+        sq_first += sq[first].sum(axis=0, dtype=np.float64)
+        x[first] = 0
+        sq[first] = 0
+        sum_rest += x.sum(axis=0)
+        sq_rest += sq.sum(axis=0)
+    norm_sq[~kept] = 0
+    position_n = kept.reshape(-1, ctx).sum(axis=0, dtype=np.int64)
+    position_sum_norm = np.sqrt(norm_sq).reshape(-1, ctx).sum(axis=0)
+    position_norm_sq = norm_sq.reshape(-1, ctx).sum(axis=0)
+    return SiteStats(
+        Moments(int(position_n[0]), sum_first, sq_first, float(position_sum_norm[0]), float(position_norm_sq[0])),
+        Moments(
+            int(position_n[1:].sum()),
+            sum_rest,
+            sq_rest,
+            float(position_sum_norm[1:].sum()),
+            float(position_norm_sq[1:].sum()),
+        ),
+        position_n,
+        position_sum_norm,
+        int((~kept & ~padding).sum()),
+    )
+
+
+def to_float32(stored: NDArray[Any], out: NDArray[np.float32]) -> None:
+    """Copies rows as float32; uint16 is read as bfloat16 (the upper half of a float32)."""
+    if stored.dtype == np.uint16:
+        np.left_shift(stored, 16, out=out.view(np.uint32), dtype=np.uint32, casting="unsafe")
+    else:
+        np.copyto(out, stored)
+
+
+def encode_vector(vector: Vector) -> str:
+    """Little-endian float64 in base64: exact, and ten times quicker to read than decimal text."""
+    return base64.b64encode(np.ascontiguousarray(vector, "<f8").tobytes()).decode("ascii")
+
+
+def decode_vector(text: str) -> Vector:
+    """The inverse of :func:`encode_vector`.
+
+    Raises:
+        DataError: the text is not base64 of whole float64 numbers.
+    """
+    try:
+        return np.frombuffer(base64.b64decode(text, validate=True), "<f8").astype(np.float64)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"a statistics vector of the cache cannot be decoded: {error}") from None

@@ -1,0 +1,337 @@
+"""Writes a cache shard by shard. A shard is there completely or not at all, whenever the process ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.cache.arrays import create_arrays, resize_arrays
+from shared.cache.commits import ChunkFile, CommitRecord, check_sizes, commit_path, committed_shards, load_commit
+from shared.cache.files import (
+    as_bytes,
+    crc32c,
+    json_bytes,
+    partial_files,
+    read_json,
+    sync_folder,
+    write_file,
+    write_json,
+)
+from shared.cache.format import (
+    ARRAYS,
+    COMMITS,
+    CRC_BYTES,
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    LOCK,
+    MANIFEST,
+    PLAN,
+    TOKEN_ARRAYS,
+    Flag,
+    Layout,
+    SiteSpec,
+    check_version,
+    config_identity,
+    differences,
+    site_chunk,
+    token_chunk,
+)
+from shared.cache.lock import WriterLock
+from shared.cache.stats import SiteStats, site_stats
+from shared.errors import DataError
+
+
+class CacheWriter:
+    """The writing side of one cache folder; make it with :meth:`create`, and close it (or use ``with``).
+
+    Attributes:
+        path: the folder.
+        layout: the plan's shapes; after :meth:`finish`, the finished ones.
+        complete: the cache has a manifest.
+    """
+
+    def __init__(
+        self, path: Path, layout: Layout, plan: dict[str, Any], lock: WriterLock, rank: int, world: int
+    ) -> None:
+        self.path = path
+        self.layout = layout
+        self.complete = (path / MANIFEST).exists()
+        self._plan = plan
+        self._lock = lock
+        self._rank, self._world = rank, world
+        self._committed = set(committed_shards(path))
+        self._guard = threading.Lock()
+
+    @classmethod
+    def create(
+        cls,
+        path: Path | str,
+        layout: Layout,
+        config: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        rank: int = 0,
+        world: int = 1,
+    ) -> Self:
+        """Begins a cache, or resumes one that was made from the same config and layout.
+
+        Args:
+            path: the cache folder; parents are made.
+            layout: shapes as planned.
+            config: everything that decides the bits of the cache, JSON-able; its hash is the cache's identity.
+            provenance: package versions, revisions and the like; recorded at the beginning, not compared on a resume.
+            rank, world: of several writers, this one owns the shards with ``shard % world == rank``.
+
+        Raises:
+            DataError: the folder holds something else, or a cache of another config (with every field that differs).
+            PipelineError: another process is writing it.
+        """
+        path = Path(path)
+        config = json.loads(json.dumps(config, allow_nan=False))
+        _refuse_foreign_folder(path)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = WriterLock(path, rank, world)
+        try:
+            plan = {
+                "format": FORMAT_NAME,
+                "format_version": FORMAT_VERSION,
+                "identity": config_identity(config),
+                "config": config,
+                "layout": layout.to_dict(),
+                "provenance": json.loads(json.dumps(provenance, allow_nan=False)),
+            }
+            if (path / PLAN).exists():
+                plan = _same_plan(path, plan)
+            if lock.is_first:
+                for leftover in partial_files(path):
+                    leftover.unlink(missing_ok=True)
+                (path / COMMITS).mkdir(exist_ok=True)
+                if not (path / PLAN).exists():
+                    write_json(path / PLAN, plan)
+                    sync_folder(path.parent)
+                create_arrays(path, layout)
+            if (path / MANIFEST).exists():
+                layout = replace(layout, n_seq=read_json(path / MANIFEST)["n_seq"])
+            check_sizes(path, layout, committed_shards(path))
+            lock.set_up_done()
+            return cls(path, layout, plan, lock, rank, world)
+        except BaseException:
+            lock.release()
+            raise
+
+    def missing_shards(self) -> list[int]:
+        """The shards of this rank that have no commit, in order."""
+        with self._guard:
+            return [s for s in range(self._rank, self.layout.n_shards, self._world) if s not in self._committed]
+
+    def write_shard(
+        self,
+        shard: int,
+        tokens: NDArray[Any],
+        doc_id: NDArray[Any],
+        pos_in_doc: NDArray[Any],
+        flags: NDArray[Any],
+        acts: Mapping[str, Tensor | NDArray[Any]],
+        stats: Mapping[str, SiteStats] | None = None,
+    ) -> CommitRecord:
+        """Writes one shard and commits it. Threads may write distinct shards at the same time.
+
+        Args:
+            shard: its index.
+            tokens, doc_id, pos_in_doc, flags: [sequences, ctx]; only the last shard of a cache may hold
+                fewer sequences than planned.
+            acts: site → [sequences · ctx, d]: a bfloat16 tensor or its uint16 bits; float32 for a float32 site.
+            stats: statistics made elsewhere (on the device, say) by the rules of shared.cache.stats; None computes them
+                here.
+
+        Raises:
+            PipelineError: the disk is full. Nothing committed is lost, and the shard can be written again.
+            ValueError: an array has the wrong shape or dtype, or the shard is committed already.
+        """
+        with self._guard:
+            if shard in self._committed:
+                raise ValueError(f"shard {shard} is committed, and nothing committed is ever rewritten")
+        arrays = {"tokens": tokens, "doc_id": doc_id, "pos_in_doc": pos_in_doc, "flags": flags}
+        n_seq = len(tokens)
+        if not 1 <= n_seq <= len(self.layout.seqs_of(shard)):
+            raise ValueError(f"shard {shard} takes {len(self.layout.seqs_of(shard))} sequences at most, found {n_seq}")
+        if set(acts) != {site.name for site in self.layout.sites}:
+            raise ValueError(
+                f"found activations of {sorted(acts)}, expected {sorted(s.name for s in self.layout.sites)}"
+            )
+
+        files: dict[str, ChunkFile] = {}
+        stored_tokens = {
+            array.name: _checked(arrays[array.name], array.dtype, (n_seq, self.layout.ctx)) for array in TOKEN_ARRAYS
+        }
+        for array in TOKEN_ARRAYS:
+            filler = np.full(self.layout.shard_rows - n_seq * self.layout.ctx, array.fill, array.dtype)
+            self._write_chunk(token_chunk(array.name, shard), stored_tokens[array.name], filler, files)
+
+        padding = (stored_tokens["flags"].reshape(-1) & int(Flag.PADDING)) != 0
+        measured: dict[str, SiteStats] = {}
+        for site in self.layout.sites:
+            stored = _stored(acts[site.name], site, n_seq * self.layout.ctx)
+            filler = np.zeros((self.layout.shard_rows - len(stored)) * site.width, site.stored_dtype)
+            self._write_chunk(site_chunk(site.name, shard), stored, filler, files)
+            measured[site.name] = (
+                stats[site.name] if stats is not None else site_stats(stored, self.layout.ctx, padding)
+            )
+        for folder in sorted({(self.path / ARRAYS / name).parent for name in files}):
+            sync_folder(folder)
+
+        record = CommitRecord(
+            shard=shard,
+            sequences=n_seq,
+            tokens=int((~padding).sum()),
+            tokens_sha256=hashlib.sha256(as_bytes(stored_tokens["tokens"]).tobytes()).hexdigest(),
+            files=files,
+            stats=measured,
+        )
+        write_json(commit_path(self.path, shard), record.to_dict())
+        with self._guard:
+            self._committed.add(shard)
+        return record
+
+    def finish(self, n_seq: int | None = None, extra: Mapping[str, Any] | None = None) -> Path:
+        """Merges the statistics and writes the manifest, which makes the cache complete; releases the lock.
+
+        Args:
+            n_seq: sequences that were written in the end, when the data ended before the plan did.
+            extra: further JSON-able facts for the manifest (counts, revisions resolved on the way).
+
+        Raises:
+            DataError: a shard is missing, or one before the last is short.
+        """
+        layout = self.layout if n_seq is None else replace(self.layout, n_seq=n_seq)
+        shards = committed_shards(self.path)
+        if shards != list(range(layout.n_shards)):
+            missing = sorted(set(range(layout.n_shards)) - set(shards))
+            found = f"shards {_some(missing)} have no commit" if missing else f"shard {shards[-1]} lies beyond the end"
+            raise DataError(
+                f"{self.path} cannot be finished with {layout.n_seq} sequences: {found}",
+                hint="run the same harvest again",
+            )
+        check_sizes(self.path, layout, shards)
+
+        totals = {site.name: SiteStats.zeros(site.width, layout.ctx) for site in layout.sites}
+        n_tokens = 0
+        digest = hashlib.sha256()
+        for shard in shards:
+            digest.update(commit_path(self.path, shard).read_bytes())
+            record = load_commit(self.path, shard)
+            if record.sequences != len(layout.seqs_of(shard)):
+                expected = len(layout.seqs_of(shard))
+                raise DataError(
+                    f"shard {shard} of {self.path} holds {record.sequences} sequences, expected {expected}",
+                    hint="run the same harvest again",
+                )
+            n_tokens += record.tokens
+            totals = {site: total + record.stats[site] for site, total in totals.items()}
+
+        resize_arrays(self.path, layout)
+        manifest = self._plan | {
+            "layout": layout.to_dict(),
+            "n_seq": layout.n_seq,
+            "n_tokens": n_tokens,
+            "bytes": layout.bytes_on_disk(),
+            "commits_sha256": digest.hexdigest(),
+            "statistics": {site: total.to_dict() for site, total in totals.items()},
+            "extra": dict(extra or {}),
+        }
+        # finishing a finished cache again must not touch it
+        if not (self.path / MANIFEST).exists() or (self.path / MANIFEST).read_bytes() != json_bytes(manifest):
+            write_json(self.path / MANIFEST, manifest)
+        self.layout, self.complete = layout, True
+        self.close()
+        return self.path / MANIFEST
+
+    def close(self) -> None:
+        """Releases the lock. What is committed stays."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write_chunk(self, name: str, stored: NDArray[Any], filler: NDArray[Any], files: dict[str, ChunkFile]) -> None:
+        payload, rest = as_bytes(stored), as_bytes(filler)
+        crc = crc32c(rest, crc32c(payload))
+        write_file(self.path / ARRAYS / name, [payload, rest, crc.to_bytes(CRC_BYTES, "little")])
+        files[name] = ChunkFile(len(payload) + len(rest) + CRC_BYTES, crc)
+
+
+def _refuse_foreign_folder(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{path} is a file, expected a cache folder", hint="choose another cache name")
+    if path.is_dir() and not (path / PLAN).exists():
+        ours = {PLAN, COMMITS, ARRAYS, LOCK}
+        foreign = sorted(p.name for p in path.iterdir() if p.name not in ours and not p.name.startswith((LOCK, PLAN)))
+        if foreign or committed_shards(path):
+            raise DataError(
+                f"{path} is not a cache (no {PLAN}) and is not empty: found {_some(foreign or [COMMITS])}",
+                hint="choose another cache name",
+            )
+
+
+def _same_plan(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The plan on disk, if it is the wanted one but for provenance."""
+    plan: dict[str, Any] = read_json(path / PLAN)
+    check_version(path, plan)
+    lines = differences(plan.get("config"), wanted["config"]) + differences(
+        plan.get("layout"), wanted["layout"], "layout"
+    )
+    if lines:
+        raise DataError(
+            f"{path} was made from another config:\n" + "\n".join(f"  {line}" for line in lines),
+            hint=f"pipeline inspect {path} shows it; harvest into another name, or with its own config",
+        )
+    return plan
+
+
+def _checked(array: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    if array.shape != shape:
+        raise ValueError(f"found an array of shape {array.shape}, expected {shape}")
+    if array.dtype == dtype:
+        return np.ascontiguousarray(array)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"found {array.dtype}, expected {dtype}")
+    converted = array.astype(dtype)
+    if not np.array_equal(converted, array):
+        raise ValueError(f"a value does not fit into {dtype}: found up to {array.max()}")
+    return converted
+
+
+def _stored(acts: Tensor | NDArray[Any], site: SiteSpec, rows: int) -> NDArray[Any]:
+    """The rows as the array stores them: C order, uint16 bits or float32."""
+    if isinstance(acts, Tensor):
+        found = str(acts.dtype).removeprefix("torch.")
+        if found != site.logical_dtype:
+            raise ValueError(f"site {site.name}: found a tensor of {found}, expected {site.logical_dtype}")
+        acts = acts.detach().cpu().contiguous()
+        stored = (acts.view(torch.uint16) if site.logical_dtype == "bfloat16" else acts).numpy()
+    else:
+        stored = np.ascontiguousarray(acts)
+    if stored.dtype != site.stored_dtype or stored.shape != (rows, site.width):
+        raise ValueError(
+            f"site {site.name}: found {stored.dtype} {stored.shape}, expected {site.stored_dtype} {(rows, site.width)}"
+        )
+    return stored
+
+
+def _some(items: list[Any]) -> str:
+    return ", ".join(str(item) for item in items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
