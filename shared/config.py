@@ -181,13 +181,14 @@ def validate(cls: type[T], settings: Mapping[str, Any] | T, where: str = "") -> 
     filled = _fill_tags(settings, cls)
     try:
         # JSON mode: a list fills a tuple, text fills a path, and nothing else is converted (no "48" for 48).
-        return _adapter(cls).validate_json(json.dumps(filled, default=_plain), strict=True)
+        valid: T = _adapter(cls).validate_json(json.dumps(filled, default=_plain), strict=True)
     except pydantic.ValidationError as failure:
         raise ConfigError(_problems(failure, filled, cls, where)) from None
+    return valid
 
 
 @functools.cache
-def _adapter(cls: type[T]) -> Any:
+def _adapter(cls: Any) -> Any:
     import pydantic
 
     for part in config_classes(cls):
@@ -289,7 +290,7 @@ def _unknown_key(parts: list[str], parent: type | None, cls: type) -> str:
     name = parts[-1]
     known = list(field_types(parent)) if parent else []
     close = did_you_mean(name, known)
-    elsewhere = [path for path in _paths(cls) if path.rsplit(".", 1)[-1] == name]
+    elsewhere = [path for path in _paths(cls) if path.rsplit(".", 1)[-1] == name and path != ".".join(parts)]
     if not close and elsewhere:
         close = f"; did you mean {elsewhere[0]!r}?"
     return f"unknown key{close or '; known: ' + ', '.join(known)}"

@@ -98,7 +98,8 @@ class Console:
             rich.progress.TextColumn("{task.fields[extra]}"),
         ]
         bar = rich.progress.Progress(*columns, console=rich.console.Console(file=self.stream), refresh_per_second=4)
-        task = bar.add_task(label, total=total, completed=done, count="", extra="")
+        task = bar.add_task(label, total=total, count="", extra="")
+        bar.update(task, completed=done)
         counter = _Counter(total, unit, done)
         lock = threading.Lock()
 

@@ -57,7 +57,8 @@ def tagged(configs: Mapping[str, type], tag: str) -> Any:
 
 def keyed(configs: Mapping[str, type], tag: str = "kind") -> Any:
     """`dict[str, tagged(configs)]` in which an entry without a tag takes its key as the tag."""
-    return Annotated[dict[str, tagged(configs, tag)], Keyed(tag)]
+    union = tagged(configs, tag)
+    return Annotated[dict[str, union], Keyed(tag)]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

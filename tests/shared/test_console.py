@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+import threading
+
+import pytest
+
+from shared.console import Console, duration, si, size
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_result_is_the_only_thing_on_stdout() -> None:
+    err, out = io.StringIO(), io.StringIO()
+    console = Console(json=True, stream=err, out=out)
+    console.info("reading")
+    console.warn("odd")
+    with console.progress(2, "rows", "read") as progress:
+        progress.advance(2, loss=0.25)
+    console.result({"a": 1}, "text")
+    assert json.loads(out.getvalue()) == {"a": 1}
+    lines = err.getvalue().splitlines()
+    assert lines[:2] == ["reading", "warning: odd"]
+    assert re.fullmatch(r"read: 2/2 \(100%\) rows, \S+/s loss 0.25", lines[2])
+
+
+def test_text_without_json() -> None:
+    out = io.StringIO()
+    Console(out=out, stream=io.StringIO()).result({"a": 1}, "text")
+    assert out.getvalue() == "text\n"
+
+
+def test_not_a_number_is_never_printed_as_json() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        Console(json=True, out=io.StringIO()).result({"a": float("nan")})
+
+
+def test_quiet_says_only_warnings() -> None:
+    err = io.StringIO()
+    console = Console(quiet=True, stream=err)
+    console.info("reading")
+    with console.progress(1) as progress:
+        progress.advance()
+    console.warn("odd")
+    assert err.getvalue() == "warning: odd\n"
+
+
+def test_lines_between_and_at_the_end() -> None:
+    err = io.StringIO()
+    with Console(stream=err, interval=0).progress(4, "shards", "write", done=1) as progress:
+        progress.advance()
+        progress.advance(2)
+    lines = err.getvalue().splitlines()
+    assert lines[0].startswith("write: 2/4 (50%) shards, ")
+    assert " left" in lines[0]
+    assert lines[-1].startswith("write: 4/4 (100%) shards, ")
+
+
+def test_an_interrupted_count_is_not_shown_as_finished() -> None:
+    err = io.StringIO()
+    with pytest.raises(KeyboardInterrupt), Console(stream=err).progress(4, "steps", "train") as progress:
+        progress.advance(3)
+        raise KeyboardInterrupt
+    assert "4/4" not in err.getvalue()
+
+
+def test_advance_from_threads() -> None:
+    err = io.StringIO()
+    with Console(stream=err, interval=3600).progress(400, "n") as progress:
+        threads = [threading.Thread(target=lambda: [progress.advance() for _ in range(100)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert err.getvalue().startswith("400/400 (100%)")
+
+
+def test_bar_on_a_terminal() -> None:
+    err = Terminal()
+    console = Console(stream=err)
+    with console.progress(10, "steps", "train") as progress:
+        progress.advance(5, loss=0.5)
+        console.info("checkpoint [saved]")
+        with console.progress(3, "rows", "inner") as inner:
+            inner.advance(3)
+        progress.advance(5, loss=0.25)
+    shown = err.getvalue()
+    assert "checkpoint [saved]" in shown
+    assert "10/10 (100%) steps" in shown
+    assert "loss 0.25" in shown
+    assert "inner: 3/3" in shown
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (7, "7"), (0.1234, "0.123"), (9999, "9999"), (262144, "262k"), (5e6, "5M"), (2.5e9, "2.5G")],
+)
+def test_si(number: float, text: str) -> None:
+    assert si(number) == text
+
+
+def test_size_and_duration() -> None:
+    assert [size(n) for n in (12, 1500, 46e9)] == ["12 B", "1.5 kB", "46 GB"]
+    assert [duration(s) for s in (4.6, 200, 7500)] == ["5s", "3m20s", "2h05m"]

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import ConfigError, UsageError
+from shared.yaml import dump_yaml, load_yaml, parse_yaml
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3e-4", 0.0003),  # text in YAML 1.1, as PyYAML reads it
+        ("1e5", 100000.0),
+        ("-2.5E+3", -2500.0),
+        (".5", 0.5),
+        ("1.", 1.0),
+        (".inf", math.inf),
+        ("-.Inf", -math.inf),
+        ("12", 12),
+        ("5_000_000", 5_000_000),
+        ("010", 10),  # 8 in YAML 1.1
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("off", "off"),  # false in YAML 1.1
+        ("yes", "yes"),
+        ("true", True),
+        ("FALSE", False),
+        ("~", None),
+        ("null", None),
+        ("", None),
+        ("1:30", "1:30"),  # 90 in YAML 1.1
+        ("2024-01-01", "2024-01-01"),  # a date in YAML 1.1
+        ("'3e-4'", "3e-4"),
+        ("[1, 2.0, a]", [1, 2.0, "a"]),
+    ],
+)
+def test_scalars_are_read_as_yaml_1_2_does(text: str, value: object) -> None:
+    parsed = parse_yaml(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_nan() -> None:
+    assert math.isnan(parse_yaml(".nan"))
+
+
+def test_duplicate_key_names_both_lines() -> None:
+    with pytest.raises(ConfigError, match=r"here, line 4, column 3: key 'lr' is given twice \(first on line 2\)"):
+        parse_yaml("train:\n  lr: 1\n  k: 2\n  lr: 3\n", "here")
+
+
+def test_merge_key_may_be_overridden() -> None:
+    assert parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}")["b"] == {"x": 1, "y": 3}
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [1", "a: !!python/object/apply:os.system [ls]", "a: 1\n---\nb: 2", "{[1]: 2}", "a: 0x"]
+)
+def test_what_is_not_plain_data_is_refused(text: str) -> None:
+    if text == "a: 0x":  # not a number, so text
+        assert parse_yaml(text) == {"a": "0x"}
+        return
+    with pytest.raises(ConfigError, match="text, line"):
+        parse_yaml(text)
+
+
+def test_load_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("# nothing\n")
+    assert load_yaml(path) == {}
+    path.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="expected a mapping at the top, found list"):
+        load_yaml(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="cannot read"):
+        load_yaml(path)
+    with pytest.raises(UsageError, match="does not exist"):
+        load_yaml(tmp_path / "b.yaml")
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(plain)
+def test_dump_reads_back(value: object) -> None:
+    back = parse_yaml(dump_yaml(value))
+    assert back == value
+    assert type(back) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["3e-4", "1e5", "off", "no", "010", "1:30", "", "null", "1_000", "2024-01-01", "<<", "="]
+)
+def test_text_that_looks_like_more_is_quoted(text: str) -> None:
+    assert dump_yaml({"a": text}) == f"a: '{text}'\n"
