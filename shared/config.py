@@ -181,7 +181,8 @@ def validate(cls: type[T], settings: Mapping[str, Any] | T, where: str = "") -> 
     filled = _fill_tags(settings, cls)
     try:
         # JSON mode: a list fills a tuple, text fills a path, and nothing else is converted (no "48" for 48).
-        valid: T = _adapter(cls).validate_json(json.dumps(filled, default=_plain), strict=True)
+        adapter = _adapter(cls)  # type: ignore[arg-type]  # a class is hashable
+        valid: T = adapter.validate_json(json.dumps(filled, default=_plain), strict=True)
     except pydantic.ValidationError as failure:
         raise ConfigError(_problems(failure, filled, cls, where)) from None
     return valid

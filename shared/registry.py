@@ -57,7 +57,7 @@ def tagged(configs: Mapping[str, type], tag: str) -> Any:
 
 def keyed(configs: Mapping[str, type], tag: str = "kind") -> Any:
     """`dict[str, tagged(configs)]` in which an entry without a tag takes its key as the tag."""
-    union = tagged(configs, tag)
+    union: Any = tagged(configs, tag)
     return Annotated[dict[str, union], Keyed(tag)]
 
 

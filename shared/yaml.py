@@ -114,6 +114,12 @@ def _represent_float(dumper: _Dumper, data: float) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:float", repr(data))
 
 
+def _represent_str(dumper: _Dumper, data: str) -> yaml.Node:
+    style = '"' if re.search("[\x85\u2028\u2029]", data) else None  # line breaks that only this style keeps apart
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _represent_str)
 _Dumper.add_representer(list, _represent_list)
 _Dumper.add_representer(tuple, _represent_list)
 _Dumper.add_representer(float, _represent_float)

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import ConfigError, UsageError
@@ -91,6 +91,7 @@ plain = st.recursive(
 
 
 @given(plain)
+@settings(deadline=None)
 def test_dump_reads_back(value: object) -> None:
     back = parse_yaml(dump_yaml(value))
     assert back == value
