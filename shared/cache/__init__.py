@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from shared.cache.commits import CommitRecord
-from shared.cache.format import FORMAT_VERSION, Flag, Layout, SiteSpec, config_identity
+from shared.cache.format import FORMAT_VERSION, Flag, Layout, SiteSpec
 from shared.cache.reader import Cache, open_cache
 from shared.cache.stats import Moments, SiteStats
+from shared.cache.verify import Problem, VerifyReport, verify_cache
 from shared.cache.writer import CacheWriter
 
 __all__ = [
@@ -16,8 +17,10 @@ __all__ = [
     "Flag",
     "Layout",
     "Moments",
+    "Problem",
     "SiteSpec",
     "SiteStats",
-    "config_identity",
+    "VerifyReport",
     "open_cache",
+    "verify_cache",
 ]

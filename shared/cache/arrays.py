@@ -9,6 +9,7 @@ from typing import Any
 
 from shared.cache.files import read_json, sync_folder, write_file
 from shared.cache.format import ARRAYS, FORMAT_NAME, FORMAT_VERSION, TOKEN_ARRAYS, Layout, SiteSpec
+from shared.errors import DataError
 
 METADATA = "zarr.json"
 
@@ -86,6 +87,32 @@ def resize_arrays(path: Path, layout: Layout) -> None:
             metadata["shape"][0] = length
             write_file(root / name / METADATA, [json.dumps(metadata, indent=2).encode()])
             sync_folder(root / name)
+
+
+def metadata_problems(path: Path, layout: Layout) -> list[tuple[Path, str, str]]:
+    """Arrays whose ``zarr.json`` does not describe the layout's chunk files: (file, found, expected)."""
+    shapes = {a.name: (layout.n_seq, layout.ctx, layout.seqs_per_shard, a.dtype.name) for a in TOKEN_ARRAYS}
+    shapes |= {s.name: (layout.n_rows, s.width, layout.shard_rows, s.stored_dtype.name) for s in layout.sites}
+    problems = []
+    for name, (length, width, chunk, dtype) in shapes.items():
+        file = path / ARRAYS / name / METADATA
+        expected = {
+            "shape": [length, width],
+            "data_type": dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [chunk, width]}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            "codecs": ["bytes", "crc32c"],
+        }
+        try:
+            metadata = read_json(file)
+        except DataError as error:
+            problems.append((file, error.message, "array metadata"))
+            continue
+        metadata["codecs"] = [codec.get("name") for codec in metadata.get("codecs", [])]
+        for key, value in expected.items():
+            if metadata.get(key) != value:
+                problems.append((file, f"{key} {json.dumps(metadata.get(key))}", json.dumps(value)))
+    return problems
 
 
 def _sync(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -181,7 +180,7 @@ class Layout:
         raise UsageError(f"the cache has no site {name!r}: it holds {', '.join(s.name for s in self.sites) or 'none'}")
 
     def files_of(self, shard: int) -> dict[str, int]:
-        """Path below ``acts.zarr`` → bytes of every chunk file of a shard; also a short shard's files have full size."""
+        """Path below ``acts.zarr`` → bytes of every chunk file of a shard; a short shard's too have full size."""
         self._check(shard)
         sizes = {token_chunk(a.name, shard): self.shard_rows * a.dtype.itemsize + CRC_BYTES for a in TOKEN_ARRAYS}
         sizes |= {site_chunk(site.name, shard): self.shard_rows * site.row_bytes + CRC_BYTES for site in self.sites}
@@ -221,12 +220,6 @@ def shard_of_commit(name: str) -> int | None:
     """The shard that a file name in ``commits/`` stands for; None for any other file."""
     match = re.fullmatch(r"(\d{6,})\.json", name)
     return int(match[1]) if match else None
-
-
-def config_identity(config: Mapping[str, Any]) -> str:
-    """sha256 (hex) of the config's canonical JSON: sorted keys, no spaces. A cache is known by it."""
-    text = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_version(path: object, head: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ def open_cache(path: Path | str, allow_incomplete: bool = False) -> Cache:
         allow_incomplete: open an unfinished cache too; its shards without a commit read as padding.
 
     Raises:
-        DataError: there is no cache, it is incomplete or of another format version, a chunk file is missing or truncated.
+        DataError: there is no cache, it is incomplete or of another version, or a chunk file is missing or truncated.
     """
     path = Path(path)
     if not (path / PLAN).exists():
@@ -204,15 +204,5 @@ def open_cache(path: Path | str, allow_incomplete: bool = False) -> Cache:
             f"{path} is incomplete: {found}{gap}", hint="run the same harvest again: it writes what is missing"
         )
     shards = [shard for shard in shards if shard < layout.n_shards]
-    if not finished:
-        # the data may have ended inside the last shard
-        layout = _short_end(path, layout, shards)
     check_sizes(path, layout, shards)
     return Cache(path, head, layout, shards, finished and not missing)
-
-
-def _short_end(path: Path, layout: Layout, shards: list[int]) -> Layout:
-    if not shards or shards[-1] != layout.n_shards - 1:
-        return layout
-    written = load_commit(path, shards[-1]).sequences
-    return replace(layout, n_seq=layout.seqs_of(shards[-1]).start + written)

@@ -183,10 +183,10 @@ def site_stats(stored: NDArray[Any], ctx: int, padding: NDArray[np.bool_]) -> Si
         with np.errstate(over="ignore", invalid="ignore"):
             np.multiply(x, x, out=sq)
             norm_sq[start:stop] = sq.sum(axis=1)
-        drop: NDArray[np.bool_] = np.logical_not(kept[start:stop])
+        drop = np.logical_not(kept[start:stop])
         if not np.isfinite(norm_sq[start:stop]).all():
             # a square beyond float32 is not yet a non-finite row: decide on the values, and redo this piece in float64
-            finite = np.isfinite(x).all(axis=1)
+            finite = np.asarray(np.isfinite(x).all(axis=1))
             kept[start:stop] &= finite
             drop = np.logical_not(kept[start:stop])
             x = np.where(finite[:, None], x, 0).astype(np.float64)

@@ -42,13 +42,13 @@ from shared.cache.format import (
     Layout,
     SiteSpec,
     check_version,
-    config_identity,
     differences,
     site_chunk,
     token_chunk,
 )
 from shared.cache.lock import WriterLock
 from shared.cache.stats import SiteStats, site_stats
+from shared.config import identity
 from shared.errors import DataError
 
 
@@ -58,7 +58,7 @@ class CacheWriter:
     Attributes:
         path: the folder.
         layout: the plan's shapes; after :meth:`finish`, the finished ones.
-        complete: the cache has a manifest.
+        complete: the cache is finished: a manifest, and a commit for every shard.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class CacheWriter:
     ) -> None:
         self.path = path
         self.layout = layout
-        self.complete = (path / MANIFEST).exists()
         self._plan = plan
         self._lock = lock
         self._rank, self._world = rank, world
         self._committed = set(committed_shards(path))
         self._guard = threading.Lock()
+        self.complete = (path / MANIFEST).exists() and len(self._committed) >= layout.n_shards
 
     @classmethod
     def create(
@@ -105,7 +105,7 @@ class CacheWriter:
             plan = {
                 "format": FORMAT_NAME,
                 "format_version": FORMAT_VERSION,
-                "identity": config_identity(config),
+                "identity": identity(config),
                 "config": config,
                 "layout": layout.to_dict(),
                 "provenance": json.loads(json.dumps(provenance, allow_nan=False)),

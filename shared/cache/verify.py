@@ -1,0 +1,221 @@
+"""Reads every byte of a cache and compares it with what the commits and the manifest say."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.cache.arrays import metadata_problems
+from shared.cache.commits import CommitRecord, commit_path, committed_shards, load_commit, size_problems
+from shared.cache.files import crc32c, read_json
+from shared.cache.format import (
+    ARRAYS,
+    CRC_BYTES,
+    MANIFEST,
+    PLAN,
+    TOKEN_ARRAYS,
+    Flag,
+    Layout,
+    check_version,
+    token_chunk,
+)
+from shared.cache.stats import SiteStats
+from shared.config import identity
+from shared.console import Console, Progress
+from shared.errors import DataError
+
+READERS = 4
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One file that is not what the cache says it is."""
+
+    path: Path
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: found {self.found}, expected {self.expected}"
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Outcome of :func:`verify_cache`.
+
+    Attributes:
+        path: the cache.
+        complete: the cache was finished, and every shard has its commit.
+        problems: everything that is wrong; an unfinished cache is no problem in itself.
+        shards: committed shards that were read.
+        bytes: bytes of chunk files that were read.
+    """
+
+    path: Path
+    complete: bool
+    problems: tuple[Problem, ...]
+    shards: int
+    bytes: int
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    @property
+    def hint(self) -> str | None:
+        """The next step when something is wrong."""
+        if self.ok:
+            return None
+        return (
+            "remove the commit files (commits/NNNNNN.json) of the shards named above and run the same harvest again: "
+            "only those shards are written anew"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        problems = [{"path": str(p.path), "found": p.found, "expected": p.expected} for p in self.problems]
+        return {
+            "path": str(self.path),
+            "ok": self.ok,
+            "complete": self.complete,
+            "shards": self.shards,
+            "bytes": self.bytes,
+            "problems": problems,
+        }
+
+    def __str__(self) -> str:
+        state = "complete" if self.complete else "not finished"
+        lines = [f"{self.path}: {self.shards} shards, {self.bytes:,} bytes read, {state}", *map(str, self.problems)]
+        return "\n".join([*lines, "ok" if self.ok else f"{len(self.problems)} problems"])
+
+
+def verify_cache(path: Path | str, console: Console | None = None) -> VerifyReport:
+    """Checks sizes, checksums, token hashes, counts, array metadata, statistics and the manifest of a cache.
+
+    Raises:
+        DataError: there is no cache of this format version at ``path``, or its plan cannot be read.
+    """
+    path = Path(path)
+    if not (path / PLAN).exists():
+        raise DataError(f"there is no cache at {path}", hint="pipeline harvest writes one; pipeline status lists them")
+    finished = (path / MANIFEST).exists()
+    head = read_json(path / (MANIFEST if finished else PLAN))
+    check_version(path, head)
+    layout = Layout.from_dict(head["layout"])
+    shards = [shard for shard in committed_shards(path) if shard < layout.n_shards]
+    missing = sorted(set(range(layout.n_shards)) - set(shards))
+
+    problems = [Problem(*item) for item in metadata_problems(path, layout)]
+    if head.get("identity") != identity(head["config"]):
+        problems.append(Problem(path / PLAN, f"identity {head.get('identity')}", identity(head["config"])))
+    if finished:
+        problems += [Problem(commit_path(path, shard), "no commit", "one for every shard") for shard in missing]
+    wrong_size = [Problem(*item) for item in size_problems(path, layout, shards)]
+    problems += wrong_size
+
+    skip = {problem.path for problem in wrong_size}
+    total = sum(sum(layout.files_of(shard).values()) for shard in shards)
+    records: dict[int, CommitRecord] = {}
+    with (console or Console(quiet=True)).progress(total, "B", "verify") as progress:
+        reader = _ShardReader(path, layout, skip, finished, progress)
+        with ThreadPoolExecutor(READERS) as pool:
+            for shard, (record, found) in zip(shards, pool.map(reader.check, shards), strict=True):
+                problems += found
+                if record is not None:
+                    records[shard] = record
+    if finished and len(records) == layout.n_shards:
+        problems += _manifest_problems(path, layout, head, [records[shard] for shard in shards])
+    return VerifyReport(path, finished and not missing, tuple(problems), len(shards), reader.bytes)
+
+
+class _ShardReader:
+    """Checks one shard at a time, from several threads."""
+
+    def __init__(self, path: Path, layout: Layout, skip: set[Path], finished: bool, progress: Progress) -> None:
+        self.path, self.layout, self.skip, self.finished, self.progress = path, layout, skip, finished, progress
+        self.bytes = 0
+        self._lock = threading.Lock()
+
+    def check(self, shard: int) -> tuple[CommitRecord | None, list[Problem]]:
+        try:
+            record = load_commit(self.path, shard)
+        except DataError as error:
+            return None, [Problem(commit_path(self.path, shard), error.message, "a commit of format version 1")]
+        expected = set(self.layout.files_of(shard))
+        if set(record.files) != expected:
+            names = ", ".join(sorted(set(record.files) ^ expected))
+            problem = Problem(commit_path(self.path, shard), f"another set of chunk files ({names})", "the layout's")
+            return record, [problem]
+        problems: list[Problem] = []
+        payloads: dict[str, NDArray[np.uint8]] = {}
+        for name, chunk in record.files.items():
+            file = self.path / ARRAYS / name
+            if file in self.skip:
+                continue
+            data = np.fromfile(file, np.uint8)
+            payload, stored = data[:-CRC_BYTES], int.from_bytes(data[-CRC_BYTES:].tobytes(), "little")
+            actual = crc32c(payload)
+            if actual != chunk.crc32c or stored != chunk.crc32c:
+                found = f"crc32c {actual:08x}" if actual != chunk.crc32c else f"a trailer of {stored:08x}"
+                problems.append(Problem(file, found, f"{chunk.crc32c:08x}"))
+            elif name.partition("/")[0] in _TOKEN_NAMES:
+                payloads[name] = payload
+            with self._lock:
+                self.bytes += len(data)
+            self.progress.advance(len(data))
+        return record, problems + list(self._count_problems(record, payloads))
+
+    def _count_problems(self, record: CommitRecord, payloads: dict[str, NDArray[np.uint8]]) -> Iterator[Problem]:
+        file = commit_path(self.path, record.shard)
+        expected = len(self.layout.seqs_of(record.shard))
+        # while a cache is unfinished, its data may yet turn out to end in this shard
+        if record.sequences > expected or (self.finished and record.sequences != expected):
+            yield Problem(file, f"{record.sequences} sequences", f"{expected}")
+        rows = record.sequences * self.layout.ctx
+        tokens = payloads.get(token_chunk("tokens", record.shard))
+        if tokens is not None:
+            digest = hashlib.sha256(tokens[: rows * 4].tobytes()).hexdigest()
+            if digest != record.tokens_sha256:
+                yield Problem(file, f"a token slice with sha256 {record.tokens_sha256}", digest)
+        flags = payloads.get(token_chunk("flags", record.shard))
+        if flags is not None:
+            counted = int(((flags[:rows] & int(Flag.PADDING)) == 0).sum())
+            if counted != record.tokens:
+                yield Problem(file, f"{record.tokens} tokens", f"{counted}")
+        for site, stats in record.stats.items():
+            if stats.all.n + stats.nonfinite != record.tokens or int(stats.position_n.sum()) != stats.all.n:
+                yield Problem(file, f"{stats.all.n} + {stats.nonfinite} rows of {site} counted", f"{record.tokens}")
+
+
+_TOKEN_NAMES = {array.name for array in TOKEN_ARRAYS}
+
+
+def _manifest_problems(
+    path: Path, layout: Layout, manifest: dict[str, Any], records: list[CommitRecord]
+) -> Iterator[Problem]:
+    file = path / MANIFEST
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(commit_path(path, record.shard).read_bytes())
+    facts = {
+        "commits_sha256": digest.hexdigest(),
+        "n_seq": layout.n_seq,
+        "n_tokens": sum(record.tokens for record in records),
+        "bytes": layout.bytes_on_disk(),
+    }
+    for key, expected in facts.items():
+        if manifest.get(key) != expected:
+            yield Problem(file, f"{key} {manifest.get(key)}", f"{expected}")
+    for site in layout.sites:
+        total = SiteStats.zeros(site.width, layout.ctx)
+        for record in records:
+            total = total + record.stats[site.name]
+        if manifest["statistics"].get(site.name) != total.to_dict():
+            yield Problem(file, f"statistics of {site.name} that are not", "the sum of the commits'")
