@@ -1,0 +1,27 @@
+"""Samplers: one per file, one line in SAMPLERS. A sampler chooses which rows are trained on, and in which order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shared.registry import tagged
+from train.samplers.base import Sampler, SamplerConfig, Window
+from train.samplers.exclude_bos import ExcludeBos
+from train.samplers.uniform import Uniform, UniformConfig
+
+__all__ = ["SAMPLERS", "AnySamplerConfig", "Sampler", "SamplerConfig", "UniformConfig", "Window", "build_sampler"]
+
+SAMPLERS: dict[str, type[Sampler]] = {
+    "uniform": Uniform,
+    "exclude_bos": ExcludeBos,
+}
+
+if TYPE_CHECKING:
+    AnySamplerConfig = SamplerConfig
+else:
+    AnySamplerConfig = tagged({name: sampler.config_class for name, sampler in SAMPLERS.items()}, "kind")
+
+
+def build_sampler(config: SamplerConfig) -> Sampler:
+    """The sampler that the settings name."""
+    return SAMPLERS[config.kind](config)

@@ -1,0 +1,35 @@
+"""Leave out the first position: its activation is the same vector in every sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.cache.format import Flag
+from train.samplers.base import Sampler, SamplerConfig, Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExcludeBosConfig(SamplerConfig):
+    """Every row but BOS."""
+
+    kind: Literal["exclude_bos"] = "exclude_bos"
+    position_zero: bool = True
+    """Leave out position 0 whatever token it holds, not only rows flagged BOS: it is the attention sink either way."""
+
+
+class ExcludeBos(Sampler):
+    """Every row but BOS, in random order."""
+
+    config_class: ClassVar[type[SamplerConfig]] = ExcludeBosConfig
+    config: ExcludeBosConfig
+
+    def order(self, window: Window) -> NDArray[np.int64]:
+        bos = (window.flags & int(Flag.BOS)) != 0
+        if self.config.position_zero:
+            bos |= window.position == 0
+        kept = np.flatnonzero(~bos)
+        return window.generator().permutation(kept)

@@ -1,0 +1,27 @@
+"""Every row once per epoch, in random order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.samplers.base import Sampler, SamplerConfig, Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformConfig(SamplerConfig):
+    """All rows alike."""
+
+    kind: Literal["uniform"] = "uniform"
+
+
+class Uniform(Sampler):
+    """All rows alike."""
+
+    config_class: ClassVar[type[SamplerConfig]] = UniformConfig
+
+    def order(self, window: Window) -> NDArray[np.int64]:
+        return window.generator().permutation(len(window))
