@@ -1,0 +1,531 @@
+"""The front door: the commands of `pipeline`, and the same steps as a small Python API.
+
+    import pipeline
+    cache = pipeline.open_cache("cache/demo")
+    coder = pipeline.load_coder("runs/matryoshka")
+
+Nothing heavy is imported before a command needs it, so `pipeline --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from shared import config as settings_of
+from shared.console import Console
+from shared.errors import ConfigError, DataError, PipelineError, UsageError
+from shared.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from analyze.config import AnalyzeConfig
+    from analyze.run import AnalyzeResult
+    from harvest.config import HarvestConfig
+    from harvest.run import HarvestResult
+    from shared.cache.reader import Cache
+    from shared.coders.base import Coder
+    from train.config import TrainConfig
+    from train.loop import RunSummary
+
+    class PipelineConfig:
+        """The three sections of a settings file."""
+
+        harvest: HarvestConfig
+        train: TrainConfig
+        analyze: AnalyzeConfig
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+SETTINGS_FILE = Path("pipeline.yaml")
+DEMO_VARIANTS = ("matryoshka", "topk", "frozen_random_decoder")
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def pipeline_class() -> type[PipelineConfig]:
+    """The class of a whole settings file; its default is the embedded default."""
+    from analyze.config import AnalyzeConfig
+    from harvest.config import HarvestConfig
+    from train.config import TrainConfig
+
+    sections = {"harvest": HarvestConfig, "train": TrainConfig, "analyze": AnalyzeConfig}
+    fields = [(name, cls, dataclasses.field(default_factory=cls)) for name, cls in sections.items()]
+    made: type[Any] = dataclasses.make_dataclass("PipelineConfig", fields, frozen=True)
+    return made
+
+
+def variants() -> dict[str, Path]:
+    """The named combinations that `--variant` accepts."""
+    folder = Path(__file__).parent / "train" / "variants"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _read(source: str) -> dict[str, Any]:
+    """What `-c SOURCE` says: a settings file, a preset, or what is frozen into the folder of a cache or a run."""
+    if Path(source).is_dir():
+        from shared.overview import frozen_settings
+
+        return frozen_settings(Path(source))
+    return settings_of.load_yaml(settings_of.find_settings(source))
+
+
+def resolve(files: Sequence[str] = (), sets: Sequence[str] = (), variant: str | None = None) -> PipelineConfig:
+    """Defaults < settings files < variant < `--set`, validated as one; without files, ./pipeline.yaml if it exists."""
+    cls = pipeline_class()
+    settings = settings_of.to_dict(cls())
+    sources = list(files) or ([str(SETTINGS_FILE)] if SETTINGS_FILE.is_file() else [])
+    for source in sources:
+        settings = settings_of.merge(settings, _read(source), cls)
+    if variant is not None:
+        known = variants()
+        if variant not in known:
+            close = did_you_mean(variant, known)
+            raise UsageError(f"--variant {variant}: unknown variant{close}", f"one of: {', '.join(known)}")
+        overlay = {"variant": variant, **settings_of.load_yaml(known[variant])}
+        settings = settings_of.merge(settings, {"train": overlay}, cls)
+    settings = settings_of.apply_set(settings, sets, cls)
+    try:
+        return settings_of.validate(cls, settings)
+    except ConfigError as error:
+        read = [*sources, *([f"--variant {variant}"] if variant else []), *(f"--set {text}" for text in sets)]
+        places = f"settings came from {', '.join(read) or 'the embedded default'}"
+        raise ConfigError(error.problems, f"pipeline config schema   ({places})") from None
+
+
+def train_configs(
+    files: Sequence[str], sets: Sequence[str], names: Sequence[str], name: str | None
+) -> list[TrainConfig]:
+    """One training config per `--variant`, or one for the train section as it is; cache and run name are settled."""
+    if len(set(names)) < len(names):
+        raise UsageError(f"--variant is given twice: {', '.join(names)}", "name each variant once")
+    configs = []
+    for variant in names or [None]:
+        whole = resolve(files, sets, variant)
+        changes: dict[str, Any] = {}
+        if whole.train.cache is None:
+            from harvest.run import cache_path
+
+            changes["cache"] = cache_path(whole.harvest)
+        if name is not None:
+            changes["name"] = name if len(names) < 2 else f"{name}-{variant}"
+        configs.append(dataclasses.replace(whole.train, **changes))
+    return configs
+
+
+# --- the Python API -------------------------------------------------------------------------------------------------
+
+
+def open_cache(path: Path | str, allow_incomplete: bool = False) -> Cache:
+    """An activation cache, memory-mapped. Raises DataError when it is missing, incomplete or of another format."""
+    from shared.cache.reader import open_cache as opened
+
+    return opened(Path(path), allow_incomplete=allow_incomplete)
+
+
+def load_coder(path: Path | str) -> Coder:
+    """The coder of a finished run: its folder, or a folder with `coder.safetensors` and `config.json`."""
+    from shared.coders import load_coder as loaded
+    from shared.runs import open_run
+
+    path = Path(path)
+    return loaded(path) if (path / "coder.safetensors").is_file() else open_run(path).load_coder()
+
+
+def harvest(config: HarvestConfig | Mapping[str, Any] | None = None, console: Console | None = None) -> HarvestResult:
+    """Write or resume a cache. A mapping is laid over the defaults of the harvest section."""
+    from harvest.config import HarvestConfig
+    from harvest.run import harvest as harvested
+
+    return harvested(_section(HarvestConfig, config, "harvest"), console or Console(quiet=True))
+
+
+def train(
+    configs: TrainConfig | Mapping[str, Any] | Sequence[TrainConfig | Mapping[str, Any]],
+    console: Console | None = None,
+    resume: bool = False,
+) -> list[RunSummary]:
+    """Train one coder, or several on one read of the data."""
+    from train.config import TrainConfig
+    from train.loop import train as trained
+
+    many = [configs] if isinstance(configs, (TrainConfig, Mapping)) else configs
+    return trained([_section(TrainConfig, one, "train") for one in many], console or Console(quiet=True), resume=resume)
+
+
+def analyze(
+    runs: Sequence[Path | str], config: AnalyzeConfig | Mapping[str, Any] | None = None, console: Console | None = None
+) -> AnalyzeResult:
+    """Report on one run, or compare several."""
+    from analyze.config import AnalyzeConfig
+    from analyze.run import analyze as analyzed
+
+    paths = [Path(run) for run in runs]
+    return analyzed(paths, _section(AnalyzeConfig, config, "analyze"), console or Console(quiet=True))
+
+
+def _section(cls: type[F], settings: F | Mapping[str, Any] | None, where: str) -> F:
+    if isinstance(settings, cls):
+        return settings
+    merged = settings_of.merge(settings_of.to_dict(cls()), settings or {}, cls)
+    return settings_of.validate(cls, merged, where)
+
+
+# --- the commands ---------------------------------------------------------------------------------------------------
+
+
+class _Group(click.Group):
+    """Commands in the order they are written, and a guess at what a mistyped one meant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            known = ", ".join(self.commands)
+            close = did_you_mean(name, self.commands)
+            raise UsageError(f"unknown command {name!r}{close} (known: {known})", f"{ctx.command_path} --help")
+        return super().resolve_command(ctx, args)
+
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(cls=_Group, context_settings=CONTEXT)
+@click.version_option(None, "-V", "--version", package_name="sparse-coder-pipeline", prog_name="pipeline")
+def cli() -> None:
+    """Harvest a language model's activations once, train sparse coders on them many times, report what they learned.
+
+    \b
+    pipeline demo                          all three steps on the embedded model, in about a minute
+    pipeline harvest                       model -> cache/
+    pipeline train --variant matryoshka    cache -> runs/
+    pipeline analyze                       cache + runs -> report
+
+    Settings: -c FILE or -c PRESET, else ./pipeline.yaml, else the embedded default; then --set KEY=VALUE.
+
+    Exit codes: 0 done, 1 failed, 2 usage or settings, 3 cache or run missing, incomplete, corrupt or of other settings,
+    130 interrupted.
+    """
+
+
+def _common(function: F) -> F:
+    """The options of every command; the command receives a console in their place."""
+
+    @functools.wraps(function)
+    def run(as_json: bool, debug: bool, **options: Any) -> Any:
+        return function(Console(json=as_json), **options)
+
+    run = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(run)
+    return cast(F, click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(run))
+
+
+def _settings(function: F) -> F:
+    """The options that choose settings."""
+    sets = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated.")
+    files = click.option(
+        "-c", "--config", "files", multiple=True, metavar="FILE", help="Settings file or preset; may be repeated."
+    )
+    return files(sets(function))
+
+
+_dry_run = click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+_path = click.argument("path", type=click.Path(path_type=Path), metavar="PATH")
+
+
+@cli.command("harvest")
+@_dry_run
+@_settings
+@_common
+def harvest_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...], dry_run: bool) -> None:
+    """Run the model once and write its activations to a cache, or resume one.
+
+    Settings: the harvest section. What is already in the cache is kept; a cache of other settings is refused.
+    """
+    config = resolve(files, sets).harvest
+    from harvest.run import harvest as harvested
+    from harvest.run import plan
+
+    if dry_run:
+        planned = plan(config)
+        console.result(planned.to_dict(), str(planned))
+    else:
+        result = harvested(config, console)
+        console.result(result.to_dict(), str(result))
+
+
+@cli.command("train")
+@click.option("--variant", "names", multiple=True, metavar="NAME", help="A named combination; may be repeated.")
+@click.option("--name", metavar="NAME", help="Name of the run; with several variants NAME-VARIANT.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint, to the same bits.")
+@_dry_run
+@_settings
+@_common
+def train_command(
+    console: Console,
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    names: tuple[str, ...],
+    name: str | None,
+    resume: bool,
+    dry_run: bool,
+) -> None:
+    """Train sparse coders from a cache; several variants train side by side on one read of the data.
+
+    Settings: the train section, with the variant laid over it. Unless train.cache names a cache, the one that `pipeline
+    harvest` writes with the same settings.
+    """
+    configs = train_configs(files, sets, names, name)
+    from train.loop import plan
+    from train.loop import train as trained
+
+    if dry_run:
+        planned = plan(configs)
+        console.result(planned.to_dict(), str(planned))
+    else:
+        summaries = trained(configs, console, resume=resume)
+        console.result({"runs": [one.to_dict() for one in summaries]}, "\n".join(map(str, summaries)))
+
+
+@cli.command("analyze")
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@click.option("--only", multiple=True, metavar="REPORT", help="Only this report; may be repeated.")
+@_settings
+@_common
+def analyze_command(
+    console: Console, runs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, ...], only: tuple[str, ...]
+) -> None:
+    """Report what the coders learned; several runs are compared.
+
+    RUN is a run's folder or its name; without one, every finished run there is. Settings: the analyze section.
+    """
+    whole = resolve(files, sets)
+    from analyze.run import analyze as analyzed
+
+    result = analyzed(_run_paths(runs, whole.train.runs), _only(whole.analyze, only), console)
+    console.result(result.to_dict(), str(result))
+
+
+def _run_paths(names: Sequence[str], folder: Path) -> list[Path]:
+    """The folders that `[RUN]...` means: paths, or names below the folder of runs, or every finished run in it."""
+    if names:
+        return [Path(name) if Path(name).is_dir() else _below(name, folder, "run") for name in names]
+    from shared.runs import open_run
+
+    found = [path for path in sorted(folder.glob("*/config.yaml")) if open_run(path.parent, True).complete]
+    if not found:
+        raise DataError(f"there is no finished run in {folder}", "pipeline train")
+    return [path.parent for path in found]
+
+
+def _below(name: str, folder: Path, what: str) -> Path:
+    if (folder / name).is_dir():
+        return folder / name
+    known = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    raise DataError(f"there is no {what} {name!r} in {folder}{did_you_mean(name, known)}", "pipeline status")
+
+
+def _only(config: AnalyzeConfig, only: Sequence[str]) -> AnalyzeConfig:
+    if not only:
+        return config
+    unknown = [name for name in only if name not in config.reports]
+    if unknown:
+        close = did_you_mean(unknown[0], config.reports)
+        raise UsageError(f"--only {unknown[0]}: no such report{close}", f"one of: {', '.join(config.reports)}")
+    kept = {name: report for name, report in config.reports.items() if name in only}
+    return dataclasses.replace(config, reports=kept)
+
+
+@cli.command("demo")
+@_settings
+@_common
+def demo_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
+    """Harvest, train and analyze on the embedded model and text: no download, no account, no GPU.
+
+    A cache that an earlier demo finished is used again. ./pipeline.yaml is not read.
+    """
+
+
+@cli.command("status")
+@_settings
+@_common
+def status_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
+    """List the caches and runs, what is incomplete, and what to run next."""
+    from shared.overview import status
+
+    whole = resolve(files, sets)
+    found = status(whole.harvest.caches, whole.train.runs)
+    console.result(found.to_dict(), str(found))
+
+
+def _existing(path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> Path:
+    """PATH as it is, or as the name of a run or a cache in the folders that the settings name."""
+    if path.exists() and not (files or sets):
+        return path
+    whole = resolve(files, sets)
+    if path.exists():
+        return path
+    for folder in (whole.train.runs, whole.harvest.caches):
+        if (folder / path).is_dir():
+            return folder / path
+    raise DataError(f"{path}: no such folder, and no cache or run of that name", "pipeline status")
+
+
+@cli.command("inspect")
+@_path
+@_settings
+@_common
+def inspect_command(console: Console, path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
+    """Say what is in a cache or a run: PATH is its folder or its name."""
+    from shared.overview import describe, describe_text
+
+    document = describe(_existing(path, files, sets))
+    console.result(document, describe_text(document))
+
+
+@cli.command("verify")
+@_path
+@_settings
+@_common
+def verify_command(console: Console, path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
+    """Check every checksum and count of a cache, or every tensor of a run: PATH is its folder or its name."""
+    from shared.cache.verify import verify_cache
+    from shared.overview import kind_of, verify_run
+
+    path = _existing(path, files, sets)
+    report = verify_run(path, console) if kind_of(path) == "run" else verify_cache(path, console)
+    console.result(report.to_dict(), str(report))
+    if not report.ok:
+        if report.hint:
+            console.info(f"next: {report.hint}")
+        raise SystemExit(DataError.exit_code)
+
+
+@cli.group("config", cls=_Group)
+def config_group() -> None:
+    """Show, describe or check settings."""
+
+
+@config_group.command("show")
+@click.option("--variant", metavar="NAME", help="Lay this variant over the train section.")
+@_settings
+@_common
+def config_show(console: Console, files: tuple[str, ...], sets: tuple[str, ...], variant: str | None) -> None:
+    """Print the resolved settings as YAML, every field commented."""
+    from shared.config_docs import commented_yaml
+
+    whole = resolve(files, sets, variant)
+    console.result(settings_of.to_dict(whole), commented_yaml(whole).rstrip("\n"))
+
+
+@config_group.command("schema")
+@_common
+def config_schema(console: Console) -> None:
+    """Print the JSON schema of a settings file, for editors and other tools."""
+    from shared.config_docs import described_schema
+
+    Console(json=True).result(described_schema(pipeline_class()))
+
+
+@config_group.command("validate")
+@_settings
+@_common
+def config_validate(console: Console, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
+    """Check settings, alone and with every variant laid over them."""
+    resolve(files, sets)
+    for variant in variants():
+        resolve(files, sets, variant)
+    console.result({"valid": True, "variants": list(variants())}, "valid")
+
+
+# --- errors and exit codes ------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """What a scheduler's SIGTERM means is what Ctrl-C means: stop at the next safe point."""
+    raise KeyboardInterrupt
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; an error goes to stderr, with `--json` to stdout as well."""
+    arguments = list(arguments)
+    try:
+        cli.main(arguments, prog_name="pipeline", standalone_mode=False)
+    except KeyboardInterrupt:
+        return _failed(arguments, "interrupted", _after_interrupt(arguments), 130)
+    except click.Abort:
+        return _failed(arguments, "interrupted", None, 130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "")
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "pipeline"
+        return _failed(arguments, _plain_text(error), f"{path} --help", UsageError.exit_code)
+    except PipelineError as error:
+        return _failed(arguments, error.message, error.hint, error.exit_code, getattr(error, "problems", None))
+    except BrokenPipeError:  # the reader of our output went away: nobody is left to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception as error:
+        return _failed(arguments, f"{type(error).__name__}: {error}", _after_failure(error, arguments), 1)
+    return 0
+
+
+def _failed(arguments: list[str], message: str, hint: str | None, code: int, problems: list[str] | None = None) -> int:
+    if "--debug" in arguments:
+        traceback.print_exc()
+    for line in problems or [message]:
+        print(f"error: {line}", file=sys.stderr)
+    if hint:
+        print(f"next: {hint}", file=sys.stderr)
+    if "--json" in arguments:
+        details = {"problems": problems} if problems else {}
+        Console(json=True).result({"error": {"message": message, "hint": hint, "exit_code": code, **details}})
+    return code
+
+
+def _plain_text(error: click.ClickException) -> str:
+    """Click's message without its capital and its full stop, as ours are."""
+    text = error.format_message().rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+def _after_interrupt(arguments: list[str]) -> str | None:
+    """How to go on: the same command, for training with --resume."""
+    if arguments[:1] not in (["harvest"], ["train"], ["demo"]):
+        return None
+    extra = ["--resume"] if arguments[0] == "train" and "--resume" not in arguments else []
+    return shlex.join(["pipeline", *arguments, *extra])
+
+
+def _after_failure(error: Exception, arguments: list[str]) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space, then run the same command again"
+    return shlex.join(["pipeline", *arguments, "--debug"]) + "   (shows where)"
+
+
+if __name__ == "__main__":
+    main()

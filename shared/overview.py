@@ -1,0 +1,307 @@
+"""What exists on disk: the caches and runs of a project, what is in one of them, and whether a run is sound."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.cache.commits import committed_shards, load_commit
+from shared.cache.files import read_json
+from shared.cache.format import ARRAYS, MANIFEST, PLAN, Layout
+from shared.cache.reader import open_cache
+from shared.config import load_yaml
+from shared.console import Console, si, size
+from shared.errors import DataError, UsageError
+from shared.runs import Run, open_run
+
+
+def kind_of(path: Path) -> str | None:
+    """ "cache" or "run", by what the folder holds; None when it is neither."""
+    if (path / PLAN).is_file() or (path / MANIFEST).is_file() or (path / ARRAYS).is_dir():
+        return "cache"
+    if (path / "config.yaml").is_file() or (path / "final").is_dir() or (path / "checkpoints").is_dir():
+        return "run"
+    return None
+
+
+def folder_bytes(path: Path) -> int:
+    """Bytes of every file below a folder; a file that vanishes meanwhile (a temporary one) is not counted."""
+    total = 0
+    for file in path.rglob("*"):
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def frozen_settings(path: Path) -> dict[str, Any]:
+    """The settings that a cache or a run was made with, as a settings file would say them."""
+    kind = kind_of(path)
+    if kind == "cache":
+        return {"harvest": read_json(path / PLAN)["config"]}
+    if kind == "run":
+        return {"train": load_yaml(path / "config.yaml")}
+    raise UsageError(f"-c {path}: a folder, but neither a cache nor a run", "pipeline status lists what exists")
+
+
+# --- status ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Status:
+    """Every cache and run, and the command to run next."""
+
+    caches: list[dict[str, Any]]
+    runs: list[dict[str, Any]]
+    next: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"caches": self.caches, "runs": self.runs, "next": self.next}
+
+    def __str__(self) -> str:
+        rows = [("", "name", "state", "size", "")]
+        for entry in self.caches:
+            amount = f"{si(entry['n_tokens'])} tokens" if entry["n_tokens"] is not None else ""
+            rows.append(("cache", entry["path"], _state(entry), size(entry["bytes"]), amount))
+        for entry in self.runs:
+            result = f"FVU {entry['fvu']:.4f}" if entry["fvu"] is not None else ""
+            rows.append(("run", entry["path"], _state(entry), size(entry["bytes"]), result))
+        if len(rows) == 1:
+            return f"no caches and no runs yet\nnext: {self.next}"
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        steps = [entry["next"] for entry in (*self.caches, *self.runs) if entry["next"]]
+        return "\n".join([*lines, *(f"next: {step}" for step in dict.fromkeys([*steps, self.next]) if step)])
+
+
+def _state(entry: dict[str, Any]) -> str:
+    if entry["problem"]:
+        return "damaged"
+    return "complete" if entry["complete"] else f"incomplete, {entry['progress']}"
+
+
+def status(cache_dir: Path, runs_dir: Path) -> Status:
+    """Look through the folder of caches and the folder of runs; nothing is opened beyond its plan and last line."""
+    caches = [_cache_entry(path) for path in _folders(cache_dir) if kind_of(path) == "cache"]
+    runs = [_run_entry(path) for path in _folders(runs_dir) if kind_of(path) == "run"]
+    if not caches:
+        step = "pipeline harvest"
+    elif not any(entry["complete"] for entry in caches):
+        step = ""  # said beside the cache
+    elif not runs:
+        step = "pipeline train"
+    elif any(entry["complete"] for entry in runs):
+        step = "pipeline analyze"
+    else:
+        step = ""
+    return Status(caches, runs, step)
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+
+
+def _cache_entry(path: Path) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": path.name, "path": str(path), "complete": False, "progress": "", "n_tokens": None}
+    entry |= {"bytes": folder_bytes(path), "next": None, "problem": None}
+    try:
+        finished = (path / MANIFEST).is_file()
+        head = read_json(path / (MANIFEST if finished else PLAN))
+        total, done = Layout.from_dict(head["layout"]).n_shards, len(committed_shards(path))
+        entry["progress"] = f"{done} of {total} shards"
+        entry["complete"] = finished and done == total
+        entry["n_tokens"] = head["n_tokens"] if finished else None
+    except (DataError, KeyError, TypeError) as error:
+        entry["problem"] = str(error)
+        entry["next"] = f"pipeline verify {path}"
+    else:
+        entry["next"] = None if entry["complete"] else f"pipeline harvest -c {path}"
+    return entry
+
+
+def _run_entry(path: Path) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": path.name, "path": str(path), "complete": False, "progress": "", "fvu": None}
+    entry |= {"bytes": folder_bytes(path), "next": None, "problem": None}
+    try:
+        run = open_run(path, allow_incomplete=True)
+        entry["complete"] = run.complete
+        last = run.checkpoints()
+        entry["progress"] = f"at {last[-1].name}" if last else "no checkpoint yet"
+        entry["fvu"] = run.summary.get("fvu") if run.complete else None
+    except DataError as error:
+        entry["problem"] = str(error)
+        entry["next"] = f"pipeline verify {path}"
+    else:
+        entry["next"] = None if entry["complete"] else f"pipeline train -c {path} --resume"
+    return entry
+
+
+# --- inspect --------------------------------------------------------------------------------------------------------
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What is in a cache or a run. Raises DataError when the folder is neither, or cannot be read."""
+    kind = kind_of(path)
+    if kind == "cache":
+        return describe_cache(path)
+    if kind == "run":
+        return describe_run(path)
+    found = "no such folder" if not path.exists() else "neither a cache (plan.json) nor a run (config.yaml) is in there"
+    raise DataError(f"{path}: {found}", "pipeline status lists what exists")
+
+
+def describe_cache(path: Path) -> dict[str, Any]:
+    """Counts, sites and settings of a cache, finished or not."""
+    cache = open_cache(path, allow_incomplete=True)
+    if cache.complete:
+        n_tokens = int(cache.manifest["n_tokens"])
+    else:
+        n_tokens = sum(load_commit(path, shard).tokens for shard in cache.shards)
+    sites = {
+        name: {
+            "shape": [cache.n_rows, site.width],
+            "logical_dtype": site.logical_dtype,
+            "module_path": site.module_path,
+            "io": site.io,
+            "mean_sq_norm": _finite(cache.stats(name).rest.mean_sq_norm),
+            "nonfinite": int(cache.stats(name).nonfinite),
+        }
+        for name, site in cache.sites.items()
+    }
+    return {
+        "kind": "cache",
+        "name": path.name,
+        "path": str(path),
+        "format_version": cache.manifest["format_version"],
+        "complete": cache.complete,
+        "identity": cache.identity,
+        "n_tokens": n_tokens,
+        "n_sequences": cache.n_seq,
+        "ctx": cache.ctx,
+        "n_rows": cache.n_rows,
+        "shards": {"committed": len(cache.shards), "total": cache.layout.n_shards},
+        "sites": sites,
+        "bytes": folder_bytes(path),
+        "config": cache.config,
+        "provenance": cache.manifest.get("provenance", {}),
+    }
+
+
+def describe_run(path: Path) -> dict[str, Any]:
+    """Settings, checkpoints and results of a run, finished or not."""
+    run = open_run(path, allow_incomplete=True)
+    final = run.final if run.complete else {}
+    return {
+        "kind": "run",
+        "name": run.name,
+        "path": str(path),
+        "complete": run.complete,
+        "variant": run.config.get("variant"),
+        "architecture": final.get("architecture"),
+        "d_in": final.get("d_in"),
+        "d_out": final.get("d_out"),
+        "cache": final.get("cache"),
+        "summary": final.get("summary"),
+        "checkpoints": [checkpoint.name for checkpoint in run.checkpoints()],
+        "metrics": len(run.metrics()),
+        "bytes": folder_bytes(path),
+        "config": run.config,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def describe_text(document: dict[str, Any]) -> str:
+    """What `describe` found, for a person."""
+    state = "complete" if document["complete"] else "incomplete"
+    lines = [f"{document['kind']} {document['path']}: {state}, {size(document['bytes'])}"]
+    if document["kind"] == "cache":
+        shards = document["shards"]
+        lines.append(
+            f"  {document['n_tokens']:,} tokens in {document['n_sequences']:,} sequences of {document['ctx']}, "
+            f"{shards['committed']} of {shards['total']} shards, format {document['format_version']}"
+        )
+        for name, site in document["sites"].items():
+            shape = " × ".join(f"{n:,}" for n in site["shape"])
+            lines.append(f"  {name}: {shape} {site['logical_dtype']}, {site['module_path']}:{site['io']}")
+        lines.append(f"  identity {document['identity']}")
+    else:
+        lines.append(f"  variant {document['variant']}, architecture {document['architecture'] or 'unknown yet'}")
+        lines += [f"  {name}: {value}" for name, value in (document["summary"] or {}).items()]
+        lines.append(f"  checkpoints: {', '.join(document['checkpoints']) or 'none'}")
+    return "\n".join(lines)
+
+
+# --- verify ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What `verify_run` found."""
+
+    path: Path
+    complete: bool
+    checkpoints: int
+    tensors: int
+    problems: list[str]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    @property
+    def hint(self) -> str | None:
+        return None if self.ok else f"remove what is named above, then pipeline train -c {self.path} --resume"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "ok": self.ok,
+            "complete": self.complete,
+            "checkpoints": self.checkpoints,
+            "tensors": self.tensors,
+            "problems": self.problems,
+        }
+
+    def __str__(self) -> str:
+        state = "complete" if self.complete else "not finished"
+        head = f"{self.path}: {self.checkpoints} checkpoints, {self.tensors} tensors read, {state}"
+        return "\n".join([head, *self.problems, "ok" if self.ok else f"{len(self.problems)} problems"])
+
+
+def verify_run(path: Path, console: Console | None = None) -> RunReport:
+    """Read every tensor of a run: the checkpoints against their sha256, the finished coder against its settings."""
+    run: Run = open_run(path, allow_incomplete=True)
+    problems: list[str] = []
+    tensors = 0
+    found = run.checkpoints()
+    total = len(found) + run.complete
+    with (console or Console(quiet=True)).progress(total, "files", "verify") as progress:
+        for folder in found:
+            try:
+                checkpoint = run.load_checkpoint(folder)
+            except DataError as error:
+                problems.append(str(error))
+            else:
+                tensors += len(checkpoint.coder) + len(checkpoint.optimizer) if checkpoint else 0
+            progress.advance()
+        if run.complete:
+            try:
+                state = run.load_coder().state_dict()
+            except DataError as error:
+                problems.append(str(error))
+            else:
+                tensors += len(state)
+                wrong = [name for name, value in state.items() if not bool(value.isfinite().all())]
+                problems += [f"{path / 'final'}: {name} is not finite everywhere" for name in wrong]
+            progress.advance()
+    try:
+        run.metrics()
+    except DataError as error:
+        problems.append(str(error))
+    return RunReport(path, run.complete, len(found), tensors, problems)

@@ -1,0 +1,103 @@
+"""The import rules and the other promises that docs/architecture.md makes about the source as a whole."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("harvest", "train", "analyze", "shared")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+PYTHON = [*SOURCES, ROOT / "pipeline.py"]
+
+ALLOWED = {
+    "harvest": {"harvest", "shared"},
+    "train": {"train", "shared"},
+    "analyze": {"analyze", "shared"},
+    "shared": {"shared"},
+}
+KEPT_OUT = {
+    # who may not see what: training and the shared code know nothing of where activations come from
+    "train": {"transformers", "datasets", "tokenizers"},
+    "shared": {"transformers", "datasets", "tokenizers", "wandb", "click"},
+    "analyze": {"transformers", "datasets", "wandb", "click"},
+    "harvest": {"wandb", "click"},
+}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str, int]]:
+    """(line, imported module, level of a relative import), wherever in the file it stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name, 0) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, node.module or "", node.level
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_packages_import_only_what_they_may(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    for line, module, level in imports(path):
+        top = module.partition(".")[0]
+        where = f"{name_of(path)}:{line}"
+        assert level == 0, f"{where}: imports are absolute"
+        assert top not in set(PACKAGES) - ALLOWED[package], f"{where}: {package} may not import {top}"
+        assert top != "pipeline", f"{where}: the front door is not for the rooms"
+        assert top not in KEPT_OUT[package], f"{where}: {package} may not import {top}"
+
+
+def test_every_folder_of_sources_is_a_package() -> None:
+    missing = {path.parent for path in SOURCES if not (path.parent / "__init__.py").is_file()}
+    assert not missing, f"no __init__.py in {sorted(map(name_of, missing))}: the wheel would leave it out"
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_annotations_are_not_evaluated(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if tree.body and not (len(tree.body) == 1 and isinstance(tree.body[0], ast.Expr)):
+        futures = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+        assert futures, f"{name_of(path)} has no `from __future__ import annotations`"
+
+
+UNSAFE = {
+    r"\btorch\.load\(": "a pickle runs code: safetensors",
+    r"^\s*(import|from) pickle\b": "a pickle runs code",
+    r"allow_pickle\s*=\s*True": "a pickle runs code",
+    r"trust_remote_code\s*=\s*True": "runs code from a hub",
+    r"\byaml\.(load|unsafe_load|full_load)\(": "shared.yaml reads YAML",
+    r"^\s*except( Base)?( Exception)?:\s*(pass)?$": "swallows every error",
+}
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_nothing_unsafe_and_nothing_unfinished(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for number, line in enumerate(text.splitlines(), 1):
+        for pattern, why in UNSAFE.items():
+            assert not re.search(pattern, line), f"{name_of(path)}:{number}: {why}"
+        assert not re.search(r"\b(TODO|FIXME|XXX)\b|raise NotImplementedError", line), f"{name_of(path)}:{number}"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ExceptHandler) and len(node.body) == 1 and isinstance(node.body[0], ast.Pass):
+            raise AssertionError(f"{name_of(path)}:{node.lineno}: say with contextlib.suppress(Error) what is expected")
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_modules_say_what_they_are_for(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not tree.body or ast.get_docstring(tree), f"{name_of(path)} has no docstring"
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_modules_stay_readable(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 600, (
+        f"{name_of(path)} has {lines} lines: more than 600 need a reason (and a line here that states it)"
+    )
