@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.coders.codes import Codes
-from shared.coders.ops import gather_pre, sparse_decode
+from shared.coders.ops import dense_pre, gather_pre, sparse_decode
 
 RMS_EPS = 1e-6
 """Added to the mean square under the root of `input_transform: rms`, as Gemma-2's own RMS norm does."""
@@ -84,6 +84,8 @@ class Coder(nn.Module, ABC):
         self.register_buffer("since_fired", torch.zeros(n_latents, dtype=torch.int64))
         self.dead_after: int | None = None
         """Tokens without firing after which a latent counts as dead; None: never (AuxK stays off)."""
+        self.selection_dtype: torch.dtype | None = None
+        """Where an architecture selects latents: the dtype of that one matrix product; None: the parameters' own."""
 
     input_mean: Tensor
     input_scale: Tensor
@@ -201,7 +203,7 @@ class Coder(nn.Module, ABC):
         if n_dead == 0:
             return None
         with torch.no_grad():
-            pre = torch.addmm(self.b_enc[dead], u, self.w_enc[dead].T)
+            pre = dense_pre(u, self.w_enc[dead], self.b_enc[dead])
             values, index = pre.topk(min(k_aux, n_dead), dim=1, sorted=False)
             latents = dead[index]
         active = torch.relu(gather_pre(u, self.w_enc, self.b_enc, latents, values))

@@ -21,6 +21,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@torch.no_grad()
+def dense_pre(u: Tensor, w_enc: Tensor, b_enc: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """All pre-activations u w_encᵀ + b_enc [B, F], for selection: no gradient.
+
+    Args:
+        dtype: multiply in this dtype (and return it); None: as the parameters are.
+    """
+    if dtype is not None and dtype != w_enc.dtype:
+        return F.linear(u.to(dtype), w_enc.to(dtype), b_enc.to(dtype))
+    if _ONEDNN and u.device.type == "cpu" and u.dtype == w_enc.dtype == torch.float32:
+        # oneDNN uses the widest vectors of every x86 CPU; the BLAS behind F.linear does so on some (2.4x on a Zen 5).
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(u.contiguous(), w_enc.contiguous(), b_enc, "none", [], "")
+        return out
+    return F.linear(u, w_enc, b_enc)
+
+
 def weighted_rows(weights: Tensor, ids: Tensor, matrix: Tensor, offsets: Tensor | None = None) -> Tensor:
     """Bags of rows of `matrix`: out[n] = Σ_{e in bag n} weights[e]·matrix[ids[e]].
 

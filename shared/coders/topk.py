@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shared.coders.base import Coder, CoderConfig
 from shared.coders.codes import Codes
-from shared.coders.ops import LatentLists, gather_pre, nested_squared_error
+from shared.coders.ops import LatentLists, dense_pre, gather_pre, nested_squared_error, sampled_dot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,10 @@ class TopK(Coder):
     @torch.no_grad()
     def select(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """(latents [B, k] int64, their pre-activations [B, k]) of the k largest pre-activations of each row."""
-        pre = torch.addmm(self.b_enc, u, self.w_enc.T)
+        pre = dense_pre(u, self.w_enc, self.b_enc, self.selection_dtype)
         values, latents = pre.topk(self.config.k, dim=1, sorted=False)
+        if values.dtype != u.dtype:  # chosen in low precision; the values themselves are exact
+            values = sampled_dot(u, self.w_enc, latents) + self.b_enc[latents]
         return latents, values
 
     def losses(self, u: Tensor, t: Tensor, codes: Codes) -> dict[str, Tensor]:

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.coders import build_coder, load_coder, save_coder
+from shared.coders.matryoshka import MatryoshkaConfig
+from shared.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    config = MatryoshkaConfig(latents=16, k=2, skip=True)
+    coder = build_coder(config, 5, 4, tied=False, generator=torch.Generator().manual_seed(0))
+    coder.set_normalisation(torch.ones(5), torch.full((5,), 4.0), torch.zeros(4), torch.ones(4))
+    coder.since_fired.fill_(7)
+    save_coder(coder, tmp_path / "final", {"source": "layer_00.resid_mid"})
+    return tmp_path
+
+
+def test_a_coder_comes_back_with_its_bits(folder: Path) -> None:
+    coder = load_coder(folder)  # a run folder stands for its final/
+    x = torch.randn(6, 5)
+    again = load_coder(folder / "final")
+    assert coder.config == MatryoshkaConfig(latents=16, k=2, skip=True)
+    assert not coder.training
+    assert coder.is_transcoder
+    assert float(coder.input_scale) == 2.0
+    assert torch.equal(coder.decode(coder.encode(x), x), again.decode(again.encode(x), x))
+    assert not coder.since_fired.any()  # training's own counters stay in checkpoints
+
+
+def test_missing_and_damaged_coders_are_refused(folder: Path) -> None:
+    with pytest.raises(DataError, match="no finished coder"):
+        load_coder(folder / "elsewhere")
+    weights = folder / "final" / "coder.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4])
+    with pytest.raises(DataError, match="cannot be read"):
+        load_coder(folder)
+    weights.unlink()
+    with pytest.raises(DataError, match="is missing"):
+        load_coder(folder)
+
+
+def test_weights_that_do_not_fit_are_listed(folder: Path) -> None:
+    path = folder / "final" / "config.json"
+    document = json.loads(path.read_text())
+    document["coder"]["latents"] = 24
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"w_enc: found \(16, 5\), expected \(24, 5\)"):
+        load_coder(folder)
+
+
+def test_a_newer_format_or_an_unknown_architecture_is_refused(folder: Path) -> None:
+    path = folder / "final" / "config.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "format_version": 99}))
+    with pytest.raises(DataError, match="format version 99"):
+        load_coder(folder)
+    path.write_text(json.dumps({**document, "coder": {**document["coder"], "architecture": "other"}}))
+    with pytest.raises(DataError, match="'other' is not known"):
+        load_coder(folder)
+    path.write_text("{}")
+    with pytest.raises(DataError, match="not the config"):
+        load_coder(folder)
