@@ -116,7 +116,7 @@ def train_configs(
         whole = resolve(files, sets, variant)
         changes: dict[str, Any] = {}
         if whole.train.cache is None:
-            from harvest.run import cache_path
+            from harvest.config import cache_path
 
             changes["cache"] = cache_path(whole.harvest)
         if name is not None:
@@ -369,7 +369,7 @@ def status_command(console: Console, files: tuple[str, ...], sets: tuple[str, ..
     from shared.overview import status
 
     whole = resolve(files, sets)
-    found = status(whole.harvest.caches, whole.train.runs)
+    found = status(whole.harvest.cache_dir, whole.train.runs)
     console.result(found.to_dict(), str(found))
 
 
@@ -380,7 +380,7 @@ def _existing(path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> Path
     whole = resolve(files, sets)
     if path.exists():
         return path
-    for folder in (whole.train.runs, whole.harvest.caches):
+    for folder in (whole.train.runs, whole.harvest.cache_dir):
         if (folder / path).is_dir():
             return folder / path
     raise DataError(f"{path}: no such folder, and no cache or run of that name", "pipeline status")
