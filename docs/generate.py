@@ -1,0 +1,87 @@
+"""Writes the pages that are made from the code: docs/commands.md, docs/configuration.md and pipeline.yaml.
+
+    python docs/generate.py            # after changing a command, an option or a config class
+
+The tests compare the files with what this would write.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import pipeline  # noqa: E402 (found by the line above)
+from shared.config_docs import commented_yaml, markdown  # noqa: E402
+
+COMMANDS = """# Commands
+
+What `--help` prints, command by command. Written by `python docs/generate.py`.
+
+Every command takes `--json` and prints exactly one JSON document on stdout; text and progress go to stderr. An error
+says what was found, what was expected and the command to run next, and with `--json` the document is `{"error":
+{"message", "hint", "exit_code", "problems"?}}`. `--debug` adds the traceback.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | failed |
+| 2 | a flag or a setting cannot be used |
+| 3 | a cache or run is missing, incomplete, corrupt or of other settings |
+| 130 | interrupted; the `next:` line says how to go on |
+"""
+
+CONFIGURATION = """# Settings
+
+Written by `python docs/generate.py` from the config classes, which are frozen dataclasses next to the code they
+configure; their defaults are the embedded default. `pipeline config show` prints the settings in force, `pipeline
+config schema` a JSON schema for editors, `pipeline config validate` checks files, presets and every variant on top of
+them.
+
+Order of precedence: defaults < settings files (`-c`, in order) < variant (`--variant`) < `--set key=value` <
+dedicated flags such as `--name`. Without `-c`, `pipeline.yaml` in the current folder is read where it exists.
+
+- `-c` takes a file, the name of a preset (`shared/presets/`), or the folder of a cache or run, which means the
+  settings it was made with.
+- YAML is read as version 1.2: `3e-4` is a number, `off` is text, a key given twice is an error.
+- Mappings merge, lists replace. Where `architecture` or `kind` changes, keys that the new one does not know are
+  dropped. `null` removes a penalty or a report.
+- A mapping of penalties or reports has names of one's own choice as keys; an entry without `kind` takes its key.
+- Unknown keys, wrong types and unknown names are refused, all at once, with what was probably meant.
+"""
+
+YAML = """# The embedded default, spelled out: what every command uses when nothing else is said.
+# A command run in the folder of this file reads it. Delete what you do not change: missing keys keep these values.
+# Written by `python docs/generate.py`.
+
+"""
+
+
+def commands(command: click.Command, path: tuple[str, ...] = ("pipeline",)) -> Iterator[str]:
+    """One section per command, groups before what is in them."""
+    context = click.Context(command, info_name=" ".join(path), terminal_width=100, max_content_width=100)
+    context.help_option_names = list(pipeline.CONTEXT["help_option_names"])
+    yield f"\n## `{' '.join(path)}`\n\n```text\n{command.get_help(context)}\n```\n"
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from commands(inner, (*path, name))
+
+
+def pages() -> dict[Path, str]:
+    """Path and text of every generated file."""
+    cls = pipeline.pipeline_class()
+    return {
+        ROOT / "docs/commands.md": COMMANDS + "".join(commands(pipeline.cli)),
+        ROOT / "docs/configuration.md": CONFIGURATION + "\n" + markdown(cls),
+        ROOT / "pipeline.yaml": YAML + commented_yaml(cls()),
+    }
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")

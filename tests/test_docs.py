@@ -1,0 +1,173 @@
+"""The documents are true: generated pages are current, links lead somewhere, settings validate, code blocks run."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import pipeline
+from shared.config import find_settings, presets, to_dict, validate
+from shared.yaml import load_yaml, parse_yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+# --- generated pages ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs/generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_pages_are_current(generate: ModuleType) -> None:
+    for path, text in generate.pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"{name_of(path)} is out of date: python docs/generate.py"
+
+
+def test_every_command_and_option_says_what_it_does() -> None:
+    def visit(command: Any) -> Iterator[Any]:
+        yield command
+        for inner in getattr(command, "commands", {}).values():
+            yield from visit(inner)
+
+    for command in visit(pipeline.cli):
+        assert command.help, command.name
+        for parameter in command.params:
+            assert getattr(parameter, "help", "an argument") is not None, f"{command.name} {parameter.name}"
+
+
+# --- settings that ship ---------------------------------------------------------------------------------------------
+
+
+def test_pipeline_yaml_is_the_embedded_default_and_every_field_is_commented() -> None:
+    text = (ROOT / "pipeline.yaml").read_text(encoding="utf-8")
+    cls = pipeline.pipeline_class()
+    assert validate(cls, parse_yaml(text)) == cls()
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"\s+[a-z_]+:", line):
+            above = lines[number - 1].strip()
+            assert "  # " in line or above.startswith("# "), f"pipeline.yaml line {number + 1} has no comment: {line}"
+
+
+SHIPPED = sorted(
+    path for folder in ("shared", "train", "analyze", "harvest") for path in (ROOT / folder).rglob("*.yaml")
+)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=name_of)
+def test_every_shipped_yaml_says_first_what_it_is(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    assert load_yaml(path)
+
+
+@pytest.mark.parametrize("variant", [None, *pipeline.variants()])
+@pytest.mark.parametrize("preset", [None, *presets()])
+def test_every_preset_validates_with_every_variant(preset: str | None, variant: str | None) -> None:
+    whole = pipeline.resolve([str(find_settings(preset))] if preset else ["/dev/null"], (), variant)
+    assert validate(type(whole), to_dict(whole)) == whole
+    if variant:
+        assert whole.train.variant == variant
+
+
+# --- links ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:|#", target):
+            assert (page.parent / target.partition("#")[0]).exists(), f"{name_of(page)} links to {target}"
+
+
+# --- code blocks ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    line: int
+    language: str
+    text: str
+    not_run: str | None  # the reason in `<!-- not run: … -->` right above it
+
+
+def blocks(page: Path) -> list[Block]:
+    found: list[Block] = []
+    lines = page.read_text(encoding="utf-8").splitlines()
+    number = 0
+    while number < len(lines):
+        opened = re.match(r"```(\S*)", lines[number])
+        number += 1
+        if not opened:
+            continue
+        start = number
+        while not lines[number].startswith("```"):
+            number += 1
+        above = next((line for line in reversed(lines[: start - 1]) if line.strip()), "")
+        reason = re.fullmatch(r"<!-- not run: (.+) -->", above.strip())
+        text = "\n".join(lines[start:number]) + "\n"
+        found.append(Block(start, opened[1], text, reason[1] if reason else None))
+        number += 1
+    return found
+
+
+def runnable(page: Path) -> list[Block]:
+    return [block for block in blocks(page) if block.language in ("python", "console") and not block.not_run]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_says_what_it_is(page: Path) -> None:
+    for block in blocks(page):
+        where = f"{name_of(page)}:{block.line}"
+        assert block.language in ("python", "console", "text", "yaml", "json", "toml"), f"{where}: {block.language!r}"
+        if block.language == "console":
+            assert block.text.startswith("$ "), f"{where}: a console block begins with a command"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name_of)
+def test_blocks_run(page: Path, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of one page run in order, in a folder with what a reader has by then: a cache and two runs."""
+    folder = tmp_path / "here"
+    shutil.copytree(workshop, folder)
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {"__name__": "docs"}
+    for block in runnable(page):
+        where = f"{name_of(page)}:{block.line}"
+        if block.language == "python":
+            exec(compile("\n" * block.line + block.text, str(page), "exec"), names)
+        else:
+            for line in re.sub(r"\\\n", " ", block.text).splitlines():
+                if line.startswith("$ "):
+                    program, *arguments = shlex.split(line.removeprefix("$ "), comments=True)
+                    assert program == "pipeline", f"{where}: only pipeline is run here, mark the block as not run"
+                    assert pipeline.run(arguments) == 0, f"{where}: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_yaml_and_json_blocks_parse(page: Path) -> None:
+    for block in blocks(page):
+        if block.language in ("yaml", "json") and not block.not_run:
+            parse_yaml(block.text, f"{name_of(page)}:{block.line}")
