@@ -57,3 +57,11 @@ class Sampler(ABC):
     @abstractmethod
     def order(self, window: Window) -> NDArray[np.int64]:
         """Indices into the window [m ≤ n], each at most once, in training order."""
+
+    def count(self, window: Window) -> int:
+        """How many rows `order` keeps; overridden where that is known without drawing."""
+        return len(self.order(window))
+
+    def count(self, window: Window) -> int:
+        """How many rows `order` draws; worth overriding where it can be known without drawing."""
+        return len(self.order(window))

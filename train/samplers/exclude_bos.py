@@ -28,8 +28,13 @@ class ExcludeBos(Sampler):
     config: ExcludeBosConfig
 
     def order(self, window: Window) -> NDArray[np.int64]:
+        return window.generator().permutation(np.flatnonzero(self._kept(window)))
+
+    def count(self, window: Window) -> int:
+        return int(self._kept(window).sum())
+
+    def _kept(self, window: Window) -> NDArray[np.bool_]:
         bos = (window.flags & int(Flag.BOS)) != 0
         if self.config.position_zero:
             bos |= window.position == 0
-        kept = np.flatnonzero(~bos)
-        return window.generator().permutation(kept)
+        return ~bos

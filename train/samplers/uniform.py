@@ -25,3 +25,9 @@ class Uniform(Sampler):
 
     def order(self, window: Window) -> NDArray[np.int64]:
         return window.generator().permutation(len(window))
+
+    def count(self, window: Window) -> int:
+        return len(window)
+
+    def count(self, window: Window) -> int:
+        return len(window)

@@ -1,0 +1,91 @@
+"""What a penalty is given, what it returns, and how its settings begin."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from shared.batch import Batch
+from shared.coders import Coder, Codes
+from train.penalties.weights import AnyWeightScheduleConfig, ConstantConfig
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """The rows of one training step, as the losses see them.
+
+    Attributes:
+        u: [B, d_in] normalised inputs.
+        t: [B, d_out] normalised targets.
+        rows: tokens, positions, documents and flags of the rows.
+        step: number of this update, from 1.
+        total_steps: of the whole run.
+        generator: the run's own random numbers (CPU); part of its checkpoints.
+    """
+
+    u: Tensor
+    t: Tensor
+    rows: Batch
+    step: int
+    total_steps: int
+    generator: torch.Generator
+
+    @property
+    def position(self) -> Tensor:
+        """[B] position in the sequence."""
+        return self.rows.position
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltyConfig:
+    """Settings common to all penalties."""
+
+    kind: str
+    """Which penalty: a key of PENALTIES."""
+    weight: float
+    """Weight beside a reconstruction loss on the FVU scale."""
+    schedule: AnyWeightScheduleConfig = field(default_factory=ConstantConfig)
+    """How the weight moves over training."""
+    every: int = 1
+    """Compute it on every n-th step only, with n times the weight."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1, not {self.every}")
+        if self.weight < 0:
+            raise ValueError(f"weight must be 0 or more, not {self.weight}")
+
+
+class Penalty(ABC):
+    """A differentiable scalar that training adds to the loss, called as penalty(batch, coder, codes).
+
+    The value is unweighted, and a mean (not a sum) over whatever it ranges over, so that a weight means the same at
+    every batch
+    and dictionary size.
+    """
+
+    config_class: ClassVar[type[PenaltyConfig]]
+
+    def __init__(self, config: PenaltyConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def __call__(self, batch: StepBatch, coder: Coder, codes: Codes) -> Tensor:
+        """The penalty of this batch: a scalar with gradients to the coder's parameters, directly or through the
+        codes."""
+
+    def metrics(self) -> dict[str, float]:
+        """Further numbers of the last call to log, beside the value itself."""
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs to go on exactly (moving averages and the like)."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 (most penalties have none)
+        """Take back what `state` gave."""
