@@ -1,0 +1,73 @@
+"""How much memory the data path may take, and what that makes of the pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from train.data.config import DataConfig
+
+MAX_AUTO_ROWS = 1 << 20
+SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class PoolSize:
+    """What is kept in memory.
+
+    Attributes:
+        window_rows: rows drawn from at a time. It decides the order of the rows.
+        resident: everything is read once and stays. It decides nothing but speed.
+    """
+
+    window_rows: int
+    resident: bool
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device; on the CPU, within the process's control group too."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    limit, used = _read_int("/sys/fs/cgroup/memory.max"), _read_int("/sys/fs/cgroup/memory.current")
+    if limit is not None and used is not None:
+        # pages of files count as used, but the kernel gives them back when asked
+        free = min(free, limit - used + (_inactive_file() or 0))
+    return max(free, 0)
+
+
+def choose_pool(config: DataConfig, total_rows: int, row_bytes: int, free: int) -> PoolSize:
+    """Decides residency and window from the settings and the memory that is free.
+
+    Args:
+        total_rows: rows of all blocks that training reads.
+        row_bytes: bytes of a row over all needed sites.
+        free: bytes free where the pool will lie.
+    """
+    budget = int(config.memory_gb * 1e9) if config.memory_gb is not None else int(free * SHARE)
+    fits = total_rows * row_bytes <= budget
+    resident = fits if config.resident == "auto" else config.resident
+    if config.pool_rows is not None:
+        return PoolSize(config.pool_rows, resident)
+    # not "all rows if resident": where memory suffices, the order must not depend on how much of it there is
+    affordable = MAX_AUTO_ROWS if resident else budget // (row_bytes * (1 + config.prefetch))
+    return PoolSize(max(config.block_rows, min(MAX_AUTO_ROWS, affordable)), resident)
+
+
+def _read_int(path: str) -> int | None:
+    try:
+        text = Path(path).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _inactive_file() -> int | None:
+    try:
+        lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), None)

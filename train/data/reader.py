@@ -1,0 +1,227 @@
+"""Reads blocks of rows from chunk files into pools: a few threads, `preadv` straight into place.
+
+A pool is one preallocated tensor for each site. On the CPU the threads read into it. On a CUDA device they read into
+pinned staging buffers, and each filled buffer is copied to the pool on a stream of its own while the next one is read.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.cache import Cache
+from shared.cache.reader import TORCH_DTYPES
+from shared.errors import DataError
+
+SEGMENT_BYTES = 8 << 20
+"""Neighbouring blocks are read together up to this size: long enough for any disk, short enough for many threads."""
+
+STAGING_BYTES = 64 << 20
+
+
+class ClosedError(Exception):
+    """The stream was closed while a window was being read."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive rows of one shard and their place in the pool."""
+
+    shard: int
+    first: int  # row within the shard
+    rows: int
+    slot: int
+
+
+@dataclass
+class Pool:
+    """Rows in memory: site → [capacity, d]; on CUDA, with the device's last read of them, awaited before refilling."""
+
+    acts: dict[str, Tensor]
+    last_use: torch.cuda.Event | None = field(default=None)
+
+    @classmethod
+    def allocate(cls, cache: Cache, sites: Sequence[str], rows: int, device: torch.device) -> Pool:
+        return cls({site: _empty(cache, site, rows, device) for site in sites})
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.acts.values())
+
+    def gather(self, slots: Tensor) -> dict[str, Tensor]:
+        """Copies rows out: site → [len(slots), d]."""
+        return {site: tensor.index_select(0, slots) for site, tensor in self.acts.items()}
+
+    def mark_used(self) -> None:
+        """Remembers, on the current stream, that everything enqueued so far may still read the pool."""
+        if next(iter(self.acts.values())).is_cuda:
+            self.last_use = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.last_use.record()
+
+    def wait_unused(self) -> None:
+        if self.last_use is not None:
+            self.last_use.synchronize()
+            self.last_use = None
+
+
+class BlockReader:
+    """Fills pools with rows of a cache.
+
+    Args:
+        cache: the cache.
+        sites: which arrays.
+        device: where the pools lie.
+        workers: reading threads.
+        drop_pages: give the pages back to the kernel after reading (data larger than memory: they would only push out
+            something that is needed).
+        staged: read through staging buffers. Needed for CUDA; elsewhere only to test that path.
+    """
+
+    def __init__(
+        self, cache: Cache, sites: Sequence[str], device: torch.device, workers: int, drop_pages: bool, staged: bool
+    ) -> None:
+        self.cache, self.sites, self.device = cache, tuple(sites), device
+        self._drop_pages = drop_pages
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="block-reader")
+        self._cancelled = threading.Event()
+        self._row_bytes = {site: cache.sites[site].row_bytes for site in self.sites}
+        self._staging = _Staging(cache, self.sites, device) if staged or device.type == "cuda" else None
+
+    def segment_blocks(self, block_rows: int) -> int:
+        """How many neighbouring blocks make one read."""
+        return max(1, SEGMENT_BYTES // (block_rows * max(self._row_bytes.values())))
+
+    def submit(self, pool: Pool, segments: Sequence[Segment]) -> list[Future[None]]:
+        """Begins to fill a pool; :meth:`wait` for what this returns. With staging it reads at once."""
+        pool.wait_unused()
+        if self._staging is None:
+            views = {site: _bytes_of(tensor) for site, tensor in pool.acts.items()}
+            return self._read(segments, views, base_slot=0)
+        for piece, buffer in self._staging.pieces(segments):
+            base = piece[0].slot
+            self.wait(self._read(piece, buffer.views, base))
+            self._staging.copy(buffer, pool, base, piece[-1].slot + piece[-1].rows - base)
+        self._staging.finish()
+        return []
+
+    def wait(self, futures: Sequence[Future[None]]) -> None:
+        for future in futures:
+            future.result()
+
+    def close(self) -> None:
+        self._cancelled.set()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _read(
+        self, segments: Sequence[Segment], views: dict[str, NDArray[np.uint8]], base_slot: int
+    ) -> list[Future[None]]:
+        by_shard: dict[int, list[Segment]] = {}
+        for segment in segments:
+            by_shard.setdefault(segment.shard, []).append(segment)
+        return [
+            self._threads.submit(self._read_file, site, shard, group, views[site], base_slot)
+            for shard, group in by_shard.items()
+            for site in self.sites
+        ]
+
+    def _read_file(
+        self, site: str, shard: int, segments: list[Segment], view: NDArray[np.uint8], base_slot: int
+    ) -> None:
+        if self._cancelled.is_set():
+            raise ClosedError
+        path, offset = self.cache.chunk_file(site, shard)
+        size = self._row_bytes[site]
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for segment in segments:
+                start = (segment.slot - base_slot) * size
+                target = memoryview(cast(Any, view[start : start + segment.rows * size]))
+                at = offset + segment.first * size
+                while len(target):
+                    count = os.preadv(descriptor, [target], at)
+                    if count == 0:
+                        raise DataError(
+                            f"{path} ended at byte {at}, expected {len(target)} more",
+                            hint=f"pipeline verify {self.cache.path}",
+                        )
+                    target, at = target[count:], at + count
+                if self._drop_pages:
+                    os.posix_fadvise(descriptor, at - segment.rows * size, segment.rows * size, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+@dataclass
+class _Buffer:
+    tensors: dict[str, Tensor]
+    views: dict[str, NDArray[np.uint8]]
+    copied: torch.cuda.Event | None = None
+
+
+class _Staging:
+    """Two host buffers between the disk and a device pool, pinned for CUDA, filled and copied in turn."""
+
+    def __init__(self, cache: Cache, sites: Sequence[str], device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self.rows = max(1, STAGING_BYTES // sum(cache.sites[site].row_bytes for site in sites))
+        # a segment is never split, so a buffer takes the largest one
+        self.rows = max(self.rows, cache.layout.shard_rows)
+        self._stream = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
+        self._buffers = [self._make(cache, sites) for _ in range(2)]
+
+    def _make(self, cache: Cache, sites: Sequence[str]) -> _Buffer:
+        tensors = {site: _empty(cache, site, self.rows, torch.device("cpu"), pinned=self._cuda) for site in sites}
+        return _Buffer(tensors, {site: _bytes_of(tensor) for site, tensor in tensors.items()})
+
+    def pieces(self, segments: Sequence[Segment]) -> Iterator[tuple[list[Segment], _Buffer]]:
+        """Cuts the segments, whose slots follow one another, into pieces that fit a buffer."""
+        piece: list[Segment] = []
+        turn = 0
+        for segment in segments:
+            if piece and segment.slot + segment.rows - piece[0].slot > self.rows:
+                yield piece, self._free(turn)
+                piece, turn = [], 1 - turn
+            piece.append(segment)
+        if piece:
+            yield piece, self._free(turn)
+
+    def _free(self, turn: int) -> _Buffer:
+        buffer = self._buffers[turn]
+        if buffer.copied is not None:
+            buffer.copied.synchronize()
+            buffer.copied = None
+        return buffer
+
+    def copy(self, buffer: _Buffer, pool: Pool, slot: int, rows: int) -> None:
+        with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
+            for site, tensor in buffer.tensors.items():
+                pool.acts[site][slot : slot + rows].copy_(tensor[:rows], non_blocking=True)
+            if self._stream is not None:
+                buffer.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                buffer.copied.record(self._stream)
+
+    def finish(self) -> None:
+        """Everything copied so far is in the pool, for every stream."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+
+def _empty(cache: Cache, site: str, rows: int, device: torch.device, pinned: bool = False) -> Tensor:
+    spec = cache.sites[site]
+    dtype = TORCH_DTYPES[spec.logical_dtype]
+    return torch.empty((rows, spec.width), dtype=dtype, device=device, pin_memory=pinned)
+
+
+def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:
+    view: NDArray[Any] = tensor.view(torch.uint8).reshape(-1).numpy()
+    return view

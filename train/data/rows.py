@@ -1,0 +1,60 @@
+"""Batches of chosen rows in ascending order: held-out rows for evaluation, any rows for a closer look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shared.batch import Batch
+from shared.cache import Cache
+from train.data.split import split_rows
+from train.data.stream import describe_rows
+
+
+def row_batches(
+    cache: Cache,
+    sites: Sequence[str],
+    rows: NDArray[np.int64],
+    batch_size: int,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """The given rows, ascending, `batch_size` at a time; the last batch may be short.
+
+    Args:
+        rows: rows of the cache in any order; each comes as often as it is named.
+    """
+    device = torch.device(device)
+    ordered = np.sort(rows)
+    for start in range(0, len(ordered), batch_size):
+        chosen = ordered[start : start + batch_size]
+        acts = {site: cache.rows(site, chosen).to(device) for site in dict.fromkeys(sites)}
+        meta = {name: torch.from_numpy(values).to(device) for name, values in describe_rows(cache, chosen).items()}
+        yield Batch(acts=acts, **meta)
+
+
+def heldout_batches(
+    cache: Cache,
+    sites: Sequence[str],
+    heldout: float,
+    batch_size: int,
+    limit: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """Rows of the documents that training with this `heldout` share never sees; nothing when there are none.
+
+    Args:
+        heldout: DataConfig.heldout of the run.
+        limit: at most this many rows, spread evenly over all held-out rows.
+    """
+    rows = np.flatnonzero(split_rows(cache, heldout).heldout)
+    return row_batches(cache, sites, thin(rows, limit), batch_size, device)
+
+
+def thin(rows: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:
+    """At most `limit` of the rows, spread evenly from the first to the last."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]

@@ -1,0 +1,72 @@
+"""Which rows train and which are held out: by document, so that nothing trained on is evaluated.
+
+Whole documents are held out: the ones with the smallest hash of their id, `round(share · documents)` of them. The
+choice does not depend on the seed, the packing or the shards: every run over a cache with the same share holds out the
+same rows. A document that crosses a sequence boundary is on one side of the split with all its rows, because the split
+is by row and a document's rows carry its id. What remains shared is context: where documents are packed into one
+sequence and attention crosses them, a held-out row may have attended to a training document. Its own text was never
+trained on.
+
+A BOS row belongs to the document that follows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.cache import Cache, Flag
+from shared.errors import UsageError
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a cache by use; padding is in neither.
+
+    Attributes:
+        train: [n_rows] rows to train on.
+        heldout: [n_rows] rows of held-out documents.
+        n_documents: documents in the cache.
+        n_heldout: of these, held out.
+    """
+
+    train: Mask
+    heldout: Mask
+    n_documents: int
+    n_heldout: int
+
+
+def split_rows(cache: Cache, heldout: float) -> Split:
+    """Splits a cache's rows by document.
+
+    Raises:
+        UsageError: no row is left to train on.
+    """
+    content = (cache.flags.reshape(-1) & int(Flag.PADDING)) == 0
+    doc_id = cache.doc_id.reshape(-1)
+    documents = np.unique(doc_id[content])
+    n_heldout = round(heldout * len(documents))
+    chosen = documents[np.argsort(mix(documents.astype(np.uint64)), kind="stable")[:n_heldout]]
+    held = np.zeros(int(documents[-1]) + 1 if len(documents) else 0, np.bool_)
+    held[chosen] = True
+    mask = np.zeros(len(content), np.bool_)
+    mask[content] = held[doc_id[content]]
+    train = content & ~mask
+    if not train.any():
+        raise UsageError(
+            f"{cache.path} has no row to train on: {len(documents)} documents, of which {n_heldout} are held out",
+            hint="lower data.heldout, or harvest more text",
+        )
+    return Split(train, mask, len(documents), n_heldout)
+
+
+def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea & Flood 2014): a fixed bijection that scrambles 64-bit integers."""
+    z = values + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

@@ -1,0 +1,356 @@
+"""The stream of batches that training reads: block-shuffled, read ahead, resumable to the row."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.batch import Batch
+from shared.cache import Cache
+from shared.errors import DataError, UsageError
+from train.data.blocks import Blocks, Index, Position, WindowPlan, expand, make_blocks, segments, window_rows
+from train.data.config import DataConfig
+from train.data.memory import choose_pool, free_memory
+from train.data.reader import BlockReader, Pool, Segment
+from train.data.split import Split, split_rows
+from train.samplers.base import Sampler, Window
+
+META_BYTES = 64
+"""Kept for each row of a window beside its activations: its place in the pool, token, document, …, and room to sort."""
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """The arithmetic of a stream, known before anything is read.
+
+    Attributes:
+        total_steps: batches from the very beginning to the end.
+        rows_per_epoch: rows that the sampler draws in the first epoch.
+        train_rows, heldout_rows: rows of the split (padding in neither).
+        n_documents, n_heldout: documents, and how many of them are held out.
+        window_rows: rows drawn from at a time.
+        n_windows: windows in an epoch.
+        resident: everything stays in memory.
+        pool_bytes: memory of all pools together.
+    """
+
+    total_steps: int
+    rows_per_epoch: int
+    train_rows: int
+    heldout_rows: int
+    n_documents: int
+    n_heldout: int
+    window_rows: int
+    n_windows: int
+    resident: bool
+    pool_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """One window in training order: where each row lies in the pool, and what is known about it."""
+
+    at: tuple[int, int]
+    pool: Pool
+    slots: Tensor
+    meta: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def take(self, start: int, stop: int) -> Batch:
+        meta = {name: values[start:stop] for name, values in self.meta.items()}
+        return Batch(acts=self.pool.gather(self.slots[start:stop]), **meta)
+
+
+class Stream:
+    """An iterator of batches; make it with :func:`open_stream`, and close it (or use ``with``).
+
+    Reading begins with the first batch. Each training row that the sampler draws comes once in every epoch.
+
+    Attributes:
+        waited_seconds: time spent so far in waiting for data, the first window included.
+        split: which rows train and which are held out.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        sites: Sequence[str],
+        config: DataConfig,
+        sampler: Sampler,
+        start: Mapping[str, int] | None,
+        device: torch.device,
+        staged: bool = False,
+    ) -> None:
+        self.cache, self.sites, self.config, self.sampler = cache, tuple(dict.fromkeys(sites)), config, sampler
+        self.waited_seconds = 0.0
+        self.split: Split = split_rows(cache, config.heldout)
+        self._device, self._staged = device, staged
+        layout = cache.layout
+        self._blocks: Blocks = make_blocks(layout.n_rows, layout.shard_rows, config.block_rows, self.split.train)
+        self._row_bytes = sum(cache.sites[site].row_bytes for site in self.sites)
+        free = free_memory(device)
+        size = choose_pool(config, self._blocks.n_rows, self._row_bytes + META_BYTES, free)
+        self._drop_pages = not size.resident and self._blocks.n_rows * self._row_bytes > free
+        self.resident = size.resident
+        per_window = max(1, size.window_rows // config.block_rows)
+        if start is not None:
+            per_window = start["blocks_per_window"]  # the order depends on it, so today's free memory must not decide
+        self._windows = WindowPlan(len(self._blocks), min(per_window, len(self._blocks)), config.seed)
+        if start is not None and not 0 <= start["window"] < self._windows.n_windows:
+            raise DataError(
+                f"a data position of window {start['window']} does not fit {cache.path}: its epochs have "
+                f"{self._windows.n_windows} windows",
+                hint="resume with the cache and the data settings of the run",
+            )
+        self._next = Position(start["epoch"], start["window"], start["offset"]) if start else Position(0, 0, 0)
+        self._handed_out = (start["step"] if start else 0, self._next)
+
+        self._reader: BlockReader | None = None
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="window-loader")
+        self._ahead: deque[Future[_Drawn]] = deque()
+        self._to_load = (self._next.epoch, self._next.window)
+        self._free_pools: deque[Pool] = deque()
+        self._filled: Future[None]
+        self._current: _Drawn | None = None
+
+    # --- what is known without reading ------------------------------------------------------------------------------
+
+    @cached_property
+    def plan(self) -> StreamPlan:
+        """The arithmetic of this stream."""
+        config, capacity = self.config, self._capacity
+        rows_per_epoch = self._rows_in_epoch(0)
+        if config.tokens is not None:
+            total_rows = config.tokens if rows_per_epoch else 0
+        else:
+            total_rows = rows_per_epoch + sum(self._rows_in_epoch(epoch) for epoch in range(1, config.epochs))
+        return StreamPlan(
+            total_steps=total_rows // config.batch_size,
+            rows_per_epoch=rows_per_epoch,
+            train_rows=int(self.split.train.sum()),
+            heldout_rows=int(self.split.heldout.sum()),
+            n_documents=self.split.n_documents,
+            n_heldout=self.split.n_heldout,
+            window_rows=min(self._windows.blocks_per_window * config.block_rows, self._blocks.n_rows),
+            n_windows=self._windows.n_windows,
+            resident=self.resident,
+            pool_bytes=capacity * self._row_bytes * (1 if self.resident else 1 + config.prefetch),
+        )
+
+    @property
+    def total_steps(self) -> int:
+        """Batches from the very beginning to the end, wherever this stream started."""
+        return self.plan.total_steps
+
+    @property
+    def _capacity(self) -> int:
+        """Rows a pool has room for."""
+        most = self._windows.blocks_per_window * self.config.block_rows
+        return self._blocks.n_rows if self.resident else min(most, self._blocks.n_rows)
+
+    def _rows_in_epoch(self, epoch: int) -> int:
+        windows = range(self._windows.n_windows)
+        return sum(self.sampler.count(self._candidates(epoch, window)[0]) for window in windows)
+
+    def _candidates(self, epoch: int, window: int) -> tuple[Window, Index]:
+        """What the sampler sees of a window, and the place of each of these rows among all rows of its blocks."""
+        rows = window_rows(self._blocks, self._windows.blocks(epoch, window))
+        places = np.flatnonzero(self.split.train[rows])
+        kept = rows[places]
+        position = (kept % self.cache.ctx).astype(np.int32)
+        flags = self.cache.flags.reshape(-1)[kept]
+        return Window(kept, position, flags, self.config.seed, epoch, window), places
+
+    # --- iteration --------------------------------------------------------------------------------------------------
+
+    def position(self) -> dict[str, int]:
+        """Where the batch after the last one handed out begins: ``open_stream(..., start=position)`` goes on there."""
+        step, at = self._handed_out
+        return {"step": step, **at._asdict(), "blocks_per_window": self._windows.blocks_per_window}
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        step, _ = self._handed_out
+        if step >= self.total_steps:
+            raise StopIteration
+        parts: list[Batch] = []
+        need = self.config.batch_size
+        while need:
+            window = self._window((self.total_steps - step - 1) * self.config.batch_size + need)
+            stop = min(self._next.offset + need, len(window))
+            parts.append(window.take(self._next.offset, stop))
+            need -= stop - self._next.offset
+            self._next = self._next._replace(offset=stop)
+        batch = parts[0] if len(parts) == 1 else _concatenate(parts)
+        self._handed_out = (step + 1, self._next)  # one assignment: an interrupt finds the old position or the new one
+        return batch
+
+    def close(self) -> None:
+        """Stops the threads and lets go of the pools."""
+        if self._reader is not None:
+            self._reader.close()
+        self._loader.shutdown(wait=True, cancel_futures=True)
+        self._ahead.clear()
+        self._free_pools.clear()
+        self._current = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _window(self, rows_left: int) -> _Drawn:
+        """The window that holds the next row, waiting for it if it is not there yet."""
+        barren = 0
+        while self._current is None or self._next.offset >= len(self._current):
+            if self._current is not None:
+                barren = 0 if len(self._current) else barren + 1
+                if barren > self._windows.n_windows:
+                    raise UsageError("the sampler drew no row from a whole epoch", hint="choose another sampler")
+                self._release(self._current)
+            self._schedule(1)
+            began = time.perf_counter()
+            drawn = self._ahead.popleft().result()
+            self.waited_seconds += time.perf_counter() - began
+            if drawn.at != self._next[:2]:
+                self._next = Position(*drawn.at, 0)
+            self._current = drawn
+            # read ahead, unless training ends within this window
+            if rows_left > len(drawn) - self._next.offset:
+                self._schedule(self.config.prefetch)
+        return self._current
+
+    def _release(self, window: _Drawn) -> None:
+        window.pool.mark_used()
+        if not self.resident:
+            self._free_pools.append(window.pool)
+        self._current = None
+
+    def _schedule(self, wanted: int) -> None:
+        """Has at least `wanted` windows on their way, as far as there are free pools."""
+        if self._reader is None:
+            self._start()
+        while len(self._ahead) < wanted and self._free_pools:
+            pool = self._free_pools[0] if self.resident else self._free_pools.popleft()
+            self._ahead.append(self._loader.submit(self._load, *self._to_load, pool))
+            self._to_load = self._windows.after(*self._to_load)
+
+    def _start(self) -> None:
+        self._reader = BlockReader(
+            self.cache, self.sites, self._device, self.config.workers, self._drop_pages, self._staged
+        )
+        for _ in range(1 if self.resident else 1 + self.config.prefetch):
+            self._free_pools.append(Pool.allocate(self.cache, self.sites, self._capacity, self._device))
+        if self.resident:
+            self._filled = self._loader.submit(self._fill_resident, self._free_pools[0])
+
+    # --- on the loader thread ---------------------------------------------------------------------------------------
+
+    def _load(self, epoch: int, window: int, pool: Pool) -> _Drawn:
+        """Reads a window and lets the sampler draw from it."""
+        assert self._reader is not None
+        chosen = self._windows.blocks(epoch, window)
+        pending: list[Future[None]] = []
+        if self.resident:
+            self._filled.result()  # raises what the reading raised
+            slot_of_block = np.cumsum(self._blocks.length) - self._blocks.length
+            slots = expand(slot_of_block[chosen], self._blocks.length[chosen])
+        else:
+            pending = self._fill(chosen, pool)
+            slots = np.arange(int(self._blocks.length[chosen].sum()))
+        seen, places = self._candidates(epoch, window)
+        order = self.sampler.order(seen)
+        drawn = _Drawn((epoch, window), pool, self._to_device(slots[places[order]]), self._describe(seen.row[order]))
+        self._reader.wait(pending)
+        return drawn
+
+    def _fill_resident(self, pool: Pool) -> None:
+        assert self._reader is not None
+        self._reader.wait(self._fill(np.arange(len(self._blocks)), pool))
+
+    def _fill(self, chosen: Index, pool: Pool) -> list[Future[None]]:
+        """Begins to read blocks into a pool, one after another from its first slot."""
+        assert self._reader is not None
+        shard_rows = self.cache.layout.shard_rows
+        most = self._reader.segment_blocks(self.config.block_rows)
+        start, length = segments(self._blocks.start[chosen], self._blocks.length[chosen], shard_rows, most)
+        slot = np.cumsum(length) - length
+        pieces = [
+            Segment(first // shard_rows, first % shard_rows, rows, at)
+            for first, rows, at in zip(start.tolist(), length.tolist(), slot.tolist(), strict=True)
+        ]
+        return self._reader.submit(pool, pieces)
+
+    def _describe(self, row: Index) -> dict[str, Tensor]:
+        return {name: self._to_device(values) for name, values in describe_rows(self.cache, row).items()}
+
+    def _to_device(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+
+def open_stream(
+    cache: Cache,
+    sites: Sequence[str],
+    config: DataConfig,
+    sampler: Sampler,
+    start: Mapping[str, int] | None = None,
+    device: torch.device | str = "cpu",
+) -> Stream:
+    """The batches of a training run, from the beginning or from a :meth:`Stream.position`.
+
+    Args:
+        cache: an open cache.
+        sites: arrays that a batch carries; a name given twice is read once.
+        config: order, batch size, memory.
+        sampler: draws the rows of each window.
+        start: a position of a stream over the same cache with the same settings.
+        device: where the batches are to lie.
+
+    Raises:
+        UsageError: the cache has no such site, or no row to train on.
+        DataError: the position does not fit this cache, or the cache is incomplete.
+    """
+    if not cache.complete:
+        raise DataError(f"{cache.path} is incomplete", hint="run the same harvest again: it writes what is missing")
+    return Stream(cache, sites, config, sampler, start, torch.device(device))
+
+
+def describe_rows(cache: Cache, row: Index) -> dict[str, NDArray[Any]]:
+    """Everything a batch says of its rows beside the activations, by the names of shared.batch.Batch."""
+    return {
+        "tokens": cache.tokens.reshape(-1)[row],
+        "position": (row % cache.ctx).astype(np.int32),
+        "pos_in_doc": cache.pos_in_doc.reshape(-1)[row].astype(np.int32),
+        "doc_id": cache.doc_id.reshape(-1)[row].astype(np.int64),
+        "flags": cache.flags.reshape(-1)[row],
+        "row": row,
+    }
+
+
+_META = ("tokens", "position", "pos_in_doc", "doc_id", "flags", "row")
+
+
+def _concatenate(parts: Sequence[Batch]) -> Batch:
+    acts = {site: torch.cat([part.acts[site] for part in parts]) for site in parts[0].acts}
+    return Batch(acts=acts, **{name: torch.cat([getattr(part, name) for part in parts]) for name in _META})
