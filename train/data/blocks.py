@@ -1,9 +1,9 @@
 """The block shuffle, as pure arithmetic: epoch → permuted blocks → windows → rows → batches.
 
-A *block* is a run of consecutive rows inside one shard, the unit of reading. Every epoch permutes all blocks; a *window*
-is the next `blocks_per_window` of them, and a sampler draws the window's rows in an order of its own. The batches cut
-the endless sequence "rows of window 0, of window 1, …, of epoch 1, …" into equal pieces, so a batch may span windows
-and epochs, and a position in it is a few integers.
+A *block* is a run of consecutive rows inside one shard, the unit of reading. Every epoch permutes all blocks. A
+*window* is the next `blocks_per_window` of them, and a sampler draws the window's rows in an order of its own. The
+batches cut the endless sequence "rows of window 0, of window 1, …, of epoch 1, …" into equal pieces, so a batch may
+span windows and epochs, and a position in it is a few integers.
 """
 
 from __future__ import annotations
@@ -116,8 +116,9 @@ def expand(start: Index, length: Index) -> Index:
     """Concatenates the ranges [start, start + length)."""
     ends = np.cumsum(length)
     total = int(ends[-1]) if len(ends) else 0
-    within: Index = np.arange(total, dtype=np.int64)
-    return within + np.repeat(start - (ends - length), length)
+    rows: Index = np.arange(total, dtype=np.int64)
+    rows += np.repeat(start - (ends - length), length)
+    return rows
 
 
 def segments(start: Index, length: Index, shard_rows: int, max_blocks: int) -> tuple[Index, Index]:
