@@ -61,7 +61,3 @@ class Sampler(ABC):
     def count(self, window: Window) -> int:
         """How many rows `order` keeps; overridden where that is known without drawing."""
         return len(self.order(window))
-
-    def count(self, window: Window) -> int:
-        """How many rows `order` draws; worth overriding where it can be known without drawing."""
-        return len(self.order(window))

@@ -28,6 +28,3 @@ class Uniform(Sampler):
 
     def count(self, window: Window) -> int:
         return len(window)
-
-    def count(self, window: Window) -> int:
-        return len(window)
