@@ -471,11 +471,12 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; an error goes to stderr, with `--json` to stdout as well."""
     arguments = list(arguments)
     try:
-        cli.main(arguments, prog_name="pipeline", standalone_mode=False)
-    except KeyboardInterrupt:
+        with cli.make_context("pipeline", list(arguments)) as context:
+            cli.invoke(context)
+    except (KeyboardInterrupt, click.Abort):
         return _failed(arguments, "interrupted", _after_interrupt(arguments), 130)
-    except click.Abort:
-        return _failed(arguments, "interrupted", None, 130)
+    except click.exceptions.Exit as done:
+        return done.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
     except click.ClickException as error:
