@@ -120,7 +120,7 @@ def test_signals_interrupt(number: signal.Signals, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     code = (
         "import pathlib, sys, time, pipeline\n"
-        f"def wait(**_): pathlib.Path({str(ready)!r}).touch(); time.sleep(60)\n"
+        f"def wait(**_):\n  pathlib.Path({str(ready)!r}).touch()\n  while True: time.sleep(0.01)\n"
         "pipeline.cli.commands['train'].callback = wait\n"
         "pipeline.main(['train', '--name', 'a'])"
     )
