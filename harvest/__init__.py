@@ -1,0 +1,1 @@
+"""Harvest: run a language model once and write its activations to a cache."""

@@ -1,0 +1,71 @@
+"""Documents of a dataset on the Hugging Face hub, streamed: nothing is downloaded but what is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from harvest.config import HarvestConfig
+from harvest.data.documents import Document
+from shared.errors import UsageError
+from shared.registry import did_you_mean
+
+
+def resolve_revision(name: str, revision: str | None) -> str:
+    """The commit that a branch, tag or nothing (the main branch) stands for now.
+
+    Raises:
+        UsageError: there is no such dataset, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        commit = HfApi().dataset_info(name, revision=revision).sha
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        raise _unknown(name, error) from error
+    if commit is None:
+        raise UsageError(f"harvest.dataset: the hub names no commit for {name!r}")
+    return commit
+
+
+def documents(config: HarvestConfig, revision: str | None) -> Iterator[Document]:
+    """The documents of one split in the hub's order.
+
+    Raises:
+        UsageError: no such dataset, subset, split or column.
+    """
+    import datasets
+
+    try:
+        stream: Any = datasets.load_dataset(
+            config.dataset, config.dataset_subset, split=config.dataset_split, revision=revision, streaming=True
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise _unknown(config.dataset, error) from error
+    columns = stream.column_names
+    if columns is not None:
+        if config.text_column not in columns:
+            raise UsageError(
+                f"harvest.text_column: {config.dataset} has no column {config.text_column!r}"
+                f"{did_you_mean(config.text_column, columns)}",
+                hint=f"its columns: {', '.join(columns)}",
+            )
+        stream = stream.select_columns([config.text_column])
+    for row, values in enumerate(stream):
+        text = values.get(config.text_column)
+        if not isinstance(text, str):
+            found = f"{type(text).__name__}" if config.text_column in values else f"columns {', '.join(values)}"
+            raise UsageError(
+                f"harvest.text_column: {config.dataset} row {row}: expected text in {config.text_column!r}, "
+                f"found {found}"
+            )
+        yield Document(text, f"{config.dataset} row {row}")
+
+
+def _unknown(name: str, error: Exception) -> UsageError:
+    text = " ".join(str(error).split())
+    return UsageError(
+        f"harvest.dataset: cannot open {name!r}: {text}",
+        hint="demo, a local file or folder, or a hub dataset (private ones: `hf auth login` first)",
+    )

@@ -1,0 +1,182 @@
+"""Documents in local files: plain text, JSON lines, Parquet, Arrow (also as saved by `datasets`)."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from harvest.data.documents import Document
+from shared.errors import UsageError
+from shared.registry import did_you_mean
+
+Reader = Callable[[Path, str], Iterator[Document]]
+
+_FINGERPRINT_BYTES = 1 << 20
+
+
+def files_of(path: Path, split: str) -> list[Path]:
+    """The data files at a path: the file itself, or those below a folder in alphabetical order.
+
+    Raises:
+        UsageError: there is none of a known kind, or a saved dataset has no such split.
+    """
+    if path.is_file():
+        if _kind(path) is None:
+            raise UsageError(f"harvest.dataset: {path} is of no known kind; expected {', '.join(READERS)}")
+        return [path]
+    if (path / "dataset_dict.json").is_file():  # what datasets.DatasetDict.save_to_disk writes: a folder a split
+        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        if split not in splits:
+            raise UsageError(
+                f"harvest.dataset_split: {path} has no split {split!r}{did_you_mean(split, splits)}",
+                hint=f"its splits: {', '.join(splits)}",
+            )
+        path = path / split
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and _kind(file) and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+    if not files:
+        raise UsageError(f"harvest.dataset: no data files in {path}; expected {', '.join(READERS)}")
+    return files
+
+
+def documents(files: list[Path], column: str) -> Iterator[Document]:
+    """Every document of the files, in order.
+
+    Raises:
+        UsageError: a file cannot be read, or has no such column; names the file and, where it has lines, the line.
+    """
+    for file in files:
+        kind = _kind(file)
+        assert kind is not None
+        yield from READERS[kind](file, column)
+
+
+def fingerprint(files: list[Path], root: Path) -> str:
+    """sha256 over the files' names, sizes, and first and last mebibyte: cheap, and enough to notice another dataset."""
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(root).as_posix()}\0{size}\0".encode())
+        with file.open("rb") as handle:
+            digest.update(handle.read(_FINGERPRINT_BYTES))
+            if size > _FINGERPRINT_BYTES:
+                handle.seek(max(_FINGERPRINT_BYTES, size - _FINGERPRINT_BYTES))
+                digest.update(handle.read(_FINGERPRINT_BYTES))
+    return digest.hexdigest()
+
+
+def _kind(file: Path) -> str | None:
+    name = file.name.lower().removesuffix(".gz")
+    kind = next((suffix for suffix in READERS if name.endswith(suffix)), None)
+    return None if file.suffix.lower() == ".gz" and kind in (".parquet", ".arrow") else kind
+
+
+def _open(file: Path) -> IO[str]:
+    if file.suffix.lower() == ".gz":
+        return gzip.open(file, "rt", encoding="utf-8", newline="")
+    return file.open(encoding="utf-8", newline="")
+
+
+def _text(file: Path, _column: str) -> Iterator[Document]:
+    """A whole file is one document."""
+    try:
+        with _open(file) as handle:
+            yield Document(handle.read(), file.name)
+    except (UnicodeDecodeError, OSError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _json_lines(file: Path, column: str) -> Iterator[Document]:
+    try:
+        with _open(file) as handle:
+            for number, line in enumerate(handle, 1):
+                if not line.strip():
+                    continue
+                where = f"{file}:{number}"
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise UsageError(f"harvest.dataset: {where} is not valid JSON: {error}") from None
+                if not isinstance(row, dict):
+                    raise UsageError(f"harvest.dataset: {where} is {type(row).__name__}, expected an object")
+                yield _document(row, column, where)
+    except (UnicodeDecodeError, OSError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _parquet(file: Path, column: str) -> Iterator[Document]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as parquet:
+            _require(column, parquet.schema_arrow.names, file)
+            row = 0
+            for batch in parquet.iter_batches(batch_size=1024, columns=[column]):
+                yield from _column(batch.column(0), column, file, row)
+                row += batch.num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _arrow(file: Path, column: str) -> Iterator[Document]:
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(file)) as source:
+            try:
+                batches = pa.ipc.open_stream(source)  # what `datasets` writes
+            except pa.ArrowInvalid:
+                opened = pa.ipc.open_file(source)
+                batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
+            row = 0
+            for batch in batches:
+                _require(column, batch.schema.names, file)
+                yield from _column(batch.column(batch.schema.get_field_index(column)), column, file, row)
+                row += batch.num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _column(values: Any, column: str, file: Path, first: int) -> Iterator[Document]:
+    for offset, text in enumerate(values.to_pylist()):
+        yield _document({column: text}, column, f"{file} row {first + offset}")
+
+
+def _document(row: dict[str, Any], column: str, where: str) -> Document:
+    _require(column, list(row), where)
+    text = row[column]
+    if not isinstance(text, str):
+        raise UsageError(f"harvest.text_column: {where}: {column!r} is {type(text).__name__}, expected text")
+    return Document(text, where)
+
+
+def _require(column: str, columns: list[str], where: object) -> None:
+    if column not in columns:
+        raise UsageError(
+            f"harvest.text_column: {where} has no column {column!r}{did_you_mean(column, columns)}",
+            hint=f"its columns: {', '.join(columns)}",
+        )
+
+
+def _unreadable(file: Path, error: Exception) -> UsageError:
+    return UsageError(f"harvest.dataset: cannot read {file}: {error}")
+
+
+READERS: dict[str, Reader] = {
+    ".txt": _text,
+    ".md": _text,
+    ".rst": _text,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+}
+"""Endings of file names (before an optional .gz, for text and JSON lines) → how to read such a file."""

@@ -1,0 +1,58 @@
+"""The dataset that a config names: the demo corpus, local files, or one on the hub."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harvest.config import HarvestConfig
+from harvest.data import hub, local
+from harvest.data.documents import Document
+from shared.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset.
+
+    Attributes:
+        documents: starts an iteration over it; every one gives the same documents in the same order.
+        identity: what tells this dataset from a later version of it; part of the cache's identity.
+        bytes: size of a local dataset as it lies on the disk, None on the hub.
+    """
+
+    documents: Callable[[], Iterable[Document]]
+    identity: str
+    bytes: int | None
+
+
+def open_source(config: HarvestConfig) -> Source:
+    """Finds the dataset; reads no document yet.
+
+    Raises:
+        UsageError: it does not exist, or ``tokens: null`` is asked of a hub dataset.
+    """
+    if config.dataset == "demo":
+        from harvest.demo import corpus
+
+        return Source(corpus.documents, f"python {platform.python_version()}", 0)
+    path = Path(config.dataset).expanduser()
+    if path.exists():
+        files = local.files_of(path, config.dataset_split)
+        digest = local.fingerprint(files, path if path.is_dir() else path.parent)
+        return Source(
+            lambda: local.documents(files, config.text_column), digest, sum(file.stat().st_size for file in files)
+        )
+    if config.dataset.startswith((".", "/", "~")) or config.dataset.count("/") > 1:
+        raise UsageError(
+            f"harvest.dataset: {config.dataset} does not exist", hint="demo, a local file or folder, or a hub dataset"
+        )
+    if config.tokens is None:
+        raise UsageError(
+            "harvest.tokens: null takes all of a dataset and needs a local one; a hub dataset needs a number",
+            hint="--set harvest.tokens=5000000",
+        )
+    commit = hub.resolve_revision(config.dataset, config.dataset_revision)
+    return Source(lambda: hub.documents(config, commit), commit, None)

@@ -1,0 +1,1 @@
+"""The embedded default: a small language model, and text that every Python installation carries."""
