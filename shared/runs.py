@@ -66,6 +66,15 @@ class Run:
         """Whether training finished."""
         return (self.path / "final" / "config.json").is_file()
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the run was started with, beside its settings: package versions, commit, cache."""
+        try:
+            document: dict[str, Any] = json.loads((self.path / "provenance.json").read_bytes())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path / 'provenance.json'} cannot be read: {error}") from None
+        return document
+
     # metrics
 
     def log(self, metrics: Mapping[str, Any]) -> None:

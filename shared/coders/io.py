@@ -100,6 +100,7 @@ def coder_config(document: Mapping[str, Any], where: Path | str) -> CoderConfig:
     if name not in ARCHITECTURES:
         raise DataError(f"{where}: architecture {name!r} is not known here (known: {', '.join(ARCHITECTURES)})")
     try:
-        return validate(ARCHITECTURES[name].config_class, settings, "coder")
+        config: CoderConfig = validate(ARCHITECTURES[name].config_class, settings, "coder")
     except ConfigError as error:
         raise DataError(f"{where}: {error}") from None
+    return config

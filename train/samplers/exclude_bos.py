@@ -34,7 +34,5 @@ class ExcludeBos(Sampler):
         return int(self._kept(window).sum())
 
     def _kept(self, window: Window) -> NDArray[np.bool_]:
-        bos = (window.flags & int(Flag.BOS)) != 0
-        if self.config.position_zero:
-            bos |= window.position == 0
-        return ~bos
+        kept: NDArray[np.bool_] = (window.flags & int(Flag.BOS)) == 0
+        return kept & (window.position > 0) if self.config.position_zero else kept

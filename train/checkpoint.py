@@ -1,0 +1,81 @@
+"""The exact state of a run, to and from a checkpoint: resuming gives the same bits as not having stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.errors import DataError
+from shared.runs import Checkpoint, Run
+from train.trainee import Trainee
+
+
+def save(run: Run, trainee: Trainee, position: Mapping[str, int]) -> None:
+    """Write a checkpoint of `trainee` at its current step, whole or not at all.
+
+    Args:
+        position: where the stream goes on after the rows trained on so far.
+    """
+    tensors = {f"adam.{name}": value for name, value in _optimizer_tensors(trainee).items()}
+    penalty_tensors, penalty_state = trainee.objective.state()
+    tensors |= {f"penalty.{name}": value for name, value in penalty_tensors.items()}
+    tensors["rng"] = trainee.generator.get_state()
+    if trainee.loss_ema is not None:
+        tensors["loss_ema"] = trainee.loss_ema
+    state = {
+        "tokens": trainee.tokens,
+        "total_steps": trainee.total_steps,
+        "seconds": trainee.seconds,
+        "position": dict(position),
+        "penalties": penalty_state,
+        "untrained": trainee.untrained,
+    }
+    run.save_checkpoint(trainee.step, trainee.coder.state_dict(), tensors, state, trainee.config.keep_checkpoints)
+
+
+def restore(run: Run, trainee: Trainee, checkpoint: Checkpoint) -> None:
+    """Bring a new trainee to the state in a checkpoint. Raises DataError when it belongs to another coder or length."""
+    state, device = checkpoint.state, trainee.coder.w_enc.device
+    if state["total_steps"] != trainee.total_steps:
+        raise DataError(
+            f"run {run.name} was planned for {state['total_steps']} steps, now {trainee.total_steps}",
+            "resume with the data settings of the run, or train under another --name",
+        )
+    expected = {name: tuple(value.shape) for name, value in trainee.coder.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in checkpoint.coder.items()}
+    if expected != found:
+        raise DataError(f"checkpoint {checkpoint.step} of run {run.name} holds another coder: {found}, not {expected}")
+    trainee.coder.load_state_dict(checkpoint.coder)
+    own = {name.removeprefix("adam."): v for name, v in checkpoint.optimizer.items() if name.startswith("adam.")}
+    _load_optimizer(trainee, own)
+    penalty = {k.removeprefix("penalty."): v for k, v in checkpoint.optimizer.items() if k.startswith("penalty.")}
+    trainee.objective.load_state(penalty, state["penalties"])
+    trainee.generator.set_state(checkpoint.optimizer["rng"])
+    ema = checkpoint.optimizer.get("loss_ema")
+    trainee.loss_ema = None if ema is None else ema.to(device)
+    trainee.step, trainee.tokens, trainee.seconds = checkpoint.step, state["tokens"], state["seconds"]
+    trainee.untrained = dict(state["untrained"])
+
+
+def _trained(trainee: Trainee) -> list[str]:
+    """Names of the parameters that the optimizer moves, in its order."""
+    return [name for name, parameter in trainee.coder.named_parameters() if parameter.requires_grad]
+
+
+def _optimizer_tensors(trainee: Trainee) -> dict[str, Tensor]:
+    state: dict[int, dict[str, Any]] = trainee.optimizer.state_dict()["state"]
+    names = _trained(trainee)
+    return {f"{names[i]}.{key}": torch.as_tensor(v) for i, moments in state.items() for key, v in moments.items()}
+
+
+def _load_optimizer(trainee: Trainee, tensors: Mapping[str, Tensor]) -> None:
+    names = _trained(trainee)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        parameter, key = name.rsplit(".", 1)
+        state.setdefault(names.index(parameter), {})[key] = value
+    document = trainee.optimizer.state_dict()
+    trainee.optimizer.load_state_dict({**document, "state": state})

@@ -1,0 +1,159 @@
+"""Settings of training; the defaults are the embedded default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from shared.coders import AnyCoderConfig
+from shared.coders.matryoshka import MatryoshkaConfig
+from train.data.config import DataConfig
+from train.penalties import Penalties
+from train.samplers import AnySamplerConfig, UniformConfig
+from train.schedules import default_lr
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam and its learning rate."""
+
+    lr: float | None = None
+    """Peak learning rate; null: 2e-4 / √(latents / 2^14)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's two moments."""
+    eps: float = 1e-8
+    """Adam's ε."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up; null: a tenth of all steps, at most 200."""
+    decay: Literal["cosine", "constant"] = "cosine"
+    """What follows the warm-up."""
+    lr_final_fraction: float = 0.01
+    """Where the cosine ends, as a share of the peak."""
+    grad_clip: float | None = 1.0
+    """Largest global norm of the gradient; null: no clipping."""
+
+    def __post_init__(self) -> None:
+        if self.lr is not None and self.lr <= 0:
+            raise ValueError(f"lr must be positive, not {self.lr}")
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be 0 or more, not {self.warmup_steps}")
+        if self.grad_clip is not None and self.grad_clip <= 0:
+            raise ValueError(f"grad_clip must be positive or null, not {self.grad_clip}")
+
+    def peak_lr(self, latents: int) -> float:
+        """The peak learning rate in use."""
+        return default_lr(latents) if self.lr is None else self.lr
+
+    def warmup(self, total_steps: int) -> int:
+        """The length of the warm-up in use."""
+        return min(200, total_steps // 10) if self.warmup_steps is None else self.warmup_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    """Weights & Biases; the run folder is complete without it."""
+
+    mode: Literal["off", "offline", "online"] = "off"
+    """off: not imported. offline: files below the run folder, to be synced later. online: as it goes."""
+    project: str = "sparse-coders"
+    """Project."""
+    entity: str | None = None
+    """Team or user; null: the account's default."""
+    group: str | None = None
+    """Group shown in the interface."""
+    tags: tuple[str, ...] = ()
+    """Tags."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One coder, trained on one cache."""
+
+    cache: Path | None = None
+    """Folder of the cache; null: where `pipeline harvest` writes with the same settings."""
+    source: str = "layer_02.resid_mid"
+    """Site the coder reads."""
+    target: str | None = "layer_02.mlp_out"
+    """Site it reconstructs (a transcoder); null: the source itself (a sparse autoencoder)."""
+    runs: Path = Path("runs")
+    """Folder of the runs."""
+    name: str | None = None
+    """Name of the run, a folder in `runs`; null: the variant's name, or the architecture's."""
+    variant: str | None = None
+    """The variant these settings came from; `--variant` sets it."""
+    seed: int = 0
+    """Seed of the initial weights and of the random numbers of penalties (the order of the data has its own)."""
+    coder: AnyCoderConfig = field(default_factory=MatryoshkaConfig)
+    """Architecture, size and sparsity."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that keep their initial values: w_enc, b_enc, w_dec, b_dec, w_skip."""
+    penalties: Penalties = field(default_factory=dict)
+    """Penalties added to the loss, by kind."""
+    sampler: AnySamplerConfig = field(default_factory=UniformConfig)
+    """Which rows are trained on."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Batches, passes over the data, shuffling and reading."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Adam and its schedule."""
+    dead_after: int | None = None
+    """Tokens without firing after which a latent counts as dead; null: 10 million, or one epoch if that is shorter."""
+    min_steps: int = 100
+    """A run that would take fewer steps is refused."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    keep_checkpoints: int | None = 2
+    """How many of the newest checkpoints stay on disk; null: all."""
+    eval_rows: int = 262_144
+    """At most so many held-out rows are evaluated at the end (every n-th, spread over all of them)."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto: cuda where there is one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the one dense matrix product, which selects latents; weights, values and gradients are float32 either
+    way."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    """Weights & Biases."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_steps", "log_every", "checkpoint_every", "eval_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.keep_checkpoints is not None and self.keep_checkpoints < 1:
+            raise ValueError(f"keep_checkpoints must be at least 1 (or null: all), not {self.keep_checkpoints}")
+        known = ("w_enc", "b_enc", "w_dec", "b_dec", "w_skip")
+        for name in self.freeze:
+            if name not in known:
+                raise ValueError(f"freeze: {name!r} is not a parameter (known: {', '.join(known)})")
+        if self.target is None and self.coder.skip:
+            raise ValueError("coder.skip: a skip connection lets an SAE copy its input; it is for transcoders")
+
+    @property
+    def target_site(self) -> str:
+        """The site that is reconstructed."""
+        return self.source if self.target is None else self.target
+
+    @property
+    def run_name(self) -> str:
+        """The run's name in use."""
+        return self.name or self.variant or self.coder.architecture
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self.runs / self.run_name
+
+
+OPERATIONAL = (
+    "cache",
+    "runs",
+    "name",
+    "variant",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "wandb",
+    "device",
+)
+"""Settings that a resumed run may change: they do not reach the weights."""

@@ -1,0 +1,106 @@
+"""The training loop: load, step, log, save; then evaluate and finish."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from shared.batch import Batch
+from shared.console import Console
+from shared.errors import PipelineError
+from shared.runs import Run
+from train.config import TrainConfig
+from train.data.stream import Stream, open_stream
+from train.evaluate import Evaluation, evaluate, evaluation_rows
+from train.interrupt import Interrupt, interruptible
+from train.plan import Group, TrainPlan, plan
+from train.samplers import build_sampler
+from train.session import RunSummary, Session, begin, open_runs, summarise
+from train.step import train_step
+
+__all__ = ["RunSummary", "TrainPlan", "plan", "train"]
+
+
+def train(configs: Sequence[TrainConfig], console: Console | None = None, resume: bool = False) -> list[RunSummary]:
+    """Train one coder per config; configs with the same cache, data settings and sampler share one read of the data.
+
+    Args:
+        resume: go on with runs that exist (a finished one is left as it is); otherwise a name that is taken is refused.
+
+    Raises:
+        UsageError, DataError: refused before anything was written.
+        PipelineError: a loss stopped being finite; every other run was saved where it stood.
+        KeyboardInterrupt: asked to stop; every run was saved where it stood.
+    """
+    console = console or Console(quiet=True)
+    groups = plan(configs).groups
+    runs = open_runs(groups, resume)
+    with contextlib.ExitStack() as stack:
+        for run in runs.values():
+            stack.enter_context(run.lock())
+        interrupt = stack.enter_context(interruptible())
+        for group in groups:
+            train_group(group, runs, console, interrupt)
+    return [summarise(runs[config.path], config) for config in configs]
+
+
+def train_group(group: Group, runs: Mapping[Path, Run], console: Console, interrupt: Interrupt) -> None:
+    """Train the runs of one group side by side."""
+    sessions = [begin(group, config, runs[config.path]) for config in group.configs if not runs[config.path].complete]
+    if not sessions:
+        return
+    behind = min(sessions, key=lambda session: session.step)  # a killed process may have saved one run and not the next
+    data, sampler = group.configs[0].data, build_sampler(group.configs[0].sampler)
+    label = f"train {' '.join(session.run.name for session in sessions)}"
+    with (
+        open_stream(group.cache, group.sites, data, sampler, behind.position, group.device) as stream,
+        console.progress(group.steps * data.batch_size, "tokens", label, behind.step * data.batch_size) as progress,
+    ):
+        _evaluate_untrained(sessions, group, stream)
+        for step, rows in enumerate(stream, behind.step + 1):
+            failures = {}
+            for session in sessions:
+                if session.step < step:
+                    try:
+                        progress.advance(0, **_step(session, rows, stream))
+                    except PipelineError as failure:
+                        failures[id(session)] = failure
+            progress.advance(len(rows))
+            stopping = interrupt.requested or bool(failures)
+            for session in sessions:
+                if id(session) not in failures and (stopping or session.checkpoint_due):
+                    session.save(stream)
+            if failures:
+                raise next(iter(failures.values()))
+            if interrupt.requested:
+                raise KeyboardInterrupt
+        for session, evaluation in zip(sessions, _evaluate(sessions, group, stream), strict=True):
+            session.finish(evaluation, group)
+
+
+def _step(session: Session, rows: Batch, stream: Stream) -> dict[str, object]:
+    """One step of one run; what progress is to show of it, if it was one to log."""
+    due = session.log_due
+    with session.trainee.timed():
+        result = train_step(session.trainee, rows, measure=due)
+    if not due:
+        return {}
+    line = session.log(result, stream)
+    return {name: line[name] for name in ("loss", "fvu") if line[name] is not None}
+
+
+def _evaluate(sessions: Sequence[Session], group: Group, stream: Stream) -> list[Evaluation]:
+    """Figures of every coder on the same rows."""
+    limit = max(session.trainee.config.eval_rows for session in sessions)
+    rows = evaluation_rows(stream.split.heldout, stream.split.train, limit)
+    coders = [(s.trainee.coder, s.trainee.config.source, s.trainee.config.target_site) for s in sessions]
+    return evaluate(coders, group.cache, rows)
+
+
+def _evaluate_untrained(sessions: Sequence[Session], group: Group, stream: Stream) -> None:
+    """The control that every result is read against: the same coder before its first step."""
+    fresh = [session for session in sessions if session.step == 0]
+    if fresh:
+        for session, evaluation in zip(fresh, _evaluate(fresh, group, stream), strict=True):
+            session.trainee.untrained = evaluation.to_dict()

@@ -1,0 +1,175 @@
+"""What a training command is about to do, worked out and refused before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from shared.cache import Cache, open_cache
+from shared.coders import build_coder
+from shared.console import si, size
+from shared.errors import UsageError
+from shared.registry import did_you_mean
+from train.config import TrainConfig
+from train.data.stream import StreamPlan, open_stream
+from train.samplers import build_sampler
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that train side by side on one stream: same cache, data settings, sampler and device."""
+
+    configs: list[TrainConfig]
+    cache: Cache = field(repr=False)
+    device: torch.device
+    stream: StreamPlan
+
+    @property
+    def sites(self) -> list[str]:
+        """Every site that one of the runs reads or reconstructs."""
+        return sorted({site for config in self.configs for site in (config.source, config.target_site)})
+
+    @property
+    def steps(self) -> int:
+        return self.stream.total_steps
+
+    def to_dict(self) -> dict[str, Any]:
+        batch = self.configs[0].data.batch_size
+        return {
+            "cache": str(self.cache.path),
+            "sites": self.sites,
+            "device": str(self.device),
+            "steps": self.steps,
+            "tokens": self.steps * batch,
+            "epochs": self.steps * batch / self.stream.rows_per_epoch,
+            "batch_size": batch,
+            "rows_per_epoch": self.stream.rows_per_epoch,
+            "heldout_rows": self.stream.heldout_rows,
+            "runs": [self._run(config) for config in self.configs],
+            "bytes": {
+                "data": self.stream.pool_bytes,
+                "training": sum(self._run(config)["bytes"] for config in self.configs),
+            },
+        }
+
+    def _run(self, config: TrainConfig) -> dict[str, Any]:
+        d_in, d_out = (self.cache.sites[site].width for site in (config.source, config.target_site))
+        n_latents = config.coder.latents
+        parameters = n_latents * (d_in + d_out + 1) + d_out + (d_in * d_out if config.coder.skip else 0)
+        batch = config.data.batch_size
+        return {
+            "name": config.run_name,
+            "variant": config.variant,
+            "architecture": config.coder.architecture,
+            "source": config.source,
+            "target": config.target_site,
+            "latents": n_latents,
+            "parameters": parameters,
+            # Weights, gradients and Adam's two moments; the pre-activations and the rows of one batch.
+            "bytes": 4 * (4 * parameters + batch * (n_latents + 2 * (d_in + d_out))),
+        }
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Steps, epochs, tokens and memory of a training command."""
+
+    groups: list[Group]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"groups": [group.to_dict() for group in self.groups]}
+
+    def __str__(self) -> str:
+        lines = []
+        for group in self.groups:
+            d = group.to_dict()
+            lines += [
+                f"{d['cache']} on {d['device']}",
+                f"  {d['steps']:,} steps of {d['batch_size']:,} rows: {si(d['tokens'])} tokens, "
+                f"{d['epochs']:.2f} epochs of {si(d['rows_per_epoch'])}; {si(d['heldout_rows'])} rows held out",
+                f"  {size(d['bytes']['data'])} of activations in memory, read once for {len(d['runs'])} runs:",
+            ]
+            lines += [
+                f"  {run['name']}: {run['architecture']}, {run['source']} → {run['target']}, "
+                f"{run['latents']:,} latents, {si(run['parameters'])} parameters, {size(run['bytes'])}"
+                for run in d["runs"]
+            ]
+        return "\n".join(lines)
+
+
+def plan(configs: Sequence[TrainConfig]) -> TrainPlan:
+    """Work out what training these configs means.
+
+    Raises:
+        UsageError: no cache is named, a site is not in it, two runs share a name, settings contradict each other, or
+        a run
+            would take fewer than its `min_steps`.
+        DataError: the cache is missing, incomplete or damaged.
+    """
+    names = [(config.path.resolve(), config.run_name) for config in configs]
+    for twice in {name for name in names if names.count(name) > 1}:
+        raise UsageError(f"two runs would be named {twice[1]}", "give each its own name (train.name)")
+    batches: dict[Any, list[TrainConfig]] = {}
+    for config in configs:
+        if config.cache is None:
+            raise UsageError("train.cache is not set: which cache to train on?", "pipeline status lists the caches")
+        batches.setdefault((config.cache.resolve(), config.data, config.sampler, config.device), []).append(config)
+    return TrainPlan([_group(members) for members in batches.values()])
+
+
+def _group(configs: list[TrainConfig]) -> Group:
+    first = configs[0]
+    assert first.cache is not None
+    cache = open_cache(first.cache)
+    for config in configs:
+        for key, site in (("source", config.source), ("target", config.target_site)):
+            if site not in cache.sites:
+                raise UsageError(
+                    f"train.{key}: {cache.path} has no site {site!r}{did_you_mean(site, cache.sites)}",
+                    f"sites of this cache: {', '.join(cache.sites)}",
+                )
+        d_in, d_out = cache.sites[config.source].width, cache.sites[config.target_site].width
+        with torch.device("meta"):
+            build_coder(config.coder, d_in, d_out, tied=config.source == config.target_site)
+    device = pick_device(first.device)
+    sites = [site for config in configs for site in (config.source, config.target_site)]
+    with open_stream(cache, sites, first.data, build_sampler(first.sampler), device=device) as stream:
+        group = Group(configs, cache, device, stream.plan)
+    for config in configs:
+        _refuse_short(config, group.stream)
+    return group
+
+
+def _refuse_short(config: TrainConfig, stream: StreamPlan) -> None:
+    data, steps = config.data, stream.total_steps
+    if steps < config.min_steps:
+        epochs = f"{stream.rows_per_epoch:,} tokens × {data.epochs} epochs"
+        amount = epochs if data.tokens is None else f"{data.tokens:,} tokens"
+        raise UsageError(
+            f"run {config.run_name} would take {steps} steps ({amount} / batches of {data.batch_size:,} = {steps}), "
+            f"fewer than train.min_steps = {config.min_steps}",
+            "raise train.data.epochs or train.data.tokens, lower train.data.batch_size, or harvest more tokens",
+        )
+    warmup = config.optimizer.warmup(steps)
+    if warmup >= steps:
+        raise UsageError(
+            f"train.optimizer.warmup_steps = {warmup} is not shorter than the run itself, {steps} steps",
+            "lower it, or null for a tenth of the steps",
+        )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that the settings name; `auto` is CUDA where there is one. Raises UsageError for one that is not
+    there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"train.device: {name!r} is not a device", "cpu, cuda, cuda:1 or auto") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UsageError(f"train.device: {name} is not there ({torch.cuda.device_count()} CUDA devices found)", "auto")
+    return device

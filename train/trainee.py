@@ -1,0 +1,104 @@
+"""One coder in training: its parameters, loss, optimizer, schedule and everything else a step reads or moves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.cache import Cache
+from shared.coders import Coder, build_coder
+from train.config import TrainConfig
+from train.objective import Objective
+from train.schedules import warmup_constant, warmup_cosine
+
+LOSS_EMA = 0.99
+"""Decay of the moving average of the loss."""
+
+DEAD_AFTER = 10_000_000
+"""Tokens without firing after which a latent counts as dead, where an epoch is not shorter."""
+
+
+@dataclass
+class Trainee:
+    """Mutable state of one run, between steps.
+
+    Attributes:
+        step: updates done so far.
+        tokens: rows trained on so far.
+        loss_ema: moving average of the loss; None before the first step.
+        seconds: time spent in this coder's own steps and in waiting for its data.
+        bos_shift: [d_out] what separates the mean of all rows from that of the rows without position 0, normalised.
+        untrained: what evaluation said before the first step.
+    """
+
+    config: TrainConfig
+    coder: Coder
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    total_steps: int
+    bos_shift: Tensor
+    step: int = 0
+    tokens: int = 0
+    loss_ema: Tensor | None = None
+    seconds: float = 0.0
+    untrained: dict[str, Any] = field(default_factory=dict)
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of update number `step`, from 1."""
+        c = self.config.optimizer
+        peak, warmup = c.peak_lr(self.coder.n_latents), c.warmup(self.total_steps)
+        if c.decay == "constant":
+            return warmup_constant(step, peak, warmup)
+        return warmup_cosine(step, peak, warmup, self.total_steps, c.lr_final_fraction)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count what runs inside as this coder's time."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+def new_trainee(
+    config: TrainConfig, cache: Cache, total_steps: int, rows_per_epoch: int, device: torch.device
+) -> Trainee:
+    """A coder at its start: initial weights from the seed, normalisation from the cache."""
+    source, target = cache.stats(config.source), cache.stats(config.target_site)
+    generator = torch.Generator().manual_seed(config.seed)
+    coder = build_coder(
+        config.coder,
+        cache.sites[config.source].width,
+        cache.sites[config.target_site].width,
+        tied=config.source == config.target_site,
+        generator=generator,
+    )
+    coder.set_normalisation(
+        *(torch.from_numpy(v) for v in (source.rest.mean, source.rest.var)),
+        *(torch.from_numpy(v) for v in (target.rest.mean, target.rest.var)),
+    )
+    shift = (torch.from_numpy(target.all.mean - target.rest.mean) / float(coder.target_scale)).to(coder.w_dec.dtype)
+    coder.dead_after = min(DEAD_AFTER, rows_per_epoch) if config.dead_after is None else config.dead_after
+    coder.selection_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
+    for name in config.freeze:
+        parameter = getattr(coder, name)
+        if parameter is not None:
+            parameter.requires_grad_(False)
+    coder.to(device).train()
+    optimizer = torch.optim.Adam(
+        [parameter for parameter in coder.parameters() if parameter.requires_grad],
+        lr=0.0,
+        betas=config.optimizer.betas,
+        eps=config.optimizer.eps,
+        fused=True,
+    )
+    objective = Objective(config.penalties)
+    return Trainee(config, coder, objective, optimizer, generator, total_steps, shift.to(device))
