@@ -82,11 +82,17 @@ def _read(source: str) -> dict[str, Any]:
     return settings_of.load_yaml(settings_of.find_settings(source))
 
 
-def resolve(files: Sequence[str] = (), sets: Sequence[str] = (), variant: str | None = None) -> PipelineConfig:
-    """Defaults < settings files < variant < `--set`, validated as one; without files, ./pipeline.yaml if it exists."""
+def resolve(
+    files: Sequence[str] = (), sets: Sequence[str] = (), variant: str | None = None, here: bool = True
+) -> PipelineConfig:
+    """Defaults < settings files < variant < `--set`, validated as one.
+
+    Args:
+        here: without files, read ./pipeline.yaml if it exists.
+    """
     cls = pipeline_class()
     settings = settings_of.to_dict(cls())
-    sources = list(files) or ([str(SETTINGS_FILE)] if SETTINGS_FILE.is_file() else [])
+    sources = list(files) or ([str(SETTINGS_FILE)] if here and SETTINGS_FILE.is_file() else [])
     for source in sources:
         settings = settings_of.merge(settings, _read(source), cls)
     if variant is not None:
@@ -106,14 +112,14 @@ def resolve(files: Sequence[str] = (), sets: Sequence[str] = (), variant: str | 
 
 
 def train_configs(
-    files: Sequence[str], sets: Sequence[str], names: Sequence[str], name: str | None
+    files: Sequence[str], sets: Sequence[str], names: Sequence[str], name: str | None, here: bool = True
 ) -> list[TrainConfig]:
     """One training config per `--variant`, or one for the train section as it is; cache and run name are settled."""
     if len(set(names)) < len(names):
         raise UsageError(f"--variant is given twice: {', '.join(names)}", "name each variant once")
     configs = []
     for variant in names or [None]:
-        whole = resolve(files, sets, variant)
+        whole = resolve(files, sets, variant, here)
         changes: dict[str, Any] = {}
         if whole.train.cache is None:
             from harvest.config import cache_path
@@ -357,8 +363,34 @@ def _only(config: AnalyzeConfig, only: Sequence[str]) -> AnalyzeConfig:
 def demo_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """Harvest, train and analyze on the embedded model and text: no download, no account, no GPU.
 
-    A cache that an earlier demo finished is used again. ./pipeline.yaml is not read.
+    What an earlier demo finished, cache or run, is used again. ./pipeline.yaml is not read.
     """
+    whole = resolve(files, sets, here=False)
+    configs = train_configs(files, sets, DEMO_VARIANTS, "demo", here=False)
+    from analyze.run import analyze as analyzed
+    from harvest.run import harvest as harvested
+    from train.loop import train as trained
+
+    console.info("1/3 harvest: run the model once, keep its activations")
+    cache = harvested(whole.harvest, console)
+    console.info(str(cache))
+    console.info(f"2/3 train: {', '.join(DEMO_VARIANTS)}, side by side on one read of the cache")
+    runs = trained(configs, console, resume=True)
+    console.info("3/3 analyze: what did they learn?")
+    report = analyzed([Path(one.path) for one in runs], whole.analyze, console)
+    document = {"harvest": cache.to_dict(), "runs": [one.to_dict() for one in runs], "analysis": report.to_dict()}
+    console.result({**document, "report": str(report.report)}, _demo_text(runs, report))
+
+
+def _demo_text(runs: Sequence[RunSummary], report: AnalyzeResult) -> str:
+    """The result in one table: FVU of what was trained beside the two controls, and where to read on."""
+    rows = [(one.variant or one.name, one.fvu, one.l0) for one in runs]
+    rows.append((f"{runs[0].variant}, untrained", runs[0].fvu_untrained, None))
+    lines = ["", "share of the MLP output's variance that is left unexplained (FVU, held-out documents, without BOS):"]
+    for name, fvu, l0 in rows:
+        active = f"   {l0:.1f} latents active per token" if l0 is not None else ""
+        lines.append(f"  {name:<24}{'' if fvu is None else f'{fvu:.4f}':>8}{active}")
+    return "\n".join([*lines, "", f"report: {report.report}"])
 
 
 @cli.command("status")
