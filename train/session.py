@@ -189,7 +189,8 @@ def begin(group: Group, config: TrainConfig, run: Run) -> Session:
 def summarise(run: Run, config: TrainConfig) -> RunSummary:
     """The summary of a finished run."""
     shown: dict[str, Any] = {"name": run.name, "path": str(run.path), "variant": config.variant, **run.summary}
-    return RunSummary(**{name: shown.get(name) for name in RunSummary.__dataclass_fields__})
+    fields: dict[str, Any] = {name: shown.get(name) for name in RunSummary.__dataclass_fields__}
+    return RunSummary(**fields)
 
 
 def _refuse_other_settings(run: Run, config: TrainConfig, cache: Cache) -> None:

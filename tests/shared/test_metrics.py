@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from shared.metrics import FVU, fvu, max_cosines, mmcs
+
+
+def test_fvu_in_batches_equals_the_formula_in_float64() -> None:
+    g = torch.Generator().manual_seed(0)
+    y = (torch.randn(300, 7, generator=g) * 5 + 100).bfloat16()
+    y_hat = y.float() + torch.randn(300, 7, generator=g)
+    meter = FVU(y.double().mean(0))
+    for part in range(0, 300, 64):
+        meter.update(y[part : part + 64], y_hat[part : part + 64])
+    exact, guess = y.double().numpy(), y_hat.double().numpy()
+    expected = ((exact - guess) ** 2).sum() / ((exact - exact.mean(0)) ** 2).sum()
+    assert meter.value == pytest.approx(expected, rel=1e-12)
+    assert fvu(y, y_hat) == pytest.approx(expected, rel=1e-12)
+    assert meter.rows == 300
+
+
+def test_the_mean_itself_scores_one_and_nothing_scores_none() -> None:
+    y = torch.randn(50, 3, dtype=torch.float64)
+    assert fvu(y, y.mean(0).expand_as(y)) == pytest.approx(1)
+    assert fvu(y, y) == 0
+    assert FVU(torch.zeros(3)).value is None
+
+
+def test_max_cosines() -> None:
+    a, b = torch.randn(11, 5), torch.randn(6, 5)
+    unit_a, unit_b = (m.double().numpy() / np.linalg.norm(m.double(), axis=1, keepdims=True) for m in (a, b))
+    cosines = unit_a @ unit_b.T
+    np.testing.assert_allclose(max_cosines(a, b), cosines.max(1))
+    assert mmcs(a, b) == pytest.approx(cosines.max(1).mean())
+    within = unit_a @ unit_a.T
+    np.fill_diagonal(within, -np.inf)
+    np.testing.assert_allclose(max_cosines(a, chunk=4), within.max(1))
+    assert mmcs(a, a) == pytest.approx(1)
