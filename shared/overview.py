@@ -41,7 +41,8 @@ def frozen_settings(path: Path) -> dict[str, Any]:
     """The settings that a cache or a run was made with, as a settings file would say them."""
     kind = kind_of(path)
     if kind == "cache":
-        return {"harvest": {**read_json(path / PLAN)["config"], "cache_dir": str(path.parent), "name": path.name}}
+        settings = read_json(path / PLAN)["config"].get("harvest", {})
+        return {"harvest": {**settings, "cache_dir": str(path.parent), "name": path.name}}
     if kind == "run":
         return {"train": load_yaml(path / "config.yaml")}
     raise UsageError(f"-c {path}: a folder, but neither a cache nor a run", "pipeline status lists what exists")

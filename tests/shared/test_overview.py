@@ -146,7 +146,7 @@ def test_describe_what_is_neither(tmp_path: Path) -> None:
 
 
 def test_frozen_settings(tmp_path: Path) -> None:
-    cache = make_cache(tmp_path / "caches" / "mine", config={"model": "m", "ctx": 16})
+    cache = make_cache(tmp_path / "caches" / "mine", config={"harvest": {"model": "m", "ctx": 16}})
     found = frozen_settings(cache.path)
     assert found == {"harvest": {"model": "m", "ctx": 16, "cache_dir": str(tmp_path / "caches"), "name": "mine"}}
     assert frozen_settings(make_run(tmp_path, "r").path)["train"]["variant"] == "topk"
