@@ -1,0 +1,331 @@
+"""Absorption of a coder, label by label and family by family, and when not to give a number.
+
+A rate is only a rate where there is something to absorb. So:
+
+- a label counts if its dense probe has F1 > 0.6 and enough true positives on held-out rows;
+- a family needs enough such labels (20 of the 26 first letters), and the coder must have latents for at least half of
+  them;
+- a family that fails is "not evaluable", with the reason and the probes' scores, never 0.0: that is what an untrained
+  coder would score.
+
+The family's figures are the means over its labels that count, as in SAEBench.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from analyze.absorption import RowAbsorption, decoder_cosines, row_absorption
+from analyze.intervals import Estimate, estimate, mean_estimate
+from analyze.labels import Labels, family_of
+from analyze.probes import LinearProbes, ThresholdRule
+from analyze.scores import Scores
+from analyze.splits import Split
+from analyze.splitting import F1_JUMP, MAX_K, KSparse, k_sparse_probes
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Gates:
+    """When a label and a family are evaluable.
+
+    Attributes:
+        probe_f1: F1 that a label's dense probe must exceed on held-out rows.
+        true_positives: held-out rows that the probe must rightly say yes to.
+        labels: how many such labels a family needs; families that are not named need one.
+        coder_mcc: Matthews correlation at which the coder counts as having latents for a label (their k-sparse probe,
+            held-out rows). A guess has 0; a parent that is silent on 95 % of its rows still has about 0.2.
+        coder_share: share of the labels that count for which it must have latents.
+    """
+
+    probe_f1: float = 0.6
+    true_positives: int = 10
+    labels: Mapping[str, int] = field(default_factory=lambda: {"first_letter": 20})
+    coder_mcc: float = 0.2
+    coder_share: float = 0.5
+
+
+@dataclass(frozen=True)
+class Absorber:
+    """A latent that stands in for a label's main latents on `rows` of its true positives."""
+
+    latent: int
+    rows: int
+    cosine: float
+
+
+@dataclass(frozen=True)
+class LabelAbsorption:
+    """One label.
+
+    Attributes:
+        status: "evaluable", or why not.
+        probe: scores of the dense probe.
+        sparse: scores of the main latents' probe; None where no latent has a positive weight.
+        main_latents: main latents; more than one is feature splitting.
+        main_cosines: of their decoder rows with the probe.
+        true_positives: held-out rows that the probe rightly says yes to.
+        full, fraction: rates with intervals over rows; None unless evaluable.
+        full_first: full absorption if only the first main latent counts as one. The split rule takes frequent absorbers
+            for splits, so `full` is a lower bound and this an upper one.
+        main_silent: share of true positives on which no main latent fires.
+        positive_projection: share of true positives with a > 0; where a ≤ 0 neither measure can see absorption.
+        absorbers: latents that absorb fully, most rows first.
+        rows: the measures on every true positive, for means over labels.
+    """
+
+    label: str
+    status: str
+    probe: Scores
+    sparse: Scores | None
+    main_latents: tuple[int, ...]
+    main_cosines: tuple[float, ...]
+    true_positives: int
+    full: Estimate | None = None
+    fraction: Estimate | None = None
+    full_first: Estimate | None = None
+    main_silent: float | None = None
+    positive_projection: float | None = None
+    absorbers: tuple[Absorber, ...] = ()
+    rows: RowAbsorption | None = field(default=None, repr=False, compare=False)
+    rows_first: RowAbsorption | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def evaluable(self) -> bool:
+        return self.status == "evaluable"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, without the rows."""
+
+        def plain(value: Estimate | None) -> dict[str, float] | None:
+            return None if value is None else value.to_dict()
+
+        return {
+            "label": self.label,
+            "status": self.status,
+            "probe": self.probe.to_dict(),
+            "sparse_probe": None if self.sparse is None else self.sparse.to_dict(),
+            "main_latents": list(self.main_latents),
+            "main_cosines": list(self.main_cosines),
+            "true_positives": self.true_positives,
+            "full": plain(self.full),
+            "fraction": plain(self.fraction),
+            "full_first": plain(self.full_first),
+            "main_silent": self.main_silent,
+            "positive_projection": self.positive_projection,
+            "absorbers": [{"latent": a.latent, "rows": a.rows, "cosine": a.cosine} for a in self.absorbers],
+        }
+
+
+@dataclass(frozen=True)
+class FamilyAbsorption:
+    """One family of labels: means over the labels that count, None unless evaluable.
+
+    Attributes:
+        status: "evaluable" or "not evaluable".
+        reason: why not; empty otherwise.
+        form: "SAE", or "adapted" for a transcoder.
+        mean_main_latents: mean number of main latents per label (1 = no splitting).
+        n_evaluable: labels that count.
+        n_represented: of those, labels the coder has latents for.
+    """
+
+    family: str
+    status: Literal["evaluable", "not evaluable"]
+    reason: str
+    form: Literal["SAE", "adapted"]
+    labels: tuple[LabelAbsorption, ...]
+    n_evaluable: int
+    n_represented: int
+    full: Estimate | None = None
+    fraction: Estimate | None = None
+    full_first: Estimate | None = None
+    mean_main_latents: float | None = None
+    true_positives: int = 0
+
+    @property
+    def evaluable(self) -> bool:
+        return self.status == "evaluable"
+
+    def to_dict(self) -> dict[str, Any]:
+        def plain(value: Estimate | None) -> dict[str, float] | None:
+            return None if value is None else value.to_dict()
+
+        return {
+            "family": self.family,
+            "status": self.status,
+            "reason": self.reason,
+            "form": self.form,
+            "full": plain(self.full),
+            "fraction": plain(self.fraction),
+            "full_first": plain(self.full_first),
+            "mean_main_latents": self.mean_main_latents,
+            "true_positives": self.true_positives,
+            "n_evaluable": self.n_evaluable,
+            "n_represented": self.n_represented,
+            "labels": [label.to_dict() for label in self.labels],
+        }
+
+
+def absorption_rates(
+    x: Tensor,
+    codes: sparse.csr_array,
+    w_dec: NDArray[np.floating],
+    labels: Labels,
+    split: Split,
+    probes: LinearProbes,
+    *,
+    adapted: bool = False,
+    gates: Gates | None = None,
+    origin: NDArray[np.floating] | None = None,
+    l1: float = 0.01,
+    max_k: int = MAX_K,
+    jump: float = F1_JUMP,
+    threshold: ThresholdRule = "tuned",
+    unit: float | None = None,
+    seed: int = 0,
+) -> list[FamilyAbsorption]:
+    """Absorption for every family of labels, measured on the split's test rows.
+
+    Args:
+        x: [n, d] raw activations of the site that the decoder writes to (and the probes read).
+        codes: [n, F] ≥ 0, of the same rows, as multiples of unit decoder rows in the space of x (:func:`unit_codes`).
+        w_dec: [F, d] decoder rows.
+        labels: of the rows.
+        probes: trained on the same split, in the same order of labels.
+        adapted: the coder is a transcoder.
+        origin: [d] what a is measured from; None: the zero vector, as SAEBench has it.
+        l1, max_k, jump, threshold, unit: of :func:`analyze.splitting.k_sparse_probes`.
+        seed: of the intervals.
+    """
+    if probes.names != labels.names:
+        raise ValueError("probes and labels differ")
+    gates = gates or Gates()
+    rng = np.random.default_rng(seed)
+    main = k_sparse_probes(codes, labels, split, l1=l1, max_k=max_k, jump=jump, threshold=threshold, unit=unit)
+    test = split.test
+    held_out = x[torch.from_numpy(test)].to(torch.float64)
+    says_yes = probes.positive(held_out)
+    if origin is not None:
+        held_out = held_out - torch.from_numpy(origin.astype(np.float64))
+    test_codes = sparse.csr_array(codes[test])
+    results = []
+    for i, name in enumerate(labels.names):
+        hits = np.flatnonzero(says_yes[:, i] & (labels.values[test, i] == 1))
+        direction = probes.directions[i].astype(np.float64)
+        projection = (held_out[torch.from_numpy(hits)] @ torch.from_numpy(direction)).numpy()
+        cosines = decoder_cosines(w_dec, direction)
+        rows = test_codes[hits]
+        results.append(_label(name, probes.scores[i], main[i], projection, rows, cosines, gates, rng))
+    families = dict.fromkeys(family_of(name) for name in labels.names)
+    return [
+        _family(family, [r for r in results if family_of(r.label) == family], adapted, gates, rng)
+        for family in families
+    ]
+
+
+def unit_codes(codes: sparse.csr_array, w_dec: NDArray[np.floating], target_scale: float = 1.0) -> sparse.csr_array:
+    """Codes as multiples of unit decoder rows in raw target space: z_i ‖w_i‖ · target_scale."""
+    norms = np.linalg.norm(w_dec.astype(np.float64), axis=1) * target_scale
+    scaled = sparse.csr_array(codes, copy=True)
+    scaled.data = (scaled.data * norms[scaled.indices]).astype(np.float32)
+    return scaled
+
+
+def _label(
+    name: str,
+    probe: Scores,
+    main: KSparse,
+    projection: Doubles,
+    codes: sparse.csr_array,
+    cosines: Doubles,
+    gates: Gates,
+    rng: np.random.Generator,
+) -> LabelAbsorption:
+    n_hits = len(projection)
+    if probe.f1 <= gates.probe_f1:
+        status = f"probe F1 {probe.f1:.2f}, more than {gates.probe_f1:g} is needed"
+    elif n_hits < gates.true_positives:
+        status = f"{n_hits} true positives, {gates.true_positives} are needed"
+    else:
+        status = "evaluable"
+    cosines_main = tuple(float(cosines[latent]) for latent in main.latents)
+    if status != "evaluable":
+        return LabelAbsorption(name, status, probe, main.scores, main.latents, cosines_main, n_hits)
+    rows = row_absorption(projection, codes, cosines, main.latents)
+    first = row_absorption(projection, codes, cosines, main.latents[:1])
+    latents, counts = np.unique(rows.top_latent[rows.full], return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    absorbers = tuple(Absorber(int(latents[j]), int(counts[j]), float(cosines[latents[j]])) for j in order)
+    return LabelAbsorption(
+        label=name,
+        status=status,
+        probe=probe,
+        sparse=main.scores,
+        main_latents=main.latents,
+        main_cosines=cosines_main,
+        true_positives=n_hits,
+        full=estimate(rows.full.astype(np.float64), rng),
+        fraction=estimate(rows.fraction, rng),
+        full_first=estimate(first.full.astype(np.float64), rng),
+        main_silent=float(rows.main_silent.mean()),
+        positive_projection=float((projection > 0).mean()),
+        absorbers=absorbers,
+        rows=rows,
+        rows_first=first,
+    )
+
+
+def _family(
+    family: str, labels: Sequence[LabelAbsorption], adapted: bool, gates: Gates, rng: np.random.Generator
+) -> FamilyAbsorption:
+    counted = [label for label in labels if label.evaluable]
+    represented = [label for label in counted if label.sparse is not None and label.sparse.mcc >= gates.coder_mcc]
+    needed = gates.labels.get(family, 1)
+    form: Literal["SAE", "adapted"] = "adapted" if adapted else "SAE"
+    best = max((label.probe.f1 for label in labels), default=0.0)
+    reason = ""
+    if len(counted) < needed:
+        reason = (
+            f"{len(counted)} of {len(labels)} labels have a dense probe with F1 > {gates.probe_f1:g} and "
+            f"{gates.true_positives} true positives, {needed} are needed (best F1 {best:.2f}): the model's "
+            "activations do not say enough of this family"
+        )
+    elif len(represented) < gates.coder_share * len(counted):
+        reason = (
+            f"the coder has latents (k-sparse probe with MCC ≥ {gates.coder_mcc:g}) for {len(represented)} of the "
+            f"{len(counted)} labels that the dense probe finds, {gates.coder_share:.0%} are needed: what has no latent "
+            "cannot be absorbed from it"
+        )
+    if reason:
+        return FamilyAbsorption(
+            family, "not evaluable", reason, form, tuple(labels), len(counted), len(represented),
+            true_positives=sum(label.true_positives for label in counted),
+        )  # fmt: skip
+
+    def over_labels(values: Sequence[Doubles]) -> Estimate:
+        return mean_estimate(values, rng)
+
+    return FamilyAbsorption(
+        family=family,
+        status="evaluable",
+        reason="",
+        form=form,
+        labels=tuple(labels),
+        n_evaluable=len(counted),
+        n_represented=len(represented),
+        full=over_labels([label.rows.full.astype(np.float64) for label in counted if label.rows is not None]),
+        fraction=over_labels([label.rows.fraction for label in counted if label.rows is not None]),
+        full_first=over_labels([r.rows_first.full.astype(np.float64) for r in counted if r.rows_first is not None]),
+        mean_main_latents=float(np.mean([len(label.main_latents) for label in counted])),
+        true_positives=sum(label.true_positives for label in counted),
+    )
