@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -121,7 +122,8 @@ def make_cache(
     acts = dict(sparse_acts(table, sites, seed) if acts is None else acts)
     layout = Layout(n_seq, ctx, max(1, shard_rows // ctx) * ctx, tuple(_spec(n, w, acts[n]) for n, w in sites.items()))
     settings = dict(config or {"model": "synthetic", "seed": seed, "n_seq": n_seq, "ctx": ctx, "sites": list(sites)})
-    with CacheWriter.create(path, layout, settings, {"made_by": "tests"}) as writer:
+    # a test folder need not outlive a power cut, and syncing is most of what a small cache costs
+    with mock.patch("os.fsync"), CacheWriter.create(path, layout, settings, {"made_by": "tests"}) as writer:
         write_missing(writer, table, acts)
         if not writer.complete:
             writer.finish()
