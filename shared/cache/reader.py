@@ -97,12 +97,21 @@ class Cache:
         """[n_seq, ctx] :class:`Flag` bits; padding in shards without a commit."""
         return self._token_array(3)
 
+    def spec(self, site: str) -> SiteSpec:
+        """What is known of a site; a UsageError that lists the sites there are, if it is not one of them."""
+        if site not in self.sites:
+            raise UsageError(
+                f"{self.path} has no site {site!r}: it holds {', '.join(self.sites)}",
+                hint=f"pipeline inspect {self.path}",
+            )
+        return self.sites[site]
+
     def chunk(self, site: str, shard: int) -> Tensor:
         """The rows of one shard, [rows, d] in the logical dtype: a view of the mapped file, not a copy.
 
         The map is private: writing to the tensor changes neither the file nor another map of it.
         """
-        spec = self._spec(site)
+        spec = self.spec(site)
         file, offset = self.chunk_file(site, shard)
         rows = len(self.layout.rows_of(shard))
         with file.open("rb") as handle:
@@ -112,7 +121,7 @@ class Cache:
 
     def rows(self, site: str, index: Sequence[int] | NDArray[Any] | Tensor) -> Tensor:
         """Gathers rows [len(index), d] in the logical dtype, in the order of ``index``: small sets, for examples."""
-        spec = self._spec(site)
+        spec = self.spec(site)
         wanted = np.asarray(index, dtype=np.int64).reshape(-1)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.n_rows):
             raise IndexError(f"rows are 0 … {self.n_rows - 1}, found {wanted.min()} … {wanted.max()}")
@@ -126,7 +135,7 @@ class Cache:
 
     def chunk_file(self, site: str, shard: int) -> tuple[Path, int]:
         """The file that holds a shard's rows and the offset of the first one, for readers that do their own I/O."""
-        self._spec(site)
+        self.spec(site)
         if shard not in self._shard_set:
             raise DataError(
                 f"shard {shard} of {self.path} has no commit", hint="run the same harvest again to finish the cache"
@@ -135,7 +144,7 @@ class Cache:
 
     def stats(self, site: str) -> SiteStats:
         """Statistics of a site over the whole cache (of an incomplete one, over the committed shards)."""
-        spec = self._spec(site)
+        spec = self.spec(site)
         if site not in self._stats:
             if "statistics" in self.manifest:
                 self._stats[site] = SiteStats.from_dict(self.manifest["statistics"][site])
@@ -151,14 +160,6 @@ class Cache:
     @cached_property
     def _shard_set(self) -> frozenset[int]:
         return frozenset(self.shards)
-
-    def _spec(self, site: str) -> SiteSpec:
-        if site not in self.sites:
-            raise UsageError(
-                f"{self.path} has no site {site!r}: it holds {', '.join(self.sites)}",
-                hint=f"pipeline inspect {self.path}",
-            )
-        return self.sites[site]
 
     def _token_array(self, which: int) -> NDArray[Any]:
         array = TOKEN_ARRAYS[which]

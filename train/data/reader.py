@@ -151,7 +151,7 @@ class BlockReader:
                     count = os.preadv(descriptor, [target], at)
                     if count == 0:
                         raise DataError(
-                            f"{path} ended at byte {at}, expected {len(target)} more",
+                            f"{path} has {os.fstat(descriptor).st_size:,} bytes, expected {at + len(target):,} at least",
                             hint=f"pipeline verify {self.cache.path}",
                         )
                     target, at = target[count:], at + count

@@ -103,7 +103,7 @@ class Stream:
         self._device, self._staged = device, staged
         layout = cache.layout
         self._blocks: Blocks = make_blocks(layout.n_rows, layout.shard_rows, config.block_rows, self.split.train)
-        self._row_bytes = sum(cache.sites[site].row_bytes for site in self.sites)
+        self._row_bytes = sum(cache.spec(site).row_bytes for site in self.sites)
         free = free_memory(device)
         size = choose_pool(config, self._blocks.n_rows, self._row_bytes + META_BYTES, free)
         self._drop_pages = not size.resident and self._blocks.n_rows * self._row_bytes > free

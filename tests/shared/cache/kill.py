@@ -2,7 +2,7 @@
 
 A forked child is killed at moment n: just before its k-th write, sync or rename (n = 2k - 1), or in the middle of that
 write or after that sync or rename (n = 2k). Another child then finishes the cache. Prints JSON: the kills, and those
-after which the finished folder differs from that of a writer that was never killed. The second argument is the step in n.
+after which the finished folder differs from that of a writer that was never killed. Arguments: a folder, the step in n.
 """
 
 from __future__ import annotations

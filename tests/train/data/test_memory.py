@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from shared.config import to_dict, validate
+from shared.errors import ConfigError
+from train.data import DataConfig
+from train.data.memory import MAX_AUTO_ROWS, choose_pool, free_memory
+
+ROW = 1000
+
+
+def test_what_fits_stays_and_is_drawn_from_up_to_a_million_rows_at_a_time() -> None:
+    size = choose_pool(DataConfig(), 5_000_000, ROW, free=20_000_000_000)
+    assert (size.window_rows, size.resident) == (MAX_AUTO_ROWS, True)
+
+
+def test_what_does_not_fit_gets_the_pools_that_do() -> None:
+    size = choose_pool(DataConfig(prefetch=1), 50_000_000, ROW, free=20_000_000_000)
+    assert (size.window_rows, size.resident) == (MAX_AUTO_ROWS, False)
+    size = choose_pool(DataConfig(prefetch=1), 50_000_000, ROW, free=1_000_000_000)
+    assert (size.window_rows, size.resident) == (250_000, False)  # half of what is free, in two pools
+    size = choose_pool(DataConfig(prefetch=4), 50_000_000, ROW, free=1_000_000_000)
+    assert size.window_rows == 100_000
+
+
+def test_settings_go_before_what_memory_suggests() -> None:
+    assert choose_pool(DataConfig(resident=False), 10, ROW, free=10**12).resident is False
+    assert choose_pool(DataConfig(resident=True), 10**9, ROW, free=10**6).resident is True
+    assert choose_pool(DataConfig(pool_rows=4096), 10**9, ROW, free=10**6).window_rows == 4096
+    assert choose_pool(DataConfig(memory_gb=0.5), 400_000, ROW, free=10**12).resident is True
+    assert choose_pool(DataConfig(memory_gb=0.1), 400_000, ROW, free=10**12).window_rows == 50_000
+
+
+def test_a_pool_is_a_block_at_least() -> None:
+    assert choose_pool(DataConfig(), 10**9, ROW, free=1000).window_rows == 128
+
+
+def test_free_memory_is_a_plausible_number() -> None:
+    assert 10**7 < free_memory(torch.device("cpu")) < 10**15
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"batch_size": 0}, "batch_size: must be at least 1"),
+        ({"heldout": 1.0}, "heldout: a share in"),
+        ({"tokens": 10}, "fewer than one batch"),
+        ({"pool_rows": 4}, "less than one block"),
+        ({"memory_gb": 0}, "memory_gb: must be positive"),
+        ({"seed": -1}, "cannot be negative"),
+        ({"resident": "maybe"}, "resident"),
+        ({"batchsize": 4}, "batch_size"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        validate(DataConfig, settings, "train.data")
+
+
+def test_settings_survive_a_round_trip() -> None:
+    config = DataConfig(resident=True, tokens=5000, pool_rows=4096)
+    assert validate(DataConfig, to_dict(config)) == config
+    assert validate(DataConfig, {}) == DataConfig()
