@@ -1,0 +1,123 @@
+"""Settings of a harvest."""
+
+from __future__ import annotations
+
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from shared.config import identity, to_dict
+from shared.sites import parse_site
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Attention = Literal["auto", "eager", "sdpa"]
+Separator = Literal["eos", "none"]
+Storage = Literal["bfloat16", "float32"]
+
+_RUNTIME = frozenset({"cache_dir", "name", "device", "writers", "buffers"})
+"""Settings that say where and how the work is done. All others decide what is in the cache."""
+
+
+@dataclass(frozen=True)
+class HarvestConfig:
+    """Which activations of which model on which text go into the cache. The defaults are the embedded demo."""
+
+    model: str = "demo"
+    """`demo`, a folder with a `transformers` checkpoint, or the name of one on the Hugging Face hub."""
+    model_revision: str | None = None
+    """Branch, tag or commit of a hub model; the commit it resolves to is recorded in the cache."""
+    dataset: str = "demo"
+    """`demo`, a local file or folder (.txt .md .rst .jsonl .ndjson, also .gz; .parquet .arrow), or a hub dataset."""
+    dataset_subset: str | None = None
+    """Configuration of a hub dataset, such as `sample-10BT`."""
+    dataset_split: str = "train"
+    """Split of a hub dataset."""
+    dataset_revision: str | None = None
+    """Branch, tag or commit of a hub dataset; the commit it resolves to is recorded in the cache."""
+    text_column: str = "text"
+    """Column (or JSON key) that holds the text."""
+    sites: tuple[str, ...] = ("layer_02.resid_mid", "layer_02.mlp_out")
+    """Where activations are read: `layer_NN.KIND`, or any `module.path:in` or `module.path:out`."""
+    tokens: int | None = 262_144
+    """Rows to harvest, rounded up to whole sequences; null takes all of a local dataset."""
+    ctx: int = 128
+    """Tokens in a sequence, the leading BOS included."""
+    separator: Separator = "eos"
+    """What closes a document: its EOS token, or nothing."""
+    batch_tokens: int = 8192
+    """Tokens in one call of the model; part of the cache's identity, since it decides how the hardware rounds."""
+    dtype: Dtype = "auto"
+    """What the model computes in; auto is the checkpoint's own dtype on CUDA and float32 on a CPU."""
+    attention: Attention = "auto"
+    """Attention code path; auto is eager where attention logits are soft-capped (Gemma-2), else the model's default."""
+    storage: Storage = "bfloat16"
+    """What the activations are stored as."""
+    shard_rows: int = 0
+    """Rows of a shard, whole sequences; 0 takes as many as fit into 8192 rows."""
+    cache_dir: Path = Path("cache")
+    """Folder that holds the caches."""
+    name: str | None = None
+    """Name of this cache; null is <model>-<sites>-<hash of these settings>."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`; auto is CUDA where there is a device."""
+    writers: int = 2
+    """Threads that write shards while the model computes the next ones."""
+    buffers: int = 4
+    """Batches (at least one shard each) that may wait for the disk before the model does; bounds the host memory."""
+
+    def __post_init__(self) -> None:
+        if not self.sites:
+            raise ValueError("sites: name at least one, such as layer_02.resid_mid")
+        if len(set(self.sites)) != len(self.sites):
+            raise ValueError(f"sites: one is named twice in {', '.join(self.sites)}")
+        if self.ctx < 2:
+            raise ValueError(f"ctx: a sequence is BOS and at least one token, found {self.ctx}")
+        if self.tokens is not None and self.tokens < 1:
+            raise ValueError(f"tokens: at least 1 (null for all of a local dataset), found {self.tokens}")
+        if self.shard_rows < 0 or self.shard_rows % self.ctx:
+            raise ValueError(f"shard_rows: whole sequences of ctx {self.ctx}, found {self.shard_rows}")
+        for field in ("batch_tokens", "writers", "buffers"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}: at least 1, found {getattr(self, field)}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device: auto, cpu, cuda or cuda:N, found {self.device!r}")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", self.name):
+            raise ValueError(f"name: letters, digits and . _ + - only, found {self.name!r}")
+
+
+def content_settings(config: HarvestConfig) -> dict[str, Any]:
+    """The settings that decide what is in the cache, as plain JSON-able values."""
+    return {key: value for key, value in to_dict(config).items() if key not in _RUNTIME}
+
+
+def cache_path(config: HarvestConfig) -> Path:
+    """Where this config's cache lies or will lie. Loads no model.
+
+    Raises:
+        UsageError: a site's name is malformed.
+    """
+    if config.name is not None:
+        return config.cache_dir / config.name
+    settings = content_settings(config)
+    if config.dataset == "demo":  # another Python carries another text
+        settings["python"] = platform.python_version()
+    parts = [_slug(Path(config.model).name or config.model), _sites_slug(config.sites)]
+    return config.cache_dir / f"{'-'.join(parts)}-{identity(settings)[:8]}"
+
+
+def _sites_slug(sites: tuple[str, ...]) -> str:
+    """``layer_02.resid_mid+mlp_out``: each layer once; a count when that grows too long for a folder's name."""
+    words: list[str] = []
+    last: int | None = None
+    for site in sites:
+        layer, kind = parse_site(site)
+        words.append(str(kind) if layer is not None and layer == last else _slug(site.replace(":", ".")))
+        last = layer
+    text = "+".join(words)
+    return text if len(text) <= 80 else f"{len(sites)}_sites"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.") or "model"

@@ -1,0 +1,278 @@
+"""Loading a checkpoint: local or from the hub, safetensors only, never any code that comes with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from harvest.config import HarvestConfig
+from harvest.sites import FAMILIES
+from shared.errors import DataError, PipelineError, UsageError
+from shared.sites import Site
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+DEMO_MODEL = Path(__file__).parent / "demo" / "model"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as it was found, before any weight is read.
+
+    Attributes:
+        source: what `from_pretrained` is given: a folder or a hub name.
+        config: the checkpoint's own configuration.
+        causal: loaded by ``AutoModelForCausalLM`` (so that module paths read ``model.layers.…``), else ``AutoModel``.
+        device, dtype, attention: what the settings resolve to.
+        revision: commit of a hub model, None for a folder.
+    """
+
+    source: str
+    config: PreTrainedConfig
+    causal: bool
+    device: torch.device
+    dtype: torch.dtype
+    attention: str | None
+    revision: str | None
+
+    @property
+    def model_type(self) -> str:
+        return str(self.config.model_type)
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.source).is_dir()
+
+
+@dataclass(frozen=True)
+class Specials:
+    """Token ids that packing needs. ``bos`` is the tokenizer's BOS, else its CLS, else its EOS token."""
+
+    bos: int
+    eos: int | None
+    pad: int
+
+
+def find_checkpoint(config: HarvestConfig) -> Checkpoint:
+    """Reads the checkpoint's configuration and settles device, dtype and attention.
+
+    Raises:
+        UsageError: no such model, a device that is not there, or a context that the model does not reach.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    source = _source(config.model)
+    with _explained(config.model):
+        found = AutoConfig.from_pretrained(source, revision=config.model_revision, trust_remote_code=False)
+    causal_names = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    architectures = found.architectures or []
+    longest = getattr(found.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and config.ctx > longest:
+        raise UsageError(
+            f"harvest.ctx: found {config.ctx}, but {config.model} was made for at most {longest} tokens",
+            hint=f"--set harvest.ctx={longest}",
+        )
+    device = _device(config.device)
+    return Checkpoint(
+        source=source,
+        config=found,
+        causal=any(name in causal_names for name in architectures),
+        device=device,
+        dtype=_dtype(config.dtype, device, found),
+        attention=_attention(config.attention, found),
+        revision=None if Path(source).is_dir() else getattr(found, "_commit_hash", None),
+    )
+
+
+def load_model(checkpoint: Checkpoint, name: str) -> nn.Module:
+    """The model with its weights, on the CPU, in evaluation mode.
+
+    Raises:
+        UsageError: the weights cannot be loaded (not safetensors, an attention path the model lacks, …).
+        DataError: the checkpoint lacks weights of the model it says it is; they would be random numbers.
+    """
+    with _explained(name), _without_progress_bar():
+        model, info = _auto_class(checkpoint).from_pretrained(
+            checkpoint.source,
+            revision=checkpoint.revision,
+            dtype=checkpoint.dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **_attention_argument(checkpoint),
+        )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise DataError(
+            f"{name} has no weights for {len(missing)} parameters of {type(model).__name__}, such as {missing[0]}",
+            hint="download or save the checkpoint again",
+        )
+    loaded: nn.Module = model.eval().requires_grad_(False)
+    return loaded
+
+
+def empty_model(checkpoint: Checkpoint) -> nn.Module:
+    """The same modules without memory for the weights; call it, and the result, under FakeTensorMode."""
+    with _explained(checkpoint.source):
+        model: nn.Module = _auto_class(checkpoint).from_config(
+            checkpoint.config, dtype=checkpoint.dtype, trust_remote_code=False, **_attention_argument(checkpoint)
+        )
+    return model.eval().requires_grad_(False)
+
+
+def drop_later_layers(model: nn.Module, model_type: str, sites: Iterable[Site]) -> None:
+    """Removes the layers above the last one that a site needs, so that they never take memory on the device.
+
+    Without a table of sites for the family, or with a site given by module path, every layer stays: then it is only the
+    stop in :mod:`harvest.capture` that keeps them from being computed.
+    """
+    layers = [site.layer for site in sites]
+    if model_type in FAMILIES and None not in layers:
+        blocks = cast(nn.ModuleList, model.get_submodule(FAMILIES[model_type].layers))
+        del blocks[max(layer for layer in layers if layer is not None) + 1 :]
+
+
+def body_of(model: nn.Module) -> nn.Module:
+    """The model without its head: what has to be called to meet every site, and all that goes to the device."""
+    body: nn.Module = model.base_model  # type: ignore[assignment]
+    return body
+
+
+def load_tokenizer(checkpoint: Checkpoint, name: str) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        UsageError: there is none; it is not of the kind that is one tokenizer.json, which a cache carries so that its
+            tokens can be read as text; or it can produce ids that the model has no embedding for.
+    """
+    from transformers import AutoTokenizer
+
+    with _explained(name):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            checkpoint.source, revision=checkpoint.revision, trust_remote_code=False
+        )
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise UsageError(
+            f"the tokenizer of {name} ({type(tokenizer).__name__}) cannot be saved as one tokenizer.json",
+            hint="convert it, and save it with the checkpoint",
+        )
+    vocab = checkpoint.config.get_text_config().vocab_size
+    if len(tokenizer) > vocab:
+        raise UsageError(f"the tokenizer of {name} has {len(tokenizer)} entries, the model embeds {vocab}")
+    return tokenizer
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase, name: str, separator: str) -> Specials:
+    """Raises UsageError when the tokenizer has nothing to begin a sequence with, or no EOS where one is asked for."""
+    candidates = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id)
+    bos = next((token for token in candidates if token is not None), None)
+    if bos is None:
+        raise UsageError(f"the tokenizer of {name} has no BOS, CLS or EOS token to begin a sequence with")
+    if separator == "eos" and tokenizer.eos_token_id is None:
+        raise UsageError(f"the tokenizer of {name} has no EOS token", hint="--set harvest.separator=none")
+    pad = tokenizer.pad_token_id
+    return Specials(int(bos), tokenizer.eos_token_id, int(bos if pad is None else pad))
+
+
+def fingerprint(checkpoint: Checkpoint) -> str | None:
+    """sha256 over a local checkpoint's settings, tokenizer and weights; None for a hub model, which has a commit."""
+    if not checkpoint.is_local:
+        return None
+    digest = hashlib.sha256()
+    folder = Path(checkpoint.source)
+    parts = {".json", ".safetensors", ".model", ".txt"}
+    for path in sorted(path for path in folder.iterdir() if path.suffix in parts):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _source(name: str) -> str:
+    if name == "demo":
+        return str(DEMO_MODEL)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(f"harvest.model: {path} has no config.json; expected a transformers checkpoint")
+        return str(path)
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UsageError(f"harvest.model: {name} is not a folder", hint="demo, a checkpoint's folder, or a hub name")
+    return name
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"harvest.device: found {wanted}, but this machine has {torch.cuda.device_count()} CUDA devices",
+            hint="--set harvest.device=auto",
+        )
+    return device
+
+
+def _dtype(wanted: str, device: torch.device, config: PreTrainedConfig) -> torch.dtype:
+    if wanted == "auto":
+        # On a CPU bfloat16 is slower than float32 without matrix instructions for it, and rounds after every module.
+        own = getattr(config.get_text_config(), "dtype", None) or torch.float32
+        return own if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, wanted)
+    return dtype
+
+
+def _attention(wanted: str, config: PreTrainedConfig) -> str | None:
+    if wanted != "auto":
+        return wanted
+    text = config.get_text_config()
+    soft_capped = config.model_type == "gemma2" or getattr(text, "attn_logit_softcapping", None) is not None
+    return "eager" if soft_capped else None
+
+
+def _attention_argument(checkpoint: Checkpoint) -> dict[str, str]:
+    return {} if checkpoint.attention is None else {"attn_implementation": checkpoint.attention}
+
+
+def _auto_class(checkpoint: Checkpoint) -> Any:
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    return AutoModelForCausalLM if checkpoint.causal else AutoModel
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Reading weights takes a moment; the harvest has a progress display of its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turns what `from_pretrained` raises into an error that names the model."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        text = " ".join(str(error).split())
+        raise UsageError(
+            f"harvest.model: cannot load {name!r}: {text}",
+            hint="demo, a checkpoint's folder, or a hub name (gated models: `hf auth login` first)",
+        ) from error

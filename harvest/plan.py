@@ -1,0 +1,182 @@
+"""What a harvest would do, in numbers, before it does anything."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harvest.config import HarvestConfig, cache_path
+from harvest.prepare import Job, cost, identity_of, layout, prepare
+from shared.cache import Layout
+from shared.cache.commits import committed_shards
+from shared.cache.files import read_json
+from shared.cache.format import MANIFEST, PLAN, differences
+from shared.console import si, size
+
+_SURELY_ENOUGH = 32  # bytes of text for each token asked for, above which a local dataset is not counted in a dry run
+
+
+@dataclass(frozen=True)
+class HarvestPlan:
+    """The arithmetic of a harvest.
+
+    Attributes:
+        path: where the cache lies or will lie.
+        layout: shapes, and with them the exact bytes.
+        counted: the dataset was read to count its sequences; if not, it is taken to hold as many as were asked for.
+        committed: shards that are there already.
+        complete: the cache is finished; there is nothing to do.
+        conflicts: fields in which the cache that lies there differs from this config; a harvest would be refused.
+        free_disk: bytes.
+        parameters: of the whole model.
+        model_bytes: weights on the device: without the head and without the layers above the last one needed.
+        buffer_bytes: host memory that waits for the disk at most.
+        flops_share: matrix products of the cut forward pass as a share of those of the whole model with logits.
+        flops_per_token: of the cut forward pass.
+        device, dtype, attention: what the model runs on and computes in.
+        sequences_per_call: sequences in one call of the model.
+    """
+
+    path: Path
+    layout: Layout
+    counted: bool
+    committed: int
+    complete: bool
+    conflicts: tuple[str, ...]
+    free_disk: int
+    parameters: int
+    model_bytes: int
+    buffer_bytes: int
+    flops_share: float
+    flops_per_token: float
+    device: str
+    dtype: str
+    attention: str
+    sequences_per_call: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``--json`` document."""
+        return {
+            "path": str(self.path),
+            "rows": self.layout.n_rows,
+            "n_sequences": self.layout.n_seq,
+            "ctx": self.layout.ctx,
+            "dataset_counted": self.counted,
+            "shards": self.layout.n_shards,
+            "shards_committed": self.committed,
+            "complete": self.complete,
+            "conflicts": list(self.conflicts),
+            "bytes": self.layout.bytes_on_disk(),
+            "free_disk": self.free_disk,
+            "sites": {
+                site.name: {
+                    "shape": [self.layout.n_rows, site.width],
+                    "logical_dtype": site.logical_dtype,
+                    "module_path": f"{site.module_path}:{site.io}",
+                }
+                for site in self.layout.sites
+            },
+            "model": {
+                "parameters": self.parameters,
+                "device": self.device,
+                "dtype": self.dtype,
+                "attention": self.attention,
+                "device_bytes": self.model_bytes,
+                "forward_share": self.flops_share,
+                "flops_per_token": self.flops_per_token,
+                "sequences_per_call": self.sequences_per_call,
+            },
+            "host_buffer_bytes": self.buffer_bytes,
+        }
+
+    def __str__(self) -> str:
+        shapes = self.layout
+        sites = [
+            f"  {site.name:<24} {site.logical_dtype} [{shapes.n_rows:,}, {site.width}]  {site.module_path}:{site.io}"
+            for site in shapes.sites
+        ]
+        state = "complete" if self.complete else f"{self.committed} of {shapes.n_shards} shards are there"
+        if self.conflicts:
+            state = "REFUSED: it holds a cache of another config\n" + "\n".join(f"  {line}" for line in self.conflicts)
+        known = "" if self.counted else ", if the dataset holds as many"
+        short = "" if shapes.bytes_on_disk() <= self.free_disk or self.complete else "  NOT ENOUGH"
+        return "\n".join(
+            [
+                f"cache    {self.path}  ({state})",
+                f"rows     {shapes.n_rows:,} = {shapes.n_seq:,} sequences of {shapes.ctx} tokens{known}",
+                f"shards   {shapes.n_shards:,} of {shapes.shard_rows:,} rows",
+                f"disk     {size(shapes.bytes_on_disk())} to write, {size(self.free_disk)} free{short}",
+                f"model    {si(self.parameters)} parameters; {size(self.model_bytes)} of weights on {self.device} in "
+                f"{self.dtype}, attention {self.attention}, {self.sequences_per_call} sequences a call",
+                f"forward  {self.flops_share:.0%} of the model is computed, {si(self.flops_per_token)} FLOP a token",
+                f"buffers  {size(self.buffer_bytes)} of host memory at most",
+                "sites",
+                *sites,
+            ]
+        )
+
+
+def plan(config: HarvestConfig) -> HarvestPlan:
+    """Settles everything about a harvest and writes nothing. Reads no weights; reads a local dataset to count it.
+
+    Raises:
+        UsageError: the model, the dataset, a site or the device is not there.
+    """
+    job = prepare(config)
+    sites, widths, price = cost(job)
+    counted = _count(job)
+    shapes = layout(job, sites, widths, counted)
+    path = cache_path(config)
+    checkpoint = job.checkpoint
+    return HarvestPlan(
+        path=path,
+        layout=shapes,
+        counted=counted is not None,
+        committed=len(committed_shards(path)),
+        complete=(path / MANIFEST).exists(),
+        conflicts=tuple(_conflicts(path, job, shapes)),
+        free_disk=free_disk(path),
+        parameters=price.parameters,
+        model_bytes=price.kept_bytes,
+        buffer_bytes=buffer_bytes(job, shapes),
+        flops_share=price.flops_share,
+        flops_per_token=price.flops_per_token,
+        device=str(checkpoint.device),
+        dtype=str(checkpoint.dtype).removeprefix("torch."),
+        attention=checkpoint.attention or "default",
+        sequences_per_call=job.batch_seqs,
+    )
+
+
+def free_disk(path: Path) -> int:
+    """Bytes free where ``path`` lies or will lie."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+def buffer_bytes(job: Job, shapes: Layout) -> int:
+    """Host memory of the buffers between the model and the disk."""
+    return job.config.buffers * job.unit_shards * shapes.shard_rows * sum(site.row_bytes for site in shapes.sites)
+
+
+def _conflicts(path: Path, job: Job, shapes: Layout) -> list[str]:
+    if not (path / PLAN).exists():
+        return []
+    there = read_json(path / PLAN)
+    asked = json.loads(json.dumps(identity_of(job)))
+    return differences(there["config"], asked) + differences(there["layout"], shapes.to_dict(), "layout")
+
+
+def _count(job: Job) -> int | None:
+    """Sequences that the dataset fills up to the budget; None when counting would take long and matter little."""
+    if job.config.tokens is not None:
+        if job.source.bytes is None:
+            return None
+        if job.source.bytes > _SURELY_ENOUGH * job.config.tokens:
+            return None
+    return job.count_sequences()

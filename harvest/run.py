@@ -1,0 +1,328 @@
+"""The harvest: tokenise ahead, run the cut model, write behind; whatever stops it, the next run goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harvest.capture import SiteReader, rows_into, site_widths
+from harvest.config import HarvestConfig, cache_path
+from harvest.data.pack import Block
+from harvest.data.tokenise import Ahead
+from harvest.model import body_of, drop_later_layers, load_model
+from harvest.plan import HarvestPlan, free_disk, plan
+from harvest.prepare import Job, empty_dataset, identity_of, layout, prepare, probe_ids, provenance
+from harvest.sites import resolve_sites
+from shared.cache import CacheWriter, Flag, Layout
+from shared.cache.commits import load_commit
+from shared.cache.files import sync_folder, write_file
+from shared.console import Console, Progress, duration, si, size
+from shared.errors import DataError, PipelineError
+
+__all__ = ["HarvestPlan", "HarvestResult", "cache_path", "harvest", "plan"]
+
+TOKENIZER = "tokenizer.json"
+"""The tokenizer's file in a cache, so that tokens can be read as text without the model."""
+
+
+@dataclass(frozen=True)
+class HarvestResult:
+    """What a harvest left.
+
+    Attributes:
+        path: the complete cache.
+        n_sequences, ctx, n_tokens: its size; tokens are rows that are not padding.
+        bytes: of its chunk files.
+        shards, shards_written: in all, and by this run.
+        tokens_run: rows that this run put through the model.
+        seconds: of this run, loading included.
+        tokens_per_second: of this run, from the first batch to the last commit; 0.0 when there was nothing to do.
+    """
+
+    path: Path
+    n_sequences: int
+    ctx: int
+    n_tokens: int
+    bytes: int
+    shards: int
+    shards_written: int
+    tokens_run: int
+    seconds: float
+    tokens_per_second: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``--json`` document."""
+        return {**self.__dict__, "path": str(self.path), "complete": True}
+
+    def __str__(self) -> str:
+        done = (
+            f"{self.shards_written} of {self.shards} shards in {duration(self.seconds)}, "
+            f"{si(self.tokens_per_second)} tokens/s"
+            if self.shards_written
+            else "it was complete already"
+        )
+        return f"{self.path}: {self.n_tokens:,} tokens, {size(self.bytes)} ({done})"
+
+
+def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestResult:
+    """Writes the cache that the config describes, or what is missing of it.
+
+    Interrupted or killed at any moment, the next call with the same config computes the shards that have no commit and
+    leaves the same bytes as an uninterrupted run.
+
+    Raises:
+        UsageError: the model, the dataset, a site or the device is not there.
+        DataError: the folder holds a cache of another config, or the dataset has changed since.
+        PipelineError: the disk is full or too small.
+    """
+    console = console or Console(quiet=True)
+    started = time.perf_counter()
+    job = prepare(config)
+    model = load_model(job.checkpoint, config.model)
+    sites = resolve_sites(config.sites, model, job.checkpoint.model_type)
+    drop_later_layers(model, job.checkpoint.model_type, sites)
+    body = body_of(model).to(job.checkpoint.device)
+    path = cache_path(config)
+    with SiteReader(model, body, sites) as reader:
+        widths = site_widths(reader, probe_ids(job).to(job.checkpoint.device))
+        shapes = layout(job, sites, widths)
+        with CacheWriter.create(path, shapes, identity_of(job), provenance()) as writer:
+            _keep_tokenizer(path, job)
+            work = _Work(job, reader, writer, console)
+            if not writer.complete:
+                work.run()
+    finished = writer.layout
+    commits = [load_commit(path, shard) for shard in range(finished.n_shards)]
+    return HarvestResult(
+        path=path,
+        n_sequences=finished.n_seq,
+        ctx=finished.ctx,
+        n_tokens=sum(commit.tokens for commit in commits),
+        bytes=finished.bytes_on_disk(),
+        shards=finished.n_shards,
+        shards_written=work.shards_written,
+        tokens_run=work.rows_run,
+        seconds=time.perf_counter() - started,
+        tokens_per_second=work.rows_run / work.seconds if work.seconds else 0.0,
+    )
+
+
+def _keep_tokenizer(path: Path, job: Job) -> None:
+    if not (path / TOKENIZER).exists():
+        write_file(path / TOKENIZER, [job.tokenizer.backend_tokenizer.to_str(pretty=False).encode()])
+        sync_folder(path)
+
+
+class _Work:
+    """The loop, with what it counts."""
+
+    def __init__(self, job: Job, reader: SiteReader, writer: CacheWriter, console: Console) -> None:
+        self.job, self.reader, self.writer, self.console = job, reader, writer, console
+        self.shards_written = 0
+        self.rows_run = 0
+        self.seconds = 0.0
+
+    def run(self) -> None:
+        """Computes and writes every missing shard, then finishes the cache."""
+        job, writer = self.job, self.writer
+        missing = writer.missing_shards()
+        planned = writer.layout
+        if not missing:  # killed between the last commit and the manifest
+            self._finish(_sequences_committed(writer))
+            return
+        self._check_disk(len(missing))
+        started = time.perf_counter()
+        n_seq = 0
+        done = planned.n_rows - sum(len(planned.rows_of(shard)) for shard in missing)
+        with (
+            self.console.progress(planned.n_rows, "tokens", "harvest", done=done) as progress,
+            self._interruptible(),
+            Ahead(job.blocks(), depth=2) as blocks,
+            _Disk(job, planned, writer, progress) as disk,
+        ):
+            wanted = set(missing)
+            for unit, block in enumerate(blocks):
+                n_seq += len(block)
+                shards = _shards_of(block, unit * job.unit_shards, planned)
+                self._check_committed([(shard, cut) for shard, cut in shards if shard not in wanted], block)
+                todo = [(shard, cut) for shard, cut in shards if shard in wanted]
+                if todo:
+                    with disk.buffer() as buffer:
+                        self._compute(block, buffer)
+                        disk.write(block, todo, buffer)
+                    self.shards_written += len(todo)
+                    self.rows_run += block.tokens.size
+        self.seconds = time.perf_counter() - started
+        if not n_seq:
+            raise empty_dataset(job.config)
+        if n_seq < planned.n_seq:
+            self.console.warn(
+                f"{job.config.dataset} ended after {n_seq:,} sequences of {planned.ctx} tokens; "
+                f"{planned.n_seq:,} were asked for"
+            )
+        self._finish(n_seq)
+
+    def _finish(self, n_seq: int) -> None:
+        extra = {"tokenizer": TOKENIZER, "planned_sequences": self.writer.layout.n_seq}
+        self.writer.finish(n_seq, extra)
+
+    def _compute(self, block: Block, buffer: dict[str, Tensor]) -> None:
+        """Runs the model on every batch of a unit; the activations arrive in the buffer."""
+        job = self.job
+        device = job.checkpoint.device
+        row = 0
+
+        def sink(name: str, activations: Tensor) -> None:
+            rows_into(buffer[name], row, activations)
+
+        for start in range(0, len(block), job.batch_seqs):
+            batch = block[start : start + job.batch_seqs]
+            ids = torch.from_numpy(batch.tokens.astype(np.int64)).to(device)
+            mask = None
+            if batch.has_padding:
+                mask = torch.from_numpy((batch.flags & int(Flag.PADDING)) == 0).to(device).long()
+            self.reader.read(ids, mask, sink)
+            row += batch.tokens.size
+
+    def _check_committed(self, shards: list[tuple[int, slice]], block: Block) -> None:
+        """The dataset must still be the one whose tokens were committed, or the rest would be of another text."""
+        for shard, cut in shards:
+            found = hashlib.sha256(np.ascontiguousarray(block.tokens[cut], dtype="<i4").tobytes()).hexdigest()
+            expected = load_commit(self.writer.path, shard).tokens_sha256
+            if found != expected:
+                raise DataError(
+                    f"{self.job.config.dataset} has changed: shard {shard} of {self.writer.path} was made from other "
+                    f"tokens (sha256 {expected[:12]}…, now {found[:12]}…)",
+                    hint="restore the dataset, or harvest into another name (--set harvest.name=…)",
+                )
+
+    def _check_disk(self, missing: int) -> None:
+        needed = missing * sum(self.writer.layout.files_of(0).values())
+        free = free_disk(self.writer.path)
+        if needed > free:
+            raise PipelineError(
+                f"{self.writer.path} needs {needed:,} bytes more, {free:,} are free on its disk",
+                hint="free some space, set harvest.cache_dir to another disk, or ask for fewer harvest.tokens",
+            )
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        try:
+            yield
+        except KeyboardInterrupt:
+            left = len(self.writer.missing_shards())
+            total = self.writer.layout.n_shards
+            self.console.warn(
+                f"interrupted: {total - left} of {total} shards are in {self.writer.path}; "
+                "the same command computes the rest"
+            )
+            raise
+
+
+class _Disk:
+    """Buffers in host memory and the threads that empty them onto the disk.
+
+    There are only so many buffers: when the disk is slower than the model, the model waits for one, and memory does not
+    grow.
+    """
+
+    def __init__(self, job: Job, shapes: Layout, writer: CacheWriter, progress: Progress) -> None:
+        self._writer, self._progress, self._ctx = writer, progress, shapes.ctx
+        self._cuda = job.checkpoint.device.type == "cuda"
+        self._device = job.checkpoint.device
+        self._row_bytes = sum(site.row_bytes for site in shapes.sites)
+        self._started = time.perf_counter()
+        self._bytes = 0
+        self._free: queue.SimpleQueue[dict[str, Tensor] | None] = queue.SimpleQueue()
+        self._rows, self._sites = job.unit_shards * shapes.shard_rows, shapes.sites
+        for _ in range(job.config.buffers):
+            self._free.put(None)  # made when first needed: a small harvest needs few
+        self._pool = ThreadPoolExecutor(job.config.writers, thread_name_prefix="write")
+        self._pending: deque[Future[None]] = deque()
+        self._handed_over = False
+
+    def _make(self) -> dict[str, Tensor]:
+        return {
+            site.name: torch.empty(
+                (self._rows, site.width), dtype=getattr(torch, site.logical_dtype), pin_memory=self._cuda
+            )
+            for site in self._sites
+        }
+
+    @contextmanager
+    def buffer(self) -> Iterator[dict[str, Tensor]]:
+        """A buffer to fill; goes back by itself unless it was handed to :meth:`write`."""
+        buffer = self._free.get() or self._make()
+        self._raise_failures()
+        self._handed_over = False
+        try:
+            yield buffer
+        finally:
+            if not self._handed_over:
+                self._free.put(buffer)
+
+    def write(self, block: Block, shards: list[tuple[int, slice]], buffer: dict[str, Tensor]) -> None:
+        """Writes these shards of the unit in the background, once the copies into the buffer have arrived."""
+        arrived = None
+        if self._cuda:
+            arrived = torch.cuda.current_stream(self._device).record_event()
+        self._pending.append(self._pool.submit(self._write, block, shards, buffer, arrived))
+        self._handed_over = True
+
+    def _write(self, block: Block, shards: list[tuple[int, slice]], buffer: dict[str, Tensor], arrived: Any) -> None:
+        try:
+            if arrived is not None:
+                arrived.synchronize()
+            for shard, cut in shards:
+                part = block[cut]
+                rows = slice(cut.start * self._ctx, (cut.start + len(part)) * self._ctx)
+                acts = {name: values[rows] for name, values in buffer.items()}
+                self._writer.write_shard(shard, part.tokens, part.doc_id, part.pos_in_doc, part.flags, acts)
+                n_rows = part.tokens.size
+                self._bytes += n_rows * self._row_bytes
+                rate = self._bytes / (time.perf_counter() - self._started)
+                self._progress.advance(n_rows, disk=f"{size(rate)}/s")
+        finally:
+            self._free.put(buffer)
+
+    def _raise_failures(self) -> None:
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
+
+    def __enter__(self) -> _Disk:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # What is computed is written, also after Ctrl-C; only when writing itself fails is the rest given up.
+        failed = kind is not None and not issubclass(kind, KeyboardInterrupt)
+        self._pool.shutdown(wait=True, cancel_futures=failed)
+        if kind is None:
+            while self._pending:
+                self._pending.popleft().result()
+
+
+def _shards_of(block: Block, first: int, shapes: Layout) -> list[tuple[int, slice]]:
+    """The shards that a unit's sequences fill, with their places in the block."""
+    step = shapes.seqs_per_shard
+    return [
+        (first + index, slice(start, min(start + step, len(block))))
+        for index, start in enumerate(range(0, len(block), step))
+    ]
+
+
+def _sequences_committed(writer: CacheWriter) -> int:
+    shapes = writer.layout
+    last = shapes.n_shards - 1
+    return last * shapes.seqs_per_shard + load_commit(writer.path, last).sequences

@@ -1,0 +1,106 @@
+"""Which module of which model family a site is: a table of module paths, not code per model.
+
+Names and placement follow TransformerLens. What is added to the residual stream is read as it is added: in Gemma-2 and
+Gemma-3 ``attn_out`` and ``mlp_out`` are the outputs of the norms that follow attention and MLP. So in every family
+``resid_pre + attn_out = resid_mid`` and ``resid_mid + mlp_out = resid_post``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shared.errors import UsageError
+from shared.registry import did_you_mean
+from shared.sites import KINDS, Site, format_site, parse_module_site, parse_site
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a model family keeps its layers, and the path (below a layer) and side of every kind of site it has."""
+
+    layers: str
+    kinds: Mapping[str, str]
+
+
+_SANDWICH = {  # a norm before and after both attention and MLP
+    "resid_pre": ":in",
+    "attn_in": "input_layernorm:out",
+    "attn_out": "post_attention_layernorm:out",
+    "resid_mid": "pre_feedforward_layernorm:in",
+    "mlp_in": "pre_feedforward_layernorm:out",
+    "mlp_out": "post_feedforward_layernorm:out",
+    "resid_post": ":out",
+}
+_PRE_NORM = {
+    "resid_pre": ":in",
+    "attn_in": "input_layernorm:out",
+    "attn_out": "self_attn:out",
+    "resid_mid": "post_attention_layernorm:in",
+    "mlp_in": "post_attention_layernorm:out",
+    "mlp_out": "mlp:out",
+    "resid_post": ":out",
+}
+
+FAMILIES: dict[str, Family] = {
+    "gemma2": Family("model.layers", _SANDWICH),
+    "gemma3_text": Family("model.layers", _SANDWICH),
+    "llama": Family("model.layers", _PRE_NORM),
+    "mistral": Family("model.layers", _PRE_NORM),
+    "qwen2": Family("model.layers", _PRE_NORM),
+    "qwen3": Family("model.layers", _PRE_NORM),
+}
+"""``model_type`` of a checkpoint's config.json → where its sites are, as paths below ``AutoModelForCausalLM``."""
+
+
+def resolve_sites(names: tuple[str, ...], model: nn.Module, model_type: str) -> list[Site]:
+    """The module and the side of every named site, in the order of the names.
+
+    Raises:
+        UsageError: a name is malformed, or the model has no such layer, kind or module; says which exist.
+    """
+    modules = dict(model.named_modules())
+    return [_resolve(name, modules, model_type) for name in names]
+
+
+def _resolve(name: str, modules: Mapping[str, Any], model_type: str) -> Site:
+    layer, kind = parse_site(name)
+    if layer is None or kind is None:
+        path, io = parse_module_site(name)
+        if path not in modules:
+            raise UsageError(
+                f"site {name}: the model has no module {path!r}{did_you_mean(path, modules)}",
+                hint=f"its modules: {_outline(modules)}",
+            )
+        return Site(name, None, None, path, io)
+    family = FAMILIES.get(model_type)
+    if family is None:
+        raise UsageError(
+            f"site {name}: no table of sites for models of type {model_type!r} (there is one for "
+            f"{', '.join(sorted(FAMILIES))}); give module paths instead, such as some.module:out",
+            hint=f"its modules: {_outline(modules)}",
+        )
+    if kind not in family.kinds:
+        exist = [known for known in KINDS if known in family.kinds]
+        raise UsageError(
+            f"site {name}: models of type {model_type} have no {kind!r}{did_you_mean(kind, exist)}",
+            hint=f"the kinds that exist: {', '.join(exist)}",
+        )
+    n_layers = len(modules[family.layers])
+    if layer >= n_layers:
+        last = format_site(n_layers - 1, kind)
+        raise UsageError(f"site {name}: the model has {n_layers} layers", hint=f"the last one is {last}")
+    below, _, _ = family.kinds[kind].partition(":")
+    path, io = parse_module_site(f"{family.layers}.{layer}{'.' if below else ''}{family.kinds[kind]}")
+    return Site(format_site(layer, kind), layer, kind, path, io)
+
+
+def _outline(modules: Mapping[str, Any]) -> str:
+    """The module paths with the numbers of repeated blocks left out, so that a deep model fits on a screen."""
+    seen = dict.fromkeys(".".join("N" if part.isdigit() else part for part in path.split(".")) for path in modules)
+    paths = [path for path in seen if path]
+    return ", ".join(paths[:60]) + (f" and {len(paths) - 60} more" if len(paths) > 60 else "")
