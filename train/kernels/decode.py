@@ -1,0 +1,206 @@
+"""Nested decode and dL/dz, reading each selected decoder row once.
+
+With prefixes m_1 < … < m_G of the dictionary, codes z and base = b_dec (+ skip) − t, the loss of a row is c·Σ_g ‖e_g‖²,
+
+    e_g = base + Σ_{i < m_g} z_i w_i        (error of prefix g, prediction − target)
+    S_g = Σ_{g' ≥ g} e_{g'}                 (suffix sums)
+    dL/dz_i = 2c ⟨S_{g(i)}, w_i⟩,  dL/dw_i = 2c z_i S_{g(i)},  dL/db_dec = 2c S_1,     g(i): the first prefix that holds i,
+
+so nesting costs one suffix sum. Dimensions are independent of one another up to S: a program takes one row, walks over
+slices of the width, and in each slice loads the slice of all selected decoder rows once, for both products with it:
+Z[G, K] · W[K, slice] gives the prefix sums, S[G, slice] · Wᵀ accumulates dL/dz. Both are small matrix products; codes are
+exact in the dtype of the pre-activations, so the first has no rounding but that of its float32 sum.
+"""
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-untyped-decorators=False
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from train.kernels.select import Selection
+
+MAX_GROUPS = 16
+"""Prefixes that fit the smallest matrix product of the tensor cores."""
+
+_ONE_BLOCK = 128
+"""Entries of a row that are held at once; rows with more (BatchTopK) are walked in blocks."""
+
+
+@triton.jit
+def _load_entries(latent, value, e, ok):
+    return tl.load(latent + e, mask=ok, other=0), tl.load(value + e, mask=ok, other=0.0)
+
+
+@triton.jit
+def _load_rows(w, lat, ok, d, inside, D: tl.constexpr, PRODUCT: tl.constexpr):
+    """A slice of the decoder rows of some entries: [K, BLOCK]."""
+    at = w + lat[:, None].to(tl.int64) * D + d[None, :]
+    return tl.load(at, mask=ok[:, None] & inside[None, :], other=0.0).to(PRODUCT)
+
+
+@triton.jit
+def _error_codes(lat, val, prefix, PRODUCT: tl.constexpr):
+    """Z [16, K]: the code where the prefix holds the latent, else 0; Z·W is the prefix sums."""
+    return tl.where(lat[None, :] < prefix[:, None], val[None, :], 0.0).to(PRODUCT)
+
+
+@triton.jit
+def _suffix_codes(lat, val, prefix, G: tl.constexpr):
+    """C [16, K]: the code times how many of the prefixes ≥ g hold the latent; C·W is their suffix sum."""
+    g = tl.arange(0, 16)[:, None]
+    holds = (lat[None, :] < prefix[:, None]) & (g < G)
+    first = G - tl.sum(holds.to(tl.int32), axis=0)[None, :]
+    return tl.where(g < G, val[None, :] * (G - tl.maximum(g, first)).to(tl.float32), 0.0)
+
+
+@triton.jit
+def _pick_group(p, lat, prefix, G: tl.constexpr):
+    """p[g(i), i] for each entry i (0 where no prefix holds it): [K] from [16, K]."""
+    g = tl.arange(0, 16)[:, None]
+    first = tl.sum(((lat[None, :] >= prefix[:, None]) & (g < G)).to(tl.int32), axis=0)
+    return tl.sum(tl.where(g == first[None, :], p, 0.0), axis=0)
+
+
+@triton.jit
+def _nested_decode(
+    latent, value, start, count, w_dec, b_dec, target, skip, prefixes, extra, suffix, grad_value, squares, reach,
+    scale, B,
+    D: tl.constexpr, G: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
+    HAS_SKIP: tl.constexpr, HAS_EXTRA: tl.constexpr, PRODUCT: tl.constexpr,
+):  # fmt: skip
+    """One program per row. `scale` is 2c; `extra` is added to dL/dz."""
+    b = tl.program_id(0).to(tl.int64)
+    e0 = tl.load(start + b)
+    n = tl.load(count + b)
+    g = tl.arange(0, 16)
+    prefix = tl.load(prefixes + g, mask=g < G, other=0)
+    base_in_error = tl.where(g < G, 1.0, 0.0)[:, None]
+    base_in_suffix = tl.where(g < G, (G - g).to(tl.float32), 0.0)[:, None]
+    k = tl.arange(0, K)
+    square = tl.zeros([16, BLOCK], tl.float32)
+    if ONE_BLOCK:
+        lat, val = _load_entries(latent, value, e0 + k, k < n)
+        z = _error_codes(lat, val, prefix, PRODUCT)
+        if G > 1:
+            c = _suffix_codes(lat, val, prefix, G)
+            c_high = c.to(PRODUCT)
+            c_low = (c - c_high.to(tl.float32)).to(PRODUCT)
+        grad = tl.zeros([16, K], tl.float32)
+    for o in range(0, D, BLOCK):
+        d = o + tl.arange(0, BLOCK)
+        inside = d < D
+        base = tl.load(b_dec + d, mask=inside, other=0.0)
+        base -= tl.load(target + b * D + d, mask=inside, other=0.0).to(tl.float32)
+        if HAS_SKIP:
+            base += tl.load(skip + b * D + d, mask=inside, other=0.0).to(tl.float32)
+        error = base_in_error * base[None, :]
+        summed = base_in_suffix * base[None, :]
+        if ONE_BLOCK:
+            w = _load_rows(w_dec, lat, k < n, d, inside, D, PRODUCT)
+            error = tl.dot(z, w, error, input_precision="ieee")
+            if G > 1:
+                summed = tl.dot(c_high, w, summed, input_precision="ieee")
+                if PRODUCT == tl.bfloat16:
+                    summed = tl.dot(c_low, w, summed, input_precision="ieee")
+        else:
+            for j in range(0, n, K):
+                lat, val = _load_entries(latent, value, e0 + j + k, j + k < n)
+                w = _load_rows(w_dec, lat, j + k < n, d, inside, D, PRODUCT)
+                error = tl.dot(_error_codes(lat, val, prefix, PRODUCT), w, error, input_precision="ieee")
+                if G > 1:
+                    c = _suffix_codes(lat, val, prefix, G)
+                    c_high = c.to(PRODUCT)
+                    summed = tl.dot(c_high, w, summed, input_precision="ieee")
+                    if PRODUCT == tl.bfloat16:
+                        c_low = (c - c_high.to(tl.float32)).to(PRODUCT)
+                        summed = tl.dot(c_low, w, summed, input_precision="ieee")
+        square += error * error
+        if G == 1:
+            summed = error
+        rounded = summed.to(suffix.dtype.element_ty)
+        tl.store(suffix + (g[:, None] * B + b) * D + d[None, :], rounded, mask=(g < G)[:, None] & inside[None, :])
+        if ONE_BLOCK:
+            grad = tl.dot(rounded.to(PRODUCT), tl.trans(w), grad, input_precision="ieee")
+        else:
+            for j in range(0, n, K):
+                e = e0 + j + k
+                ok = j + k < n
+                lat, val = _load_entries(latent, value, e, ok)
+                w = _load_rows(w_dec, lat, ok, d, inside, D, PRODUCT)
+                part = tl.dot(rounded.to(PRODUCT), tl.trans(w), input_precision="ieee")
+                sofar = tl.load(grad_value + e, mask=ok & (o > 0), other=0.0)
+                tl.store(grad_value + e, sofar + scale * _pick_group(part, lat, prefix, G), mask=ok)
+            tl.debug_barrier()  # the next slice reads back what this one stored, maybe by another thread
+    squared = tl.sum(square, axis=1)
+    tl.store(squares + b * G + g, squared, mask=g < G)
+    tl.store(reach + g * B + b, tl.cumsum(tl.sqrt(squared), axis=0, reverse=True), mask=g < G)
+    if ONE_BLOCK:
+        out = scale * _pick_group(grad, lat, prefix, G)
+        if HAS_EXTRA:
+            out += tl.load(extra + e0 + k, mask=k < n, other=0.0)
+        tl.store(grad_value + e0 + k, out, mask=k < n)
+    elif HAS_EXTRA:
+        for j in range(0, n, K):
+            e = e0 + j + k
+            ok = j + k < n
+            out = tl.load(grad_value + e, mask=ok, other=0.0) + tl.load(extra + e, mask=ok, other=0.0)
+            tl.store(grad_value + e, out, mask=ok)
+
+
+def nested_decode(
+    codes: Selection,
+    w_dec: Tensor,
+    b_dec: Tensor,
+    target: Tensor,
+    prefixes: Tensor,
+    *,
+    skip: Tensor | None,
+    extra: Tensor | None,
+    suffix: Tensor,
+    grad_value: Tensor,
+    squares: Tensor,
+    reach: Tensor,
+) -> None:
+    """Squared errors of all prefixes, their suffix sums and dL/dz, for L = Σ_g Σ_b ‖e_g‖² / (G·B·d_out).
+
+    Args:
+        codes: the selected entries.
+        w_dec: [F, d_out] in the compute dtype (float32, or bfloat16: a shadow of the float32 parameter).
+        b_dec: [d_out] float32.
+        target: [B, d_out].
+        prefixes: [G] int32, ascending; latents at or beyond the last take no part. G ≤ MAX_GROUPS.
+        skip: [B, d_out] what a skip connection adds, or None.
+        extra: [B·k] float32 further terms of dL/dz by entry (penalties on the codes), or None.
+        suffix: [G, B, d_out] in the compute dtype: receives S_g, without the factor 2c.
+        grad_value: [B·k] float32: receives dL/dz by entry.
+        squares: [B, G] float32: receives ‖e_g‖².
+        reach: [G, B] float32: receives Σ_{g' ≥ g} ‖e_g'‖, a bound on ‖S_g‖.
+    """
+    n_groups, n_rows, width = suffix.shape
+    if n_groups > MAX_GROUPS:
+        raise ValueError(f"at most {MAX_GROUPS} prefixes, not {n_groups}")
+    if n_rows == 0:
+        return
+    one_block = not codes.over_batch and codes.k <= _ONE_BLOCK
+    block_k = max(16, triton.next_power_of_2(codes.k)) if one_block else 64
+    block_d = max(16, min(128, triton.next_power_of_2(width)))
+    _nested_decode[(n_rows,)](
+        codes.latent, codes.value, codes.start, codes.count, w_dec, b_dec, target,
+        target if skip is None else skip, prefixes, grad_value if extra is None else extra,
+        suffix, grad_value, squares, reach, 2.0 / (n_groups * n_rows * width), n_rows,
+        D=width, G=n_groups, K=block_k, BLOCK=block_d, ONE_BLOCK=one_block, HAS_SKIP=skip is not None,
+        HAS_EXTRA=extra is not None, PRODUCT=product_dtype(w_dec.dtype), num_warps=4,
+    )  # fmt: skip
+
+
+def product_dtype(dtype: torch.dtype) -> tl.dtype:
+    """What matrix products multiply in. Triton's interpreter cannot multiply bfloat16; float32 holds it exactly."""
+    return tl.float32 if dtype == torch.float32 or interpreted() else tl.bfloat16
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1 when this module was imported)."""
+    return not isinstance(_nested_decode, triton.JITFunction)

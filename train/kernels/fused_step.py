@@ -1,0 +1,510 @@
+"""One fused training step: select, decode, both gradients, clip, Adam, projection; without autograd and without a gradient
+in memory.
+
+    pre = u W_encᵀ + b            cuBLAS, in the compute dtype
+    select.py                     the selected entries, no sort
+    decode.py                     nested errors, their suffix sums, dL/dz
+    lists.py                      per-latent lists
+    update.py                     gradient rows, clipping, Adam, unit rows, shadows
+
+Parameters and Adam's moments are the coder's and the optimizer's own float32 tensors, moved in place: a checkpoint is the
+same with this step as without, and either can go on where the other stopped. In bfloat16 the products and gathers read
+shadows, bfloat16 copies that the update itself keeps; the reference path reads bfloat16 only to select.
+
+All buffers are allocated once per batch size. On a CUDA device the launches are captured in a graph after a few steps.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shared.coders import Coder, Codes
+from shared.coders.base import RMS_EPS
+from train.kernels import decode, lists, select, update
+from train.kernels.auxk import AuxGradients, aux_gradients, product
+from train.kernels.inputs import normalise_rows
+from train.kernels.update import ExtraRows, Matrix
+
+_EAGER_STEPS = 3
+"""Steps before the launches are captured: every kernel has been compiled by then."""
+
+Penalise = Callable[[Codes], Tensor | None]
+"""From codes whose values require gradients to the weighted sum of all penalties; None: no penalty this time."""
+
+
+@dataclass(frozen=True)
+class FusedResult:
+    """What a step computed. Tensors on the device, overwritten by the next step.
+
+    Attributes:
+        reconstruction: mean squared error of all prefixes over B·d_out; the loss without other terms.
+        aux: AuxK's weighted loss, or None while nothing is dead.
+        grad_norm: global norm before clipping; NaN unless it was asked for or needed.
+        squares: [B, G] ‖t̂_g − t‖² of each prefix.
+        l0: [B] int32 active latents.
+        fired: [F] int32 on how many rows each latent fired.
+    """
+
+    reconstruction: Tensor
+    aux: Tensor | None
+    grad_norm: Tensor
+    squares: Tensor
+    l0: Tensor
+    fired: Tensor
+
+
+@dataclass
+class _Buffers:
+    """Memory of a step for one batch size."""
+
+    u: Tensor
+    t: Tensor
+    pre: Tensor
+    skip: Tensor | None
+    codes: select.Selection
+    lists: lists.LatentLists
+    suffix: Tensor
+    squares: Tensor
+    reach: Tensor
+    grad_value: Tensor
+    list_grad: Tensor
+    input_norm: Tensor
+    partial_enc: Tensor
+    partial_dec: Tensor
+    grad_b_dec: Tensor
+    grad_skip: Tensor | None
+    loss: Tensor
+    bound: Tensor
+    norms: Tensor
+    others: Tensor
+    steps_done: int = 0
+    graph: Any = None
+
+
+class FusedStep:
+    """The training step of one coder.
+
+    Args:
+        coder: TopK, BatchTopK or Matryoshka, with float32 parameters that all require gradients.
+        optimizer: the Adam that owns the moments; its learning rate is passed to each step instead.
+        grad_clip: largest global norm of the gradient; None: no clipping.
+        dtype: of matrix products and gathers, torch.bfloat16 or torch.float32.
+        graphs: capture the launches in a CUDA graph.
+
+    Raises:
+        ValueError: `refusal` names a reason.
+    """
+
+    def __init__(
+        self,
+        coder: Coder,
+        optimizer: torch.optim.Adam,
+        *,
+        grad_clip: float | None,
+        dtype: torch.dtype = torch.bfloat16,
+        graphs: bool = True,
+    ) -> None:
+        reason = refusal(coder, optimizer)
+        if reason is not None:
+            raise ValueError(f"the fused step cannot train this coder: {reason}")
+        self.coder, self.optimizer, self.dtype = coder, optimizer, dtype
+        self.grad_clip = float("inf") if grad_clip is None else grad_clip
+        self.device = coder.w_enc.device
+        self.graphs = graphs and self.device.type == "cuda"
+        self.k: int = coder.config.k  # type: ignore[attr-defined]
+        prefixes = coder.prefixes or (coder.n_latents,)
+        self.prefixes = torch.tensor(prefixes, dtype=torch.int32, device=self.device)
+        self.whole = torch.tensor([coder.n_latents], dtype=torch.int32, device=self.device)
+        self.state = torch.zeros(update.STATE_SIZE, device=self.device)
+        self.hyper = torch.zeros(update.HYPER_SIZE, device=self.device)
+        self._buffers: _Buffers | None = None
+        self._silent_at_most: int | None = None
+        self._bound_to: tuple[int, ...] = ()
+        self._versions: tuple[int, ...] = ()
+        self.reset()
+
+    # One step
+
+    def step(
+        self, u: Tensor, t: Tensor, lr: float, *, penalise: Penalise | None = None, want_norm: bool = False
+    ) -> FusedResult:
+        """Update the coder on normalised inputs u [B, d_in] and targets t [B, d_out].
+
+        Args:
+            lr: learning rate of this update.
+            penalise: adds penalties to the loss; the step then runs without a graph.
+            want_norm: compute the gradient's norm even where clipping does not need it.
+        """
+        b = self._prepare(u.shape[0])
+        b.u.copy_(u)
+        b.t.copy_(t)
+        torch.linalg.vector_norm(b.u, dim=1, dtype=torch.float32, out=b.input_norm)
+        return self._step(b, lr, penalise, want_norm)
+
+    def step_raw(
+        self, x: Tensor, y: Tensor, lr: float, *, penalise: Penalise | None = None, want_norm: bool = False
+    ) -> FusedResult:
+        """As `step`, from raw activations x [B, d_in] and y [B, d_out]: normalises them on the way."""
+        b, c = self._prepare(x.shape[0]), self.coder
+        rms = RMS_EPS if c.config.input_transform == "rms" else None
+        normalise_rows(x.contiguous(), c.input_mean, c.input_scale, b.u, rms_eps=rms, norm=b.input_norm)
+        normalise_rows(y.contiguous(), c.target_mean, c.target_scale, b.t)
+        return self._step(b, lr, penalise, want_norm)
+
+    def codes(self) -> Codes:
+        """The codes of the last step's rows (a copy; for BatchTopK the host waits to learn the widest row)."""
+        assert self._buffers is not None
+        return _as_codes(self._buffers.codes)
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """The last step's normalised inputs and targets, as the kernels read them."""
+        assert self._buffers is not None
+        return self._buffers.u, self._buffers.t
+
+    @property
+    def finite(self) -> bool:
+        """Whether every gradient since the last `reset` was finite; the host waits for the device. Once one was not, steps
+        no longer move anything."""
+        return bool(self.state[update.FINITE.value] > 0)
+
+    def reset(self) -> None:
+        """Let steps move the coder again after a gradient that was not finite."""
+        self.state[update.FINITE.value] = 1.0
+
+    # How it is done
+
+    @torch.no_grad()
+    def _step(self, b: _Buffers, lr: float, penalise: Penalise | None, want_norm: bool) -> FusedResult:
+        self._updates += 1
+        beta1, beta2 = self.optimizer.defaults["betas"]
+        n = self._updates
+        numbers = (
+            lr / (1 - beta1**n), (1 - beta2**n) ** -0.5, beta1, beta2, 1 - beta1, 1 - beta2,
+            self.optimizer.defaults["eps"], self.grad_clip, float(want_norm),
+        )  # fmt: skip
+        self.hyper.copy_(torch.tensor(numbers), non_blocking=True)
+        dead = self._dead_latents(b.u.shape[0])
+        aux: AuxGradients | None = None
+        if penalise is None and dead is None and self.graphs:
+            self._replay(b)
+        elif penalise is None and dead is None:
+            self._launch(b)
+        else:
+            aux = self._launch_with_extras(b, penalise, dead)
+        b.steps_done += 1
+        self._versions = self._read_versions()
+        return FusedResult(
+            reconstruction=b.loss,
+            aux=None if aux is None else aux.loss,
+            grad_norm=self.state[update.NORM.value],
+            squares=b.squares,
+            l0=b.codes.count,
+            fired=b.lists.fired,
+        )
+
+    def _launch(self, b: _Buffers) -> None:
+        """Everything a step without extra gradients launches. Nothing here waits for the device."""
+        self._select(b)
+        self._decode(b, None)
+        self._update(b, None, None)
+
+    def _replay(self, b: _Buffers) -> None:
+        if b.graph is None and b.steps_done >= _EAGER_STEPS:
+            b.graph = self._capture(b)
+        if b.graph is None:
+            self._launch(b)
+        else:
+            b.graph.replay()
+
+    def _capture(self, b: _Buffers) -> Any:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._launch(b)
+        except RuntimeError as error:
+            self.graphs = False
+            warnings.warn(f"the training step runs without a CUDA graph: capturing it failed ({error})", stacklevel=2)
+            return None
+        return graph
+
+    def _launch_with_extras(self, b: _Buffers, penalise: Penalise | None, dead: Tensor | None) -> AuxGradients | None:
+        self._select(b)
+        extra_value, gradients = None, {}
+        if penalise is not None:
+            extra_value, gradients = self._penalty_gradients(b, penalise)
+        self._decode(b, extra_value)
+        aux = None
+        if dead is not None:
+            k_aux = _k_aux(self.coder)
+            error = b.suffix[-1]
+            aux = aux_gradients(
+                b.u, b.pre, error, self.w_dec.compute, dead, k_aux, self.coder.config.aux_coef
+            )  # fmt: skip
+        self._update(b, self._extra_rows(gradients, dead, aux), gradients)
+        return aux
+
+    def _select(self, b: _Buffers) -> None:
+        torch.addmm(self.b_enc.compute, b.u, self.w_enc.compute.T, out=b.pre)
+        select.select(b.pre, b.codes)
+
+    def _decode(self, b: _Buffers, extra: Tensor | None) -> None:
+        if b.skip is not None:
+            assert self.w_skip is not None
+            torch.mm(b.u, self.w_skip.compute.T, out=b.skip)
+        decode.nested_decode(
+            b.codes, self.w_dec.compute, self.b_dec.weight, b.t, self.prefixes, skip=b.skip, extra=extra,
+            suffix=b.suffix, grad_value=b.grad_value, squares=b.squares, reach=b.reach,
+        )  # fmt: skip
+        torch.mean(b.squares, dim=(0, 1), out=b.loss)
+        b.loss.div_(b.t.shape[1])
+
+    def _update(self, b: _Buffers, extra: ExtraRows | None, gradients: dict[str, Tensor] | None) -> None:
+        gradients = gradients or {}
+        scale = 2.0 / b.suffix.numel()
+        lists.build_lists(b.codes, b.lists)
+        self._dense_gradients(b, scale, gradients)
+        update.bound_rows(b.lists, b.grad_value, b.list_grad, b.input_norm, b.reach, self.prefixes, b.bound, scale)
+        update.decide(b.bound, b.others, self.state, self.hyper, force=extra is not None)
+        inputs = b.u.unsqueeze(0)
+        update.sum_segments(b.lists, b.list_grad, inputs, self.whole, b.partial_enc)
+        update.sum_segments(b.lists, b.lists.code, b.suffix, self.prefixes, b.partial_dec)
+        unit = self.coder.config.decoder_norm == "unit"
+        for moving in (False, True):
+            update.rows(
+                b.lists, b.list_grad, inputs, self.whole, b.partial_enc, self.w_enc, self.state, self.hyper, scale=1.0,
+                unit=False, update=moving, norms=b.norms[0], bias=self.b_enc,
+                extra=extra.encoder if extra else None, extra_bias=extra.bias if extra else None,
+                slots=extra.slot if extra else None,
+            )  # fmt: skip
+            update.rows(
+                b.lists, b.lists.code, b.suffix, self.prefixes, b.partial_dec, self.w_dec, self.state, self.hyper,
+                scale=scale, unit=unit, update=moving, norms=b.norms[1],
+                extra=extra.decoder if extra else None, slots=extra.slot if extra else None,
+            )  # fmt: skip
+            if not moving:
+                update.factor(b.norms, b.others, self.state, self.hyper)
+        update.dense_adam(b.grad_b_dec, self.b_dec, self.state, self.hyper)
+        if b.grad_skip is not None:
+            assert self.w_skip is not None
+            update.dense_adam(b.grad_skip, self.w_skip, self.state, self.hyper)
+        self._after(b)
+
+    def _dense_gradients(self, b: _Buffers, scale: float, gradients: dict[str, Tensor]) -> None:
+        """Gradients of the decoder bias and the skip connection, and their squared norm."""
+        torch.sum(b.suffix[0], dim=0, dtype=torch.float32, out=b.grad_b_dec)
+        dense = [b.grad_b_dec.mul_(scale)]
+        if "b_dec" in gradients:
+            b.grad_b_dec.add_(gradients["b_dec"])
+        if b.grad_skip is not None:
+            b.grad_skip.copy_(product(b.suffix[0].T, b.u)).mul_(scale)
+            if "w_skip" in gradients:
+                b.grad_skip.add_(gradients["w_skip"])
+            dense.append(b.grad_skip)
+        b.others.zero_()
+        for gradient in dense:
+            b.others.add_(gradient.square().sum())
+
+    def _after(self, b: _Buffers) -> None:
+        """Counters that follow a step: Adam's, and how long each latent has been silent."""
+        torch._foreach_add_(self._adam_steps, 1)
+        self.coder.since_fired.add_(b.u.shape[0]).masked_fill_(b.lists.fired > 0, 0)
+
+    # Penalties and AuxK
+
+    def _penalty_gradients(self, b: _Buffers, penalise: Penalise) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Gradients of the penalties: to the codes by entry [B·k], and to the parameters by name."""
+        plain = _as_codes(b.codes)
+        values = plain.values.requires_grad_()
+        with torch.enable_grad():
+            total = penalise(Codes(values, plain.latents, plain.n_latents))
+            if total is None or not total.requires_grad:
+                return None, {}
+            parameters = dict(self.coder.named_parameters())
+            found = torch.autograd.grad(total, [values, *parameters.values()], allow_unused=True)
+        by_name = {n: g for n, g in zip(parameters, found[1:], strict=True) if g is not None}
+        return None if found[0] is None else _by_entry(found[0], b.codes), by_name
+
+    def _extra_rows(
+        self, gradients: dict[str, Tensor], dead: Tensor | None, aux: AuxGradients | None
+    ) -> ExtraRows | None:
+        """Penalties' and AuxK's gradients of the rows, added where both are on."""
+        c = self.coder
+        encoder, bias, decoder = (gradients.get(name) for name in ("w_enc", "b_enc", "w_dec"))
+        if encoder is None and bias is None and decoder is None:
+            if aux is None or dead is None:
+                return None
+            slot = torch.full((c.n_latents,), -1, dtype=torch.int32, device=self.device)
+            slot[dead] = torch.arange(dead.numel(), dtype=torch.int32, device=self.device)
+            return ExtraRows(slot, aux.encoder, aux.bias, aux.decoder)
+        slot = torch.arange(c.n_latents, dtype=torch.int32, device=self.device)
+        if encoder is not None or bias is not None or aux is not None:
+            encoder = torch.zeros_like(c.w_enc) if encoder is None else encoder
+            bias = torch.zeros_like(c.b_enc) if bias is None else bias
+        if aux is not None and dead is not None:
+            assert encoder is not None
+            assert bias is not None
+            decoder = torch.zeros_like(c.w_dec) if decoder is None else decoder
+            encoder = encoder.index_add(0, dead, aux.encoder)
+            bias = bias.index_add(0, dead, aux.bias)
+            decoder = decoder.index_add(0, dead, aux.decoder)
+        return ExtraRows(slot, *(None if g is None else g.contiguous() for g in (encoder, bias, decoder)))
+
+    def _dead_latents(self, n_rows: int) -> Tensor | None:
+        """Ids of the dead latents before this step, or None. The host asks the device only once some could be dead."""
+        c = self.coder
+        if _k_aux(c) == 0 or c.config.aux_coef == 0 or c.dead_after is None:
+            return None
+        if self._silent_at_most is None or self._silent_at_most >= c.dead_after:
+            self._silent_at_most = int(c.since_fired.max())
+        dead = c.dead.nonzero().squeeze(1) if self._silent_at_most >= c.dead_after else None
+        self._silent_at_most += n_rows
+        return dead
+
+    # Memory
+
+    def _prepare(self, n_rows: int) -> _Buffers:
+        """Buffers for a batch size; and new shadows if anyone but this step has moved the parameters."""
+        if self._bound_to != self._read_bound() or self._versions != self._read_versions():
+            self._bind()
+        if self._buffers is None or self._buffers.u.shape[0] != n_rows:
+            self._buffers = None  # frees the old ones first
+            self._buffers = self._allocate(n_rows)
+        return self._buffers
+
+    def _read_versions(self) -> tuple[int, ...]:
+        return (*(p._version for p in self.coder.parameters()), self.coder.since_fired._version)
+
+    def _read_bound(self) -> tuple[int, ...]:
+        moments = (self.optimizer.state.get(p, {}).get("exp_avg") for p in self.coder.parameters())
+        return tuple(0 if m is None else m.data_ptr() for m in moments)
+
+    @torch.no_grad()
+    def _bind(self) -> None:
+        """Take hold of the optimizer's moments (made if need be, as Adam makes them) and renew the shadows."""
+        c = self.coder
+        self.w_enc, self.b_enc = self._matrix(c.w_enc, True), self._matrix(c.b_enc, True)
+        self.w_dec, self.b_dec = self._matrix(c.w_dec, True), self._matrix(c.b_dec, False)
+        self.w_skip = None if c.w_skip is None else self._matrix(c.w_skip, True)
+        self._adam_steps = [self.optimizer.state[p]["step"] for p in c.parameters()]
+        self._updates = int(self._adam_steps[0])
+        self._silent_at_most = None
+        if self._buffers is not None:
+            self._buffers.graph = None  # it holds the old pointers
+        self._bound_to, self._versions = self._read_bound(), self._read_versions()
+
+    def _matrix(self, parameter: nn.Parameter, shadowed: bool) -> Matrix:
+        state = self.optimizer.state[parameter]
+        if not state:
+            # A float32 scalar on the parameter's device: what Adam(fused=True) keeps.
+            state["step"] = torch.zeros((), dtype=torch.float32, device=self.device)
+            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        shadow = parameter.detach().to(self.dtype) if shadowed and self.dtype != parameter.dtype else None
+        return Matrix(parameter.detach(), state["exp_avg"], state["exp_avg_sq"], shadow)
+
+    def _allocate(self, n_rows: int) -> _Buffers:
+        c, device, dtype = self.coder, self.device, self.dtype
+        n_groups = self.prefixes.numel()
+        codes = select.allocate(n_rows, c.n_latents, self.k, dtype, device, over_batch=over_batch(c))
+        by_latent = lists.allocate(codes)
+        segments = max(1, by_latent.max_segments)
+
+        def floats(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float32, device=device)
+
+        def compute(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        has_skip = c.w_skip is not None
+        return _Buffers(
+            u=compute(n_rows, c.d_in),
+            t=floats(n_rows, c.d_out),
+            pre=compute(n_rows, c.n_latents),
+            skip=compute(n_rows, c.d_out) if has_skip else None,
+            codes=codes,
+            lists=by_latent,
+            suffix=compute(n_groups, n_rows, c.d_out),
+            squares=floats(n_rows, n_groups),
+            reach=floats(n_groups, n_rows),
+            grad_value=floats(n_rows * self.k),
+            list_grad=floats(n_rows * self.k),
+            input_norm=floats(n_rows),
+            partial_enc=floats(segments, c.d_in),
+            partial_dec=floats(segments, c.d_out),
+            grad_b_dec=floats(c.d_out),
+            grad_skip=floats(c.d_out, c.d_in) if has_skip else None,
+            loss=floats(),
+            bound=floats(c.n_latents),
+            norms=floats(2, c.n_latents),
+            others=floats(1),
+        )
+
+
+def refusal(coder: Coder, optimizer: torch.optim.Optimizer | None = None) -> str | None:
+    """Why this coder cannot be trained by the fused step, or None."""
+    architecture = coder.config.architecture
+    if architecture not in ARCHITECTURES:
+        return f"{architecture} is not one of {', '.join(sorted(ARCHITECTURES))}"
+    frozen = [name for name, parameter in coder.named_parameters() if not parameter.requires_grad]
+    if frozen:
+        return f"frozen parameters ({', '.join(frozen)})"
+    if any(parameter.dtype != torch.float32 for parameter in coder.parameters()):
+        return "parameters are not float32"
+    if len(coder.prefixes or ()) > decode.MAX_GROUPS:
+        return f"{len(coder.prefixes or ())} groups, at most {decode.MAX_GROUPS}"
+    if optimizer is not None:
+        if type(optimizer) is not torch.optim.Adam:
+            return f"the optimizer is {type(optimizer).__name__}, not Adam"
+        unsupported = [name for name in ("weight_decay", "amsgrad", "maximize") if optimizer.defaults[name]]
+        if unsupported:
+            return f"Adam with {', '.join(unsupported)}"
+    return None
+
+
+ARCHITECTURES = frozenset({"topk", "matryoshka"})
+"""Architectures whose step this is."""
+
+
+def over_batch(coder: Coder) -> bool:
+    """Whether the coder selects k·B over the batch (BatchTopK) rather than k on each row."""
+    return False
+
+
+def _k_aux(coder: Coder) -> int:
+    return coder.d_out // 2 if coder.config.aux_k is None else coder.config.aux_k
+
+
+def _as_codes(s: select.Selection) -> Codes:
+    """A copy of the entries as Codes, rows padded with inactive slots."""
+    if not s.over_batch:
+        shape = (s.n_rows, s.k)
+        return Codes(s.value.view(shape).clone(), s.latent.view(shape).long(), s.n_latents)
+    entry, active = _slots(s)
+    return Codes(
+        torch.where(active, s.value[entry], 0.0), torch.where(active, s.latent[entry], 0).long(), s.n_latents
+    )  # fmt: skip
+
+
+def _slots(s: select.Selection) -> tuple[Tensor, Tensor]:
+    """BatchTopK: (entry [B, widest row], whether the slot holds one)."""
+    slot = torch.arange(max(1, int(s.count.max())), device=s.start.device)
+    active = slot < s.count.unsqueeze(1)
+    return torch.where(active, s.start.unsqueeze(1) + slot, 0), active
+
+
+def _by_entry(grad: Tensor, s: select.Selection) -> Tensor:
+    """Gradients of the values of `_as_codes` by entry [B·k]."""
+    grad = grad.float()
+    if not s.over_batch:
+        return grad.reshape(-1).contiguous()
+    entry, active = _slots(s)
+    flat = torch.zeros_like(s.value)
+    flat[entry[active]] = grad[active]
+    return flat

@@ -1,0 +1,459 @@
+"""Gradients of both matrices, row by row, consumed at once: clip, project, Adam, renormalise, shadow.
+
+A program owns one latent's row of one matrix. It sums the row's gradient from the latent's list,
+
+    dL/dw_enc_f = Σ_b dL/dz_bf u_b          dL/dw_dec_f = 2c Σ_b z_bf S_{g(f), b}
+
+and, still in registers, scales it (global-norm clipping), removes the part along a unit decoder row, updates Adam's
+moments and the row, brings the row back to unit length and writes its copy in the compute dtype. No gradient matrix is
+written.
+
+Clipping needs the global norm before the first row may move. The triangle inequality bounds it from the lists alone,
+Σ_b |dL/dz_bf| ‖u_b‖ and 2c Σ_b z_bf ‖S‖; where that stays under the limit, as it nearly always does, nothing is clipped and
+no exact norm is computed. Otherwise (or when the step's norm is asked for) the gradients are summed once more, for it.
+Which of the two happens is decided on the device: the host never waits.
+
+A step whose gradient is not finite moves nothing, and neither do the steps after it, until `reset`.
+"""
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-untyped-decorators=False
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from train.kernels.lists import SEGMENT, LatentLists
+
+# Places in the float32 state vector of a step.
+EXACT = tl.constexpr(0)  # 1: the exact norm is computed
+FACTOR = tl.constexpr(1)  # what the gradient is multiplied by
+NORM = tl.constexpr(2)  # the exact norm; NaN where it was not computed
+FINITE = tl.constexpr(3)  # 1 until a gradient was not finite
+BOUND = tl.constexpr(4)  # the bound on the norm
+STATE_SIZE = 5
+
+# Places in the float32 vector of Adam's numbers, which change from step to step.
+STEP_SIZE = tl.constexpr(0)  # lr / (1 − β1^t)
+ROOT_SCALE = tl.constexpr(1)  # 1 / √(1 − β2^t)
+BETA1 = tl.constexpr(2)
+BETA2 = tl.constexpr(3)
+ONE_MINUS_BETA1 = tl.constexpr(4)  # from the host: 1 − 0.999 in float32 is off by 1e-5
+ONE_MINUS_BETA2 = tl.constexpr(5)
+EPS = tl.constexpr(6)
+CLIP = tl.constexpr(7)  # inf: no clipping
+WANTED = tl.constexpr(8)  # 1: the exact norm is asked for
+HYPER_SIZE = 9
+
+_SLACK = 1.01
+"""Sums are rounded; a bound this close to the limit counts as above it."""
+
+
+@triton.jit
+def _adam(g, w, m, v, hyper):
+    """Adam's update (arXiv 1412.6980, algorithm 1): new (w, m, v)."""
+    m = tl.load(hyper + BETA1) * m + tl.load(hyper + ONE_MINUS_BETA1) * g
+    v = tl.load(hyper + BETA2) * v + tl.load(hyper + ONE_MINUS_BETA2) * g * g
+    w -= tl.load(hyper + STEP_SIZE) * m / (tl.sqrt(v) * tl.load(hyper + ROOT_SCALE) + tl.load(hyper + EPS))
+    return w, m, v
+
+
+@triton.jit
+def _gather(row, weight, table, low, high, d, inside, D: tl.constexpr, UNROLL: tl.constexpr):
+    """Σ over list places low … high − 1 of weight · table[row]: one slice of a row."""
+    total = tl.zeros(d.shape, tl.float32)
+    for p in range(low, high, UNROLL):
+        for i in tl.static_range(UNROLL):  # several rows in flight
+            ok = p + i < high
+            b = tl.load(row + p + i, mask=ok, other=0).to(tl.int64)
+            c = tl.load(weight + p + i, mask=ok, other=0.0)
+            total += c * tl.load(table + b * D + d, mask=inside & ok, other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
+def _group_table(table, prefixes, f, B, D: tl.constexpr, G: tl.constexpr):
+    """The suffix errors that latent f's gradient is summed from, and whether any prefix holds f."""
+    g = 0
+    for i in tl.static_range(G):
+        g += (tl.load(prefixes + i) <= f).to(tl.int32)
+    return table + tl.minimum(g, G - 1).to(tl.int64) * B * D, g < G
+
+
+@triton.jit
+def _segment_rows(
+    row, weight, first, segment, table, prefixes, partial, F, B,
+    D: tl.constexpr, G: tl.constexpr, STEPS: tl.constexpr, LENGTH: tl.constexpr, BLOCK: tl.constexpr,
+    UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Sums of the segments of long lists, into partial [segments, D]; one program per (segment, slice)."""
+    s = tl.program_id(0)
+    if s < tl.load(segment + F):
+        low = 0  # the last latent whose segments begin at or before s
+        high = F
+        for _ in range(STEPS):
+            middle = (low + high) // 2
+            begins = tl.load(segment + middle) <= s
+            low = tl.where(begins, middle, low)
+            high = tl.where(begins, high, middle)
+        own, held = _group_table(table, prefixes, low, B, D, G)
+        p = tl.load(first + low) + (s - tl.load(segment + low)) * LENGTH
+        d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        total = _gather(row, weight, own, p, tl.where(held, p + LENGTH, p), d, d < D, D, UNROLL)
+        tl.store(partial + s.to(tl.int64) * D + d, total, mask=d < D)
+
+
+@triton.jit
+def _bound_rows(
+    row, entry, code, grad_value, list_grad, first, input_norm, reach, prefixes, bound, scale, B,
+    G: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Squared bound on the norm of a latent's gradients; brings dL/dz into list order. One program per latent."""
+    f = tl.program_id(0)
+    low = tl.load(first + f)
+    high = tl.load(first + f + 1)
+    own, held = _group_table(reach, prefixes, f, B, 1, G)
+    encoder = tl.zeros([BLOCK], tl.float32)
+    bias = tl.zeros([BLOCK], tl.float32)
+    decoder = tl.zeros([BLOCK], tl.float32)
+    for p in range(low, high, BLOCK):
+        i = p + tl.arange(0, BLOCK)
+        ok = i < high
+        b = tl.load(row + i, mask=ok, other=0)
+        g = tl.load(grad_value + tl.load(entry + i, mask=ok, other=0), mask=ok, other=0.0)
+        tl.store(list_grad + i, g, mask=ok)
+        bias += tl.abs(g)
+        encoder += tl.abs(g) * tl.load(input_norm + b, mask=ok, other=0.0)
+        decoder += tl.load(code + i, mask=ok, other=0.0) * tl.load(own + b, mask=ok & held, other=0.0)
+    e = tl.sum(encoder)
+    o = tl.sum(bias)
+    d = tl.sum(decoder) * scale
+    tl.store(bound + f, e * e + o * o + d * d)
+
+
+@triton.jit
+def _decide(bound, others, state, hyper, N, FORCE: tl.constexpr, SLACK: tl.constexpr, BLOCK: tl.constexpr):
+    """Whether the exact norm is needed. One program."""
+    total = tl.zeros([BLOCK], tl.float32)
+    for o in range(0, N, BLOCK):
+        i = o + tl.arange(0, BLOCK)
+        total += tl.load(bound + i, mask=i < N, other=0.0)
+    norm = tl.sqrt(tl.sum(total) + tl.load(others)) * SLACK
+    finite = norm < float("inf")
+    exact = (norm > tl.load(hyper + CLIP)) | (tl.load(hyper + WANTED) > 0) | FORCE
+    tl.store(state + BOUND, norm)
+    tl.store(state + EXACT, (exact & finite).to(tl.float32))
+    tl.store(state + FINITE, tl.load(state + FINITE) * finite.to(tl.float32))
+
+
+@triton.jit
+def _factor(norms, others, state, hyper, N, BLOCK: tl.constexpr):
+    """What the gradient is multiplied by (torch.nn.utils.clip_grad_norm_'s factor). One program."""
+    if tl.load(state + EXACT) > 0:
+        total = tl.zeros([BLOCK], tl.float32)
+        for o in range(0, N, BLOCK):
+            i = o + tl.arange(0, BLOCK)
+            total += tl.load(norms + i, mask=i < N, other=0.0)
+        norm = tl.sqrt(tl.sum(total) + tl.load(others))
+        finite = norm < float("inf")
+        tl.store(state + NORM, norm)
+        tl.store(state + FACTOR, tl.minimum(tl.load(hyper + CLIP) / (norm + 1e-6), 1.0))
+        tl.store(state + FINITE, tl.load(state + FINITE) * finite.to(tl.float32))
+    else:
+        tl.store(state + NORM, float("nan"))
+        tl.store(state + FACTOR, 1.0)
+
+
+@triton.jit
+def _row_gradient(
+    row, weight, low, high, own, partial, seg_low, seg_high, extra, slot, scale, d, inside,
+    D: tl.constexpr, HAS_EXTRA: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """One slice of a row's gradient."""
+    g = _gather(row, weight, own, low, high, d, inside, D, UNROLL)
+    segment = partial + seg_low.to(tl.int64) * D + d
+    for _ in range(seg_low, seg_high):
+        g += tl.load(segment, mask=inside, other=0.0)
+        segment += D
+    g *= scale
+    if HAS_EXTRA:
+        g += tl.load(extra + tl.maximum(slot, 0).to(tl.int64) * D + d, mask=inside & (slot >= 0), other=0.0)
+    return g
+
+
+@triton.jit
+def _rows(
+    row, weight, first, segment, table, prefixes, partial, extra, extra_bias, slots, norms, state, hyper,
+    w_ptr, m_ptr, v_ptr, shadow_ptr, bias_ptr, bias_m_ptr, bias_v_ptr, bias_shadow_ptr, scale, B,
+    D: tl.constexpr, G: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, UPDATE: tl.constexpr, UNIT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_EXTRA: tl.constexpr, HAS_SHADOW: tl.constexpr, LENGTH: tl.constexpr,
+    UNROLL: tl.constexpr, TINY: tl.constexpr,
+):  # fmt: skip
+    """One latent's row of one matrix: its squared gradient norm, or (UPDATE) its whole update. One program per latent.
+
+    The row is held as its first HEAD elements and the remaining D − HEAD in TAIL lanes, both powers of two, so that a
+    width such as 2304 = 2048 + 256 idles no lanes.
+    """
+    f = tl.program_id(0)
+    go = tl.load(state + FINITE) > 0
+    if not UPDATE:
+        go = go & (tl.load(state + EXACT) > 0)
+    if go:
+        seg_low = tl.load(segment + f)
+        seg_high = tl.load(segment + f + 1)
+        start = tl.load(first + f)
+        high = tl.load(first + f + 1)
+        low = start + (seg_high - seg_low) * LENGTH
+        own, held = _group_table(table, prefixes, f, B, D, G)
+        high = tl.where(held, high, low)
+        slot = tl.full([], -1, tl.int32)
+        if HAS_EXTRA:
+            slot = tl.load(slots + f)
+        factor = tl.load(state + FACTOR)
+        at = f.to(tl.int64) * D
+
+        d = tl.arange(0, HEAD)
+        inside = d < D
+        w = tl.load(w_ptr + at + d, mask=inside, other=0.0)
+        if UPDATE:  # asked for before the gradient is summed, so that they are there when it is
+            m = tl.load(m_ptr + at + d, mask=inside, other=0.0)
+            v = tl.load(v_ptr + at + d, mask=inside, other=0.0)
+        g = _row_gradient(
+            row, weight, low, high, own, partial, seg_low, seg_high, extra, slot, scale, d, inside, D, HAS_EXTRA, UNROLL
+        )  # fmt: skip
+        along = tl.sum(g * w)
+        if TAIL > 0:
+            d2 = HEAD + tl.arange(0, TAIL)
+            inside2 = d2 < D
+            w2 = tl.load(w_ptr + at + d2, mask=inside2, other=0.0)
+            if UPDATE:
+                m2 = tl.load(m_ptr + at + d2, mask=inside2, other=0.0)
+                v2 = tl.load(v_ptr + at + d2, mask=inside2, other=0.0)
+            g2 = _row_gradient(
+                row, weight, low, high, own, partial, seg_low, seg_high, extra, slot, scale, d2, inside2, D, HAS_EXTRA,
+                UNROLL,
+            )  # fmt: skip
+            along += tl.sum(g2 * w2)
+        if UNIT:
+            g -= along * w
+            if TAIL > 0:
+                g2 -= along * w2
+        if HAS_BIAS:
+            # The bias belongs to a row of its latent; every list place counts, whether in a segment or not.
+            i = tl.arange(0, LENGTH)
+            summed = tl.zeros([LENGTH], tl.float32)
+            for p in range(start, high, LENGTH):
+                summed += tl.load(weight + p + i, mask=p + i < high, other=0.0)
+            bias_g = tl.sum(summed)
+            if HAS_EXTRA:
+                bias_g += tl.load(extra_bias + tl.maximum(slot, 0), mask=slot >= 0, other=0.0)
+
+        if UPDATE:
+            w, m, v = _adam(g * factor, w, m, v, hyper)
+            square = tl.sum(w * w)
+            if TAIL > 0:
+                w2, m2, v2 = _adam(g2 * factor, w2, m2, v2, hyper)
+                square += tl.sum(w2 * w2)
+            if UNIT:
+                length = tl.maximum(tl.sqrt(square), TINY)
+                w = w / length
+                if TAIL > 0:
+                    w2 = w2 / length
+            tl.store(w_ptr + at + d, w, mask=inside)
+            tl.store(m_ptr + at + d, m, mask=inside)
+            tl.store(v_ptr + at + d, v, mask=inside)
+            if HAS_SHADOW:
+                tl.store(shadow_ptr + at + d, w.to(shadow_ptr.dtype.element_ty), mask=inside)
+            if TAIL > 0:
+                tl.store(w_ptr + at + d2, w2, mask=inside2)
+                tl.store(m_ptr + at + d2, m2, mask=inside2)
+                tl.store(v_ptr + at + d2, v2, mask=inside2)
+                if HAS_SHADOW:
+                    tl.store(shadow_ptr + at + d2, w2.to(shadow_ptr.dtype.element_ty), mask=inside2)
+            if HAS_BIAS:
+                b, b_m, b_v = _adam(
+                    bias_g * factor, tl.load(bias_ptr + f), tl.load(bias_m_ptr + f), tl.load(bias_v_ptr + f), hyper
+                )  # fmt: skip
+                tl.store(bias_ptr + f, b)
+                tl.store(bias_m_ptr + f, b_m)
+                tl.store(bias_v_ptr + f, b_v)
+                if HAS_SHADOW:
+                    tl.store(bias_shadow_ptr + f, b.to(bias_shadow_ptr.dtype.element_ty))
+        else:
+            square = tl.sum(g * g)
+            if TAIL > 0:
+                square += tl.sum(g2 * g2)
+            if HAS_BIAS:
+                square += bias_g * bias_g
+            tl.store(norms + f, square)
+
+
+@triton.jit
+def _dense_adam(grad, state, hyper, w_ptr, m_ptr, v_ptr, shadow_ptr, N, HAS_SHADOW: tl.constexpr, BLOCK: tl.constexpr):
+    """Adam on a parameter whose gradient lies in memory."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    ok = i < N
+    if tl.load(state + FINITE) > 0:
+        g = tl.load(grad + i, mask=ok, other=0.0) * tl.load(state + FACTOR)
+        w, m, v = _adam(
+            g,
+            tl.load(w_ptr + i, mask=ok, other=0.0),
+            tl.load(m_ptr + i, mask=ok, other=0.0),
+            tl.load(v_ptr + i, mask=ok, other=0.0),
+            hyper,
+        )
+        tl.store(w_ptr + i, w, mask=ok)
+        tl.store(m_ptr + i, m, mask=ok)
+        tl.store(v_ptr + i, v, mask=ok)
+        if HAS_SHADOW:
+            tl.store(shadow_ptr + i, w.to(shadow_ptr.dtype.element_ty), mask=ok)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A parameter that the kernels move: float32 master, Adam's moments, and its copy in the compute dtype, if another."""
+
+    weight: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    shadow: Tensor | None
+
+    @property
+    def compute(self) -> Tensor:
+        """What matrix products and gathers read."""
+        return self.weight if self.shadow is None else self.shadow
+
+
+@dataclass(frozen=True)
+class ExtraRows:
+    """Gradient rows that do not come from the lists: of penalties on the parameters, or of AuxK's dead latents.
+
+    `slot` [F] int32: which row belongs to a latent; −1: none. `encoder` [n, d_in], `bias` [n] and `decoder` [n, d_out]
+    float32; None: zeros.
+    """
+
+    slot: Tensor
+    encoder: Tensor | None
+    bias: Tensor | None
+    decoder: Tensor | None
+
+
+def bound_rows(
+    lists: LatentLists,
+    grad_value: Tensor,
+    list_grad: Tensor,
+    input_norm: Tensor,
+    reach: Tensor,
+    prefixes: Tensor,
+    bound: Tensor,
+    scale: float,
+) -> None:
+    """Write dL/dz in list order [B·k], and each latent's squared bound [F] on the norm of its gradients.
+
+    Args:
+        grad_value: [B·k] dL/dz by entry.
+        input_norm: [B] ‖u_b‖.
+        reach: [G, B] bounds on ‖S_g‖.
+    """
+    n_groups, n_rows = reach.shape
+    _bound_rows[(lists.fired.shape[0],)](
+        lists.row, lists.entry, lists.code, grad_value, list_grad, lists.first, input_norm, reach, prefixes, bound,
+        scale, n_rows, G=n_groups, BLOCK=32, num_warps=1,
+    )  # fmt: skip
+
+
+def decide(bound: Tensor, others: Tensor, state: Tensor, hyper: Tensor, *, force: bool) -> None:
+    """Decide on the device whether the exact norm is needed. `others` [1]: the squared norm of all other gradients."""
+    n = bound.shape[0]
+    _decide[(1,)](bound, others, state, hyper, n, FORCE=force, SLACK=_SLACK, BLOCK=_reduce_block(n), num_warps=8)
+
+
+def factor(norms: Tensor, others: Tensor, state: Tensor, hyper: Tensor) -> None:
+    """The clipping factor from the rows' squared norms, where `decide` asked for them."""
+    n = norms.numel()
+    _factor[(1,)](norms, others, state, hyper, n, BLOCK=_reduce_block(n), num_warps=8)
+
+
+def sum_segments(
+    lists: LatentLists, weight: Tensor, table: Tensor, prefixes: Tensor, partial: Tensor
+) -> None:
+    """Sum the segments of long lists: partial [max_segments, d] float32 from weight [B·k] and table [G, B, d].
+
+    With G = 1 and prefixes (F,), the table is the same for every latent.
+    """
+    if not lists.max_segments:
+        return
+    n_groups, n_rows, width = table.shape
+    n_latents = lists.fired.shape[0]
+    block = min(1024, triton.next_power_of_2(width))
+    _segment_rows[(lists.max_segments, triton.cdiv(width, block))](
+        lists.row, weight, lists.first, lists.segment, table, prefixes, partial, n_latents, n_rows,
+        D=width, G=n_groups, STEPS=n_latents.bit_length(), LENGTH=SEGMENT, BLOCK=block, UNROLL=4, num_warps=4,
+    )  # fmt: skip
+
+
+def rows(
+    lists: LatentLists,
+    weight: Tensor,
+    table: Tensor,
+    prefixes: Tensor,
+    partial: Tensor,
+    matrix: Matrix,
+    state: Tensor,
+    hyper: Tensor,
+    *,
+    scale: float,
+    unit: bool,
+    update: bool,
+    norms: Tensor,
+    bias: Matrix | None = None,
+    extra: Tensor | None = None,
+    extra_bias: Tensor | None = None,
+    slots: Tensor | None = None,
+) -> None:
+    """Update every row of `matrix` [F, d] (and the bias [F]), or write the squared norms of their gradients.
+
+    Args:
+        weight: [B·k] in list order: dL/dz (encoder) or codes (decoder).
+        table: [G, B, d] what the rows are summed from: inputs (G = 1) or suffix errors.
+        prefixes: [G] int32.
+        partial: [max_segments, d] from `sum_segments`.
+        scale: factor of the sum.
+        unit: rows are held at unit length.
+        update: False: only the norms, [F] float32.
+        extra, extra_bias, slots: further gradient rows, as in ExtraRows.
+    """
+    n_groups, n_rows, width = table.shape
+    head = 1 << (width.bit_length() - 1)
+    tail = 0 if head == width else triton.next_power_of_2(width - head)
+    w, b = matrix, bias or matrix
+    none = state  # stands where a pointer is not read
+    _rows[(lists.fired.shape[0],)](
+        lists.row, weight, lists.first, lists.segment, table, prefixes, partial,
+        none if extra is None else extra, none if extra_bias is None else extra_bias, none if slots is None else slots,
+        norms, state, hyper, w.weight, w.exp_avg, w.exp_avg_sq, w.compute,
+        b.weight, b.exp_avg, b.exp_avg_sq, b.compute, scale, n_rows,
+        D=width, G=n_groups, HEAD=head, TAIL=tail, UPDATE=update, UNIT=unit, HAS_BIAS=bias is not None,
+        HAS_EXTRA=extra is not None, HAS_SHADOW=w.shadow is not None, LENGTH=SEGMENT, UNROLL=4,
+        TINY=torch.finfo(torch.float32).tiny, num_warps=_row_warps(head),
+    )  # fmt: skip
+
+
+def dense_adam(grad: Tensor, parameter: Matrix, state: Tensor, hyper: Tensor) -> None:
+    """Adam on `parameter` with a gradient that lies in memory (decoder bias, skip connection)."""
+    n = grad.numel()
+    _dense_adam[(triton.cdiv(n, 1024),)](
+        grad, state, hyper, parameter.weight, parameter.exp_avg, parameter.exp_avg_sq,
+        parameter.compute, n, HAS_SHADOW=parameter.shadow is not None, BLOCK=1024, num_warps=4,
+    )  # fmt: skip
+
+
+def _row_warps(head: int) -> int:
+    return max(1, min(8, head // 256))
+
+
+def _reduce_block(n: int) -> int:
+    return int(min(4096, triton.next_power_of_2(n)))
