@@ -35,6 +35,7 @@ __all__ = [
 
 T = TypeVar("T")
 PRESETS = Path(__file__).parent / "presets"
+LIST_KEYS = "pipeline config show lists the keys"
 
 
 # --- the shape of a config type -------------------------------------------------------------------------------------
@@ -144,13 +145,14 @@ def apply_set(settings: Mapping[str, Any], assignments: Sequence[str], like: Any
         path, equals, value = text.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
-            raise UsageError(f"--set {text!r}: expected KEY.KEY=VALUE, for example train.coder.k=48")
+            raise UsageError(f"--set {text!r}: expected KEY.KEY=VALUE, for example train.coder.k=48", LIST_KEYS)
         node: Any = result
         for depth, key in enumerate(keys[:-1]):
             node = node.get(key, {})
             if not isinstance(node, Mapping) and node is not None:
                 here = ".".join(keys[: depth + 1])
-                raise UsageError(f"--set {text!r}: {here} is {_describe(node)}, it has no keys; give {here} as a whole")
+                found = f"{here} is {_describe(node)}, it has no keys"
+                raise UsageError(f"--set {text!r}: {found}; give {here} as a whole", LIST_KEYS)
             node = node or {}
         overlay: Any = parse_yaml(value, f"--set {path}")
         for key in reversed(keys):
@@ -372,6 +374,5 @@ def find_settings(name: str) -> Path:
         return known[name]
     if path.is_dir():
         raise UsageError(f"-c {name}: is a folder, expected a YAML file or the name of a preset")
-    raise UsageError(
-        f"-c {name}: no such file and no such preset{did_you_mean(name, known)} (presets: {', '.join(known) or 'none'})"
-    )
+    message = f"-c {name}: no such file and no such preset{did_you_mean(name, known)}"
+    raise UsageError(message, f"give a file, or one of the presets: {', '.join(known) or 'none'}")

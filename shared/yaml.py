@@ -62,7 +62,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
-def parse_yaml(text: str, where: str = "text") -> Any:
+def parse_yaml(text: str, where: str = "text", hint: str | None = None) -> Any:
     """The value of one YAML document; `where` names it in errors. Raises ConfigError with the line and column."""
     loader = _Loader(text)
     try:
@@ -70,9 +70,9 @@ def parse_yaml(text: str, where: str = "text") -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
-        raise ConfigError([f"{place}: {error.problem or error.context}"]) from None
+        raise ConfigError([f"{place}: {error.problem or error.context}"], hint) from None
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError([f"{where}: {error}"]) from None
+        raise ConfigError([f"{where}: {error}"], hint) from None
     finally:
         loader.dispose()
 
@@ -86,11 +86,12 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
         raise UsageError(f"settings file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read settings file {path}: {error}") from None
-    data = parse_yaml(text, str(path))
+    hint = f"pipeline config validate -c {path} checks it"
+    data = parse_yaml(text, str(path), hint)
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ConfigError([f"{path}: expected a mapping at the top, found {type(data).__name__}"])
+        raise ConfigError([f"{path}: expected a mapping at the top, found {type(data).__name__}"], hint)
     return data
 
 

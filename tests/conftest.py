@@ -43,3 +43,39 @@ def _seeded() -> None:
         sys.modules["torch"].manual_seed(0)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
+
+
+WORKSHOP = """
+harvest: {tokens: 12_288, ctx: 64, batch_tokens: 2048, shard_rows: 2048, name: demo}
+train:
+  coder: {latents: 128, k: 8}
+  data: {batch_size: 256, epochs: 2}
+  min_steps: 20
+  log_every: 20
+  checkpoint_every: 30
+analyze: {name: demo}
+"""
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a user has it after an afternoon: settings, a text, a cache named demo, runs topk and matryoshka.
+
+    Copy it before changing anything in it.
+    """
+    import json
+
+    import pipeline
+
+    folder = tmp_path_factory.mktemp("workshop")
+    (folder / "pipeline.yaml").write_text(WORKSHOP, encoding="utf-8")
+    texts = (f"The {n}th document says that {n} plus {n} is {2 * n}. " * 12 for n in range(60))
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert pipeline.run(["harvest"]) == 0
+        assert pipeline.run(["train", "--variant", "topk", "--variant", "matryoshka"]) == 0
+    finally:
+        os.chdir(before)
+    return folder

@@ -1,0 +1,304 @@
+"""Each bad input gets its error and exit code, and nothing is lost; each command gives the document it promises."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+import pipeline
+
+
+@pytest.fixture
+def here(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the workshop, and the current folder."""
+    folder = tmp_path / "here"
+    shutil.copytree(workshop, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """sha256 of every file below a folder, temporary names and locks left out."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+class Cli:
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *arguments: str, code: int = 0) -> Any:
+        """The one JSON document on stdout."""
+        self.capsys.readouterr()
+        found = pipeline.run([*arguments, "--json"])
+        out, err = self.capsys.readouterr()
+        assert found == code, f"exit code {found}: {err}"
+        return json.loads(out)
+
+    def fails(self, code: int, *arguments: str) -> tuple[str, str]:
+        """Message and hint of an error, the same on stderr as in the document."""
+        self.capsys.readouterr()
+        found = pipeline.run([*arguments, "--json"])
+        out, err = self.capsys.readouterr()
+        error = json.loads(out)["error"]
+        assert (found, error["exit_code"]) == (code, code), err
+        for line in error.get("problems", [error["message"]]):
+            assert f"error: {line}" in err
+        assert f"next: {error['hint']}" in err
+        assert "Traceback" not in err
+        return error["message"], error["hint"]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(capsys)
+
+
+# --- documents ------------------------------------------------------------------------------------------------------
+
+
+def test_inspect_cache(cli: Cli, here: Path) -> None:
+    document = cli("inspect", "cache/demo")
+    assert document["format_version"] == 1
+    assert document["complete"] is True
+    assert (document["n_tokens"], document["n_sequences"], document["ctx"]) == (12_288, 192, 64)
+    sites = {name: (site["shape"], site["logical_dtype"]) for name, site in document["sites"].items()}
+    shape = ([12_288, 128], "bfloat16")
+    assert sites == {"layer_02.resid_mid": shape, "layer_02.mlp_out": shape}
+    group = zarr.open_group(here / "cache/demo/acts.zarr", mode="r")
+    assert [group[name].shape for name in sites] == [(12_288, 128)] * 2
+    assert document["bytes"] == sum(path.stat().st_size for path in (here / "cache/demo").rglob("*") if path.is_file())
+    assert cli("inspect", "demo") == document | {"path": "cache/demo"}
+
+
+def test_train_and_inspect_run(cli: Cli, here: Path) -> None:
+    document = cli("train", "--variant", "topk", "--name", "again")
+    (run,) = document["runs"]
+    keys = {"name", "path", "variant", "steps", "tokens", "fvu", "fvu_with_bos", "l0", "dead", "seconds"}
+    assert keys <= run.keys()
+    assert (run["name"], run["path"], run["variant"]) == ("again", "runs/again", "topk")
+    assert run["tokens"] == run["steps"] * 256
+    assert 0 < run["fvu"] < run["fvu_untrained"]
+    first = cli("inspect", "topk")["summary"]
+    assert first["fvu"] == run["fvu"], "the same settings give the same result"
+    assert digest(here / "runs/again/final").keys() == {"coder.safetensors", "config.json"}
+    coders = [here / f"runs/{name}/final/coder.safetensors" for name in ("again", "topk")]
+    assert coders[0].read_bytes() == coders[1].read_bytes(), "trained alone or beside another variant: the same bits"
+
+
+def test_analyze(cli: Cli, here: Path) -> None:
+    document = cli("analyze", "topk", "runs/matryoshka")
+    assert Path(document["report"]).is_file()
+    assert [run["name"] for run in document["runs"]] == ["topk", "matryoshka"]
+    for run in document["runs"]:
+        assert {"name", "n_pairs_above", "n_pairs_above_with_bos", "bos_share_top"} <= run.keys()
+
+
+def test_analyze_only(cli: Cli, here: Path) -> None:
+    document = cli("analyze", "topk", "--only", "correlation")
+    (run,) = document["runs"]
+    assert "n_pairs_above" in run
+    assert "bos_share_top" not in run
+
+
+def test_status(cli: Cli, here: Path) -> None:
+    document = cli("status")
+    assert [(cache["name"], cache["complete"]) for cache in document["caches"]] == [("demo", True)]
+    assert {(run["name"], run["complete"]) for run in document["runs"]} == {("topk", True), ("matryoshka", True)}
+    assert document["next"] == "pipeline analyze"
+
+
+@pytest.mark.parametrize("path", ["cache/demo", "runs/topk", "topk", "demo"])
+def test_verify(path: str, cli: Cli, here: Path) -> None:
+    document = cli("verify", path)
+    assert (document["ok"], document["complete"], document["problems"]) == (True, True, [])
+
+
+def test_dry_runs_write_nothing(cli: Cli, here: Path) -> None:
+    before = digest(here)
+    plan = cli("harvest", "--dry-run", "--set", "harvest.name=other")
+    assert not (here / "cache/other").exists()
+    assert json.dumps(plan)
+    plan = cli("train", "--dry-run", "--variant", "topk", "--name", "other")
+    assert plan["groups"][0]["steps"] == cli("inspect", "topk")["summary"]["steps"]
+    assert digest(here) == before
+
+
+def test_config_documents(cli: Cli, here: Path) -> None:
+    document = cli("config", "show", "--variant", "topk", "--set", "train.coder.k=3")
+    assert document["train"]["coder"]["architecture"] == "topk"
+    assert document["train"]["coder"]["k"] == 3
+    assert document["harvest"]["name"] == "demo", "./pipeline.yaml was read"
+    assert cli("config", "schema")["properties"].keys() == {"harvest", "train", "analyze"}
+    assert cli("config", "validate")["valid"] is True
+
+
+def test_settings_of_a_cache_and_of_a_run(cli: Cli, here: Path) -> None:
+    """What `status` says to run next resumes exactly that cache or run."""
+    before = digest(here / "cache/demo"), digest(here / "runs/topk")
+    (here / "pipeline.yaml").unlink()
+    assert cli("harvest", "-c", "cache/demo")["shards_written"] == 0
+    assert cli("train", "-c", "runs/topk", "--resume")["runs"][0]["name"] == "topk"
+    assert (digest(here / "cache/demo"), digest(here / "runs/topk")) == before
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["harvest", "train", "analyze", "demo", "status"])
+def test_unknown_key(command: str, cli: Cli, here: Path) -> None:
+    before = digest(here)
+    message, hint = cli.fails(2, command, "--set", "train.coder.kk=3", "--set", "harvest.modle=x")
+    assert message.splitlines() == [
+        "harvest.modle: unknown key; did you mean 'model'?",
+        "train.coder.kk: unknown key; did you mean 'k'?",
+    ]
+    assert hint.startswith("pipeline config schema")
+    assert digest(here) == before
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["train.coder.k=many"], 'train.coder.k: expected a valid integer, found "many" (text)'),
+        (["harvest.sites=layer_02.mlp_out"], "harvest.sites: expected a valid array"),
+        (["train.coder.architecture=topkk"], "train.coder: unknown architecture 'topkk'; did you mean 'topk'?"),
+        (["train.coder.k=129"], "train.coder: k must be between 1 and latents = 128, not 129"),
+        (["train.coder.groups=[64, 32]"], "train.coder: groups [64, 32] sum to 96, but latents is 128"),
+        (["train.coder.k"], "--set 'train.coder.k': expected KEY.KEY=VALUE"),
+    ],
+)
+def test_bad_settings(sets: list[str], message: str, cli: Cli, here: Path) -> None:
+    found, _ = cli.fails(2, "train", *(word for text in sets for word in ("--set", text)))
+    assert found.startswith(message)
+
+
+def test_bad_settings_files(cli: Cli, here: Path) -> None:
+    assert "no such file and no such preset" in cli.fails(2, "train", "-c", "gemma-3")[0]
+    (here / "bad.yaml").write_text("train:\n  seed: 1\n  seed: 2\n")
+    assert "bad.yaml, line 3, column 3: key 'seed' is given twice" in cli.fails(2, "train", "-c", "bad.yaml")[0]
+
+
+def test_unknown_variant_report_and_run(cli: Cli, here: Path) -> None:
+    message, hint = cli.fails(2, "train", "--variant", "matroyshka")
+    assert message == "--variant matroyshka: unknown variant; did you mean 'matryoshka'?"
+    assert "topk" in hint
+    message, hint = cli.fails(2, "analyze", "topk", "--only", "corelation")
+    assert message == "--only corelation: no such report; did you mean 'correlation'?"
+    assert "there is no run 'tpok' in runs; did you mean 'topk'?" in cli.fails(3, "analyze", "tpok")[0]
+
+
+def test_missing_cache(cli: Cli, here: Path) -> None:
+    before = digest(here)
+    message, hint = cli.fails(3, "train", "--set", "train.cache=cache/nothing", "--name", "x")
+    assert "there is no cache at cache/nothing" in message
+    assert "pipeline harvest" in hint
+    assert cli.fails(3, "inspect", "nothing")[1] == "pipeline status"
+    assert cli.fails(3, "verify", "nothing")[1] == "pipeline status"
+    assert digest(here) == before
+
+
+def test_missing_runs(cli: Cli, here: Path) -> None:
+    shutil.rmtree(here / "runs")
+    assert cli.fails(3, "analyze") == ("there is no finished run in runs", "pipeline train")
+
+
+def test_a_taken_name_is_not_overwritten(cli: Cli, here: Path) -> None:
+    before = digest(here)
+    message, hint = cli.fails(2, "train", "--variant", "topk")
+    assert "run topk exists already" in message
+    assert "--resume" in hint
+    assert digest(here) == before
+
+
+def test_incomplete_cache(cli: Cli, here: Path) -> None:
+    whole = digest(here / "cache/demo")
+    (here / "cache/demo/manifest.json").unlink()
+    (here / "cache/demo/commits/000003.json").unlink()
+    message, hint = cli.fails(3, "train", "--name", "x")
+    assert "is incomplete: 5 of 6 shards are committed" in message
+    assert "harvest" in hint
+    assert cli("inspect", "cache/demo")["complete"] is False
+    (entry,) = cli("status")["caches"]
+    assert (entry["complete"], entry["next"]) == (False, "pipeline harvest -c cache/demo")
+    assert cli("harvest")["shards_written"] == 1
+    assert digest(here / "cache/demo") == whole
+
+
+def chunk(here: Path) -> Path:
+    return here / "cache/demo/acts.zarr/layer_02.mlp_out/c.2.0"
+
+
+def test_one_flipped_byte(cli: Cli, here: Path) -> None:
+    data = np.fromfile(chunk(here), np.uint8)
+    data[1000] ^= 1
+    data.tofile(chunk(here))
+    document = cli("verify", "cache/demo", code=3)
+    assert document["ok"] is False
+    assert [problem["path"] for problem in document["problems"]] == [str(chunk(here).relative_to(here))]
+
+
+def test_truncated_chunk(cli: Cli, here: Path) -> None:
+    os.truncate(chunk(here), 1000)
+    for command in (("train", "--name", "x"), ("analyze", "topk")):
+        message, hint = cli.fails(3, *command)
+        assert str(chunk(here).relative_to(here)) in message
+        assert hint
+    assert cli("verify", "cache/demo", code=3)["ok"] is False
+
+
+def test_cache_of_another_config(cli: Cli, here: Path) -> None:
+    before = digest(here)
+    message, hint = cli.fails(3, "harvest", "--set", "harvest.separator=none", "--set", "harvest.dataset=corpus.jsonl")
+    assert "cache/demo was made from another config" in message
+    assert 'harvest.separator: the cache has "eos", this config has "none"' in message
+    assert 'harvest.dataset: the cache has "demo", this config has "corpus.jsonl"' in message
+    assert hint
+    assert digest(here) == before
+
+
+def test_empty_dataset(cli: Cli, here: Path) -> None:
+    (here / "empty.jsonl").write_text("")
+    message, hint = cli.fails(2, "harvest", "--set", "harvest.dataset=empty.jsonl", "--set", "harvest.name=e")
+    assert "empty.jsonl" in message
+    assert hint
+
+
+def test_full_disk_and_then_space(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest(here / "cache/demo/acts.zarr"), digest(here / "cache/demo/commits")
+    shutil.rmtree(here / "cache/demo")
+    write, written = os.write, 0
+
+    def limited(descriptor: int, data: Any) -> int:
+        nonlocal written
+        written += len(data)
+        if written > 2_500_000:  # of about 6.4 MB
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", limited)
+        message, hint = cli.fails(1, "harvest")
+    assert "full" in message
+    assert hint
+    committed = sorted((here / "cache/demo/commits").glob("*.json"))
+    assert 0 < len(committed) < 6
+    kept = {path: path.stat().st_mtime_ns for path in committed}
+    assert cli("harvest")["shards_written"] == 6 - len(committed)
+    assert {path: path.stat().st_mtime_ns for path in committed} == kept
+    assert (digest(here / "cache/demo/acts.zarr"), digest(here / "cache/demo/commits")) == before
+
+
+def test_too_short_a_run_is_refused_with_its_arithmetic(cli: Cli, here: Path) -> None:
+    message, _ = cli.fails(2, "train", "--name", "x", "--set", "train.min_steps=1000")
+    assert "fewer than train.min_steps = 1000" in message
+    assert not (here / "runs/x").exists()
