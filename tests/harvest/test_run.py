@@ -1,0 +1,526 @@
+"""The whole harvest on a tiny model: exactness, dry run, resume, bad inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+import shared.cache.files
+from harvest.config import HarvestConfig
+from harvest.data.local import documents
+from harvest.data.pack import Block
+from harvest.prepare import prepare
+from harvest.run import HarvestResult, cache_path, harvest, plan
+from harvest.sites import FAMILIES
+from shared.cache import open_cache
+from shared.config import to_dict, validate
+from shared.errors import ConfigError, DataError, PipelineError, UsageError
+from shared.sites import format_site
+from tests.harvest.conftest import CTX, make_texts
+
+ALL_SITES = tuple(format_site(layer, kind) for layer in range(3) for kind in FAMILIES["gemma2"].kinds)
+
+
+def config_for(tiny_model: Path, texts_file: Path, cache_dir: Path, **changes: Any) -> HarvestConfig:
+    """48 sequences of 16 tokens in shards of 8: six shards."""
+    base = HarvestConfig(
+        model=str(tiny_model),
+        dataset=str(texts_file),
+        sites=("layer_01.resid_mid", "layer_01.mlp_out"),
+        tokens=48 * CTX,
+        ctx=CTX,
+        batch_tokens=8 * CTX,
+        shard_rows=8 * CTX,
+        cache_dir=cache_dir,
+        device="cpu",
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Every file of a cache, but for what says with which versions and commit it was made."""
+    found = {}
+    for file in sorted(path.rglob("*")):
+        if not file.is_file():
+            continue
+        data = file.read_bytes()
+        if file.name in ("plan.json", "manifest.json"):
+            data = json.dumps({key: value for key, value in json.loads(data).items() if key != "provenance"}).encode()
+        found[str(file.relative_to(path))] = data
+    return found
+
+
+def blocks_of(config: HarvestConfig) -> list[Block]:
+    return list(prepare(config).blocks())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_site_equals_a_hook_on_the_plain_model(
+    tiny_model: Path, texts_file: Path, tmp_path: Path, dtype: str
+) -> None:
+    """All Gemma-2 sites of all layers, in one pass: bit for bit what the uncut model computes on the same batches."""
+    from transformers import AutoModelForCausalLM
+
+    config = config_for(tiny_model, texts_file, tmp_path, sites=ALL_SITES, dtype=dtype, tokens=16 * CTX)
+    cache = open_cache(harvest(config).path)
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_model, dtype=getattr(torch, dtype), attn_implementation="eager"
+    ).eval()
+    seen: dict[str, torch.Tensor] = {}
+    kinds = {
+        "resid_pre": ("", "in"),
+        "attn_in": (".input_layernorm", "out"),
+        "attn_out": (".post_attention_layernorm", "out"),
+        "resid_mid": (".pre_feedforward_layernorm", "in"),
+        "mlp_in": (".pre_feedforward_layernorm", "out"),
+        "mlp_out": (".post_feedforward_layernorm", "out"),
+        "resid_post": ("", "out"),
+    }
+    for layer in range(3):
+        for kind, (path, side) in kinds.items():
+            name = f"layer_{layer:02d}.{kind}"
+
+            def hook(_module: Any, args: Any, output: Any, name: str = name, side: str = side) -> None:
+                seen[name] = (args[0] if side == "in" else output).clone()
+
+            model.get_submodule(f"model.layers.{layer}{path}").register_forward_hook(hook)
+    for start in range(0, 16, 8):
+        ids = torch.from_numpy(cache.tokens[start : start + 8].astype(np.int64))
+        with torch.no_grad():
+            model(input_ids=ids)
+        for name in ALL_SITES:
+            rows = cache.rows(name, np.arange(start * CTX, (start + 8) * CTX))
+            expected = seen[name].reshape(-1, 24).to(torch.bfloat16)
+            assert torch.equal(rows, expected), name
+            assert rows.float().abs().mean() > 0.01
+
+
+def test_demo_model_equals_a_hook_on_the_plain_model(texts_file: Path, tmp_path: Path) -> None:
+    """The shipped checkpoint in float32, on other batches: within a rounding of bfloat16."""
+    from transformers import AutoModelForCausalLM
+
+    from harvest.model import DEMO_MODEL
+
+    config = HarvestConfig(dataset=str(texts_file), tokens=8 * 128, cache_dir=tmp_path, device="cpu", dtype="float32")
+    cache = open_cache(harvest(config).path)
+    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32, attn_implementation="eager").eval()
+    seen: dict[str, torch.Tensor] = {}
+    block = model.model.layers[2]
+    block.pre_feedforward_layernorm.register_forward_pre_hook(lambda _m, args: seen.update(resid_mid=args[0]))
+    block.post_feedforward_layernorm.register_forward_hook(lambda _m, _a, out: seen.update(mlp_out=out))
+    for s in range(8):
+        with torch.no_grad():
+            model(input_ids=torch.from_numpy(cache.tokens[s : s + 1].astype(np.int64)))
+        for kind in ("resid_mid", "mlp_out"):
+            found = cache.rows(f"layer_02.{kind}", np.arange(s * 128, (s + 1) * 128)).float()
+            torch.testing.assert_close(found, seen[kind][0], rtol=2**-8, atol=1e-4)
+
+
+def test_token_arrays_equal_a_plain_reimplementation(tiny_model: Path, texts_file: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    cache = open_cache(harvest(config_for(tiny_model, texts_file, tmp_path)).path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    stream = []
+    for index, text in enumerate(make_texts(200)):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = [*ids, tokenizer.eos_token_id] if ids else []
+        stream += [(token, index, p, (2 if token == 1 else 0) | (8 if p == 0 else 0)) for p, token in enumerate(ids)]
+    rows = []
+    for s in range(48):
+        body = stream[s * (CTX - 1) : (s + 1) * (CTX - 1)]
+        rows += [(tokenizer.bos_token_id, body[0][1], body[0][2], 1), *body]
+    expected = np.array(rows).reshape(48, CTX, 4)
+    for i, array in enumerate((cache.tokens, cache.doc_id, cache.pos_in_doc, cache.flags)):
+        np.testing.assert_array_equal(array, expected[:, :, i])
+    group = zarr.open_group(cache.path / "acts.zarr", mode="r")
+    np.testing.assert_array_equal(group["tokens"][:], expected[:, :, 0])
+
+
+def test_dry_run_writes_nothing_and_predicts_the_bytes(tiny_model: Path, texts_file: Path, tmp_path: Path) -> None:
+    config = config_for(tiny_model, texts_file, tmp_path, tokens=45 * CTX)  # the last shard is short
+    planned = plan(config)
+    assert not list(tmp_path.iterdir())
+    result = harvest(config)
+    written = sum(file.stat().st_size for file in result.path.joinpath("acts.zarr").glob("*/c.*"))
+    assert planned.to_dict()["bytes"] == written == result.bytes
+    assert (planned.to_dict()["rows"], planned.to_dict()["shards"]) == (45 * CTX, 6)
+    assert plan(config).complete
+    assert "layer_01.mlp_out" in str(planned)
+
+
+def test_dry_run_counts_a_dataset_that_is_too_small(tiny_model: Path, texts_file: Path, tmp_path: Path) -> None:
+    large = {"shard_rows": 256 * CTX, "batch_tokens": 256 * CTX}
+    config = config_for(tiny_model, texts_file, tmp_path, tokens=10_000_000, **large)
+    planned = plan(config)
+    result = harvest(config)
+    assert planned.counted
+    assert planned.layout.n_seq == result.n_sequences < 10_000_000 // CTX
+    assert planned.layout.bytes_on_disk() == result.bytes
+
+
+def test_dry_run_knows_the_share_of_the_model(texts_file: Path) -> None:
+    """Matrix products of the demo model, counted by hand."""
+    planned = plan(HarvestConfig(device="cpu", dataset=str(texts_file), tokens=128))
+    d, ffn, heads, kv, head, vocab, ctx = 128, 512, 4, 2, 32, 4096, 128
+    attention = 2 * d * head * (2 * heads + 2 * kv) + 2 * 2 * heads * head * ctx
+    layer = attention + 2 * 3 * d * ffn
+    assert planned.flops_per_token == pytest.approx(3 * layer, rel=0.01)
+    assert planned.flops_share == pytest.approx(3 * layer / (4 * layer + 2 * d * vocab), rel=0.01)
+    assert planned.parameters == 1_509_504
+    norm_and_layers = 3 * (d * head * (2 * heads + 2 * kv) + 3 * d * ffn + 4 * d) + d
+    assert planned.model_bytes == pytest.approx(4 * (norm_and_layers + vocab * d), rel=0.001)
+    assert HarvestConfig().tokens is not None
+    assert HarvestConfig().tokens >= 250_000
+
+
+def test_all_of_a_local_dataset(tiny_model: Path, texts_file: Path, tmp_path: Path) -> None:
+    """`tokens: null`: every token of every document, the last sequence padded."""
+    from transformers import AutoTokenizer
+
+    config = config_for(tiny_model, texts_file, tmp_path, tokens=None, shard_rows=256 * CTX, batch_tokens=256 * CTX)
+    result = harvest(config)
+    cache = open_cache(result.path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    lengths = [len(tokenizer(d.text, add_special_tokens=False)["input_ids"]) for d in documents([texts_file], "text")]
+    n_text = sum(length + 1 for length in lengths if length)
+    assert result.n_sequences == -(-n_text // (CTX - 1))
+    assert result.n_tokens == n_text + result.n_sequences
+    assert (cache.flags == 4).sum() == result.n_sequences * CTX - result.n_tokens
+    assert torch.isfinite(cache.rows("layer_01.mlp_out", range(cache.n_rows))).all()
+
+
+def test_padding_changes_no_other_row(tiny_model: Path, tmp_path: Path) -> None:
+    text = "one two three four"
+    for name, content in (
+        ("short", text),
+        ("long", text + " five six seven eight nine ten eleven twelve thirteen fourteen"),
+    ):
+        (tmp_path / f"{name}.txt").write_text(content)
+    caches = {
+        name: open_cache(
+            harvest(
+                config_for(
+                    tiny_model, tmp_path / f"{name}.txt", tmp_path / name, tokens=CTX, separator="none", shard_rows=CTX
+                )
+            ).path
+        )
+        for name in ("short", "long")
+    }
+    n = int((caches["short"].flags != 4).sum())
+    assert 4 < n < CTX
+    np.testing.assert_array_equal(caches["short"].tokens[0, :n], caches["long"].tokens[0, :n])
+    short, long = (caches[name].rows("layer_01.resid_mid", range(n)).float() for name in ("short", "long"))
+    torch.testing.assert_close(short, long, rtol=2**-7, atol=1e-5)
+
+
+# --- resume -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, texts_file: Path, tmp_path_factory: pytest.TempPathFactory) -> HarvestResult:
+    """An uninterrupted harvest."""
+    return harvest(config_for(tiny_model, texts_file, tmp_path_factory.mktemp("whole")))
+
+
+@pytest.mark.parametrize("lost", [(0,), (3, 4), (5,), (0, 1, 2, 3, 4, 5)])
+def test_resume_computes_what_is_missing_and_leaves_the_same_bytes(
+    tiny_model: Path, texts_file: Path, tmp_path: Path, whole: HarvestResult, lost: tuple[int, ...]
+) -> None:
+    config = config_for(tiny_model, texts_file, tmp_path)
+    path = cache_path(config)
+    shutil.copytree(whole.path, path)
+    (path / "manifest.json").unlink()
+    for shard in lost:
+        (path / "commits" / f"{shard:06d}.json").unlink()
+        for file in path.glob(f"acts.zarr/*/c.{shard}.0"):
+            file.write_bytes(b"torn") if shard % 2 else file.unlink()
+    result = harvest(config)
+    assert result.shards_written == len(lost)
+    assert result.tokens_run == len(lost) * 8 * CTX
+    assert contents(path) == contents(whole.path)
+    again = harvest(config)
+    assert (again.shards_written, again.n_tokens) == (0, whole.n_tokens)
+
+
+def test_batches_of_several_shards_and_of_parts_of_one(tiny_model: Path, texts_file: Path, tmp_path: Path) -> None:
+    """A unit of three shards is computed in one call; losing one of them changes no bit of the others or of itself."""
+    for sequences in (24, 3):
+        config = config_for(tiny_model, texts_file, tmp_path / str(sequences), batch_tokens=sequences * CTX)
+        result = harvest(config)
+        before = contents(result.path)
+        (result.path / "manifest.json").unlink()
+        (result.path / "commits" / "000004.json").unlink()
+        assert harvest(config).shards_written == 1
+        assert contents(result.path) == before
+
+
+def test_data_that_ends_early_finishes_short_and_says_so(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.txt").write_text(" ".join(make_texts(12)))
+    config = config_for(tiny_model, tmp_path / "t.txt", tmp_path / "cache")
+    result = harvest(config)
+    assert 8 < result.n_sequences < 48
+    assert "ended after" in capsys.readouterr().err
+    cache = open_cache(result.path)
+    assert cache.n_seq == result.n_sequences
+    before = contents(result.path)
+    for also in ((), (0,)):  # killed before the manifest; killed with the first shard missing
+        (result.path / "manifest.json").unlink()
+        for shard in also:
+            (result.path / "commits" / f"{shard:06d}.json").unlink()
+        assert harvest(config).n_sequences == result.n_sequences
+        assert contents(result.path) == before
+
+
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process (conftest.py)
+
+_CHILD = """
+import sys
+from pathlib import Path
+from harvest.run import harvest
+from harvest.config import HarvestConfig
+from shared.config import load_yaml, validate
+harvest(validate(HarvestConfig, load_yaml(Path(sys.argv[1]))))
+"""
+
+
+def test_kill_9_then_rerun_gives_the_same_bytes(tiny_model: Path, texts_file: Path, tmp_path: Path, root: Path) -> None:
+    """Twice killed while it writes, then run to the end; compared with a harvest that nobody disturbed."""
+    changes: dict[str, Any] = {"tokens": 160 * CTX, "shard_rows": CTX, "batch_tokens": 4 * CTX, "buffers": 2}
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in make_texts(120)))
+    config = config_for(tiny_model, texts, tmp_path / "killed", **changes)
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(json.dumps(to_dict(config)))
+    commits = cache_path(config) / "commits"
+    for goal in (10, 60):
+        child = subprocess.Popen(
+            [sys.executable, "-c", _CHILD, str(settings)], cwd=root, stderr=subprocess.DEVNULL, env=ONE_THREAD
+        )
+        deadline = time.monotonic() + 120
+        while len(list(commits.glob("*.json"))) < goal and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL, "it should have been killed in the middle"
+    left = len(list(commits.glob("*.json")))
+    assert 60 <= left < 160
+    result = harvest(config)
+    assert result.shards_written == 160 - left
+    undisturbed = harvest(config_for(tiny_model, texts, tmp_path / "undisturbed", **changes))
+    assert contents(result.path) == contents(undisturbed.path)
+
+
+def test_ctrl_c_keeps_what_is_committed(
+    tiny_model: Path,
+    texts_file: Path,
+    tmp_path: Path,
+    whole: HarvestResult,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from harvest.run import _Work
+
+    config = config_for(tiny_model, texts_file, tmp_path)
+    compute, calls = _Work._compute, 0
+
+    def interrupted(self: _Work, *args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        compute(self, *args)
+
+    monkeypatch.setattr(_Work, "_compute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        harvest(config)
+    assert "3 of 6 shards" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert harvest(config).shards_written == 3
+    assert contents(cache_path(config)) == contents(whole.path)
+
+
+# --- bad inputs -------------------------------------------------------------------------------------------------------
+
+
+def test_another_config_is_refused_field_by_field(tiny_model: Path, texts_file: Path, tmp_path: Path) -> None:
+    config = config_for(tiny_model, texts_file, tmp_path, name="mine")
+    path = harvest(config).path
+    before = contents(path)
+    other = dataclasses.replace(config, sites=("layer_01.resid_mid", "layer_01.attn_out"), separator="none")
+    with pytest.raises(DataError) as caught:
+        harvest(other)
+    assert 'harvest.separator: the cache has "eos", this config has "none"' in caught.value.message
+    assert 'the cache has "layer_01.mlp_out", this config has "layer_01.attn_out"' in caught.value.message
+    assert "harvest.ctx" not in caught.value.message
+    assert contents(path) == before
+    assert any("harvest.separator" in line for line in plan(other).conflicts)
+    assert "REFUSED" in str(plan(other))
+    assert not plan(config).conflicts
+
+
+def test_a_changed_model_or_dataset_is_refused(tiny_model: Path, texts_file: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model, texts = tmp_path / "model", tmp_path / "texts.jsonl"
+    shutil.copytree(tiny_model, model)
+    shutil.copy(texts_file, texts)
+    config = config_for(model, texts, tmp_path / "cache", name="mine")
+    path = harvest(config).path
+    weights = load_file(model / "model.safetensors")
+    save_file({name: w + 1 if "layers.1" in name else w for name, w in weights.items()}, model / "model.safetensors")
+    with pytest.raises(DataError, match=r"resolved\.model_sha256"):
+        harvest(config)
+    shutil.copy(tiny_model / "model.safetensors", model)
+    texts.write_text(texts.read_text().replace("function", "procedure"))
+    with pytest.raises(DataError, match=r"resolved\.dataset"):
+        harvest(config)
+    # a dataset that changes behind a constant identity is caught by the tokens of the shards that are there
+    (path / "manifest.json").unlink()
+    (path / "commits" / "000005.json").unlink()
+    job = prepare(config)
+    plan_file = json.loads((path / "plan.json").read_text())
+    plan_file["config"]["resolved"]["dataset"] = job.source.identity
+    (path / "plan.json").write_text(json.dumps(plan_file))
+    with pytest.raises(DataError, match="has changed: shard 0"):
+        harvest(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "./nowhere"}, "is not a folder"),
+        ({"model": "no-such-org/no-such-model"}, "cannot load 'no-such-org/no-such-model'"),
+        ({"dataset": "./nowhere.jsonl"}, "does not exist"),
+        ({"sites": ("layer_07.resid_mid",)}, "the model has 3 layers"),
+        ({"sites": ("layer_01.resid",)}, "no 'resid'"),
+        ({"ctx": 128, "shard_rows": 0}, "found 128, but .* at most 64 tokens"),
+        ({"attention": "sdpa"}, "cannot load"),
+        ({"text_column": "txt"}, "no column 'txt'; did you mean 'text'"),
+    ],
+)
+def test_bad_inputs(tiny_model: Path, texts_file: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    config = config_for(tiny_model, texts_file, tmp_path, **changes)
+    with pytest.raises(UsageError, match=message) as caught:
+        harvest(config)
+    assert caught.value.exit_code == 2
+    assert caught.value.hint
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_a_device_that_is_not_there(tiny_model: Path, texts_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="this machine has 0 CUDA devices"):
+        harvest(config_for(tiny_model, texts_file, tmp_path, device="cuda"))
+
+
+@pytest.mark.parametrize("content", ["", '{"text": ""}\n{"text": ""}\n'])
+def test_an_empty_dataset(tiny_model: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "empty.jsonl").write_text(content)
+    config = config_for(tiny_model, tmp_path / "empty.jsonl", tmp_path / "cache")
+    for act in (harvest, plan):
+        with pytest.raises(UsageError, match="holds no text"):
+            act(config)
+    with pytest.raises(UsageError, match="holds no text"):
+        harvest(dataclasses.replace(config, tokens=None))
+
+
+def test_a_checkpoint_that_lacks_weights_or_safetensors(tiny_model: Path, texts_file: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    weights = load_file(model / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match=r"no weights for 1 parameters of Gemma2ForCausalLM, such as .*up_proj"):
+        harvest(config_for(model, texts_file, tmp_path / "cache"))
+    (model / "model.safetensors").unlink()
+    torch.save(weights, model / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="cannot load"):
+        harvest(config_for(model, texts_file, tmp_path / "cache"))
+
+
+def test_a_full_disk_loses_nothing(
+    tiny_model: Path, texts_file: Path, tmp_path: Path, whole: HarvestResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_for(tiny_model, texts_file, tmp_path)
+    write, written = shared.cache.files.write_all, 0
+    room = (whole.path / "tokenizer.json").stat().st_size + whole.bytes // 2
+
+    def full(descriptor: int, data: memoryview) -> None:
+        nonlocal written
+        written += len(data)
+        if written > room:
+            raise OSError(28, "No space left on device")
+        write(descriptor, data)
+
+    monkeypatch.setattr(shared.cache.files, "write_all", full)
+    with pytest.raises(PipelineError, match="the disk is full") as caught:
+        harvest(config)
+    assert caught.value.exit_code == 1
+    monkeypatch.undo()
+    kept = len(list((cache_path(config) / "commits").glob("*.json")))
+    assert 0 < kept < 6
+    assert not list(cache_path(config).rglob("*.partial"))
+    assert harvest(config).shards_written == 6 - kept
+    assert contents(cache_path(config)) == contents(whole.path)
+
+
+def test_a_disk_that_is_too_small_is_refused_at_once(
+    tiny_model: Path, texts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harvest.run.free_disk", lambda _path: 1000)
+    with pytest.raises(PipelineError, match="1,000 are free on its disk"):
+        harvest(config_for(tiny_model, texts_file, tmp_path))
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_caches(tmp_path: Path) -> None:
+    base = HarvestConfig(cache_dir=tmp_path)
+    name = cache_path(base).name
+    assert name.startswith("demo-layer_02.resid_mid+mlp_out-")
+    assert len(name.rsplit("-", 1)[1]) == 8
+    same = dataclasses.replace(base, writers=5, device="cpu", buffers=9)
+    assert cache_path(same).name == name, "how the work is done does not name another cache"
+    assert cache_path(dataclasses.replace(base, tokens=1000)).name != name
+    assert cache_path(dataclasses.replace(base, name="mine")) == tmp_path / "mine"
+    hub = dataclasses.replace(base, model="google/gemma-2-2b", sites=("layer_08.resid_mid", "layer_19.mlp_out"))
+    assert cache_path(hub).name.startswith("gemma-2-2b-layer_08.resid_mid+layer_19.mlp_out-")
+    many = dataclasses.replace(base, sites=tuple(format_site(i, "resid_post") for i in range(26)))
+    assert cache_path(many).name.startswith("demo-26_sites-")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sits": []}, "did you mean 'sites'"),
+        ({"ctx": 1}, "BOS and at least one token"),
+        ({"ctx": "128"}, "ctx"),
+        ({"sites": []}, "name at least one"),
+        ({"tokens": 0}, "at least 1"),
+        ({"shard_rows": 100}, "whole sequences of ctx 128"),
+        ({"device": "gpu"}, "auto, cpu, cuda"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"name": "../elsewhere"}, "letters, digits"),
+        ({"buffers": 0}, "buffers"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(HarvestConfig, settings, "harvest")
