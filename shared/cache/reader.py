@@ -111,13 +111,7 @@ class Cache:
 
         The map is private: writing to the tensor changes neither the file nor another map of it.
         """
-        spec = self.spec(site)
-        file, offset = self.chunk_file(site, shard)
-        rows = len(self.layout.rows_of(shard))
-        with file.open("rb") as handle:
-            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
-        flat = torch.frombuffer(mapped, dtype=TORCH_DTYPES[spec.logical_dtype], count=rows * spec.width, offset=offset)
-        return flat.view(rows, spec.width)
+        return _logical(self._stored(site, shard), self.spec(site))
 
     def rows(self, site: str, index: Sequence[int] | NDArray[Any] | Tensor) -> Tensor:
         """Gathers rows [len(index), d] in the logical dtype, in the order of ``index``: small sets, for examples."""
@@ -125,13 +119,12 @@ class Cache:
         wanted = np.asarray(index, dtype=np.int64).reshape(-1)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.n_rows):
             raise IndexError(f"rows are 0 … {self.n_rows - 1}, found {wanted.min()} … {wanted.max()}")
-        out = torch.empty((len(wanted), spec.width), dtype=TORCH_DTYPES[spec.logical_dtype])
+        out = np.empty((len(wanted), spec.width), spec.stored_dtype)
         shard_of = wanted // self.layout.shard_rows
         for shard in np.unique(shard_of):
             places = np.flatnonzero(shard_of == shard)
-            local = torch.from_numpy(wanted[places] - int(shard) * self.layout.shard_rows)
-            out[torch.from_numpy(places)] = self.chunk(site, int(shard))[local]
-        return out
+            out[places] = self._stored(site, int(shard))[wanted[places] - int(shard) * self.layout.shard_rows]
+        return _logical(out, spec)
 
     def chunk_file(self, site: str, shard: int) -> tuple[Path, int]:
         """The file that holds a shard's rows and the offset of the first one, for readers that do their own I/O."""
@@ -161,6 +154,15 @@ class Cache:
     def _shard_set(self) -> frozenset[int]:
         return frozenset(self.shards)
 
+    def _stored(self, site: str, shard: int) -> NDArray[Any]:
+        """The rows of one shard as they are stored, mapped."""
+        spec = self.spec(site)
+        file, offset = self.chunk_file(site, shard)
+        rows = len(self.layout.rows_of(shard))
+        with file.open("rb") as handle:
+            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+        return np.frombuffer(mapped, spec.stored_dtype, rows * spec.width, offset).reshape(rows, spec.width)
+
     def _token_array(self, which: int) -> NDArray[Any]:
         array = TOKEN_ARRAYS[which]
         out = np.full((self.n_seq, self.ctx), array.fill, array.dtype)
@@ -172,6 +174,11 @@ class Cache:
             )
         out.setflags(write=False)
         return out
+
+
+def _logical(stored: NDArray[Any], spec: SiteSpec) -> Tensor:
+    """Stored numbers as a tensor of the site's logical dtype, without a copy."""
+    return torch.from_numpy(stored).view(TORCH_DTYPES[spec.logical_dtype])
 
 
 def open_cache(path: Path | str, allow_incomplete: bool = False) -> Cache:

@@ -60,7 +60,12 @@ class Pool:
 
     def gather(self, slots: Tensor) -> dict[str, Tensor]:
         """Copies rows out: site → [len(slots), d]."""
-        return {site: tensor.index_select(0, slots) for site, tensor in self.acts.items()}
+        if slots.is_cuda:
+            return {site: tensor.index_select(0, slots) for site, tensor in self.acts.items()}
+        # NumPy copies whole rows on this thread; a parallel region of torch's would take longer to begin than to work,
+        # many times longer while the cores are busy
+        rows = slots.numpy()
+        return {site: take_rows(tensor, rows) for site, tensor in self.acts.items()}
 
     def mark_used(self) -> None:
         """Remembers, on the current stream, that everything enqueued so far may still read the pool."""
@@ -151,7 +156,7 @@ class BlockReader:
                     count = os.preadv(descriptor, [target], at)
                     if count == 0:
                         raise DataError(
-                            f"{path} has {os.fstat(descriptor).st_size:,} bytes, expected {at + len(target):,} at least",
+                            f"{path} has {os.fstat(descriptor).st_size:,} bytes, expected {at + len(target):,} or more",
                             hint=f"pipeline verify {self.cache.path}",
                         )
                     target, at = target[count:], at + count
@@ -214,6 +219,12 @@ class _Staging:
         """Everything copied so far is in the pool, for every stream."""
         if self._stream is not None:
             self._stream.synchronize()
+
+
+def take_rows(tensor: Tensor, rows: NDArray[np.int64]) -> Tensor:
+    """``tensor[rows]`` for a tensor of 2- or 4-byte numbers on the CPU, on the calling thread alone."""
+    bits = tensor.view(torch.int16 if tensor.element_size() == 2 else torch.int32)
+    return torch.from_numpy(np.take(bits.numpy(), rows, axis=0)).view(tensor.dtype)
 
 
 def _empty(cache: Cache, site: str, rows: int, device: torch.device, pinned: bool = False) -> Tensor:
