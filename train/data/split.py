@@ -47,14 +47,15 @@ def split_rows(cache: Cache, heldout: float) -> Split:
         UsageError: no row is left to train on.
     """
     content = (cache.flags.reshape(-1) & int(Flag.PADDING)) == 0
-    doc_id = cache.doc_id.reshape(-1)
-    documents = np.unique(doc_id[content])
+    doc_id = cache.doc_id.reshape(-1)[content]
+    # a document's rows follow one another, so looking at runs of equal ids spares sorting every row
+    run_start = np.flatnonzero(np.concatenate(([True], doc_id[1:] != doc_id[:-1]))) if len(doc_id) else np.arange(0)
+    run_doc = doc_id[run_start]
+    documents = np.unique(run_doc)
     n_heldout = round(heldout * len(documents))
     chosen = documents[np.argsort(mix(documents.astype(np.uint64)), kind="stable")[:n_heldout]]
-    held = np.zeros(int(documents[-1]) + 1 if len(documents) else 0, np.bool_)
-    held[chosen] = True
     mask = np.zeros(len(content), np.bool_)
-    mask[content] = held[doc_id[content]]
+    mask[content] = np.repeat(np.isin(run_doc, chosen), np.diff(np.append(run_start, len(doc_id))))
     train = content & ~mask
     if not train.any():
         raise UsageError(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from shared.cache import Flag
 from shared.errors import UsageError
-from tests.synthetic import make_cache
+from tests.synthetic import make_cache, token_table
 from train.data import heldout_batches, row_batches, split_rows
 from train.data.rows import thin
 from train.data.split import mix
@@ -98,3 +99,15 @@ def test_chosen_rows_come_in_ascending_order(tmp_path: Path) -> None:
     cache = make_cache(tmp_path / "c", n_seq=30)
     (batch,) = row_batches(cache, list(cache.sites), np.array([300, 2, 17]), 8)
     assert batch.row.tolist() == [2, 17, 300]
+
+
+def test_document_ids_may_be_any_numbers_in_any_order(tmp_path: Path) -> None:
+    """A reader's own cache need not count documents from 0, nor keep them together."""
+    table = token_table(100, 16)
+    ids = np.random.default_rng(0).permutation(2**32 - 1 - np.arange(table.doc_id.max() + 1)).astype(np.uint32)
+    scattered = ids[table.doc_id][np.random.default_rng(1).permutation(100)]
+    cache = make_cache(tmp_path / "c", 100, 16, table=replace(table, doc_id=scattered))
+    split = split_rows(cache, 0.25)
+    held = np.unique(scattered.reshape(-1)[split.heldout])
+    assert len(held) == split.n_heldout == round(0.25 * len(np.unique(scattered)))
+    np.testing.assert_array_equal(split.heldout, np.isin(scattered.reshape(-1), held))
