@@ -1,0 +1,1 @@
+"""Cache + run → report: what the coders learned."""

@@ -1,0 +1,42 @@
+"""Settings of the analyze stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from analyze.reports import REPORTS, ReportConfig, Reports
+
+
+def _all_reports() -> dict[str, ReportConfig]:
+    return {name: report.config_class() for name, report in REPORTS.items()}  # type: ignore[call-arg]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeConfig:
+    """What to report, on which rows, and where to put it."""
+
+    cache: Path | None = None
+    """The cache to read; null: the one each run was trained on."""
+    out: Path = Path("reports")
+    """Folder of reports."""
+    name: str | None = None
+    """Name of the report's folder below `out`; null: made of the runs' names."""
+    reports: Reports = field(default_factory=_all_reports)
+    """Reports to make, by name; null in place of one leaves it out."""
+    max_tokens: int | None = None
+    """Rows of the cache to look at: whole shards, spread evenly; null: all."""
+    controls: bool = True
+    """Measure each run's coder as it was before training, beside it."""
+    device: str = "auto"
+    """Where coders run: cpu, cuda, or auto."""
+    seed: int = 0
+    """Seed of the nulls and samples."""
+
+    def __post_init__(self) -> None:
+        if not self.reports:
+            raise ValueError(f"at least one report is needed, of {', '.join(REPORTS)}")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens is at least 1, not {self.max_tokens}")
+        if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
+            raise ValueError(f"device is auto, cpu or cuda, not {self.device!r}")

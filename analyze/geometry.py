@@ -1,0 +1,104 @@
+"""Cosines between decoder rows, for all pairs, without forming the F × F matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+NEIGHBOURS = 20
+BINS = 200
+CLOSE = 0.8
+"""Pairs with |cos| at or beyond this are listed."""
+
+PAIR_CAPACITY = 1_000_000
+BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Cosines of the rows of a matrix [F, d].
+
+    Attributes:
+        rows: [F, d] float32 unit rows (a zero row stays zero).
+        near, near_cos: [F, m] the nearest other rows, largest cosine first.
+        lowest: [F] the most negative cosine with another row.
+        histogram: [BINS] of all pairs i < j, over −1 … 1.
+        close: [P, 2] pairs i < j with |cos| ≥ CLOSE, close_cos: [P]; n_close counts them all, also where P stops at the capacity.
+    """
+
+    rows: Tensor
+    near: NDArray[np.int32]
+    near_cos: NDArray[np.float32]
+    lowest: NDArray[np.float32]
+    histogram: NDArray[np.int64]
+    close: NDArray[np.int32]
+    close_cos: NDArray[np.float32]
+    n_close: int
+
+    @property
+    def max_cos(self) -> NDArray[np.float32]:
+        """Largest cosine of each row with another [F]."""
+        return self.near_cos[:, 0]
+
+    def cosine(self, i: NDArray[np.integer], j: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Cosines of pairs [P]."""
+        out = np.empty(len(i), np.float32)
+        for start in range(0, len(i), 1 << 15):
+            a, b = torch.from_numpy(i[start : start + (1 << 15)]).long(), torch.from_numpy(j[start : start + (1 << 15)]).long()
+            out[start : start + (1 << 15)] = (self.rows[a] * self.rows[b]).sum(1).numpy()
+        return out
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Geometry:
+        """All pairs of rows of a matrix [F, d]; on its device, block by block."""
+        rows = torch.nn.functional.normalize(matrix.detach().float(), dim=1)
+        n = len(rows)
+        m = min(NEIGHBOURS, max(1, n - 1))
+        near = np.zeros((n, m), np.int32)
+        near_cos = np.full((n, m), -1.0, np.float32)
+        lowest = np.full(n, 1.0, np.float32)
+        histogram = torch.zeros(BINS, dtype=torch.int64)
+        close, close_cos, n_close, room = [], [], 0, PAIR_CAPACITY
+        for start in range(0, n if n > 1 else 0, BLOCK):
+            stop = min(start + BLOCK, n)
+            cos = rows[start:stop] @ rows.T
+            cos.clamp_(-1.0, 1.0)
+            own = torch.arange(stop - start)
+            above = torch.arange(n, device=cos.device) > torch.arange(start, stop, device=cos.device)[:, None]
+            histogram += torch.histc(cos[above], BINS, -1.0, 1.0).long().cpu()
+            pairs = (above & (cos.abs() >= CLOSE)).nonzero()
+            n_close += len(pairs)
+            pairs = pairs[:room]
+            room -= len(pairs)
+            close.append((pairs + torch.tensor([start, 0], device=cos.device)).cpu().numpy().astype(np.int32))
+            close_cos.append(cos[pairs[:, 0], pairs[:, 1]].cpu().numpy())
+            cos[own, own + start] = torch.inf
+            lowest[start:stop] = cos.amin(1).cpu().numpy()
+            cos[own, own + start] = -torch.inf
+            top = cos.topk(m, dim=1)
+            near[start:stop], near_cos[start:stop] = top.indices.cpu().numpy(), top.values.cpu().numpy()
+        return cls(
+            rows.cpu(),
+            near,
+            near_cos,
+            lowest,
+            histogram.numpy(),
+            np.concatenate(close) if close else np.zeros((0, 2), np.int32),
+            np.concatenate(close_cos) if close_cos else np.zeros(0, np.float32),
+            n_close,
+        )
+
+
+def random_geometry(n: int, d: int, seed: int, sample: int = 512) -> NDArray[np.float32]:
+    """The null: largest cosine of a random direction with n − 1 others in d dimensions, for `sample` of them."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=1)
+    some = min(sample, n)
+    cos = rows[:some] @ rows.T
+    cos[torch.arange(some), torch.arange(some)] = -torch.inf
+    largest: NDArray[np.float32] = cos.amax(1).numpy()
+    return largest

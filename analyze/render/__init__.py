@@ -1,0 +1,62 @@
+"""Reports as files: one self-contained page of HTML, Markdown, JSON, and Parquet tables, in one folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analyze.config import AnalyzeConfig
+from analyze.render.document import SCHEMA, build_document
+from analyze.render.html import write_html
+from analyze.render.latents import write_latents, write_tables
+from analyze.render.markdown import to_markdown
+from shared.console import Console
+from shared.errors import UsageError
+
+if TYPE_CHECKING:
+    from analyze.run import Analysed
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UsageError when `folder` holds something that is not a report of ours: it would be replaced."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        found = json.loads((folder / "report.json").read_text(encoding="utf-8")).get("schema")
+    except (OSError, ValueError, AttributeError):
+        found = None
+    if found != SCHEMA:
+        raise UsageError(
+            f"{folder} exists and is not a report of this program", "--set analyze.name=NAME for another folder"
+        )
+
+
+def write_report(folder: Path, analysed: Sequence[Analysed], config: AnalyzeConfig, console: Console) -> Path:
+    """Write the folder whole, in place of an older report of the same name; returns index.html."""
+    check_folder(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = folder.parent / f".{folder.name}.partial", folder.parent / f".{folder.name}.old"
+    for leftover in (partial, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    partial.mkdir()
+    document = build_document(analysed, config)
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1)
+    (partial / "report.json").write_text(text, encoding="utf-8")
+    (partial / "report.md").write_text(to_markdown(document), encoding="utf-8")
+    for one, entry in zip(analysed, document["runs"], strict=True):
+        below = partial / entry["folder"]
+        below.mkdir()
+        write_tables(below, one)
+        if one.subject.role == "run" or entry["trained"]:
+            write_latents(below / "latents.jsonl.gz", one)
+    write_html(partial / "index.html", document, analysed, console)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    if old.exists():
+        shutil.rmtree(old)
+    return folder / "index.html"

@@ -1,0 +1,75 @@
+"""The machine-readable report: report.json, with a versioned schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from analyze.config import AnalyzeConfig
+from analyze.result import plain
+from shared.config import to_dict
+
+if TYPE_CHECKING:
+    from analyze.run import Analysed
+
+SCHEMA = "sparse-coder-analysis"
+SCHEMA_VERSION = 1
+
+
+def build_document(analysed: Sequence[Analysed], config: AnalyzeConfig) -> dict[str, Any]:
+    """Everything but per-latent data.
+
+    {"schema", "schema_version", "config", "caches": [...], "runs": [{"name", "role", "trained", "folder", "facts",
+    "summary", "reports": {name: {"title", "lead", "figures", "charts", "tables", "data"}}}], "definitions": [[term, text]]}
+    """
+    caches = {}
+    for one in analysed:
+        cache = one.subject.cache
+        harvest = cache.config.get("harvest", {})
+        caches[str(cache.path)] = {
+            "path": str(cache.path),
+            "identity": cache.identity,
+            "model": harvest.get("model"),
+            "dataset": harvest.get("dataset"),
+            "ctx": cache.ctx,
+            "rows": cache.n_rows,
+            "rows_analysed": one.subject.n_rows,
+            "sites": list(cache.sites),
+        }
+    definitions: dict[str, str] = {}
+    for one in analysed:
+        for result in one.results.values():
+            definitions |= dict(result.definitions)
+    folders = _folders([one.subject.name for one in analysed])
+    return {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "config": plain(to_dict(config)),
+        "caches": list(caches.values()),
+        "runs": [
+            {
+                "name": one.subject.name,
+                "role": one.subject.role,
+                "trained": one.facts["trained"],
+                "folder": folder,
+                "facts": plain(one.facts),
+                "summary": one.summary,
+                "reports": {name: result.to_dict() for name, result in one.results.items()},
+            }
+            for one, folder in zip(analysed, folders, strict=True)
+        ],
+        "definitions": [list(item) for item in definitions.items()],
+    }
+
+
+def _folders(names: Sequence[str]) -> list[str]:
+    """A folder for each run: its name without what a file system may dislike, kept apart by a number."""
+    folders: list[str] = []
+    for name in names:
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "run"
+        folder, n = slug, 2
+        while folder in folders:
+            folder, n = f"{slug}_{n}", n + 1
+        folders.append(folder)
+    return folders

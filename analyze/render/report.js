@@ -1,0 +1,488 @@
+"use strict";
+// The page of a report. Everything is drawn from the JSON in #document and from the deflated blocks that follow it; text
+// from the corpus only ever reaches the page through textContent.
+(() => {
+  const doc = JSON.parse(document.getElementById("document").textContent);
+  const runs = doc.runs;
+  const state = { tab: "overview", run: 0, latent: null };
+  const $ = (id) => document.getElementById(id);
+
+  function el(tag, attributes, ...children) {
+    const svg = ["svg", "g", "path", "line", "rect", "text", "circle"].includes(tag);
+    const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes || {})) {
+      if (value === null || value === undefined || value === false) continue;
+      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      else node.setAttribute(name, value === true ? "" : value);
+    }
+    for (const child of children.flat(Infinity)) if (child !== null && child !== undefined && child !== "") node.append(child);
+    return node;
+  }
+
+  // --- numbers -------------------------------------------------------------------------------------------------------
+
+  const grouped = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
+  function significant(value) {
+    if (value === null || value === undefined || Number.isNaN(value)) return "–";
+    if (Number.isInteger(value)) return grouped.format(value);
+    const size = Math.abs(value);
+    if (size >= 1000) return grouped.format(value);
+    if (size >= 0.001) return String(Number(value.toPrecision(3)));
+    return value.toExponential(1);
+  }
+  function show(value, format) {
+    if (value === null || value === undefined) return "–";
+    if (format === "percent") return `${Number((100 * value).toPrecision(3))}%`;
+    if (format === "flag") return value ? "yes" : "no";
+    if (format === "text") return String(value);
+    return significant(value);
+  }
+
+  // --- tips ----------------------------------------------------------------------------------------------------------
+
+  const tip = $("tip");
+  function showTip(text, x, y) {
+    tip.textContent = text;
+    tip.hidden = false;
+    const box = tip.getBoundingClientRect();
+    tip.style.left = `${Math.max(8, Math.min(x + 14, innerWidth - box.width - 8))}px`;
+    tip.style.top = `${y + 18 + box.height > innerHeight ? Math.max(8, y - box.height - 12) : y + 18}px`;
+  }
+  const hideTip = () => { tip.hidden = true; };
+  function why(text) {
+    if (!text) return null;
+    const open = (event) => {
+      event.stopPropagation();
+      const box = event.currentTarget.getBoundingClientRect();
+      showTip(text, box.left, box.bottom - 10);
+    };
+    return el("button", { class: "why", type: "button", "aria-label": `What this means: ${text}`, onclick: open, onmouseenter: open, onmouseleave: hideTip, onblur: hideTip }, "?");
+  }
+  addEventListener("scroll", hideTip, true);
+  addEventListener("click", hideTip);
+
+  // --- lazily inflated blocks ----------------------------------------------------------------------------------------
+
+  const blocks = new Map();
+  function block(id) {
+    if (!blocks.has(id)) {
+      const node = $(id);
+      blocks.set(id, node ? inflate(node.textContent.trim()) : Promise.resolve(null));
+    }
+    return blocks.get(id);
+  }
+  async function inflate(text) {
+    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    return JSON.parse(await new Response(stream).text());
+  }
+  const PANEL_BLOCK = 64;
+  async function panelOf(run, latent) {
+    const found = await block(`panels-${run}-${Math.floor(latent / PANEL_BLOCK)}`);
+    return found ? found[latent % PANEL_BLOCK] : [];
+  }
+
+  // --- charts --------------------------------------------------------------------------------------------------------
+
+  const W = 560, H = 250, LEFT = 52, RIGHT = 10, TOP = 12, BOTTOM = 40;
+  function ticks(low, high, wanted) {
+    if (!(high > low)) return [low];
+    const raw = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(raw));
+    const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw - 1e-12) || raw;
+    const out = [];
+    for (let t = Math.ceil(low / step - 1e-9) * step; t <= high + step * 1e-6; t += step) out.push(Math.abs(t) < step * 1e-6 ? 0 : Number(t.toPrecision(12)));
+    return out;
+  }
+  const tickLabel = (t) => (t !== 0 && (Math.abs(t) < 0.001 || Math.abs(t) >= 1e5) ? t.toExponential(0).replace("e+", "e") : String(Number(t.toPrecision(4))));
+
+  function drawChart(spec, small) {
+    const height = small ? 190 : H;
+    const svg = el("svg", { viewBox: `0 0 ${W} ${height}`, role: "img", "aria-label": spec.title + (spec.caption ? `. ${spec.caption}` : "") });
+    const values = spec.series.flatMap((s) => s.y).filter((v) => v !== null && Number.isFinite(v) && (!spec.log_y || v > 0));
+    const kind = spec.kind || "bars";
+    if (!values.length) {
+      svg.append(el("text", { x: W / 2, y: height / 2, "text-anchor": "middle" }, "nothing to draw"));
+      return svg;
+    }
+    const names = typeof spec.x[0] === "string";
+    const n = Math.max(...spec.series.map((s) => s.y.length));
+    const edges = kind === "bars" && !names && spec.x.length === n + 1;
+    let low = spec.log_y ? 10 ** Math.floor(Math.log10(Math.min(...values))) : Math.min(0, ...values);
+    let high = Math.max(...values);
+    if (spec.log_y) high = 10 ** Math.ceil(Math.log10(high) + 1e-9);
+    if (spec.log_y && high / low < 10) low = high / 10;
+    if (low === high) high = low + 1;
+    if (!spec.log_y) high += (high - low) * 0.04;
+    const bottom = height - BOTTOM, right = W - RIGHT;
+    const fy = spec.log_y ? (v) => bottom - ((Math.log10(v) - Math.log10(low)) / (Math.log10(high) - Math.log10(low))) * (bottom - TOP) : (v) => bottom - ((v - low) / (high - low)) * (bottom - TOP);
+    const x0 = names ? 0 : spec.x[0], x1 = names ? n : spec.x[spec.x.length - 1];
+    const fx = (v) => LEFT + ((v - x0) / (x1 - x0 || 1)) * (right - LEFT);
+    const yTicks = [];
+    if (spec.log_y) for (let p = Math.round(Math.log10(low)); p <= Math.round(Math.log10(high)); p += Math.max(1, Math.ceil(Math.log10(high / low) / 6))) yTicks.push(10 ** p);
+    else yTicks.push(...ticks(low, high, 5));
+    for (const t of yTicks) svg.append(el("line", { class: "grid", x1: LEFT, x2: right, y1: fy(t), y2: fy(t) }), el("text", { x: LEFT - 6, y: fy(t) + 4, "text-anchor": "end" }, tickLabel(t)));
+    svg.append(el("line", { class: "axis", x1: LEFT, x2: right, y1: bottom, y2: bottom }));
+    if (names) {
+      const every = Math.ceil(n / 14);
+      spec.x.forEach((name, i) => { if (i % every === 0) svg.append(el("text", { x: fx(i + 0.5), y: bottom + 14, "text-anchor": "middle" }, name)); });
+    } else for (const t of ticks(x0, x1, 7)) svg.append(el("text", { x: fx(t), y: bottom + 14, "text-anchor": "middle" }, tickLabel(t)));
+    svg.append(el("text", { x: (LEFT + right) / 2, y: height - 8, "text-anchor": "middle" }, spec.x_label), el("text", { x: 12, y: (TOP + bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 12 ${(TOP + bottom) / 2})` }, spec.y_label));
+    const ok = (v) => v !== null && v !== undefined && Number.isFinite(v) && (!spec.log_y || v > 0);
+    const base = bottom;
+    if (names && kind === "bars") {
+      const many = spec.series.length;
+      spec.series.forEach((s, k) => s.y.forEach((v, i) => {
+        if (!ok(v)) return;
+        const w = ((fx(1) - fx(0)) * 0.76) / many, y = fy(v);
+        svg.append(el("rect", { class: `bar ${s.role}`, x: fx(i) + (fx(1) - fx(0)) * 0.12 + k * w, y: Math.min(y, base), width: Math.max(1, w - 1), height: Math.abs(base - y), rx: 1.5 }));
+      }));
+    } else if (edges) {
+      for (const s of spec.series) {
+        let area = `M ${fx(spec.x[0])} ${base}`, line = "", pen = false;
+        s.y.forEach((v, i) => {
+          const a = fx(spec.x[i]), b = fx(spec.x[i + 1]), y = ok(v) ? fy(v) : base;
+          area += ` L ${a} ${y} L ${b} ${y}`;
+          if (ok(v)) { line += `${pen ? " L" : " M"} ${a} ${pen ? y : base} L ${a} ${y} L ${b} ${y}`; pen = true; } else if (pen) { line += ` L ${a} ${base}`; pen = false; }
+        });
+        if (pen) line += ` L ${fx(spec.x[n])} ${base}`;
+        svg.append(el("path", { class: `area ${s.role}`, d: `${area} L ${fx(spec.x[n])} ${base} Z` }), el("path", { class: `line ${s.role}`, d: line || "M 0 0" }));
+      }
+    } else if (kind === "scatter") {
+      for (const s of spec.series) s.y.forEach((v, i) => { if (ok(v)) svg.append(el("circle", { class: `point ${s.role}`, cx: fx(spec.x[i]), cy: fy(v), r: 4 })); });
+    } else {
+      for (const s of spec.series) {
+        let d = "", pen = false;
+        s.y.forEach((v, i) => { if (ok(v)) { d += `${pen ? " L" : " M"} ${fx(spec.x[i])} ${fy(v)}`; pen = true; } else pen = false; });
+        svg.append(el("path", { class: `line ${s.role}`, d: d || "M 0 0" }));
+        if (n <= 40) s.y.forEach((v, i) => { if (ok(v)) svg.append(el("circle", { class: `point ${s.role}`, cx: fx(spec.x[i]), cy: fy(v), r: 2.4 })); });
+      }
+    }
+    for (const [x, label] of spec.marks || []) svg.append(el("line", { class: "mark", x1: fx(x), x2: fx(x), y1: TOP, y2: bottom }), el("text", { x: fx(x) + (fx(x) > W * 0.8 ? -5 : 5), y: TOP + 9, "text-anchor": fx(x) > W * 0.8 ? "end" : "start" }, label));
+    for (let i = 0; i < n; i++) {
+      const a = names ? fx(i) : edges ? fx(spec.x[i]) : fx(i ? (spec.x[i] + spec.x[i - 1]) / 2 : spec.x[i]);
+      const b = names ? fx(i + 1) : edges ? fx(spec.x[i + 1]) : fx(i + 1 < n ? (spec.x[i] + spec.x[i + 1]) / 2 : spec.x[i]);
+      const where = names ? spec.x[i] : edges ? `${tickLabel(spec.x[i])} … ${tickLabel(spec.x[i + 1])}` : tickLabel(spec.x[i]);
+      const text = `${spec.x_label}: ${where}\n${spec.series.map((s) => `${s.name}: ${significant(s.y[i])}`).join("\n")}`;
+      svg.append(el("rect", { class: "hit", x: a, y: TOP, width: Math.max(1, b - a), height: bottom - TOP, onmousemove: (e) => showTip(text, e.clientX, e.clientY), onmouseleave: hideTip }));
+    }
+    return svg;
+  }
+  const legend = (spec) => el("div", { class: "legend" }, spec.series.map((s) => el("span", {}, el("span", { class: `dot ${s.role}` }), s.name)));
+  const chartFigure = (spec) => el("figure", {}, el("h3", {}, spec.title), el("figcaption", {}, spec.caption), spec.series.length > 1 ? legend(spec) : null, drawChart(spec));
+
+  // --- tables --------------------------------------------------------------------------------------------------------
+
+  const latentLink = (id, run) => el("a", { class: "latent", href: `#latents/${run}/${id}` }, String(id));
+  function cell(value, format, run) {
+    if (format === "latent") return el("td", {}, value === null ? "–" : latentLink(value, run));
+    if (format === "latents") return el("td", { class: "text" }, (value || []).map((id, i) => [i ? ", " : null, latentLink(id, run)]));
+    return el("td", { class: format === "text" ? "text" : format === "flag" ? "flag" : null }, show(value, format));
+  }
+  const headCell = (c) => el("th", { scope: "col", class: c.format === "text" || c.format === "latents" ? "text" : null }, c.label, why(c.definition));
+  function tableBlock(table, run, open) {
+    const SHORT = 15;
+    const body = el("tbody");
+    const fill = (n) => body.replaceChildren(...table.rows.slice(0, n).map((row) => el("tr", {}, row.map((v, k) => cell(v, table.columns[k].format, run)))));
+    fill(SHORT);
+    const count = table.total > table.rows.length ? `${grouped.format(table.rows.length)} of ${grouped.format(table.total)}${table.more ? `, all in ${table.more}` : ""}` : grouped.format(table.total);
+    const more = table.rows.length > SHORT ? el("button", { type: "button", onclick: (e) => { fill(Infinity); e.currentTarget.remove(); } }, `Show all ${grouped.format(table.rows.length)} listed`) : null;
+    return el("details", { class: "table", open: open && table.rows.length > 0 }, el("summary", {}, `${table.title} `, el("span", { class: "count" }, `(${count})`)), el("p", { class: "note" }, table.caption),
+      table.rows.length ? el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, table.columns.map(headCell))), body)) : el("p", { class: "note" }, "None."), more ? el("p", {}, more) : null);
+  }
+
+  // --- overview ------------------------------------------------------------------------------------------------------
+
+  const badge = (run) => (run.role === "control" ? el("span", { class: "badge" }, "control") : null);
+  function figureTable() {
+    const rows = [];
+    const first = new Map();
+    for (const run of runs) for (const [name, report] of Object.entries(run.reports)) for (const [key, figure] of Object.entries(report.figures)) {
+      if (!first.has(name)) first.set(name, { title: report.title, figures: new Map() });
+      if (!first.get(name).figures.has(key)) first.get(name).figures.set(key, figure);
+    }
+    for (const [name, group] of first) {
+      rows.push(el("tr", { class: "group" }, el("th", { colspan: runs.length + 1 }, group.title)));
+      for (const [key, figure] of group.figures) rows.push(el("tr", {}, el("th", { class: "figure", scope: "row" }, figure.label, why(figure.definition)), runs.map((run) => {
+        const f = run.reports[name] && run.reports[name].figures[key];
+        if (!f) return el("td", { class: run.role }, "–");
+        return el("td", { class: run.role }, el("span", { class: "big" }, show(f.value, f.format)),
+          f.with_bos !== null ? el("span", { class: "twin" }, el("span", { class: "dot with_bos" }), `with position 0: ${show(f.with_bos, f.format)}`) : null,
+          f.null !== null ? el("span", { class: "twin" }, el("span", { class: "dot null" }), `null: ${show(f.null, f.format)}`) : null);
+      })));
+    }
+    return el("div", { class: "scroll overview" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", { class: "text" }, "figure"), runs.map((run, r) => el("th", { scope: "col", class: run.role }, el("a", { href: `#${firstReport()}/${r}` }, run.name), " ", badge(run))))), el("tbody", {}, rows)));
+  }
+  const firstReport = () => Object.keys(runs[0].reports)[0];
+  function overview() {
+    const out = [el("p", { class: "lead" }, "Large figures leave position 0 out: the model's state at the first token of every sequence is one constant vector, and counting its copies makes unrelated latents look alike. The figure with position 0 and the null (what chance alone gives) stand below each."), figureTable()];
+    for (const [r, run] of runs.entries()) {
+      if (run.role === "control") continue;
+      const f = run.facts, t = f.training || {};
+      out.push(el("h2", {}, run.name), el("p", { class: "note" }, `${f.architecture} ${f.kind}, ${grouped.format(f.latents)} latents, ${f.source}${f.kind === "transcoder" ? ` → ${f.target}` : ""}` + (t.steps ? `; ${grouped.format(t.steps)} steps, ${grouped.format(t.tokens)} tokens` : "") + (t.evaluated_on === "heldout" && t.fvu !== undefined ? `; FVU ${significant(t.fvu)} on held-out documents at the end of training` : "")));
+      out.push(el("ul", {}, Object.entries(run.reports).map(([name, report]) => el("li", {}, el("a", { href: `#${name}/${r}` }, report.title), `: ${report.lead}`))));
+    }
+    return out;
+  }
+
+  // --- one report ----------------------------------------------------------------------------------------------------
+
+  function reportView(name, r) {
+    const run = runs[r], report = run.reports[name];
+    if (!report) return [el("p", { class: "lead" }, `${run.name} has no report of this kind.`)];
+    const cards = Object.values(report.figures).map((f) => el("div", { class: "card" }, el("div", { class: "label" }, f.label, why(f.definition)), el("div", { class: "value" }, show(f.value, f.format)),
+      el("div", { class: "twins" }, f.with_bos !== null ? el("span", {}, el("span", { class: "dot with_bos" }), "with position 0: ", el("b", {}, show(f.with_bos, f.format))) : null, f.null !== null ? el("span", {}, el("span", { class: "dot null" }), "null: ", el("b", {}, show(f.null, f.format))) : null)));
+    return [el("h2", {}, report.title, " – ", run.name, " ", badge(run)), el("p", { class: "lead" }, report.lead), el("div", { class: "cards" }, cards), el("div", { class: "charts" }, report.charts.map(chartFigure)), report.tables.map((t, i) => tableBlock(t, r, i < 2))];
+  }
+
+  // --- latents -------------------------------------------------------------------------------------------------------
+
+  const ROW = 34;
+  const tables = new Map();
+  async function latentsView(r) {
+    const run = runs[r];
+    const data = await block(`columns-${r}`);
+    if (!data) return [el("p", { class: "lead" }, `${run.name} is a control that was never trained: its latents mean nothing and are not listed.`)];
+    if (!tables.has(r)) tables.set(r, latentTable(r, data));
+    return tables.get(r);
+  }
+  let current = null; // the table of latents in view
+
+  function latentTable(r, data) {
+    const byKey = new Map(data.columns.map((c) => [c.key, c]));
+    const shown = new Set(data.columns.filter((c) => c.shown).map((c) => c.key));
+    let order = Array.from({ length: data.n }, (_, i) => i), sortKey = byKey.has("max_r") ? "max_r" : null, descending = true, cursor = 0;
+    const input = el("input", { type: "search", placeholder: "Search: number, token, or density>0.01 max_r>0.8", "aria-label": "Search latents", spellcheck: "false" });
+    const facets = data.columns.filter((c) => c.format === "text").map((c) => [c, [...new Set(c.values)].sort()]).filter(([, v]) => v.length > 1 && v.length <= 12);
+    const selects = facets.map(([c, options]) => el("select", { "aria-label": c.label, title: c.definition, onchange: () => refresh() }, el("option", { value: "" }, `${c.label}: any`), options.map((o) => el("option", { value: o }, o))));
+    const count = el("span", { class: "count", role: "status" });
+    const head = el("thead"), body = el("tbody");
+    const view = el("div", { class: "scroll virtual", tabindex: "0", role: "region", "aria-label": "Table of latents" }, el("table", {}, head, body));
+
+    function matches(i, words, conditions) {
+      for (let k = 0; k < facets.length; k++) if (selects[k].value && facets[k][0].values[i] !== selects[k].value) return false;
+      for (const [c, test, limit] of conditions) { const v = c.values[i]; if (v === null || !test(v, limit)) return false; }
+      return words.every((w) => String(i) === w || data.columns.some((c) => c.format === "text" && c.values[i].toLowerCase().includes(w)));
+    }
+    const tests = { ">": (a, b) => a > b, "<": (a, b) => a < b, "=": (a, b) => a === b, ">=": (a, b) => a >= b, "<=": (a, b) => a <= b };
+    function refresh() {
+      const words = [], conditions = [];
+      for (const part of input.value.toLowerCase().split(/\s+/).filter(Boolean)) {
+        const m = /^([a-z_]+)(>=|<=|>|<|=)(-?[\d.]+(?:e-?\d+)?)(%?)$/.exec(part);
+        if (m && byKey.has(m[1])) conditions.push([byKey.get(m[1]), tests[m[2]], Number(m[3]) / (m[4] ? 100 : 1)]);
+        else words.push(part);
+      }
+      order = [];
+      for (let i = 0; i < data.n; i++) if (matches(i, words, conditions)) order.push(i);
+      if (sortKey) {
+        const values = byKey.get(sortKey).values, sign = descending ? -1 : 1;
+        const missing = (v) => v === null || v === "";
+        order.sort((a, b) => {
+          const x = values[a], y = values[b];
+          if (missing(x) || missing(y)) return missing(x) === missing(y) ? a - b : missing(x) ? 1 : -1;
+          return (x < y ? -1 : x > y ? 1 : 0) * sign || a - b;
+        });
+      } else if (descending === false) order.reverse();
+      cursor = 0;
+      count.textContent = `${grouped.format(order.length)} of ${grouped.format(data.n)} latents`;
+      view.scrollTop = 0;
+      header();
+      rows();
+    }
+    function header() {
+      const column = (key, label, definition, format) => {
+        const active = sortKey === key;
+        const sort = () => { if (active) descending = !descending; else { sortKey = key; descending = format !== "text"; } refresh(); };
+        return el("th", { scope: "col", class: format === "text" ? "text" : null, "aria-sort": active ? (descending ? "descending" : "ascending") : null }, el("button", { type: "button", onclick: sort }, label + (active ? (descending ? " ↓" : " ↑") : "")), why(definition));
+      };
+      head.replaceChildren(el("tr", {}, column(null, "latent", "", "integer"), data.columns.filter((c) => shown.has(c.key)).map((c) => column(c.key, c.label, c.definition, c.format))));
+    }
+    let drawn = "";
+    function rows() {
+      const visible = data.columns.filter((c) => shown.has(c.key));
+      const first = Math.max(0, Math.floor(view.scrollTop / ROW) - 10);
+      const last = Math.min(order.length, first + Math.ceil((view.clientHeight || 600) / ROW) + 20);
+      const signature = `${first}-${last}-${cursor}-${sortKey}-${descending}-${order.length}-${[...shown]}-${state.latent}`;
+      if (signature === drawn && body.childElementCount) return;
+      drawn = signature;
+      const space = (n) => { const row = el("tr", { class: "spacer", "aria-hidden": "true" }, el("td", { colspan: visible.length + 1 })); row.firstChild.style.height = `${n * ROW}px`; return row; };
+      body.replaceChildren(space(first), ...order.slice(first, last).map((i, k) => {
+        const where = first + k === cursor ? "row current" : "row";
+        return el("tr", { class: where, onclick: () => { cursor = first + k; go("latents", r, i); } }, el("td", {}, latentLink(i, r)), visible.map((c) => {
+          const v = c.values[i];
+          return el("td", { class: c.format === "text" ? (v === "rare" || v === "dead" ? "text rare" : "text") : null, title: c.format === "text" && v.length > 12 ? v : null }, show(v, c.format));
+        }));
+      }), space(order.length - last));
+    }
+    function move(by) {
+      if (!order.length) return;
+      cursor = Math.max(0, Math.min(order.length - 1, cursor + by));
+      const top = cursor * ROW;
+      if (top < view.scrollTop) view.scrollTop = top;
+      else if (top + 3 * ROW > view.scrollTop + view.clientHeight) view.scrollTop = top + 3 * ROW - view.clientHeight;
+      rows();
+    }
+    view.addEventListener("scroll", () => requestAnimationFrame(rows));
+    view.addEventListener("keydown", (event) => {
+      const by = { ArrowDown: 1, ArrowUp: -1, PageDown: 15, PageUp: -15, Home: -Infinity, End: Infinity }[event.key];
+      if (by !== undefined) { event.preventDefault(); move(by === Infinity ? order.length : by === -Infinity ? -order.length : by); }
+      else if (event.key === "Enter" && order.length && event.target === view) go("latents", r, order[cursor]);
+    });
+    let timer = 0;
+    input.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(refresh, 80); });
+    input.addEventListener("keydown", (event) => {
+      if (event.key === "ArrowDown") { event.preventDefault(); view.focus(); }
+      else if (event.key === "Enter") { clearTimeout(timer); refresh(); if (order.length) go("latents", r, order[0]); }
+    });
+    const chooser = el("div", { hidden: true }, data.columns.map((c) => el("label", {}, el("input", { type: "checkbox", checked: c.shown, onchange: (e) => { if (e.target.checked) shown.add(c.key); else shown.delete(c.key); header(); drawn = ""; rows(); } }), ` ${c.label} `, el("span", { class: "count" }, c.key))));
+    const columnsButton = el("button", { type: "button", "aria-expanded": "false", onclick: (e) => { chooser.hidden = !chooser.hidden; e.currentTarget.setAttribute("aria-expanded", String(!chooser.hidden)); } }, "Columns");
+    const nodes = [el("h2", {}, "Latents – ", runs[r].name, " ", badge(runs[r])), el("div", { class: "filters" }, input, selects, el("span", { class: "columns" }, columnsButton, chooser), count), view, el("p", { class: "note" }, "Figures leave position 0 out unless the column says otherwise; – means not scored: the latent fires too rarely.")];
+    nodes.control = { run: r, input, view, data, refresh, redraw: () => { drawn = ""; rows(); }, step: (by) => { move(by); if (order.length) go("latents", r, order[cursor]); }, point: (i) => { const at = order.indexOf(i); if (at >= 0) { cursor = at; drawn = ""; rows(); } } };
+    refresh();
+    return nodes;
+  }
+
+  // --- one latent ----------------------------------------------------------------------------------------------------
+
+  function spell(piece, special) {
+    if (special) return [el("span", { class: "ws" }, piece)];
+    const out = [];
+    for (const part of piece.split(/(\r\n|\n|\r|\t)/)) {
+      if (part === "\n" || part === "\r\n" || part === "\r") out.push(el("span", { class: "ws" }, "↵"), "\n");
+      else if (part === "\t") out.push(el("span", { class: "ws" }, "⇥"), "\t");
+      else if (part) out.push(part);
+    }
+    return out;
+  }
+  function example(item, max, vocabulary, silent) {
+    const [value, sequence, position, documentId, peak, tokens, heat] = item;
+    const text = el("div", { class: "ctx" }, tokens.map((token, i) => {
+      const piece = vocabulary[token] === undefined ? `<${token}>` : vocabulary[token];
+      const special = /^<[^<>\s]+>$/.test(piece);
+      const h = heat ? heat[i] : 0;
+      const node = el("span", { class: `t${i === peak ? (silent ? " quiet" : " peak") : ""}${special ? " special" : ""}`, title: h ? `${piece}: ${significant((h / 99) * max)}` : null }, spell(piece, special));
+      if (h) node.style.backgroundColor = `rgba(var(--heat), ${(0.08 + 0.62 * (h / 99)).toFixed(3)})`;
+      return node;
+    }));
+    return el("div", { class: "example" }, el("div", { class: "act" }, silent ? "0" : significant(value)), text, el("div", { class: "where" }, `sequence ${grouped.format(sequence)} · position ${position}${position === 0 ? " (BOS)" : ""} · document ${grouped.format(documentId)}`));
+  }
+  function panelBlock(b, r, vocabulary) {
+    if (b.type === "examples") return b.groups.map((g) => [el("h3", { class: "group-head" }, g.title, " ", el("small", {}, g.note || "")), g.items.map((item) => example(item, b.max, vocabulary, item[0] === 0))]);
+    const title = el("h3", {}, b.title, " ", b.note ? el("small", { class: "note" }, b.note) : null);
+    if (b.type === "table") return el("figure", {}, title, el("table", {}, el("thead", {}, el("tr", {}, b.columns.map(([label, format]) => headCell({ label, format })))), el("tbody", {}, b.rows.map((row) => el("tr", {}, row.map((v, k) => cell(v, b.columns[k][1], r)))))));
+    if (b.type === "latents") return el("figure", {}, title, el("div", { class: "links" }, b.ids.map((id) => latentLink(id, r))));
+    if (b.type === "tokens") return el("figure", {}, title, el("table", {}, el("tbody", {}, b.rows.map((row) => el("tr", {}, row.map((v, k) => (k % 2 ? el("td", {}, significant(v)) : el("td", { class: "text" }, v))))))));
+    if (b.type === "chart") {
+      const spec = { ...b, caption: b.note || "", kind: "bars" };
+      // Bars over a logarithmic axis: equal widths, named by their lower edge.
+      if (typeof spec.x[0] === "number" && spec.x.length === spec.series[0].y.length + 1 && /log/.test(spec.x_label)) spec.x = spec.x.slice(0, -1).map((v) => tickLabel(v));
+      return el("figure", {}, title, spec.series.length > 1 ? legend(spec) : null, drawChart(spec, true));
+    }
+    return null;
+  }
+  async function openPanel(r, latent) {
+    const panel = $("panel");
+    const [data, found, vocabulary] = await Promise.all([block(`columns-${r}`), panelOf(r, latent), block("vocabulary")]);
+    if (!data || latent < 0 || latent >= data.n || state.latent !== latent || state.run !== r) return;
+    const step = (by) => { if (current && current.run === r) current.step(by); else go("latents", r, Math.max(0, Math.min(data.n - 1, latent + by))); };
+    const facts = data.columns.map((c) => el("div", {}, el("dt", {}, c.label, why(c.definition)), el("dd", {}, c.values[latent] === "" ? "–" : show(c.values[latent], c.format))));
+    const examples = found.filter((b) => b.type === "examples"), rest = found.filter((b) => b.type !== "examples");
+    panel.replaceChildren(
+      el("div", { class: "panel-head" }, el("h2", {}, `Latent ${latent} `, el("span", { class: "badge" }, runs[r].name)), el("button", { type: "button", class: "optional", onclick: () => step(-1), "aria-label": "Previous latent" }, "↑"), el("button", { type: "button", class: "optional", onclick: () => step(1), "aria-label": "Next latent" }, "↓"), el("button", { type: "button", id: "panel-close", onclick: closePanel, "aria-label": "Close" }, "✕")),
+      el("dl", { class: "facts" }, facts),
+      ...(found.length ? [] : [el("p", { class: "note" }, "This latent never fired on these rows.")]),
+      el("div", { class: "pair" }, rest.filter((b) => b.type === "chart").map((b) => panelBlock(b, r, vocabulary))),
+      ...examples.flatMap((b) => panelBlock(b, r, vocabulary)).flat(2),
+      el("div", { class: "pair" }, rest.filter((b) => b.type !== "chart").map((b) => panelBlock(b, r, vocabulary))));
+    if (panel.hidden) { panel.hidden = false; panel.dataset.back = document.activeElement && document.activeElement.className; $("panel-close").focus({ preventScroll: true }); }
+    panel.scrollTop = 0;
+  }
+  function closePanel() {
+    go(state.tab, state.run, null);
+    if (current) current.view.focus({ preventScroll: true });
+  }
+
+  // --- definitions ---------------------------------------------------------------------------------------------------
+
+  const definitionsView = () => [el("h2", {}, "Definitions"), el("dl", { class: "definitions" }, doc.definitions.map(([term, text]) => el("div", {}, el("dt", {}, term), el("dd", {}, text)))),
+    el("h2", {}, "Where this comes from"), el("p", { class: "note" }, doc.caches.map((c) => `Cache ${c.path}, identity ${c.identity.slice(0, 12)}…: ${grouped.format(c.rows)} rows of ${c.ctx} tokens, sites ${c.sites.join(", ")}.`).join(" ") + ` Machine-readable: report.json (schema ${doc.schema} ${doc.schema_version}); per run ${runs.filter((x) => x.trained).map((x) => `${x.folder}/latents.jsonl.gz`).join(", ")} and Parquet tables.`)];
+
+  // --- navigation ----------------------------------------------------------------------------------------------------
+
+  const reportNames = [...new Set(runs.flatMap((run) => Object.keys(run.reports)))];
+  const reportTitle = (name) => runs.map((run) => run.reports[name]).find(Boolean).title;
+  const tabs = [["overview", "Overview"], ...(doc.comparison ? [["comparison", doc.comparison.title]] : []), ...reportNames.map((name) => [name, reportTitle(name)]), ["latents", "Latents"], ["definitions", "Definitions"]];
+  function go(tab, run, latent) {
+    const hash = `#${tab}/${run}${latent === null || latent === undefined ? "" : `/${latent}`}`;
+    if (location.hash === hash) route();
+    else location.hash = hash;
+  }
+  async function route() {
+    const [tab, run, latent] = decodeURIComponent(location.hash.slice(1)).split("/");
+    const before = `${state.tab}/${state.run}`;
+    state.tab = tabs.some(([name]) => name === tab) ? tab : "overview";
+    state.run = Math.max(0, Math.min(runs.length - 1, Number.parseInt(run, 10) || 0));
+    state.latent = latent === undefined || latent === "" ? null : Number.parseInt(latent, 10);
+    hideTip();
+    drawBars();
+    const main = $("main");
+    if (before !== `${state.tab}/${state.run}` || !main.dataset.drawn) {
+      const wanted = `${state.tab}/${state.run}`;
+      let nodes;
+      if (state.tab === "overview") nodes = overview();
+      else if (state.tab === "definitions") nodes = definitionsView();
+      else if (state.tab === "comparison") nodes = comparisonView();
+      else if (state.tab === "latents") nodes = await latentsView(state.run);
+      else nodes = reportView(state.tab, state.run);
+      if (wanted !== `${state.tab}/${state.run}`) return;
+      current = nodes.control || null;
+      main.replaceChildren(...nodes.flat(Infinity).filter(Boolean));
+      main.dataset.drawn = wanted;
+      if (current) current.redraw();
+      scrollTo(0, 0);
+    }
+    if (state.latent !== null && !Number.isNaN(state.latent)) { if (current) current.point(state.latent); await openPanel(state.run, state.latent); } else $("panel").hidden = true;
+    if (current) current.redraw();
+  }
+  function comparisonView() {
+    const c = doc.comparison;
+    return [el("h2", {}, c.title), el("p", { class: "lead" }, c.lead), el("div", { class: "charts" }, c.charts.map(chartFigure)), c.tables.map((t) => tableBlock(t, 0, true))];
+  }
+  function drawBars() {
+    $("tabs").replaceChildren(...tabs.map(([name, title]) => el("button", { type: "button", role: "tab", "aria-selected": String(name === state.tab), onclick: () => go(name, state.run, null) }, title)));
+    const needed = !["overview", "definitions", "comparison"].includes(state.tab) && runs.length > 1;
+    $("runs").replaceChildren(...(needed ? runs.map((run, r) => el("button", { type: "button", role: "radio", class: run.role, "aria-checked": String(r === state.run), title: run.role === "control" ? "control" : null, onclick: () => go(state.tab, r, null) }, run.name)) : []));
+    const chosen = $("tabs").querySelector('[aria-selected="true"]');
+    if (chosen && chosen.scrollIntoView) chosen.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }
+
+  // --- theme and keys ------------------------------------------------------------------------------------------------
+
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const setTheme = (name) => { document.documentElement.dataset.theme = name; };
+  setTheme(dark.matches ? "dark" : "light");
+  dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));
+  const flip = () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+  $("theme").addEventListener("click", flip);
+  $("help-open").addEventListener("click", () => $("help").showModal());
+  addEventListener("keydown", (event) => {
+    const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Escape" && !$("help").open) {
+      if (!$("panel").hidden) closePanel();
+      else if (typing) event.target.blur();
+      hideTip();
+      return;
+    }
+    if (typing || $("help").open) return;
+    if (event.key === "?") $("help").showModal();
+    else if (event.key === "d") flip();
+    else if (event.key === "r") go(state.tab, (state.run + 1) % runs.length, null);
+    else if (event.key === "/") { event.preventDefault(); const focus = () => current && current.input.focus(); if (state.tab === "latents") focus(); else { go("latents", state.run, null); setTimeout(focus, 60); } }
+    else if (/^[1-9]$/.test(event.key) && tabs[event.key - 1]) go(tabs[event.key - 1][0], state.run, null);
+    else if ((event.key === "j" || event.key === "k") && current) current.step(event.key === "j" ? 1 : -1);
+  });
+
+  $("about").textContent = doc.caches.map((c) => `${c.model ? `${c.model} on ${c.dataset}, ` : ""}${grouped.format(c.rows_analysed)} rows of ${c.path}`).join(" · ");
+  addEventListener("hashchange", route);
+  route();
+})();

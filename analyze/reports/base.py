@@ -1,0 +1,129 @@
+"""What every report is: a collector with update, merge and finalise over streamed batches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyze.geometry import Geometry
+from analyze.result import ReportResult
+from analyze.stream import Source, StreamBatch
+from analyze.text import Vocabulary
+from shared.cache import Cache, Flag
+from shared.coders import Coder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Settings common to all reports."""
+
+    kind: str
+    """Which report: a key of REPORTS."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One run (or control) under analysis: what a report may look at besides the stream.
+
+    Attributes:
+        name: the run's name; a control's says what it is.
+        role: a control is measured for comparison only.
+        shards: the shards that the whole analysis looks at.
+    """
+
+    name: str
+    role: Literal["run", "control"]
+    coder: Coder
+    cache: Cache
+    source: str
+    target: str
+    vocabulary: Vocabulary
+    shards: tuple[int, ...]
+    device: str = "cpu"
+    seed: int = 0
+
+    @property
+    def n_latents(self) -> int:
+        return self.coder.n_latents
+
+    @property
+    def n_positions(self) -> int:
+        return self.cache.ctx
+
+    @cached_property
+    def w_dec(self) -> NDArray[np.float32]:
+        """Decoder rows [F, d_out]."""
+        rows: NDArray[np.float32] = self.coder.w_dec.detach().float().cpu().numpy()
+        return rows
+
+    @cached_property
+    def w_enc(self) -> NDArray[np.float32]:
+        """Encoder rows [F, d_in]."""
+        rows: NDArray[np.float32] = self.coder.w_enc.detach().float().cpu().numpy()
+        return rows
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """Cosines of the decoder's rows; computed once for all reports."""
+        return Geometry.of(self.coder.w_dec.detach())
+
+    @cached_property
+    def rest_rows(self) -> NDArray[np.bool_]:
+        """Rows under analysis that are neither padding nor at position 0 [n_rows]."""
+        keep = np.zeros((self.cache.n_seq, self.cache.ctx), np.bool_)
+        for shard in self.shards:
+            seqs = self.cache.layout.seqs_of(shard)
+            keep[seqs.start : seqs.stop, 1:] = (self.cache.flags[seqs.start : seqs.stop, 1:] & int(Flag.PADDING)) == 0
+        return keep.reshape(-1)
+
+    @cached_property
+    def n_rows(self) -> int:
+        """Rows in those shards, padding included."""
+        return sum(len(self.cache.layout.rows_of(shard)) for shard in self.shards)
+
+    def stream_source(self, reconstruct: bool) -> Source:
+        """What the pass needs to know."""
+        return Source(self.coder, self.source, self.target, reconstruct)
+
+
+C = TypeVar("C", bound=ReportConfig)
+
+
+class Report(ABC, Generic[C]):
+    """A collector. Build one per subject, feed it every batch, merge the ones of other processes, finalise once.
+
+    Args:
+        config: the report's settings.
+        subject: the run.
+    """
+
+    config_class: ClassVar[type[ReportConfig]]
+    title: ClassVar[str]
+    reconstructs: ClassVar[bool] = False
+    """Whether update needs batch.y and batch.y_hat."""
+    of_controls: ClassVar[bool] = True
+    """Whether controls get this report too."""
+
+    def __init__(self, config: C, subject: Subject) -> None:
+        self.config = config
+        self.subject = subject
+
+    @abstractmethod
+    def update(self, batch: StreamBatch) -> None:
+        """Take in one shard."""
+
+    @abstractmethod
+    def merge(self, other: Self) -> None:
+        """Take in what a collector of the same run saw of other shards; then it is as if this one had seen them."""
+
+    @abstractmethod
+    def finalise(self) -> ReportResult:
+        """The result. Called once, after the last update or merge."""
+
+
+AnyReport = Report[Any]

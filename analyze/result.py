@@ -1,0 +1,247 @@
+"""What a report hands over: figures, charts, tables, columns and panels that any renderer can show.
+
+A report knows nothing of Markdown or HTML, and the renderers know nothing of any report: adding a report touches no
+other code. Everything is plain data. Numbers that were not scored are None (or NaN in a column), never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Number = float | int | None
+Format = Literal["number", "integer", "percent", "text", "latent", "flag"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One headline number of a run, with its twins: the same with position 0, and what chance gives.
+
+    Attributes:
+        key: name in JSON.
+        label: what a reader sees.
+        value: without position 0, unless `label` says otherwise.
+        definition: one sentence, one click away.
+        with_bos: the same over all rows, position 0 included; None where there is no such twin.
+        null: the same under the null of this report (shuffled, random, …); None where there is none.
+        better: which direction is good, if either.
+    """
+
+    key: str
+    label: str
+    value: Number
+    definition: str
+    format: Format = "number"
+    with_bos: Number = None
+    null: Number = None
+    better: Literal["lower", "higher", None] = None
+    in_summary: bool = True
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line or set of bars of a chart. `role` decides its colour everywhere: data, with_bos, null, reference."""
+
+    name: str
+    y: Sequence[Number]
+    role: Literal["data", "with_bos", "null", "reference"] = "data"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Values over shared x positions (bars: bin edges or categories).
+
+    Attributes:
+        x: n numbers for lines; n + 1 edges or n category names for bars.
+    """
+
+    key: str
+    title: str
+    caption: str
+    x: Sequence[float | str]
+    series: Sequence[Series]
+    x_label: str
+    y_label: str
+    kind: Literal["bars", "lines", "scatter"] = "bars"
+    log_y: bool = False
+    marks: Sequence[tuple[float, str]] = ()
+    """Vertical lines (x, label): thresholds."""
+
+
+@dataclass(frozen=True)
+class TableColumn:
+    """A column of a table; `latent` makes its numbers links to the latent's panel, `latents` a list of such."""
+
+    label: str
+    format: Literal["number", "integer", "percent", "text", "latent", "latents", "flag"] = "number"
+    definition: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows worth a look. `total` is how many there are; where it exceeds the rows listed, the renderers say so."""
+
+    key: str
+    title: str
+    caption: str
+    columns: Sequence[TableColumn]
+    rows: Sequence[Sequence[Any]]
+    total: int
+    more: str = ""
+    """Where the rest is to be found."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number (or short text) for each latent: a column of the table of latents.
+
+    Attributes:
+        values: [F] numbers, NaN = not scored, or texts.
+        shown: visible at first.
+    """
+
+    key: str
+    label: str
+    definition: str
+    values: NDArray[Any] | Sequence[str]
+    format: Format = "number"
+    shown: bool = True
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """Result of one report on one run.
+
+    Attributes:
+        lead: what the report says, in one or two sentences with the numbers in them.
+        data: further plain data for JSON.
+        panel: latent → blocks for its panel (plain data, see analyze/render/report.js); None: no panel.
+        tables_on_disk: name → columns, written as Parquet beside the report.
+        definitions: (term, meaning).
+    """
+
+    name: str
+    title: str
+    lead: str
+    figures: Sequence[Figure] = ()
+    charts: Sequence[Chart] = ()
+    tables: Sequence[Table] = ()
+    columns: Sequence[Column] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    panel: Callable[[int], list[dict[str, Any]]] | None = None
+    tables_on_disk: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
+    definitions: Sequence[tuple[str, str]] = ()
+
+    def figure(self, key: str) -> Figure:
+        """The figure of that key."""
+        return next(figure for figure in self.figures if figure.key == key)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For report.json: everything but the panels and columns, which have files of their own."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "lead": self.lead,
+            "figures": {
+                f.key: {
+                    "label": f.label,
+                    "value": number(f.value),
+                    "with_bos": number(f.with_bos),
+                    "null": number(f.null),
+                    "definition": f.definition,
+                    "format": f.format,
+                    "better": f.better,
+                }
+                for f in self.figures
+            },
+            "charts": [chart_dict(chart) for chart in self.charts],
+            "tables": [table_dict(table) for table in self.tables],
+            "data": plain(self.data),
+        }
+
+
+def chart_dict(chart: Chart) -> dict[str, Any]:
+    """Plain data of a chart."""
+    return {
+        "key": chart.key,
+        "title": chart.title,
+        "caption": chart.caption,
+        "kind": chart.kind,
+        "x": plain(list(chart.x)),
+        "series": [{"name": s.name, "role": s.role, "y": plain(list(s.y))} for s in chart.series],
+        "x_label": chart.x_label,
+        "y_label": chart.y_label,
+        "log_y": chart.log_y,
+        "marks": plain([list(mark) for mark in chart.marks]),
+    }
+
+
+def table_dict(table: Table) -> dict[str, Any]:
+    """Plain data of a table."""
+    return {
+        "key": table.key,
+        "title": table.title,
+        "caption": table.caption,
+        "columns": [{"label": c.label, "format": c.format, "definition": c.definition} for c in table.columns],
+        "rows": plain([list(row) for row in table.rows]),
+        "total": table.total,
+        "more": table.more,
+    }
+
+
+def number(value: Any) -> Number:
+    """A JSON number: NumPy scalars unwrapped, NaN and infinities become None."""
+    if value is None:
+        return None
+    if isinstance(value, (bool, np.bool_)):
+        return int(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def plain(value: Any) -> Any:
+    """JSON-able: arrays to lists, NumPy scalars to numbers, NaN to None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple, range)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, (int, float, np.generic)):
+        return number(value) if not isinstance(value, np.str_) else str(value)
+    raise TypeError(f"{type(value).__name__} is not plain data")
+
+
+def significant(value: Number, digits: int = 3) -> str:
+    """0.1234 → "0.123", 1234567 → "1,234,567", None → "–"."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if float(value) == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}" if abs(value) >= 1e-3 else f"{value:.1e}"
+
+
+def show(value: Any, format: str = "number") -> str:
+    """A value as a reader sees it."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if format == "percent":
+        return f"{100 * float(value):.3g}%"
+    if format == "flag":
+        return "yes" if value else "no"
+    if format == "latents":
+        return ", ".join(str(item) for item in value)
+    if format in ("text", "latent"):
+        return str(value)
+    return significant(value)

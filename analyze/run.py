@@ -1,0 +1,305 @@
+"""The analyze stage: open the runs, stream their caches once, finalise the reports, write them down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from analyze.config import AnalyzeConfig
+from analyze.pairs import PairSums
+from analyze.reports import REPORTS, AnyReport, Subject
+from analyze.result import ReportResult, number
+from analyze.stream import stream
+from analyze.text import Vocabulary
+from shared.cache import Cache, open_cache
+from shared.coders import Coder, build_coder
+from shared.console import Console, duration, size
+from shared.errors import DataError, UsageError
+from shared.runs import Run, open_run
+
+PROBE_ROWS = 256
+"""Rows on which two untrained coders must agree to be one control."""
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """One run (or control) with its results, by report.
+
+    Attributes:
+        facts: what else is known of it: architecture, sizes, training, its figures on held-out documents.
+    """
+
+    subject: Subject
+    facts: dict[str, Any]
+    results: dict[str, ReportResult]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Headline figures by key; twins with position 0 as key_with_bos."""
+        out: dict[str, Any] = {"name": self.subject.name, "role": self.subject.role}
+        for result in self.results.values():
+            for figure in result.figures:
+                if figure.in_summary:
+                    out[figure.key] = number(figure.value)
+                    if figure.with_bos is not None:
+                        out[f"{figure.key}_with_bos"] = number(figure.with_bos)
+        return out
+
+
+@dataclass(frozen=True)
+class AnalyzeResult:
+    """Where the report lies, and every run's headline figures.
+
+    Attributes:
+        report: index.html.
+        runs: one summary per run, in the order given. controls: the same for what stands beside them.
+    """
+
+    report: Path
+    runs: list[dict[str, Any]]
+    controls: list[dict[str, Any]]
+    rows: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The --json document."""
+        return {
+            "report": str(self.report),
+            "runs": self.runs,
+            "controls": self.controls,
+            "rows": self.rows,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def __str__(self) -> str:
+        from analyze.render.markdown import summary_table
+
+        return f"{summary_table(self.runs + self.controls)}\nreport: {self.report} ({duration(self.seconds)})"
+
+
+def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None = None) -> AnalyzeResult:
+    """Every report on every run, side by side, from one pass over each cache.
+
+    Raises:
+        UsageError: no run was named, or the report's folder holds something else.
+        DataError: a run or cache is missing, unfinished, or they do not belong together.
+    """
+    from analyze.render import check_folder, write_report
+
+    console = console or Console(quiet=True)
+    started = time.perf_counter()
+    if not runs:
+        raise UsageError("no run to analyze", "pipeline train writes one; pipeline status lists what exists")
+    opened = [open_run(path) for path in runs]
+    names = _unique_names(opened)
+    folder = config.out / (config.name or _folder_name(names))
+    check_folder(folder)
+    by_cache: dict[Path, list[tuple[str, Run]]] = {}
+    for name, run in zip(names, opened, strict=True):
+        by_cache.setdefault(_cache_path(run, config), []).append((name, run))
+    analysed: list[Analysed] = []
+    rows = 0
+    for path, members in by_cache.items():
+        subjects = _subjects(path, members, config)
+        reports = _collect(subjects, config, console)
+        rows += subjects[0].n_rows
+        for subject, collectors in zip(subjects, reports, strict=True):
+            console.info(f"finishing {subject.name}")
+            results = {name: report.finalise() for name, report in collectors.items()}
+            analysed.append(Analysed(subject, _facts(subject, dict(members).get(subject.name)), results))
+    order = {name: place for place, name in enumerate(names)}
+    analysed.sort(key=lambda a: (order.get(a.subject.name, len(order)), a.subject.name))
+    index = write_report(folder, analysed, config, console)
+    return AnalyzeResult(
+        index,
+        [a.summary for a in analysed if a.subject.name in order],
+        [a.summary for a in analysed if a.subject.name not in order],
+        rows,
+        time.perf_counter() - started,
+    )
+
+
+def _unique_names(runs: Sequence[Run]) -> list[str]:
+    names = [run.name for run in runs]
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise UsageError("a run is named twice", "name each run once")
+    if len(set(names)) < len(names):
+        names = [f"{run.path.resolve().parent.name}/{run.name}" for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.path) for run in runs]
+    return names
+
+
+def _folder_name(names: Sequence[str]) -> str:
+    text = "+".join(name.replace("/", "_") for name in names)
+    return text if len(text) <= 80 else f"{len(names)}_runs"
+
+
+def _cache_path(run: Run, config: AnalyzeConfig) -> Path:
+    if config.cache is not None:
+        return config.cache
+    known = run.final.get("cache")
+    if not known:
+        raise DataError(
+            f"run {run.name} does not say which cache it was trained on", "pipeline analyze --set analyze.cache=PATH"
+        )
+    path = Path(known["path"])
+    if not path.exists():
+        raise DataError(
+            f"the cache of run {run.name}, {path}, is not there",
+            "pipeline harvest writes it again; --set analyze.cache=PATH if it was moved",
+        )
+    return path
+
+
+def _subjects(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeConfig) -> list[Subject]:
+    """The runs on one cache and their controls."""
+    cache = open_cache(path)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"analyze.device is {device}, and there is no CUDA device", "--set analyze.device=cpu")
+    shards = choose_shards(cache, config.max_tokens)
+    vocabulary = Vocabulary.of(cache)
+    subjects = []
+    for name, run in members:
+        final = run.final
+        _check(run, final, cache, given=config.cache is not None)
+        frozen = "w_dec" in final.get("training", {}).get("freeze", ())
+        coder = run.load_coder().to(device)
+        subjects.append(
+            Subject(
+                name, "control" if frozen else "run", coder, cache, final["source"], final["target"], vocabulary,
+                shards, device, config.seed,
+            )
+        )  # fmt: skip
+    if config.controls:
+        subjects += _controls(subjects, members)
+    return subjects
+
+
+def _check(run: Run, final: dict[str, Any], cache: Cache, given: bool) -> None:
+    """The run must fit the cache."""
+    for side, width in (("source", final["d_in"]), ("target", final["d_out"])):
+        site = final.get(side)
+        if site not in cache.sites:
+            raise DataError(
+                f"run {run.name} has the {side} {site}, and {cache.path} holds {', '.join(cache.sites)}",
+                f"pipeline inspect {cache.path}",
+            )
+        if cache.sites[site].width != width:
+            raise DataError(
+                f"run {run.name}: its {side} {site} has width {width}, that of {cache.path} {cache.sites[site].width}",
+                f"pipeline inspect {cache.path}",
+            )
+    trained_on = final.get("cache", {}).get("identity")
+    if not given and trained_on != cache.identity:
+        raise DataError(
+            f"run {run.name} was trained on a cache with identity {str(trained_on)[:12]}…, and {cache.path} now is "
+            f"{cache.identity[:12]}…",
+            f"--set analyze.cache={cache.path} to analyze it on that cache all the same",
+        )
+
+
+def choose_shards(cache: Cache, max_tokens: int | None) -> tuple[int, ...]:
+    """All shards, or as many as hold max_tokens rows, spread evenly over the cache."""
+    shards = cache.shards
+    if max_tokens is None or max_tokens >= cache.n_rows:
+        return tuple(shards)
+    n = max(1, round(max_tokens / cache.layout.shard_rows))
+    return tuple(shards[k * len(shards) // n] for k in range(min(n, len(shards))))
+
+
+def _controls(subjects: Sequence[Subject], members: Sequence[tuple[str, Run]]) -> list[Subject]:
+    """Each run's coder as it was before training; one control for runs that began alike."""
+    runs = dict(members)
+    controls: list[tuple[Subject, list[str]]] = []
+    for subject in subjects:
+        fresh = replace(subject, coder=untrained(subject, runs[subject.name].final), role="control")
+        for other, names in controls:
+            if _agree(fresh, other):
+                names.append(subject.name)
+                break
+        else:
+            controls.append((fresh, [subject.name]))
+    if len(controls) == 1:
+        return [replace(controls[0][0], name="untrained")]
+    return [replace(control, name=f"untrained ({', '.join(names)})") for control, names in controls]
+
+
+def untrained(subject: Subject, final: dict[str, Any]) -> Coder:
+    """The run's coder before its first step: the same settings, seed and normalisation."""
+    coder = subject.coder
+    generator = torch.Generator().manual_seed(int(final.get("training", {}).get("seed", 0)))
+    fresh = build_coder(coder.config, coder.d_in, coder.d_out, tied=coder.tied, generator=generator)
+    source, target = subject.cache.stats(subject.source).rest, subject.cache.stats(subject.target).rest
+    fresh.set_normalisation(*(torch.from_numpy(v) for v in (source.mean, source.var, target.mean, target.var)))
+    return fresh.to(subject.device).eval()
+
+
+def _agree(a: Subject, b: Subject) -> bool:
+    """Whether two coders say the same of the same rows."""
+    if (a.source, a.target, a.n_latents) != (b.source, b.target, b.n_latents):
+        return False
+    shard = a.shards[0]
+    x = a.cache.chunk(a.source, shard)[:PROBE_ROWS].to(a.device)
+    with torch.inference_mode():
+        ours, theirs = a.coder.encode(x), b.coder.encode(x)
+        return torch.equal(ours.dense(), theirs.dense()) and torch.equal(
+            a.coder.decode(ours, x), b.coder.decode(theirs, x)
+        )
+
+
+def _collect(subjects: Sequence[Subject], config: AnalyzeConfig, console: Console) -> list[dict[str, AnyReport]]:
+    """One pass: every report of every subject, fed."""
+    collectors = [
+        {
+            name: REPORTS[settings.kind](settings, subject)
+            for name, settings in config.reports.items()
+            if subject.role == "run" or REPORTS[settings.kind].of_controls
+        }
+        for subject in subjects
+    ]
+    if any(settings.kind == "correlation" for settings in config.reports.values()):
+        memory = sum(PairSums.bytes_needed(subject.n_latents) for subject in subjects)
+        if memory > 1 << 28:
+            console.info(f"exact correlation of {len(subjects)} coders holds {size(memory)} of pair sums")
+    sources = [
+        subject.stream_source(any(report.reconstructs for report in reports.values()))
+        for subject, reports in zip(subjects, collectors, strict=True)
+    ]
+    first = subjects[0]
+    label = f"analyze {' '.join(s.name for s in subjects if s.role == 'run') or first.name}"
+    with console.progress(first.n_rows, "tokens", label) as progress:
+        for batches in stream(first.cache, sources, first.shards, first.device):
+            for batch, reports in zip(batches, collectors, strict=True):
+                for report in reports.values():
+                    report.update(batch)
+            progress.advance(len(batches[0].rows))
+    return collectors
+
+
+def _facts(subject: Subject, run: Run | None) -> dict[str, Any]:
+    coder = subject.coder
+    facts: dict[str, Any] = {
+        "architecture": coder.config.architecture,
+        "kind": "transcoder" if coder.is_transcoder else "SAE",
+        "latents": coder.n_latents,
+        "source": subject.source,
+        "target": subject.target,
+        "cache": str(subject.cache.path),
+    }
+    if run is None:
+        return {**facts, "trained": False}
+    summary = run.summary
+    keys = ("steps", "tokens", "seconds", "fvu", "fvu_with_bos", "l0", "evaluated_on")
+    return {
+        **facts,
+        "trained": True,
+        "path": str(run.path),
+        "training": {key: summary[key] for key in keys if key in summary},
+    }

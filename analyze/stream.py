@@ -1,0 +1,193 @@
+"""One pass over a cache: every shard is read once, every coder encodes it once, every report sees the result.
+
+Several coders share the read; a report is a collector (analyze/reports/base.py), and collectors merge, so disjoint
+shards may be streamed by different processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from analyze.sparse import SparseCodes
+from shared.cache import Cache, Flag
+from shared.coders import Coder
+
+ENCODE_BYTES = 128 << 20
+"""A coder's dense pre-activations [rows, F] are kept below this: rows are encoded in pieces."""
+
+T = TypeVar("T")
+
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """What is known about the R rows of a shard; they are whole sequences of ctx tokens.
+
+    Attributes:
+        shard: its number.
+        start: the cache row of its first row.
+        tokens, pos_in_doc, doc_id: [R].
+        keep: [R] rows that count: not padding.
+    """
+
+    shard: int
+    start: int
+    ctx: int
+    tokens: NDArray[np.int64]
+    pos_in_doc: NDArray[np.int64]
+    doc_id: NDArray[np.int64]
+    keep: NDArray[np.bool_]
+    _made: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def position(self) -> NDArray[np.int32]:
+        """Position in the sequence [R]."""
+        return np.arange(len(self), dtype=np.int32) % np.int32(self.ctx)
+
+    @cached_property
+    def row(self) -> NDArray[np.int64]:
+        """Row in the cache [R]."""
+        return self.start + np.arange(len(self), dtype=np.int64)
+
+    @cached_property
+    def first(self) -> NDArray[np.bool_]:
+        """Position 0, not padding [R]."""
+        return self.keep & (self.position == 0)
+
+    @cached_property
+    def rest(self) -> NDArray[np.bool_]:
+        """Every other row that counts [R]."""
+        return self.keep & (self.position != 0)
+
+    def context(self, before: int) -> NDArray[np.uint64]:
+        """A hash of each row's token and the `before` tokens ahead of it in its sequence [R]: equal contexts, equal hash."""
+
+        def make() -> NDArray[np.uint64]:
+            mixed = mix(self.tokens.reshape(-1, self.ctx).astype(np.uint64) + np.uint64(1))
+            total = np.zeros_like(mixed)
+            factor = 1
+            for back in range(min(before + 1, self.ctx)):
+                total[:, back:] += mixed[:, : self.ctx - back] * np.uint64(factor)
+                factor = factor * int(_MULTIPLIER) & 0xFFFFFFFFFFFFFFFF
+            return mix(total.reshape(-1))
+
+        return self.once(("context", before), make)
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What depends on these rows alone: made by whoever asks first, shared by every coder's reports."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
+
+
+def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser: a bijection of 64-bit integers that spreads every bit."""
+    x = x + _MULTIPLIER
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def shard_rows(cache: Cache, shard: int) -> ShardRows:
+    """The token arrays of one shard."""
+    seqs = cache.layout.seqs_of(shard)
+    cut = slice(seqs.start, seqs.stop)
+
+    def flat(array: NDArray[np.generic]) -> NDArray[np.int64]:
+        return array[cut].reshape(-1).astype(np.int64)
+
+    keep = (cache.flags[cut].reshape(-1) & int(Flag.PADDING)) == 0
+    return ShardRows(
+        shard, seqs.start * cache.ctx, cache.ctx, flat(cache.tokens), flat(cache.pos_in_doc), flat(cache.doc_id), keep
+    )
+
+
+@dataclass(frozen=True)
+class StreamBatch:
+    """One shard through one coder.
+
+    Attributes:
+        rows: tokens and positions.
+        codes: the active codes; padding rows are empty.
+        y: [R, d_out] the target, as cached.
+        y_hat: [R, d_out] float32 the reconstruction; None unless a report asked for it.
+    """
+
+    rows: ShardRows
+    codes: SparseCodes
+    y: Tensor | None = None
+    y_hat: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A coder and where in the cache it reads and writes."""
+
+    coder: Coder
+    source: str
+    target: str
+    reconstruct: bool
+
+
+Consumer = Callable[[StreamBatch], None]
+
+
+def encode(source: Source, x: Tensor, keep: NDArray[np.bool_]) -> tuple[SparseCodes, Tensor | None]:
+    """(codes, reconstruction) of raw activations [R, d_in]."""
+    coder = source.coder
+    step = max(256, ENCODE_BYTES // (4 * coder.n_latents))
+    parts, decoded = [], []
+    with torch.inference_mode():
+        for piece in x.split(step):
+            codes = coder.encode(piece)
+            parts.append(codes)
+            if source.reconstruct:
+                decoded.append(coder.decode(codes, piece).float())
+    sparse = SparseCodes.from_parts(parts, coder.n_latents, keep)
+    return sparse, torch.cat(decoded) if decoded else None
+
+
+def stream(
+    cache: Cache, sources: Sequence[Source], shards: Iterable[int], device: str = "cpu"
+) -> Iterator[list[StreamBatch]]:
+    """For each shard, one batch per source, in order. The next shard is read while this one is worked on."""
+    sites = dict.fromkeys(site for source in sources for site in (source.source, source.target))
+
+    def read(shard: int) -> tuple[ShardRows, dict[str, Tensor]]:
+        acts = {}
+        for site in sites:
+            chunk = cache.chunk(site, shard)
+            acts[site] = chunk.clone() if device == "cpu" else chunk.to(device)
+        return shard_rows(cache, shard), acts
+
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+        pending = None
+        for shard in shards:
+            upcoming = reader.submit(read, shard)
+            if pending is not None:
+                yield _batches(sources, *pending.result())
+            pending = upcoming
+        if pending is not None:
+            yield _batches(sources, *pending.result())
+
+
+def _batches(sources: Sequence[Source], rows: ShardRows, acts: dict[str, Tensor]) -> list[StreamBatch]:
+    batches = []
+    for source in sources:
+        codes, y_hat = encode(source, acts[source.source], rows.keep)
+        batches.append(StreamBatch(rows, codes, acts[source.target] if source.reconstruct else None, y_hat))
+    return batches

@@ -1,0 +1,93 @@
+"""Token ids as text, one piece per token, from the tokenizer that the cache carries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from shared.cache import Cache
+from shared.errors import DataError
+
+TOKENIZER = "tokenizer/tokenizer.json"
+
+
+class Vocabulary:
+    """Pieces of text by token id. Without a tokenizer a piece is the id in angle brackets.
+
+    Args:
+        path: tokenizer.json, or None.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._pieces: dict[int, str] = {}
+
+    @classmethod
+    def of(cls, cache: Cache) -> Vocabulary:
+        """The tokenizer in the cache's folder; ids where there is none."""
+        path = cache.path / str(cache.manifest.get("tokenizer", TOKENIZER))
+        return cls(path if path.is_file() else None)
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a tokenizer."""
+        return self.path is not None
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        try:
+            return Tokenizer.from_file(str(self.path))
+        except Exception as error:  # the library raises a bare Exception
+            raise DataError(f"{self.path} is not a tokenizer: {error}", "harvest the cache again") from None
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        """Whether pieces are spelt in GPT-2's printable stand-ins for bytes."""
+        return '"ByteLevel"' in json.dumps(json.loads(self._tokenizer.to_str()).get("decoder") or {})
+
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """Ids of special tokens (BOS, EOS, padding)."""
+        if not self.known:
+            return frozenset()
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(token for token, entry in added.items() if entry.special)
+
+    def piece(self, token: int) -> str:
+        """The text of one token, its leading space included."""
+        found = self._pieces.get(token)
+        if found is None:
+            found = self._pieces[token] = self._spell(token)
+        return found
+
+    def _spell(self, token: int) -> str:
+        raw = self._tokenizer.id_to_token(token) if self.known else None
+        if raw is None:
+            return f"<{token}>"
+        if token in self.special:
+            return str(raw)
+        if self._byte_level:
+            data = bytes(_STAND_INS[c] for c in raw if c in _STAND_INS)
+            return data.decode("utf-8", errors="replace")
+        if len(raw) == 6 and raw.startswith("<0x") and raw.endswith(">"):
+            return bytes([int(raw[3:5], 16)]).decode("utf-8", errors="replace")
+        return str(raw).replace("▁", " ")
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """The pieces joined."""
+        return "".join(self.piece(int(token)) for token in tokens)
+
+
+def _byte_stand_ins() -> dict[str, int]:
+    """GPT-2's map from bytes to printable characters, inverted: printable bytes stand for themselves, the rest follow U+0100."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_STAND_INS = _byte_stand_ins()
