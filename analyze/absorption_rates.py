@@ -14,8 +14,8 @@ The family's figures are the means over its labels that count, as in SAEBench.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from analyze.absorption import RowAbsorption, decoder_cosines, row_absorption
+from analyze.absorption import decoder_cosines, row_absorption
 from analyze.intervals import Estimate, estimate, mean_estimate
 from analyze.labels import Labels, family_of
 from analyze.probes import LinearProbes, ThresholdRule
@@ -63,6 +63,18 @@ class Absorber:
     cosine: float
 
 
+class Rows(NamedTuple):
+    """The three measures on every true positive, all [n]."""
+
+    full: Doubles
+    fraction: Doubles
+    full_first: Doubles
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
 @dataclass(frozen=True)
 class LabelAbsorption:
     """One label.
@@ -80,7 +92,7 @@ class LabelAbsorption:
         main_silent: share of true positives on which no main latent fires.
         positive_projection: share of true positives with a > 0; where a ≤ 0 neither measure can see absorption.
         absorbers: latents that absorb fully, most rows first.
-        rows: the measures on every true positive, for means over labels.
+        rows: the measures on every true positive, for means over labels and splits.
     """
 
     label: str
@@ -96,12 +108,16 @@ class LabelAbsorption:
     main_silent: float | None = None
     positive_projection: float | None = None
     absorbers: tuple[Absorber, ...] = ()
-    rows: RowAbsorption | None = field(default=None, repr=False, compare=False)
-    rows_first: RowAbsorption | None = field(default=None, repr=False, compare=False)
+    rows: Rows | None = field(default=None, repr=False, compare=False)
 
     @property
     def evaluable(self) -> bool:
         return self.status == "evaluable"
+
+    @property
+    def represented(self) -> float:
+        """Matthews correlation of the main latents' probe; 0 without main latents."""
+        return 0.0 if self.sparse is None else self.sparse.mcc
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without the rows."""
@@ -137,6 +153,7 @@ class FamilyAbsorption:
         mean_main_latents: mean number of main latents per label (1 = no splitting).
         n_evaluable: labels that count.
         n_represented: of those, labels the coder has latents for.
+        full_by_split: the mean rate of each split, to show how much hangs on the choice of rows.
     """
 
     family: str
@@ -151,6 +168,7 @@ class FamilyAbsorption:
     full_first: Estimate | None = None
     mean_main_latents: float | None = None
     true_positives: int = 0
+    full_by_split: tuple[float, ...] = ()
 
     @property
     def evaluable(self) -> bool:
@@ -172,6 +190,7 @@ class FamilyAbsorption:
             "true_positives": self.true_positives,
             "n_evaluable": self.n_evaluable,
             "n_represented": self.n_represented,
+            "full_by_split": list(self.full_by_split),
             "labels": [label.to_dict() for label in self.labels],
         }
 
@@ -181,8 +200,7 @@ def absorption_rates(
     codes: sparse.csr_array,
     w_dec: NDArray[np.floating],
     labels: Labels,
-    split: Split,
-    probes: LinearProbes,
+    splits: Sequence[tuple[Split, LinearProbes]],
     *,
     adapted: bool = False,
     gates: Gates | None = None,
@@ -194,41 +212,37 @@ def absorption_rates(
     unit: float | None = None,
     seed: int = 0,
 ) -> list[FamilyAbsorption]:
-    """Absorption for every family of labels, measured on the split's test rows.
+    """Absorption for every family of labels, measured on the test rows of every split.
 
     Args:
         x: [n, d] raw activations of the site that the decoder writes to (and the probes read).
         codes: [n, F] ≥ 0, of the same rows, as multiples of unit decoder rows in the space of x (:func:`unit_codes`).
         w_dec: [F, d] decoder rows.
         labels: of the rows.
-        probes: trained on the same split, in the same order of labels.
+        splits: each with the probes trained on it, in the same order of labels. True positives of all splits are
+            pooled; each split has main latents of its own.
         adapted: the coder is a transcoder.
         origin: [d] what a is measured from; None: the zero vector, as SAEBench has it.
         l1, max_k, jump, threshold, unit: of :func:`analyze.splitting.k_sparse_probes`.
         seed: of the intervals.
     """
-    if probes.names != labels.names:
-        raise ValueError("probes and labels differ")
     gates = gates or Gates()
     rng = np.random.default_rng(seed)
-    main = k_sparse_probes(codes, labels, split, l1=l1, max_k=max_k, jump=jump, threshold=threshold, unit=unit)
-    test = split.test
-    held_out = x[torch.from_numpy(test)].to(torch.float64)
-    says_yes = probes.positive(held_out)
-    if origin is not None:
-        held_out = held_out - torch.from_numpy(origin.astype(np.float64))
-    test_codes = sparse.csr_array(codes[test])
-    results = []
-    for i, name in enumerate(labels.names):
-        hits = np.flatnonzero(says_yes[:, i] & (labels.values[test, i] == 1))
-        direction = probes.directions[i].astype(np.float64)
-        projection = (held_out[torch.from_numpy(hits)] @ torch.from_numpy(direction)).numpy()
-        cosines = decoder_cosines(w_dec, direction)
-        rows = test_codes[hits]
-        results.append(_label(name, probes.scores[i], main[i], projection, rows, cosines, gates, rng))
+    by_split = []
+    for split, probes in splits:
+        if probes.names != labels.names:
+            raise ValueError("probes and labels differ")
+        main = k_sparse_probes(codes, labels, split, l1=l1, max_k=max_k, jump=jump, threshold=threshold, unit=unit)
+        by_split.append(_labels(x, codes, w_dec, labels, split, probes, main, origin, gates))
     families = dict.fromkeys(family_of(name) for name in labels.names)
     return [
-        _family(family, [r for r in results if family_of(r.label) == family], adapted, gates, rng)
+        _family(
+            family,
+            [[label for label in found if family_of(label.label) == family] for found in by_split],
+            "adapted" if adapted else "SAE",
+            gates,
+            rng,
+        )
         for family in families
     ]
 
@@ -241,15 +255,35 @@ def unit_codes(codes: sparse.csr_array, w_dec: NDArray[np.floating], target_scal
     return scaled
 
 
-def _label(
-    name: str,
-    probe: Scores,
-    main: KSparse,
-    projection: Doubles,
+def _labels(
+    x: Tensor,
     codes: sparse.csr_array,
-    cosines: Doubles,
+    w_dec: NDArray[np.floating],
+    labels: Labels,
+    split: Split,
+    probes: LinearProbes,
+    main: Sequence[KSparse],
+    origin: NDArray[np.floating] | None,
     gates: Gates,
-    rng: np.random.Generator,
+) -> list[LabelAbsorption]:
+    """Every label on one split; rates without intervals are left to :func:`_pool`."""
+    held_out = x[torch.from_numpy(split.test)].to(torch.float64)
+    says_yes = probes.positive(held_out)
+    if origin is not None:
+        held_out = held_out - torch.from_numpy(origin.astype(np.float64))
+    test_codes = sparse.csr_array(codes[split.test])
+    results = []
+    for i in range(len(labels.names)):
+        hits = np.flatnonzero(says_yes[:, i] & (labels.values[split.test, i] == 1))
+        direction = probes.directions[i].astype(np.float64)
+        projection = (held_out[torch.from_numpy(hits)] @ torch.from_numpy(direction)).numpy()
+        cosines = decoder_cosines(w_dec, direction)
+        results.append(_label(probes.scores[i], main[i], projection, test_codes[hits], cosines, gates))
+    return results
+
+
+def _label(
+    probe: Scores, main: KSparse, projection: Doubles, codes: sparse.csr_array, cosines: Doubles, gates: Gates
 ) -> LabelAbsorption:
     n_hits = len(projection)
     if probe.f1 <= gates.probe_f1:
@@ -258,74 +292,89 @@ def _label(
         status = f"{n_hits} true positives, {gates.true_positives} are needed"
     else:
         status = "evaluable"
-    cosines_main = tuple(float(cosines[latent]) for latent in main.latents)
+    own = tuple(float(cosines[latent]) for latent in main.latents)
+    found = LabelAbsorption(main.label, status, probe, main.scores, main.latents, own, n_hits)
     if status != "evaluable":
-        return LabelAbsorption(name, status, probe, main.scores, main.latents, cosines_main, n_hits)
+        return found
     rows = row_absorption(projection, codes, cosines, main.latents)
     first = row_absorption(projection, codes, cosines, main.latents[:1])
     latents, counts = np.unique(rows.top_latent[rows.full], return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    absorbers = tuple(Absorber(int(latents[j]), int(counts[j]), float(cosines[latents[j]])) for j in order)
-    return LabelAbsorption(
-        label=name,
-        status=status,
-        probe=probe,
-        sparse=main.scores,
-        main_latents=main.latents,
-        main_cosines=cosines_main,
-        true_positives=n_hits,
-        full=estimate(rows.full.astype(np.float64), rng),
-        fraction=estimate(rows.fraction, rng),
-        full_first=estimate(first.full.astype(np.float64), rng),
+    return replace(
+        found,
         main_silent=float(rows.main_silent.mean()),
         positive_projection=float((projection > 0).mean()),
-        absorbers=absorbers,
+        absorbers=tuple(Absorber(int(latents[j]), int(counts[j]), float(cosines[latents[j]])) for j in order),
+        rows=Rows(rows.full.astype(np.float64), rows.fraction, first.full.astype(np.float64)),
+    )
+
+
+def _pool(splits: Sequence[LabelAbsorption], rng: np.random.Generator) -> LabelAbsorption:
+    """One label over all splits: it counts if it does in more than half of them. What is not a rate is that of the
+    first split in which it has the status it ends with."""
+    good = [label for label in splits if label.evaluable]
+    if 2 * len(good) <= len(splits):
+        return next(label for label in splits if not label.evaluable)
+    rows = Rows.joined([label.rows for label in good if label.rows is not None])
+    return replace(
+        good[0],
+        true_positives=len(rows.full),
+        full=estimate(rows.full, rng),
+        fraction=estimate(rows.fraction, rng),
+        full_first=estimate(rows.full_first, rng),
         rows=rows,
-        rows_first=first,
     )
 
 
 def _family(
-    family: str, labels: Sequence[LabelAbsorption], adapted: bool, gates: Gates, rng: np.random.Generator
+    family: str,
+    by_split: Sequence[Sequence[LabelAbsorption]],
+    form: Literal["SAE", "adapted"],
+    gates: Gates,
+    rng: np.random.Generator,
 ) -> FamilyAbsorption:
+    labels = [_pool(list(found), rng) for found in zip(*by_split, strict=True)]
     counted = [label for label in labels if label.evaluable]
-    represented = [label for label in counted if label.sparse is not None and label.sparse.mcc >= gates.coder_mcc]
+    represented = [label for label in counted if label.represented >= gates.coder_mcc]
     needed = gates.labels.get(family, 1)
-    form: Literal["SAE", "adapted"] = "adapted" if adapted else "SAE"
     best = max((label.probe.f1 for label in labels), default=0.0)
-    reason = ""
-    if len(counted) < needed:
-        reason = (
-            f"{len(counted)} of {len(labels)} labels have a dense probe with F1 > {gates.probe_f1:g} and "
-            f"{gates.true_positives} true positives, {needed} are needed (best F1 {best:.2f}): the model's "
-            "activations do not say enough of this family"
-        )
-    elif len(represented) < gates.coder_share * len(counted):
-        reason = (
-            f"the coder has latents (k-sparse probe with MCC ≥ {gates.coder_mcc:g}) for {len(represented)} of the "
-            f"{len(counted)} labels that the dense probe finds, {gates.coder_share:.0%} are needed: what has no latent "
-            "cannot be absorbed from it"
-        )
-    if reason:
-        return FamilyAbsorption(
-            family, "not evaluable", reason, form, tuple(labels), len(counted), len(represented),
-            true_positives=sum(label.true_positives for label in counted),
-        )  # fmt: skip
-
-    def over_labels(values: Sequence[Doubles]) -> Estimate:
-        return mean_estimate(values, rng)
-
-    return FamilyAbsorption(
+    result = FamilyAbsorption(
         family=family,
-        status="evaluable",
+        status="not evaluable",
         reason="",
         form=form,
         labels=tuple(labels),
         n_evaluable=len(counted),
         n_represented=len(represented),
-        full=over_labels([label.rows.full.astype(np.float64) for label in counted if label.rows is not None]),
-        fraction=over_labels([label.rows.fraction for label in counted if label.rows is not None]),
-        full_first=over_labels([r.rows_first.full.astype(np.float64) for r in counted if r.rows_first is not None]),
-        mean_main_latents=float(np.mean([len(label.main_latents) for label in counted])),
         true_positives=sum(label.true_positives for label in counted),
+    )
+    if len(counted) < needed:
+        return replace(
+            result,
+            reason=f"{len(counted)} of {len(labels)} labels have a dense probe with F1 > {gates.probe_f1:g} and "
+            f"{gates.true_positives} true positives, {needed} are needed (best F1 {best:.2f}): the model's activations "
+            "do not say enough of this family",
+        )
+    if len(represented) < gates.coder_share * len(counted):
+        return replace(
+            result,
+            reason=f"the coder has latents (k-sparse probe with MCC ≥ {gates.coder_mcc:g}) for {len(represented)} of "
+            f"the {len(counted)} labels that the dense probe finds, {gates.coder_share:.0%} are needed: what has no "
+            "latent cannot be absorbed from it",
+        )
+    rows = [label.rows for label in counted if label.rows is not None]
+    names = {label.label for label in counted}
+    return replace(
+        result,
+        status="evaluable",
+        full=mean_estimate([r.full for r in rows], rng),
+        fraction=mean_estimate([r.fraction for r in rows], rng),
+        full_first=mean_estimate([r.full_first for r in rows], rng),
+        mean_main_latents=float(
+            np.mean([len(r.main_latents) for found in by_split for r in found if r.label in names])
+        ),
+        full_by_split=tuple(
+            float(np.mean([r.rows.full.mean() for r in found if r.label in names and r.rows is not None]))
+            for found in by_split
+        ),
     )

@@ -112,8 +112,7 @@ def measured(tree: Hierarchy, coder: Coder, **settings: object) -> tuple[FamilyA
         unit_codes(codes, w_dec),
         w_dec,
         labels,
-        split,
-        probes,
+        [(split, probes)],
         **settings,  # type: ignore[arg-type]
     )
     return family, split, split.test
@@ -165,7 +164,7 @@ def test_fraction_of_a_weakened_parent(kappa: float) -> None:
     for p, label in enumerate(family.labels):
         assert label.rows is not None
         assert label.fraction is not None
-        assert not label.rows.full.any()
+        assert not label.rows.full.any()  # none is silent
         on = test[tree.parent[test] == p]
         has = tree.child[on] >= 0
         absorbs = has & (tree.child[on] % tree.children < 10)
@@ -187,7 +186,7 @@ def test_transcoder_form() -> None:
     labels = Labels(tuple(f"parent:{i}" for i in range(3)), tree.labels())
     split = split_rows(np.arange(len(y)), 0)
     probes = train_probes(y, labels, split)
-    (family,) = absorption_rates(y, unit_codes(codes, w_dec), w_dec, labels, split, probes, adapted=True)
+    (family,) = absorption_rates(y, unit_codes(codes, w_dec), w_dec, labels, [(split, probes)], adapted=True)
     assert family.form == "adapted"
     assert family.full is not None
     assert family.full.value == pytest.approx(true_rates(tree, 0.25, split.test).mean(), abs=0.01)
@@ -342,3 +341,25 @@ def test_efficiency_refuses_what_does_not_compare() -> None:
     pair = reduction_efficiency(before[:2], runs([0.2, 0.25], 0.3, 100.0))
     assert pair.reduction is None  # two seeds: a mean, no interval
     assert pair.mean_reduction == pytest.approx(0.5)
+
+
+def test_splits_are_pooled() -> None:
+    """Three splits: more true positives, the same rate, and the spread between splits shown."""
+    tree = hierarchy(n=6000, seed=1)
+    coder = absorbing_coder(tree, 0.25)
+    with torch.no_grad():
+        codes = sparse.csr_array(coder.encode(tree.x).dense().numpy())
+    w_dec = coder.w_dec.detach().numpy()
+    labels = Labels(tuple(f"parent:{i}" for i in range(3)), tree.labels())
+    splits = []
+    for seed in range(3):
+        split = split_rows(np.arange(len(tree.x)), seed)
+        splits.append((split, train_probes(tree.x, labels, split)))
+    one, three = (absorption_rates(tree.x, unit_codes(codes, w_dec), w_dec, labels, splits[:n])[0] for n in (1, 3))
+    assert one.full_by_split == pytest.approx((one.full.value,)) if one.full else False
+    assert len(three.full_by_split) == 3
+    assert three.full_by_split[0] == pytest.approx(one.full_by_split[0])
+    assert three.true_positives > 2.5 * one.true_positives
+    assert three.full is not None
+    truth = [true_rates(tree, 0.25, split.test).mean() for split, _ in splits]
+    assert three.full.value == pytest.approx(np.mean(truth), abs=0.02)
