@@ -1,14 +1,10 @@
-"""What a harvest will be, settled before any weight is read: shapes, identity, provenance, the model's cost."""
+"""What a harvest will be, settled before any weight is read: shapes, identity, the model's cost."""
 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
-import platform
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +34,6 @@ from shared.sites import Site
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "safetensors", "zarr", "numpy")
 _PROBE_TOKENS = 8
 
 
@@ -158,24 +153,6 @@ def identity_of(job: Job) -> dict[str, Any]:
             "sequences_per_call": job.batch_seqs,
         },
     }
-
-
-def provenance() -> dict[str, Any]:
-    """Where and with what the cache was begun. No clock and no host name: equal work leaves equal bytes."""
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), "packages": versions, "git_commit": _git_commit()}
-
-
-def _git_commit() -> str | None:
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
 
 
 @dataclass(frozen=True)

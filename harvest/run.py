@@ -23,17 +23,18 @@ from harvest.data.pack import Block
 from harvest.data.tokenise import Ahead
 from harvest.model import body_of, drop_later_layers, load_model
 from harvest.plan import HarvestPlan, free_disk, plan
-from harvest.prepare import Job, empty_dataset, identity_of, layout, prepare, probe_ids, provenance
+from harvest.prepare import Job, empty_dataset, identity_of, layout, prepare, probe_ids
 from harvest.sites import resolve_sites
 from shared.cache import CacheWriter, Flag, Layout
 from shared.cache.commits import load_commit
 from shared.cache.files import sync_folder, write_file
 from shared.console import Console, Progress, duration, si, size
 from shared.errors import DataError, PipelineError
+from shared.provenance import provenance
 
 __all__ = ["HarvestPlan", "HarvestResult", "cache_path", "harvest", "plan"]
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER = "tokenizer/tokenizer.json"
 """The tokenizer's file in a cache, so that tokens can be read as text without the model."""
 
 
@@ -120,8 +121,11 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
 
 
 def _keep_tokenizer(path: Path, job: Job) -> None:
-    if not (path / TOKENIZER).exists():
-        write_file(path / TOKENIZER, [job.tokenizer.backend_tokenizer.to_str(pretty=False).encode()])
+    file = path / TOKENIZER
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        write_file(file, [job.tokenizer.backend_tokenizer.to_str(pretty=False).encode()])
+        sync_folder(file.parent)
         sync_folder(path)
 
 
