@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.errors import DataError
+from shared.errors import DataError, PipelineError
 from shared.runs import Checkpoint, Run
+from train.fused import not_finite
 from train.trainee import Trainee
 
 
@@ -18,7 +19,12 @@ def save(run: Run, trainee: Trainee, position: Mapping[str, int]) -> None:
 
     Args:
         position: where the stream goes on after the rows trained on so far.
+
+    Raises:
+        PipelineError: a gradient of the fused step was not finite: there is no such state to save.
     """
+    if trainee.fused is not None and not trainee.fused.finite:
+        raise PipelineError(*not_finite(trainee, trainee.step))
     tensors = {f"adam.{name}": value for name, value in _optimizer_tensors(trainee).items()}
     penalty_tensors, penalty_state = trainee.objective.state()
     tensors |= {f"penalty.{name}": value for name, value in penalty_tensors.items()}

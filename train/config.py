@@ -113,6 +113,9 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the one dense matrix product, which selects latents; weights, values and gradients are float32 either
     way."""
+    fused: Literal["auto", "on", "off"] = "auto"
+    """The fused step of train/kernels (needs CUDA and Triton) instead of autograd; auto: where it can. With it,
+    `precision: bfloat16` also has the matrices read as bfloat16 copies; the parameters stay float32."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     """Weights & Biases."""
 
@@ -155,5 +158,6 @@ OPERATIONAL = (
     "keep_checkpoints",
     "wandb",
     "device",
+    "fused",
 )
 """Settings that a resumed run may change: they do not reach the weights."""

@@ -45,7 +45,24 @@ class Objective:
         """
         values = coder.losses(batch.u, batch.t, codes)
         total = sum(values.values(), start=batch.t.new_zeros(()))
-        weights = {}
+        weights: dict[str, float] = {}
+        penalties = self.penalise(batch, coder, codes, values, weights)
+        return Terms(total if penalties is None else total + penalties, values, weights)
+
+    def due(self, step: int) -> bool:
+        """Whether any penalty is computed at update number `step`."""
+        return any((step - 1) % penalty.config.every == 0 for penalty in self.penalties.values())
+
+    def penalise(
+        self, batch: StepBatch, coder: Coder, codes: Codes, values: dict[str, Tensor], weights: dict[str, float]
+    ) -> Tensor | None:
+        """The weighted sum of the penalties that are due, None where none is; their values and weights go into
+        `values` and `weights`.
+
+        Raises:
+            ValueError: a penalty carries a name that `values` has already.
+        """
+        total: Tensor | None = None
         for name, penalty in self.penalties.items():
             if name in values:
                 raise ValueError(f"penalty {name!r} has the name of a loss term of {coder.config.architecture}")
@@ -58,8 +75,8 @@ class Objective:
             if schedule.listens:
                 schedule.observe(float(value.detach()))
             values[name], weights[name] = value, weight
-            total = total + weight * value
-        return Terms(total, values, weights)
+            total = weight * value if total is None else total + weight * value
+        return total
 
     def metrics(self) -> dict[str, float]:
         """What the penalties report beside their values, as name/number."""

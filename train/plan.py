@@ -15,6 +15,7 @@ from shared.errors import UsageError
 from shared.registry import did_you_mean
 from train.config import TrainConfig
 from train.data.stream import StreamPlan, open_stream
+from train.fused import refusal
 from train.samplers import build_sampler
 
 
@@ -133,7 +134,8 @@ def _group(configs: list[TrainConfig]) -> Group:
                 )
         d_in, d_out = cache.sites[config.source].width, cache.sites[config.target_site].width
         with torch.device("meta"):
-            build_coder(config.coder, d_in, d_out, tied=config.source == config.target_site)
+            coder = build_coder(config.coder, d_in, d_out, tied=config.source == config.target_site)
+        refusal(config, coder, pick_device(config.device))
     device = pick_device(first.device)
     sites = [site for config in configs for site in (config.source, config.target_site)]
     with open_stream(cache, sites, first.data, build_sampler(first.sampler), device=device) as stream:

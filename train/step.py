@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,19 +11,21 @@ from torch import Tensor
 from shared.batch import Batch
 from shared.coders import Coder, Codes
 from shared.errors import PipelineError
+from train.fused import fused_train_step
 from train.objective import Terms
 from train.penalties import StepBatch
-from train.trainee import LOSS_EMA, Trainee
+from train.trainee import Trainee
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step computed: its loss terms, the norm of its gradient before clipping, its codes before the update."""
+    """What one step computed: its loss terms, the norm of its gradient before clipping (NaN where nothing needed it:
+    see train/kernels/update.py), and, by `codes()` until the next step, its codes before the update."""
 
     terms: Terms
     grad_norm: Tensor
     lr: float
-    codes: Codes
+    codes: Callable[[], Codes]
     measures: dict[str, float | None]
 
 
@@ -35,6 +38,8 @@ def train_step(trainee: Trainee, rows: Batch, measure: bool = False) -> StepResu
     Raises:
         PipelineError: the loss or the gradient is not finite; nothing has been updated.
     """
+    if trainee.fused is not None:
+        return fused_train_step(trainee, rows, measure)
     coder, config = trainee.coder, trainee.config
     step = trainee.step + 1
     u = coder.normalise_input(rows.acts[config.source])
@@ -51,7 +56,7 @@ def train_step(trainee: Trainee, rows: Batch, measure: bool = False) -> StepResu
         raise PipelineError(*culprit(trainee, batch, terms))
     if config.optimizer.grad_clip is not None:
         torch.nn.utils.clip_grads_with_norm_(trained, config.optimizer.grad_clip, norm)
-    measures = measured(trainee, batch, codes) if measure else {}
+    measures = measured(trainee, t, rows.position, row_errors(coder, batch, codes), codes.l0()) if measure else {}
     lr = trainee.learning_rate(step)
     for group in trainee.optimizer.param_groups:
         group["lr"] = lr
@@ -60,28 +65,36 @@ def train_step(trainee: Trainee, rows: Batch, measure: bool = False) -> StepResu
     coder.project_parameters()
     coder.after_step(codes)
 
-    total = terms.total.detach()
-    trainee.loss_ema = total if trainee.loss_ema is None else torch.lerp(total, trainee.loss_ema, LOSS_EMA)
-    trainee.step, trainee.tokens = step, trainee.tokens + len(rows)
-    return StepResult(terms, norm, lr, codes, measures)
+    trainee.advance(terms.total.detach(), len(rows))
+    return StepResult(terms, norm, lr, codes.detach, measures)
 
 
 @torch.no_grad()
-def measured(trainee: Trainee, batch: StepBatch, codes: Codes) -> dict[str, float | None]:
-    """FVU of this batch without position 0 and with it, and its mean L0; in float64.
+def row_errors(coder: Coder, batch: StepBatch, codes: Codes) -> Tensor:
+    """Squared error of each row of the whole reconstruction, [B] float64."""
+    return (batch.t - coder.decode_normalised(codes, batch.u)).square().sum(dim=1, dtype=torch.float64)
+
+
+@torch.no_grad()
+def measured(trainee: Trainee, t: Tensor, position: Tensor, error: Tensor, l0: Tensor) -> dict[str, float | None]:
+    """FVU of a batch without position 0 and with it, and its mean L0, in float64; and how many latents are dead.
 
     In normalised space the target's mean over the rows without position 0 is zero, so Σ‖t‖² is their variance.
+
+    Args:
+        t: [B, d_out] normalised targets.
+        position: [B] in the sequence.
+        error: [B] squared errors, float64.
+        l0: [B].
     """
-    coder = trainee.coder
-    error = (batch.t - coder.decode_normalised(codes, batch.u)).square().sum(dim=1, dtype=torch.float64)
-    rest = batch.position > 0
-    variance = batch.t.square().sum(dim=1, dtype=torch.float64)
-    variance_all = (batch.t - trainee.bos_shift).square().sum(dim=1, dtype=torch.float64)
+    rest = position > 0
+    variance = t.square().sum(dim=1, dtype=torch.float64)
+    variance_all = (t - trainee.bos_shift).square().sum(dim=1, dtype=torch.float64)
     return {
         "fvu": _ratio(error[rest].sum(), variance[rest].sum()),
         "fvu_with_bos": _ratio(error.sum(), variance_all.sum()),
-        "l0": float(codes.l0().to(torch.float64).mean()),
-        "dead": int(coder.dead.sum()),
+        "l0": float(l0.to(torch.float64).mean()),
+        "dead": int(trainee.coder.dead.sum()),
     }
 
 

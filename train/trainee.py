@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from shared.coders import Coder, build_coder
 from train.config import TrainConfig
 from train.objective import Objective
 from train.schedules import warmup_constant, warmup_cosine
+
+if TYPE_CHECKING:
+    from train.kernels.fused_step import FusedStep
 
 LOSS_EMA = 0.99
 """Decay of the moving average of the loss."""
@@ -35,6 +38,7 @@ class Trainee:
         seconds: time spent in this coder's own steps and in waiting for its data.
         bos_shift: [d_out] what separates the mean of all rows from that of the rows without position 0, normalised.
         untrained: what evaluation said before the first step.
+        fused: the fused step, where it trains this coder; None: autograd does.
     """
 
     config: TrainConfig
@@ -49,6 +53,12 @@ class Trainee:
     loss_ema: Tensor | None = None
     seconds: float = 0.0
     untrained: dict[str, Any] = field(default_factory=dict)
+    fused: FusedStep | None = None
+
+    def advance(self, loss: Tensor, n_rows: int) -> None:
+        """Count an update."""
+        self.loss_ema = loss if self.loss_ema is None else torch.lerp(loss, self.loss_ema, LOSS_EMA)
+        self.step, self.tokens = self.step + 1, self.tokens + n_rows
 
     def learning_rate(self, step: int) -> float:
         """The rate of update number `step`, from 1."""
@@ -71,7 +81,13 @@ class Trainee:
 def new_trainee(
     config: TrainConfig, cache: Cache, total_steps: int, rows_per_epoch: int, device: torch.device
 ) -> Trainee:
-    """A coder at its start: initial weights from the seed, normalisation from the cache."""
+    """A coder at its start: initial weights from the seed, normalisation from the cache.
+
+    Raises:
+        UsageError: `train.fused: on`, where the fused step cannot train it.
+    """
+    from train.fused import fused_step_for
+
     source, target = cache.stats(config.source), cache.stats(config.target_site)
     generator = torch.Generator().manual_seed(config.seed)
     coder = build_coder(
@@ -101,4 +117,6 @@ def new_trainee(
         fused=True,
     )
     objective = Objective(config.penalties)
-    return Trainee(config, coder, objective, optimizer, generator, total_steps, shift.to(device))
+    trainee = Trainee(config, coder, objective, optimizer, generator, total_steps, shift.to(device))
+    trainee.fused = fused_step_for(trainee, device)
+    return trainee

@@ -1,6 +1,6 @@
 """AuxK's loss and its gradients, for the dead latents alone: dense products over few latents, in torch.
 
-Every dead latent may take part on every row, so lists would not be sparse; and where nothing is dead, nothing is computed.
+Every dead latent may take part on every row, so lists would not be sparse. Where nothing is dead, nothing is computed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def aux_gradients(
     """What `Coder.aux_loss` differentiates to.
 
     With A the k_aux largest positive dead pre-activations of each row, ê = A W and r = e − ê:
-    L = w·Σ‖r‖²/Σ‖e − ē‖², dL/dW = −2w'·Aᵀr, dL/dA = −2w'·r Wᵀ where A > 0 (w' = w/Σ‖e − ē‖²), and dL/dA goes on into the
-    encoder's rows.
+    L = w·Σ‖r‖²/Σ‖e − ē‖², dL/dW = −2w'·Aᵀr, dL/dA = −2w'·r Wᵀ where A > 0 (w' = w/Σ‖e − ē‖²), and dL/dA goes on into
+    the encoder's rows.
 
     Args:
         u: [B, d_in] normalised inputs.

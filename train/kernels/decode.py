@@ -4,14 +4,15 @@ With prefixes m_1 < … < m_G of the dictionary, codes z and base = b_dec (+ ski
 
     e_g = base + Σ_{i < m_g} z_i w_i        (error of prefix g, prediction − target)
     S_g = Σ_{g' ≥ g} e_{g'}                 (suffix sums)
-    dL/dz_i = 2c ⟨S_{g(i)}, w_i⟩,  dL/dw_i = 2c z_i S_{g(i)},  dL/db_dec = 2c S_1,     g(i): the first prefix that holds i,
+    dL/dz_i = 2c ⟨S_{g(i)}, w_i⟩,   dL/dw_i = 2c z_i S_{g(i)},   dL/db_dec = 2c S_1,
 
-so nesting costs one suffix sum. Dimensions are independent of one another up to S: a program takes one row, walks over
-slices of the width, and in each slice loads the slice of all selected decoder rows once, for both products with it:
-Z[G, K] · W[K, slice] gives the prefix sums, S[G, slice] · Wᵀ accumulates dL/dz. Both are small matrix products; codes are
-exact in the dtype of the pre-activations, so the first has no rounding but that of its float32 sum.
+where g(i) is the first prefix that holds i. So nesting costs one suffix sum. Dimensions are independent of one another
+up to S: a program takes one row, walks over slices of the width, and in each slice loads the slice of all selected
+decoder rows once, for all products with it: Z[G, K] · W[K, slice] and C[G, K] · W[K, slice] give the prefix sums and
+their suffix sums, S[G, slice] · Wᵀ accumulates dL/dz. All are small matrix products. Codes are exact in bfloat16, and
+C, a code times a small integer, is split into two bfloat16 terms: only sums are rounded, in float32.
 """
-# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-untyped-decorators=False
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 
 from __future__ import annotations
 
@@ -69,7 +70,7 @@ def _nested_decode(
     latent, value, start, count, w_dec, b_dec, target, skip, prefixes, extra, suffix, grad_value, squares, reach,
     scale, B,
     D: tl.constexpr, G: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
-    HAS_SKIP: tl.constexpr, HAS_EXTRA: tl.constexpr, PRODUCT: tl.constexpr,
+    HAS_SKIP: tl.constexpr, HAS_EXTRA: tl.constexpr, PRODUCT: tl.constexpr, IS_BF16: tl.constexpr,
 ):  # fmt: skip
     """One program per row. `scale` is 2c; `extra` is added to dL/dz."""
     b = tl.program_id(0).to(tl.int64)
@@ -103,7 +104,7 @@ def _nested_decode(
             error = tl.dot(z, w, error, input_precision="ieee")
             if G > 1:
                 summed = tl.dot(c_high, w, summed, input_precision="ieee")
-                if PRODUCT == tl.bfloat16:
+                if IS_BF16:
                     summed = tl.dot(c_low, w, summed, input_precision="ieee")
         else:
             for j in range(0, n, K):
@@ -114,7 +115,7 @@ def _nested_decode(
                     c = _suffix_codes(lat, val, prefix, G)
                     c_high = c.to(PRODUCT)
                     summed = tl.dot(c_high, w, summed, input_precision="ieee")
-                    if PRODUCT == tl.bfloat16:
+                    if IS_BF16:
                         c_low = (c - c_high.to(tl.float32)).to(PRODUCT)
                         summed = tl.dot(c_low, w, summed, input_precision="ieee")
         square += error * error
@@ -187,12 +188,13 @@ def nested_decode(
     one_block = not codes.over_batch and codes.k <= _ONE_BLOCK
     block_k = max(16, triton.next_power_of_2(codes.k)) if one_block else 64
     block_d = max(16, min(128, triton.next_power_of_2(width)))
+    product = product_dtype(w_dec.dtype)
     _nested_decode[(n_rows,)](
         codes.latent, codes.value, codes.start, codes.count, w_dec, b_dec, target,
         target if skip is None else skip, prefixes, grad_value if extra is None else extra,
         suffix, grad_value, squares, reach, 2.0 / (n_groups * n_rows * width), n_rows,
         D=width, G=n_groups, K=block_k, BLOCK=block_d, ONE_BLOCK=one_block, HAS_SKIP=skip is not None,
-        HAS_EXTRA=extra is not None, PRODUCT=product_dtype(w_dec.dtype), num_warps=4,
+        HAS_EXTRA=extra is not None, PRODUCT=product, IS_BF16=product == tl.bfloat16, num_warps=4,
     )  # fmt: skip
 
 

@@ -1,5 +1,5 @@
-"""One fused training step: select, decode, both gradients, clip, Adam, projection; without autograd and without a gradient
-in memory.
+"""One fused training step: select, decode, both gradients, clip, Adam, projection; without autograd and without a
+gradient in memory.
 
     pre = u W_encᵀ + b            cuBLAS, in the compute dtype
     select.py                     the selected entries, no sort
@@ -7,9 +7,9 @@ in memory.
     lists.py                      per-latent lists
     update.py                     gradient rows, clipping, Adam, unit rows, shadows
 
-Parameters and Adam's moments are the coder's and the optimizer's own float32 tensors, moved in place: a checkpoint is the
-same with this step as without, and either can go on where the other stopped. In bfloat16 the products and gathers read
-shadows, bfloat16 copies that the update itself keeps; the reference path reads bfloat16 only to select.
+Parameters and Adam's moments are the coder's and the optimizer's own float32 tensors, moved in place: a checkpoint is
+the same with this step as without, and either can go on where the other stopped. In bfloat16 the products and gathers
+read shadows, bfloat16 copies that the update itself keeps; the reference path reads bfloat16 only to select.
 
 All buffers are allocated once per batch size. On a CUDA device the launches are captured in a graph after a few steps.
 """
@@ -170,8 +170,8 @@ class FusedStep:
 
     @property
     def finite(self) -> bool:
-        """Whether every gradient since the last `reset` was finite; the host waits for the device. Once one was not, steps
-        no longer move anything."""
+        """Whether every gradient since the last `reset` was finite; the host waits for the device. Once one was not,
+        steps no longer move anything."""
         return bool(self.state[update.FINITE.value] > 0)
 
     def reset(self) -> None:
@@ -236,7 +236,8 @@ class FusedStep:
 
     def _launch_with_extras(self, b: _Buffers, penalise: Penalise | None, dead: Tensor | None) -> AuxGradients | None:
         self._select(b)
-        extra_value, gradients = None, {}
+        extra_value: Tensor | None = None
+        gradients: dict[str, Tensor] = {}
         if penalise is not None:
             extra_value, gradients = self._penalty_gradients(b, penalise)
         self._decode(b, extra_value)
@@ -327,7 +328,8 @@ class FusedStep:
             if total is None or not total.requires_grad:
                 return None, {}
             parameters = dict(self.coder.named_parameters())
-            found = torch.autograd.grad(total, [values, *parameters.values()], allow_unused=True)
+            leaves = [values, *parameters.values()]
+            found: tuple[Tensor | None, ...] = torch.autograd.grad(total, leaves, allow_unused=True)
         by_name = {n: g for n, g in zip(parameters, found[1:], strict=True) if g is not None}
         return None if found[0] is None else _by_entry(found[0], b.codes), by_name
 

@@ -1,5 +1,5 @@
 """Raw activations into the normalised rows of a step, in one pass."""
-# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-untyped-decorators=False
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from torch import Tensor
 
 
 @triton.jit
-def _normalise(x_ptr, mean, scale, out, norm, D: tl.constexpr, BLOCK: tl.constexpr, RMS: tl.constexpr, EPS: tl.constexpr,
-               HAS_NORM: tl.constexpr):  # fmt: skip
+def _normalise(
+    x_ptr, mean, scale, out, norm,
+    D: tl.constexpr, BLOCK: tl.constexpr, RMS: tl.constexpr, EPS: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
     """(x · [1/rms(x)] − mean) / scale, and the norm of what was stored; one program per row."""
     b = tl.program_id(0)
     at = b.to(tl.int64) * D

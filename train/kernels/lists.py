@@ -7,7 +7,7 @@ among them; a cumulative sum over latents turns ranks into places.
 Long lists (latents that fire on a large share of the batch) are cut into segments that are summed by programs of their
 own; without that, one program would walk the whole batch while the others have long finished.
 """
-# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-untyped-decorators=False
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """Selection without a sort: the k largest pre-activations of each row (TopK) or k·B of the batch (BatchTopK).
 
-A non-negative float orders as its bit pattern does, so a pre-activation becomes an integer key: 15 bits for bfloat16, 31
-for float32; negative ones become 0 and are never selected (ReLU). The k-th largest key is found without ordering
+A non-negative float orders as its bit pattern does, so a pre-activation becomes an integer key: 15 bits for bfloat16,
+31 for float32; negative ones become 0 and are never selected (ReLU). The k-th largest key is found without ordering
 anything:
 
-    TopK       Elementwise maxima over slices of the row give a bound: if k of these maxima reach t, so do k entries. What
-               reaches the bound (hardly more than k entries) is compacted in latent order; a binary descent over the bits
-               of the key finds the k-th largest of those.
+    TopK       Elementwise maxima over slices of the row give a bound: if k of these maxima reach t, so do k entries.
+               What reaches the bound (hardly more than k entries) is compacted in latent order; a binary descent over
+               the bits of the key finds the k-th largest of those.
     BatchTopK  The same maxima give a bound on the k·B-th largest key of the batch; what reaches it is counted by key,
                and the exact key follows from the counts.
 
@@ -16,7 +16,7 @@ exact for any input and use no floating-point atomics, so their result is the sa
 Selected entries lie in flat arrays, rows in order, latents ascending within a row: entry e of row b is `start[b] + j`,
 0 ≤ j < `count[b]`, with `latent[e]` int32 and `value[e]` float32 > 0.
 """
-# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-untyped-decorators=False
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def _slice_maxima(pre, row, F: tl.constexpr, SLOTS: tl.constexpr, SHIFT: tl.cons
 @triton.jit
 def _row_candidates(
     pre, cand_latent, cand_count,
-    F: tl.constexpr, K: tl.constexpr, CAPACITY: tl.constexpr, SLOTS: tl.constexpr, SHIFT: tl.constexpr, BITS: tl.constexpr,
+    F: tl.constexpr, K: tl.constexpr, CAPACITY: tl.constexpr, SLOTS: tl.constexpr, SHIFT: tl.constexpr,
+    BITS: tl.constexpr,
 ):  # fmt: skip
     """TopK, first half; one program per row. Writes up to CAPACITY candidates, and how many there are."""
     b = tl.program_id(0).to(tl.int64)
@@ -93,7 +94,8 @@ def _row_candidates(
 @triton.jit
 def _row_top(
     pre, cand_latent, cand_count, latent, value, count,
-    F: tl.constexpr, K: tl.constexpr, CAPACITY: tl.constexpr, SLOTS: tl.constexpr, SHIFT: tl.constexpr, BITS: tl.constexpr,
+    F: tl.constexpr, K: tl.constexpr, CAPACITY: tl.constexpr, SLOTS: tl.constexpr, SHIFT: tl.constexpr,
+    BITS: tl.constexpr,
 ):  # fmt: skip
     """TopK, second half; one program per row: the exact k-th key, and the selected entries in latent order."""
     b = tl.program_id(0).to(tl.int64)
@@ -399,5 +401,5 @@ def _capacity(k: int) -> int:
 
 
 def _slots(n_latents: int, k: int) -> int:
-    # Four slices per selected latent keep the bound within a few per cent of k candidates; wide enough for 16-byte loads.
+    # Four slots per selected latent keep the candidates within a few per cent of k; 1024 keep loads 16 bytes wide.
     return int(min(max(triton.next_power_of_2(4 * k), 1024), triton.next_power_of_2(n_latents)))

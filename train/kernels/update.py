@@ -9,13 +9,13 @@ moments and the row, brings the row back to unit length and writes its copy in t
 written.
 
 Clipping needs the global norm before the first row may move. The triangle inequality bounds it from the lists alone,
-Σ_b |dL/dz_bf| ‖u_b‖ and 2c Σ_b z_bf ‖S‖; where that stays under the limit, as it nearly always does, nothing is clipped and
-no exact norm is computed. Otherwise (or when the step's norm is asked for) the gradients are summed once more, for it.
-Which of the two happens is decided on the device: the host never waits.
+Σ_b |dL/dz_bf| ‖u_b‖ and 2c Σ_b z_bf Σ_g ‖e_g‖. Where that stays under the limit, nothing is clipped and no norm is
+computed. Otherwise (or when the norm is asked for) the gradients are summed once more, for the norm. Which of the two
+happens is decided on the device: the host never waits.
 
 A step whose gradient is not finite moves nothing, and neither do the steps after it, until `reset`.
 """
-# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-untyped-decorators=False
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 
 from __future__ import annotations
 
@@ -314,7 +314,7 @@ def _dense_adam(grad, state, hyper, w_ptr, m_ptr, v_ptr, shadow_ptr, N, HAS_SHAD
 
 @dataclass(frozen=True)
 class Matrix:
-    """A parameter that the kernels move: float32 master, Adam's moments, and its copy in the compute dtype, if another."""
+    """A parameter that the kernels move: float32 master, Adam's moments, and its copy in another compute dtype."""
 
     weight: Tensor
     exp_avg: Tensor
@@ -377,9 +377,7 @@ def factor(norms: Tensor, others: Tensor, state: Tensor, hyper: Tensor) -> None:
     _factor[(1,)](norms, others, state, hyper, n, BLOCK=_reduce_block(n), num_warps=8)
 
 
-def sum_segments(
-    lists: LatentLists, weight: Tensor, table: Tensor, prefixes: Tensor, partial: Tensor
-) -> None:
+def sum_segments(lists: LatentLists, weight: Tensor, table: Tensor, prefixes: Tensor, partial: Tensor) -> None:
     """Sum the segments of long lists: partial [max_segments, d] float32 from weight [B·k] and table [G, B, d].
 
     With G = 1 and prefixes (F,), the table is the same for every latent.
