@@ -349,11 +349,16 @@ def _below(name: str, folder: Path, what: str) -> Path:
 def _only(config: AnalyzeConfig, only: Sequence[str]) -> AnalyzeConfig:
     if not only:
         return config
-    unknown = [name for name in only if name not in config.reports]
+    from analyze.config import default_report
+    from analyze.reports import REPORTS
+
+    known = {**dict.fromkeys(config.reports), **dict.fromkeys(REPORTS)}
+    unknown = [name for name in only if name not in known]
     if unknown:
-        close = did_you_mean(unknown[0], config.reports)
-        raise UsageError(f"--only {unknown[0]}: no such report{close}", f"one of: {', '.join(config.reports)}")
-    kept = {name: report for name, report in config.reports.items() if name in only}
+        close = did_you_mean(unknown[0], known)
+        raise UsageError(f"--only {unknown[0]}: no such report{close}", f"one of: {', '.join(known)}")
+    # A report that is not among the usual ones is made on request.
+    kept = {name: config.reports.get(name) or default_report(name) for name in known if name in only}
     return dataclasses.replace(config, reports=kept)
 
 
@@ -377,7 +382,8 @@ def demo_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]
     console.info(f"2/3 train: {', '.join(DEMO_VARIANTS)}, side by side on one read of the cache")
     runs = trained(configs, console, resume=True)
     console.info("3/3 analyze: what did they learn?")
-    report = analyzed([Path(one.path) for one in runs], whole.analyze, console)
+    config = dataclasses.replace(whole.analyze, name=whole.analyze.name or "demo")
+    report = analyzed([Path(one.path) for one in runs], config, console)
     document = {"harvest": cache.to_dict(), "runs": [one.to_dict() for one in runs], "analysis": report.to_dict()}
     console.result({**document, "report": str(report.report)}, _demo_text(runs, report))
 

@@ -8,8 +8,13 @@ from pathlib import Path
 from analyze.reports import REPORTS, ReportConfig, Reports
 
 
-def _all_reports() -> dict[str, ReportConfig]:
-    return {name: report.config_class() for name, report in REPORTS.items()}  # type: ignore[call-arg]
+def default_report(name: str) -> ReportConfig:
+    """A report's default settings."""
+    return REPORTS[name].config_class()  # type: ignore[call-arg]
+
+
+def _usual_reports() -> dict[str, ReportConfig]:
+    return {name: default_report(name) for name, report in REPORTS.items() if report.by_default}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +27,8 @@ class AnalyzeConfig:
     """Folder of reports."""
     name: str | None = None
     """Name of the report's folder below `out`; null: made of the runs' names."""
-    reports: Reports = field(default_factory=_all_reports)
-    """Reports to make, by name; null in place of one leaves it out."""
+    reports: Reports = field(default_factory=_usual_reports)
+    """Reports to make, by name; null in place of one leaves it out. absorption and probing are made when named."""
     max_tokens: int | None = None
     """Rows of the cache to look at: whole shards, spread evenly; null: all."""
     controls: bool = True

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from analyze.reports.absorption import Absorption
 from analyze.reports.base import AnyReport, Report, ReportConfig, Subject
 from analyze.reports.correlation import Correlation
 from analyze.reports.global_report import Global
 from analyze.reports.position import Position
+from analyze.reports.probing import Probing
 from analyze.reports.top_activations import TopActivations
 from shared.registry import keyed
 
@@ -18,6 +20,8 @@ REPORTS: dict[str, type[AnyReport]] = {
     "correlation": Correlation,
     "position": Position,
     "top_activations": TopActivations,
+    "absorption": Absorption,
+    "probing": Probing,
 }
 
 if TYPE_CHECKING:

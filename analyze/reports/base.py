@@ -106,6 +106,8 @@ class Report(ABC, Generic[C]):
     title: ClassVar[str]
     reconstructs: ClassVar[bool] = False
     """Whether update needs batch.y and batch.y_hat."""
+    by_default: ClassVar[bool] = True
+    """Whether it is made without being asked for."""
     of_controls: ClassVar[bool] = True
     """Whether controls get this report too."""
 

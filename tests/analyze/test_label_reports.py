@@ -1,0 +1,180 @@
+"""The absorption and probing reports from a planted cache, through the same pass and the same command as any report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models
+
+from analyze.config import AnalyzeConfig, default_report
+from analyze.labelled import DOCUMENTS, Sample, labelled
+from analyze.labels import token_texts
+from analyze.reports import REPORTS, Subject
+from analyze.reports.absorption import AbsorptionConfig
+from analyze.reports.probing import ProbingConfig
+from analyze.result import ReportResult
+from analyze.stream import stream
+from analyze.text import Vocabulary
+from shared.cache import Cache, Flag
+from shared.coders import Coder, build_coder
+from shared.coders.topk import TopKConfig
+from shared.errors import UsageError
+from tests.planted import Hierarchy, absorbing_coder, hierarchy, true_rates
+from tests.synthetic import BOS_ID, EOS_ID, PAD_ID, TokenTable, make_cache
+
+SITE = "layer_01.resid_mid"
+CTX = 10
+
+
+def write_tokenizer(path: Path) -> None:
+    """Token 3 is a digit (parent 0 of the tree), 4 punctuation (1), 5 capitalised (2), 6 none of them."""
+    vocabulary = {"<pad>": PAD_ID, "<eos>": EOS_ID, "<bos>": BOS_ID, "7": 3, "!": 4, "▁Word": 5, "▁word": 6}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens(["<pad>", "<eos>", "<bos>"])
+    tokenizer.save(str(path))
+
+
+@pytest.fixture(scope="module")
+def tree() -> Hierarchy:
+    return hierarchy(n=9000, seed=3)
+
+
+@pytest.fixture(scope="module")
+def cache(tree: Hierarchy, tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """A row of the tree at every position but the first, its parent spelt out by the token."""
+    n_seq = len(tree.x) // (CTX - 1)
+    tokens = np.full((n_seq, CTX), BOS_ID, np.int32)
+    tokens[:, 1:] = np.where(tree.parent < 0, 6, 3 + tree.parent).reshape(n_seq, CTX - 1)
+    flags = np.zeros((n_seq, CTX), np.uint8)
+    flags[:, 0] = int(Flag.BOS)
+    doc_id = np.repeat(np.arange(n_seq, dtype=np.uint32)[:, None], CTX, axis=1)
+    position = np.tile(np.arange(CTX, dtype=np.uint16), (n_seq, 1))
+    acts = torch.zeros(n_seq, CTX, tree.x.shape[1])
+    acts[:, 1:] = tree.x.reshape(n_seq, CTX - 1, -1)
+    acts[:, 0] = 50.0
+    path = tmp_path_factory.mktemp("planted") / "cache"
+    made = make_cache(
+        path, n_seq, CTX, acts={SITE: acts.reshape(n_seq * CTX, -1)}, shard_rows=2000,
+        table=TokenTable(tokens, doc_id, position, flags),
+    )  # fmt: skip
+    (path / "tokenizer").mkdir()
+    write_tokenizer(path / "tokenizer" / "tokenizer.json")
+    return made
+
+
+def subject(cache: Cache, coder: Coder) -> Subject:
+    return Subject("planted", "run", coder, cache, SITE, SITE, Vocabulary.of(cache), tuple(cache.shards))
+
+
+def report(kind: str, config: Any, cache: Cache, coder: Coder, halves: bool = False) -> ReportResult:
+    """The report, from one pass; with `halves`, from two collectors that are merged."""
+    of = subject(cache, coder)
+    middle = len(of.shards) // 2
+    parts = []
+    for shards in (of.shards[middle:], of.shards[:middle]) if halves else (of.shards,):
+        collector = REPORTS[kind](config, of)
+        for batches in stream(cache, [of.stream_source(collector.reconstructs)], shards):
+            collector.update(batches[0])
+        parts.append(collector)
+    for other in parts[1:]:
+        parts[0].merge(other)
+    return parts[0].finalise()
+
+
+TOKEN_LABELS = ("digit", "punctuation", "capitalised")
+
+
+def test_the_report_finds_the_planted_rate(cache: Cache, tree: Hierarchy) -> None:
+    config = AbsorptionConfig(families=TOKEN_LABELS, rows=9000, splits=2)
+    result = report("absorption", config, cache, absorbing_coder(tree, 0.25))
+    truth = true_rates(tree, 0.25, np.arange(len(tree.x)))
+    for p, name in enumerate(TOKEN_LABELS):
+        value = result.figure(f"absorption_{name}").value
+        assert value == pytest.approx(truth[p], abs=0.03)
+    families, labels = result.tables
+    assert [row[1] for row in families.rows] == ["evaluable"] * 3
+    assert {row[0]: row[8] for row in labels.rows} == {name: [p] for p, name in enumerate(TOKEN_LABELS)}
+    main_of, absorbs = result.columns
+    assert [main_of.values[p] for p in range(3)] == list(TOKEN_LABELS)
+    absorbers = np.flatnonzero(np.asarray(absorbs.values))
+    assert ((absorbers - 3) % 40 < 10).all()
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_merging_is_as_good_as_one_pass(cache: Cache, tree: Hierarchy) -> None:
+    coder = absorbing_coder(tree, 0.5)
+    absorption = AbsorptionConfig(families=("digit",), rows=3000, splits=1)
+    probing = ProbingConfig(families=("digit",), rows=3000)
+    for kind, config in (("absorption", absorption), ("probing", probing)):
+        whole, merged = (report(kind, config, cache, coder, halves).to_dict() for halves in (False, True))
+        assert whole == merged
+
+
+def test_an_untrained_coder_never_scores_zero(cache: Cache, tree: Hierarchy) -> None:
+    """Either it is not evaluable, or its value comes with an interval whose upper end is not 0."""
+    width = tree.x.shape[1]
+    coder = build_coder(
+        TopKConfig(latents=64, k=4), width, width, tied=True, generator=torch.Generator().manual_seed(0)
+    ).eval()
+    result = report("absorption", AbsorptionConfig(families=TOKEN_LABELS, rows=6000, splits=1), cache, coder)
+    for family in result.data["families"]:
+        assert (family["status"] == "not evaluable" and family["full"] is None) or family["full"]["high"] > 0
+    assert "digit" in result.lead
+
+
+def test_probing_beside_its_controls(cache: Cache, tree: Hierarchy) -> None:
+    config = ProbingConfig(families=(*TOKEN_LABELS, "position"), rows=9000)
+    result = report("probing", config, cache, absorbing_coder(tree, 0.0))
+    by_family = result.data["family_auc"]
+    for name in TOKEN_LABELS:
+        assert by_family[name]["1"] > 0.99
+        assert by_family[name]["dense"] > 0.99
+    assert by_family["position"]["5"] == pytest.approx(0.5, abs=0.05)  # the planted rows know nothing of it
+    assert result.figure("probing_auc_1").null == 0.5
+    width = tree.x.shape[1]
+    untrained = build_coder(
+        TopKConfig(latents=64, k=4), width, width, tied=True, generator=torch.Generator().manual_seed(0)
+    ).eval()
+    control = report("probing", config, cache, untrained)
+    assert control.data["family_auc"]["digit"]["1"] < 0.9
+    assert control.data["family_auc"]["digit"]["dense"] == by_family["digit"]["dense"]
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_domains_come_from_the_cache(cache: Cache, tree: Hierarchy) -> None:
+    sample = Sample(1000, None, 1, 50, 0)
+    assert "domain" not in labelled(cache, SITE, sample).labels.families
+    with pytest.raises(UsageError, match="names no domains"):
+        labelled(cache, SITE, Sample(1000, ("domain",), 1, 50, 0))
+    lines = [json.dumps({"doc_id": d, "domain": "even" if d % 2 == 0 else "odd"}) for d in range(cache.n_seq)]
+    (cache.path / DOCUMENTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    try:
+        found = labelled(cache, SITE, Sample(1001, ("domain",), 1, 50, 0))
+        assert found.labels.names == ("domain:even", "domain:odd")
+        even = cache.doc_id.reshape(-1)[found.rows] % 2 == 0
+        assert np.array_equal(found.labels.values[:, 0] == 1, even)
+    finally:
+        (cache.path / DOCUMENTS).unlink()
+
+
+def test_rare_labels_are_left_out(cache: Cache) -> None:
+    with pytest.raises(UsageError, match="none of the 1 labels has 5000 positive"):
+        labelled(cache, SITE, Sample(1000, ("digit",), 1, 5000, 0))
+    found = labelled(cache, SITE, Sample(1000, ("digit", "first_letter"), 1, 50, 0))
+    assert found.labels.names == ("digit",)
+    assert len(found.left_out) == 26  # every word begins with a w
+
+
+def test_made_when_named(tree: Hierarchy) -> None:
+    assert not {"absorption", "probing"} & set(AnalyzeConfig().reports)
+    assert default_report("absorption") == AbsorptionConfig()
+
+
+def test_texts_of_the_planted_tokenizer(cache: Cache) -> None:
+    assert token_texts(cache) == ["", "", "", "7", "!", " Word", " word"]
