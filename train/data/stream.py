@@ -106,7 +106,7 @@ class Stream:
         self._row_bytes = sum(cache.spec(site).row_bytes for site in self.sites)
         free = free_memory(device)
         size = choose_pool(config, self._blocks.n_rows, self._row_bytes + META_BYTES, free)
-        self._drop_pages = not size.resident and self._blocks.n_rows * self._row_bytes > free
+        self._beyond_memory = not size.resident and self._blocks.n_rows * self._row_bytes > free
         self.resident = size.resident
         per_window = max(1, size.window_rows // config.block_rows)
         if start is not None:
@@ -258,7 +258,12 @@ class Stream:
 
     def _start(self) -> None:
         self._reader = BlockReader(
-            self.cache, self.sites, self._device, self.config.workers, self._drop_pages, self._staged
+            self.cache,
+            self.sites,
+            self._device,
+            self.config.workers,
+            beyond_memory=self._beyond_memory,
+            staged=self._staged,
         )
         for _ in range(1 if self.resident else 1 + self.config.prefetch):
             self._free_pools.append(Pool.allocate(self.cache, self.sites, self._capacity, self._device))

@@ -177,8 +177,8 @@ def test_pages_are_given_back_when_the_data_exceed_the_memory(cache: Cache, monk
     given_back: list[tuple[int, int]] = []
 
     def advise(descriptor: int, offset: int, length: int, advice: int) -> None:
-        assert advice == os.POSIX_FADV_DONTNEED
-        given_back.append((offset, length))
+        if advice == os.POSIX_FADV_DONTNEED:
+            given_back.append((offset, length))
 
     monkeypatch.setattr(os, "posix_fadvise", advise)
     monkeypatch.setattr("train.data.stream.free_memory", lambda device: 100_000)
