@@ -68,7 +68,7 @@ def _yaml_lines(settings: Mapping[str, Any], annotation: Any, depth: int) -> lis
     for name, value in _tag_first(settings):
         inner = shape.value if shape.value is not None else types.get(name)
         nested = isinstance(value, Mapping) and bool(value)
-        doc = docs.get(name) or (section_doc(inner) if depth == 0 else "")
+        doc = docs.get(name) or section_doc(inner, value)
         line = f"{name}:" if nested else dump_yaml({name: value}).rstrip("\n")
         if depth == 0 and lines:
             lines.append("\n")
@@ -93,10 +93,10 @@ def _with_comment(line: str, doc: str, indent: str) -> list[str]:
     return [f"{indent}# {text}\n" for text in comment] + [block + "\n"]
 
 
-def section_doc(annotation: Any) -> str:
-    """What a section's class says of itself."""
-    classes = shape_of(annotation).classes
-    return class_doc(classes[0]) if len(classes) == 1 else ""
+def section_doc(annotation: Any, settings: Any) -> str:
+    """What the class of a section, or of an entry of a mapping, says of itself."""
+    cls = shape_of(annotation).pick(settings)
+    return class_doc(cls) if cls else ""
 
 
 def described_schema(cls: type) -> dict[str, Any]:
