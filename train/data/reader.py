@@ -60,7 +60,7 @@ class Pool:
 
     def gather(self, slots: Tensor) -> dict[str, Tensor]:
         """Copies rows out: site → [len(slots), d]."""
-        if slots.is_cuda:
+        if slots.device.type != "cpu":
             return {site: tensor.index_select(0, slots) for site, tensor in self.acts.items()}
         # NumPy copies whole rows on this thread; a parallel region of torch's would take longer to begin than to work,
         # many times longer while the cores are busy
@@ -69,9 +69,10 @@ class Pool:
 
     def mark_used(self) -> None:
         """Remembers, on the current stream, that everything enqueued so far may still read the pool."""
-        if next(iter(self.acts.values())).is_cuda:
+        device = next(iter(self.acts.values())).device
+        if device.type == "cuda":
             self.last_use = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.last_use.record()
+            self.last_use.record(torch.cuda.current_stream(device))
 
     def wait_unused(self) -> None:
         if self.last_use is not None:
@@ -90,7 +91,7 @@ class BlockReader:
         beyond_memory: the data are larger than memory, so no page will be there when it is wanted again. The kernel is
             told not to read ahead of a block and to drop its pages after (measured with blocks of 590 kB, 30 % of a
             file at a time: reading ahead, it read 1.93 times what was asked for).
-        staged: read through staging buffers. Needed for CUDA; elsewhere only to test that path.
+        staged: read through staging buffers even if the pools lie on the CPU (to test that path).
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class BlockReader:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="block-reader")
         self._cancelled = threading.Event()
         self._row_bytes = {site: cache.sites[site].row_bytes for site in self.sites}
-        self._staging = _Staging(cache, self.sites, device) if staged or device.type == "cuda" else None
+        self._staging = _Staging(cache, self.sites, device) if staged or device.type != "cpu" else None
 
     def segment_blocks(self, block_rows: int) -> int:
         """How many neighbouring blocks make one read."""
@@ -220,7 +221,7 @@ class _Staging:
     def copy(self, buffer: _Buffer, pool: Pool, slot: int, rows: int) -> None:
         with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
             for site, tensor in buffer.tensors.items():
-                pool.acts[site][slot : slot + rows].copy_(tensor[:rows], non_blocking=True)
+                pool.acts[site][slot : slot + rows].copy_(tensor[:rows], non_blocking=self._cuda)
             if self._stream is not None:
                 buffer.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 buffer.copied.record(self._stream)

@@ -267,6 +267,9 @@ class Stream:
         )
         for _ in range(1 if self.resident else 1 + self.config.prefetch):
             self._free_pools.append(Pool.allocate(self.cache, self.sites, self._capacity, self._device))
+        if self._device.type == "cuda":
+            # the pools' memory may be that of tensors just let go of, which this stream is still reading
+            torch.cuda.current_stream(self._device).synchronize()
         if self.resident:
             self._filled = self._loader.submit(self._fill_resident, self._free_pools[0])
 
