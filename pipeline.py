@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         analyze: AnalyzeConfig
 
 
+C = TypeVar("C")
 F = TypeVar("F", bound=Callable[..., Any])
 SETTINGS_FILE = Path("pipeline.yaml")
 DEMO_VARIANTS = ("matryoshka", "topk", "frozen_random_decoder")
@@ -118,7 +119,7 @@ def train_configs(
     if len(set(names)) < len(names):
         raise UsageError(f"--variant is given twice: {', '.join(names)}", "name each variant once")
     configs = []
-    for variant in names or [None]:
+    for variant in names or (None,):
         whole = resolve(files, sets, variant, here)
         changes: dict[str, Any] = {}
         if whole.train.cache is None:
@@ -182,11 +183,11 @@ def analyze(
     return analyzed(paths, _section(AnalyzeConfig, config, "analyze"), console or Console(quiet=True))
 
 
-def _section(cls: type[F], settings: F | Mapping[str, Any] | None, where: str) -> F:
+def _section(cls: type[C], settings: C | Mapping[str, Any] | None, where: str) -> C:
     if isinstance(settings, cls):
         return settings
-    merged = settings_of.merge(settings_of.to_dict(cls()), settings or {}, cls)
-    return settings_of.validate(cls, merged, where)
+    changes = cast("Mapping[str, Any]", settings or {})
+    return settings_of.validate(cls, settings_of.merge(settings_of.to_dict(cls()), changes, cls), where)
 
 
 # --- the commands ---------------------------------------------------------------------------------------------------
@@ -516,10 +517,10 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else "")
+        click.echo(error.format_message())
     except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context else "pipeline"
+        place = getattr(error, "ctx", None)
+        path = place.command_path if place else "pipeline"
         return _failed(arguments, _plain_text(error), f"{path} --help", UsageError.exit_code)
     except PipelineError as error:
         return _failed(arguments, error.message, error.hint, error.exit_code, getattr(error, "problems", None))
