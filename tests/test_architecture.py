@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("harvest", "train", "analyze", "shared")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 PYTHON = [*SOURCES, ROOT / "pipeline.py"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 ALLOWED = {
     "harvest": {"harvest", "shared"},
@@ -101,3 +104,15 @@ def test_modules_stay_readable(path: Path) -> None:
     assert lines <= 600, (
         f"{name_of(path)} has {lines} lines: more than 600 need a reason (and a line here that states it)"
     )
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    declared = {re.split(r"[<>=!~ ]", line)[0] for line in PROJECT["project"]["dependencies"]}
+    imported = {module.partition(".")[0] for path in PYTHON for _, module, level in imports(path) if level == 0}
+    third_party = imported - sys.stdlib_module_names - set(PACKAGES) - {"pipeline"}
+    optional = {"triton"}  # comes with PyTorch where there is CUDA, and is imported only there
+    named = {"google_crc32c": "google-crc32c", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
+    assert {named.get(name, name) for name in third_party - optional} == declared
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    explained = {name for row in re.findall(r"^\| ([a-z0-9, -]+) \|", table, re.MULTILINE) for name in row.split(", ")}
+    assert explained - {"package"} == declared
