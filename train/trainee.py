@@ -104,6 +104,8 @@ def new_trainee(
     shift = (torch.from_numpy(target.all.mean - target.rest.mean) / float(coder.target_scale)).to(coder.w_dec.dtype)
     coder.dead_after = min(DEAD_AFTER, rows_per_epoch) if config.dead_after is None else config.dead_after
     coder.selection_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
+    if "w_dec" in config.freeze:
+        coder.randomise_decoder(generator)
     for name in config.freeze:
         parameter = getattr(coder, name)
         if parameter is not None:

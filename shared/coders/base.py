@@ -16,6 +16,10 @@ from shared.coders.ops import dense_pre, gather_pre, sparse_decode
 RMS_EPS = 1e-6
 """Added to the mean square under the root of `input_transform: rms`, as Gemma-2's own RMS norm does."""
 
+ENCODER_NORM = 0.4
+"""Initial length of encoder rows. With rows of length 1 the first codes are so large that the reconstruction starts
+worse than the mean, and training spends its first epochs on shrinking them (docs/training.md has the figures)."""
+
 TRAINING_BUFFERS = frozenset({"since_fired"})
 """State that only training reads: kept in checkpoints, left out of a finished coder."""
 
@@ -71,10 +75,12 @@ class Coder(nn.Module, ABC):
         self.config = config
         self.d_in, self.d_out, self.tied = d_in, d_out, tied
         n_latents = config.latents
-        w_enc = _unit_rows(torch.randn(n_latents, d_in, generator=generator))
-        self.w_enc = nn.Parameter(w_enc)
+        directions = _unit_rows(torch.randn(n_latents, d_in, generator=generator))
+        self.w_enc = nn.Parameter(directions * ENCODER_NORM)
         self.b_enc = nn.Parameter(torch.zeros(n_latents))
-        self.w_dec = nn.Parameter(self._initial_decoder(w_enc, generator))
+        # An SAE's decoder is its encoder transposed. A transcoder's starts at zero, so that its first update, and with
+        # it the direction of a unit row, comes from the data.
+        self.w_dec = nn.Parameter(directions.clone() if tied else torch.zeros(n_latents, d_out))
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         self.w_skip = nn.Parameter(torch.zeros(d_out, d_in)) if config.skip else None
         self.register_buffer("input_mean", torch.zeros(d_in))
@@ -93,12 +99,11 @@ class Coder(nn.Module, ABC):
     target_scale: Tensor
     since_fired: Tensor
 
-    def _initial_decoder(self, w_enc: Tensor, generator: torch.Generator | None) -> Tensor:
-        if self.tied:
-            return w_enc.clone()
-        if self.config.decoder_norm == "free":
-            return torch.zeros(self.config.latents, self.d_out)
-        return _unit_rows(torch.randn(self.config.latents, self.d_out, generator=generator))
+    @torch.no_grad()
+    def randomise_decoder(self, generator: torch.Generator | None = None) -> None:
+        """Give the decoder random unit rows: for the control in which it is frozen."""
+        rows = _unit_rows(torch.randn(self.n_latents, self.d_out, generator=generator))
+        self.w_dec.copy_(rows)
 
     @property
     def is_transcoder(self) -> bool:
@@ -221,7 +226,7 @@ class Coder(nn.Module, ABC):
 
     @torch.no_grad()
     def project_parameters(self) -> None:
-        """After the optimizer's step: bring decoder rows back to unit length."""
+        """After the optimizer's step: bring decoder rows back to unit length (a row that is still zero stays zero)."""
         if self.config.decoder_norm == "unit" and self.w_dec.requires_grad:
             norms = torch.linalg.vector_norm(self.w_dec, dim=1, keepdim=True)
             self.w_dec.div_(norms.clamp_min(torch.finfo(norms.dtype).tiny))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.coders import ARCHITECTURES, Coder, CoderConfig, build_coder
-from shared.coders.base import RMS_EPS
+from shared.coders.base import ENCODER_NORM, RMS_EPS
 from shared.coders.matryoshka import MatryoshkaConfig
 from shared.coders.topk import TopKConfig
 from shared.config import validate
@@ -34,7 +34,7 @@ def make(config: CoderConfig, tied: bool = False, dtype: torch.dtype = torch.flo
         coder.b_dec.normal_(std=0.3, generator=g)
         if coder.w_skip is not None:
             coder.w_skip.normal_(std=0.3, generator=g)
-        if config.decoder_norm == "free":
+        if not tied:
             coder.w_dec.normal_(generator=g)
     coder.project_parameters()  # unit rows to the last bit of this dtype
     return coder
@@ -153,13 +153,17 @@ def test_encode_and_decode_undo_the_normalisation(config: CoderConfig) -> None:
     torch.testing.assert_close(coder.normalise_target(y_hat), coder.decode_normalised(coder.encode_normalised(u), u))
 
 
-def test_an_sae_decoder_starts_as_the_encoder_and_a_free_transcoder_at_zero() -> None:
+def test_an_sae_decoder_starts_as_the_encoder_and_a_transcoder_at_zero() -> None:
     sae = build_coder(TopKConfig(latents=8, k=2), 4, 4, tied=True, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(sae.w_dec, sae.w_enc)
-    assert sae.w_dec.data_ptr() != sae.w_enc.data_ptr()
-    free = build_coder(TopKConfig(latents=16, decoder_norm="free"), 4, 3, tied=False)
-    assert not free.w_dec.any()
-    assert free.is_transcoder
+    torch.testing.assert_close(sae.w_enc, sae.w_dec * ENCODER_NORM)
+    torch.testing.assert_close(sae.w_dec.norm(dim=1), torch.ones(8))
+    transcoder = build_coder(TopKConfig(latents=16), 4, 3, tied=False)
+    assert not transcoder.w_dec.any()
+    transcoder.project_parameters()  # a row of zeros has no direction to keep
+    assert not transcoder.w_dec.any()
+    transcoder.randomise_decoder(torch.Generator().manual_seed(0))
+    torch.testing.assert_close(transcoder.w_dec.norm(dim=1), torch.ones(16))
+    assert transcoder.is_transcoder
     assert not sae.is_transcoder
     with pytest.raises(ValueError, match="one width"):
         build_coder(TopKConfig(latents=16), 4, 3, tied=True)
