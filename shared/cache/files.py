@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,7 +39,7 @@ def write_file(path: Path, parts: Sequence[np.ndarray | bytes]) -> None:
         PipelineError: the disk (or the quota) is full; the temporary file is removed, everything else stays.
     """
     partial = path.with_name(path.name + PARTIAL)
-    try:
+    with explained_full_disk(path, sum(len(part) for part in parts), partial):
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             for part in parts:
@@ -48,11 +49,6 @@ def write_file(path: Path, parts: Sequence[np.ndarray | bytes]) -> None:
         finally:
             os.close(descriptor)
         partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise full_disk(path, sum(len(part) for part in parts)) from error
-        raise
 
 
 def write_all(descriptor: int, data: memoryview) -> None:
@@ -94,12 +90,21 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def full_disk(path: Path, needed: int) -> PipelineError:
-    free = shutil.disk_usage(path.parent).free
-    return PipelineError(
-        f"the disk is full: {path} needs {needed:,} bytes, {free:,} are free. Everything committed before is intact",
-        hint="free some space and run the same command again: it resumes where it stopped",
-    )
+@contextmanager
+def explained_full_disk(path: Path, needed: int, partial: Path | None = None) -> Iterator[None]:
+    """Turns "no space left on device" into a PipelineError with the numbers; removes the partial file on any error."""
+    try:
+        yield
+    except OSError as error:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise PipelineError(
+            f"the disk is full: {path} needs {needed:,} bytes, {free:,} are free. What was committed before is intact",
+            hint="free some space and run the same command again: it resumes where it stopped",
+        ) from error
 
 
 def partial_files(folder: Path) -> Iterator[Path]:

@@ -112,7 +112,8 @@ def verify_cache(path: Path | str, console: Console | None = None) -> VerifyRepo
     shards = [shard for shard in committed_shards(path) if shard < layout.n_shards]
     missing = sorted(set(range(layout.n_shards)) - set(shards))
 
-    problems = [Problem(*item) for item in metadata_problems(path, layout)]
+    # a writer that was stopped while it set the arrays up does so again
+    problems = [Problem(*item) for item in metadata_problems(path, layout)] if finished or shards else []
     if head.get("identity") != identity(head["config"]):
         problems.append(Problem(path / PLAN, f"identity {head.get('identity')}", identity(head["config"])))
     if finished:

@@ -21,6 +21,7 @@ from shared.cache.commits import ChunkFile, CommitRecord, check_sizes, commit_pa
 from shared.cache.files import (
     as_bytes,
     crc32c,
+    explained_full_disk,
     json_bytes,
     partial_files,
     read_json,
@@ -119,7 +120,8 @@ class CacheWriter:
                 if not (path / PLAN).exists():
                     write_json(path / PLAN, plan)
                     sync_folder(path.parent)
-                create_arrays(path, layout)
+                with explained_full_disk(path, layout.bytes_on_disk()):
+                    create_arrays(path, layout)
             if (path / MANIFEST).exists():
                 layout = replace(layout, n_seq=read_json(path / MANIFEST)["n_seq"])
             check_sizes(path, layout, committed_shards(path))

@@ -259,6 +259,19 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, table: TokenTable, acts, monk
     assert contents(tmp_path / "c") == contents(tmp_path / "whole")
 
 
+def test_a_disk_that_is_full_from_the_start(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shared.cache.writer.create_arrays", full)
+        with pytest.raises(PipelineError, match=r"the disk is full: .* needs 119,160 bytes"):
+            begin(tmp_path / "c")
+    assert verify_cache(tmp_path / "c").ok  # nothing was promised
+    begin(tmp_path / "c").close()
+    assert verify_cache(tmp_path / "c").ok
+
+
 def test_wrong_arrays_are_refused(tmp_path: Path, table: TokenTable, acts) -> None:
     cut = {name: getattr(table, name)[:16] for name in ("tokens", "doc_id", "pos_in_doc", "flags")}
     rows = {name: value[:256] for name, value in acts.items()}
