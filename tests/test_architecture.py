@@ -98,12 +98,15 @@ def test_modules_say_what_they_are_for(path: Path) -> None:
     assert not tree.body or ast.get_docstring(tree), f"{name_of(path)} has no docstring"
 
 
+ONE_FILE = "a report is one file: settings, collector, figures, charts and tables"
+LONGER = {f"analyze/reports/{name}.py": ONE_FILE for name in ("correlation", "position", "top_activations")}
+
+
 @pytest.mark.parametrize("path", PYTHON, ids=name_of)
 def test_modules_stay_readable(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= 600, (
-        f"{name_of(path)} has {lines} lines: more than 600 need a reason (and a line here that states it)"
-    )
+    limit = 700 if name_of(path) in LONGER else 600
+    assert lines <= limit, f"{name_of(path)} has {lines} lines: more than 600 need a reason (a line in LONGER)"
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
