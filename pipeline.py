@@ -381,6 +381,9 @@ def demo_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]
     cache = harvested(whole.harvest, console)
     console.info(str(cache))
     console.info(f"2/3 train: {', '.join(DEMO_VARIANTS)}, side by side on one read of the cache")
+    for config in configs:
+        if (config.path / "final" / "config.json").is_file():
+            console.info(f"{config.path}: finished by an earlier demo, used again")
     runs = trained(configs, console, resume=True)
     console.info("3/3 analyze: what did they learn?")
     config = dataclasses.replace(whole.analyze, name=whole.analyze.name or "demo")

@@ -110,6 +110,25 @@ def test_analyze_only(cli: Cli, here: Path) -> None:
     assert "bos_share_top" not in run
 
 
+def test_demo_and_again(cli: Cli, here: Path) -> None:
+    document = cli("demo", "-c", "pipeline.yaml")
+    assert document["harvest"]["shards_written"] == 0, "the cache that is there is used"
+    assert Path(document["report"]).is_file()
+    matryoshka, _, frozen = document["runs"]
+    assert matryoshka["fvu"] < frozen["fvu"]
+    assert matryoshka["fvu"] < matryoshka["fvu_untrained"]
+    before = digest(here / "runs")
+    assert cli("demo", "-c", "pipeline.yaml")["runs"] == document["runs"]
+    assert digest(here / "runs") == before
+
+    assert pipeline.run(["demo", "-c", "pipeline.yaml"]) == 0
+    out, err = cli.capsys.readouterr()
+    assert err.count("finished by an earlier demo, used again") == 3
+    for name, fvu in {"matryoshka": matryoshka["fvu"], "matryoshka, untrained": matryoshka["fvu_untrained"]}.items():
+        assert f"{name:<24}{fvu:>8.4f}" in out
+    assert out.endswith(f"report: {document['report']}\n")
+
+
 def test_status(cli: Cli, here: Path) -> None:
     document = cli("status")
     assert [(cache["name"], cache["complete"]) for cache in document["caches"]] == [("demo", True)]
