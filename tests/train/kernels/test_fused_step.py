@@ -1,0 +1,268 @@
+"""The whole step against the coder's own losses, float64 autograd, torch's Adam and clipping."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from shared.coders import Coder, Codes, build_coder
+from shared.coders.matryoshka import MatryoshkaConfig
+from shared.coders.topk import TopKConfig
+from tests.train.kernels.oracles import relative
+from train.kernels.fused_step import FusedResult, FusedStep
+
+LR = 1e-2
+
+
+def made(config: TopKConfig, d_in: int, d_out: int, tied: bool) -> Coder:
+    """A coder none of whose parameters is zero."""
+    coder = build_coder(config, d_in, d_out, tied=tied, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in coder.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.3)
+    coder.project_parameters()
+    return coder
+
+
+class Reference:
+    """The same coder in float64, trained by autograd as train/step.py does it."""
+
+    def __init__(self, coder: Coder, clip: float | None) -> None:
+        self.coder = copy.deepcopy(coder).cpu().double()
+        self.optimizer = torch.optim.Adam(self.coder.parameters(), lr=LR)
+        self.clip = clip
+
+    def step(self, u: Tensor, t: Tensor, penalise: Callable[[Codes, Coder], Tensor] | None) -> dict[str, float]:
+        u, t, coder = u.double(), t.double(), self.coder
+        codes = coder.encode_normalised(u)
+        terms = coder.losses(u, t, codes)
+        total = sum(terms.values(), start=torch.zeros((), dtype=torch.float64))
+        (total if penalise is None else total + penalise(codes, coder)).backward()
+        coder.project_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(coder.parameters(), float("inf") if self.clip is None else self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        coder.project_parameters()
+        coder.after_step(codes)
+        return {name: value.item() for name, value in terms.items()} | {
+            "norm": norm.item(),
+            "l0": codes.l0().sum().item(),
+        }
+
+
+def compare(step: FusedStep, reference: Reference, tolerance: float, moments: float) -> None:
+    mine, theirs = dict(step.coder.named_parameters()), dict(reference.coder.named_parameters())
+    for name, parameter in mine.items():
+        assert relative(parameter, theirs[name]) < tolerance, name
+        for moment in ("exp_avg", "exp_avg_sq"):
+            found, expected = step.optimizer.state[parameter][moment], reference.optimizer.state[theirs[name]][moment]
+            assert relative(found, expected) < moments, (name, moment)
+    assert torch.equal(step.coder.since_fired.cpu(), reference.coder.since_fired)
+
+
+def rows_for(coder: Coder, n: int, duplicates: bool = False) -> tuple[Tensor, Tensor]:
+    u = torch.randn(n, coder.d_in)
+    if duplicates:
+        u[1:4] = u[0]
+    return u, (u.clone() if coder.tied else torch.randn(n, coder.d_out))
+
+
+def check(result: FusedResult, expected: dict[str, float], n_rows: int) -> None:
+    assert result.reconstruction.item() == pytest.approx(expected["reconstruction"], rel=1e-5)
+    assert (result.aux is None) == ("aux" not in expected)
+    if result.aux is not None:
+        assert result.aux.item() == pytest.approx(expected["aux"], rel=1e-5)
+    assert result.l0.sum().item() == expected["l0"]
+    assert result.squares.shape[0] == n_rows
+
+
+def penalties(codes: Codes, coder: Coder) -> Tensor:
+    """Terms that reach the codes and each parameter."""
+    gram = coder.w_dec @ coder.w_dec.T
+    return (
+        0.3 * codes.values.square().mean() + 0.1 * gram.square().mean() + 0.2 * coder.b_enc.square().sum()
+        + 0.1 * coder.b_dec.pow(3).sum()
+    )  # fmt: skip
+
+
+GROUPS = (2, 6, 3, 3, 2)
+CASES = {
+    "SAE": (TopKConfig(latents=16, k=3), 12, 12, True, 1.0, {}),
+    "SAE, clipped": (TopKConfig(latents=17, k=4), 9, 9, True, 0.05, {"duplicates": True}),
+    "nested transcoder, skip": (MatryoshkaConfig(latents=16, k=3, groups=(4, 12), skip=True), 12, 20, False, 0.1, {}),
+    "five groups, free rows": (
+        MatryoshkaConfig(latents=16, k=3, groups=GROUPS, decoder_norm="free"), 10, 7, False, None, {},
+    ),
+    "AuxK, fewer than dead": (TopKConfig(latents=24, k=2, aux_k=3), 12, 12, True, 0.2, {"dead_after": 6}),
+    "AuxK, all dead": (MatryoshkaConfig(latents=20, k=2, aux_k=30), 8, 10, False, 0.2, {"dead_after": 6}),
+    "penalties": (MatryoshkaConfig(latents=16, k=3, groups=(4, 8, 4)), 8, 10, False, 0.1, {"penalise": penalties}),
+    "penalties and AuxK": (
+        TopKConfig(latents=20, k=2, aux_k=4), 8, 10, False, 0.1, {"penalise": penalties, "dead_after": 6},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=list(CASES))
+def test_three_steps_of_the_reference(device: torch.device, case: str) -> None:
+    config, d_in, d_out, tied, clip, extra = CASES[case]
+    coder = made(config, d_in, d_out, tied)
+    coder.dead_after = extra.get("dead_after")
+    reference = Reference(coder, clip)
+    coder = coder.to(device)
+    optimizer = torch.optim.Adam(coder.parameters(), lr=0.0)
+    step = FusedStep(coder, optimizer, grad_clip=clip, dtype=torch.float32)
+    penalise = extra.get("penalise")
+    dead = 0
+    for n in range(3):
+        u, t = rows_for(coder, 7, extra.get("duplicates", False))
+        dead += int(reference.coder.dead.sum())
+        expected = reference.step(u, t, penalise)
+        mine = None if penalise is None else lambda codes: penalise(codes, coder)
+        result = step.step(u.to(device), t.to(device), LR, penalise=mine, want_norm=n == 1)
+        check(result, expected, 7)
+        if n == 1:
+            assert result.grad_norm.item() == pytest.approx(expected["norm"], rel=1e-5)
+    assert step.finite
+    assert (dead > 0) == ("dead_after" in extra)
+    compare(step, reference, 1e-5, 1e-3)
+
+
+def test_bfloat16_stays_near_the_reference(device: torch.device) -> None:
+    coder = made(MatryoshkaConfig(latents=16, k=3, groups=(4, 8, 4), skip=True), 24, 20, False)
+    reference = Reference(coder, 0.1)
+    coder = coder.to(device)
+    step = FusedStep(coder, torch.optim.Adam(coder.parameters()), grad_clip=0.1, dtype=torch.bfloat16)
+    for _ in range(2):
+        u, t = rows_for(coder, 6)
+        u = u.bfloat16().float()
+        expected = reference.step(u, t, None)
+        result = step.step(u.to(device), t.to(device), LR)
+        assert result.reconstruction.item() == pytest.approx(expected["reconstruction"], rel=1e-2)
+    compare(step, reference, 2e-2, 5e-2)
+    for matrix in (step.w_enc, step.b_enc, step.w_dec):
+        assert matrix.shadow is not None
+        assert relative(matrix.shadow, matrix.weight) < 6e-3  # the update keeps the copies
+
+
+def test_raw_rows_are_normalised_on_the_way(device: torch.device) -> None:
+    coder = made(TopKConfig(latents=16, k=3, input_transform="rms"), 12, 10, False)
+    coder.set_normalisation(torch.randn(12), torch.rand(12), torch.randn(10), torch.rand(10) + 1)
+    twin = copy.deepcopy(coder).to(device)
+    coder = coder.to(device)
+    steps = [FusedStep(c, torch.optim.Adam(c.parameters()), grad_clip=1.0, dtype=torch.float32) for c in (coder, twin)]
+    x, y = torch.randn(5, 12).bfloat16().to(device), torch.randn(5, 10).bfloat16().to(device)
+    steps[0].step_raw(x, y, LR)
+    steps[1].step(twin.normalise_input(x), twin.normalise_target(y), LR)
+    for a, b in zip(coder.parameters(), twin.parameters(), strict=True):
+        assert relative(a, b) < 1e-5
+    assert relative(steps[0].rows[0], twin.normalise_input(x)) < 1e-6
+    assert relative(steps[0].rows[1], twin.normalise_target(y)) < 1e-6
+
+
+def test_either_path_goes_on_where_the_other_stopped(device: torch.device) -> None:
+    coder = made(TopKConfig(latents=16, k=3), 12, 12, True)
+    reference = Reference(coder, None)
+    coder = coder.to(device)
+    optimizer = torch.optim.Adam(coder.parameters(), lr=LR, fused=True)
+    step = FusedStep(coder, optimizer, grad_clip=None, dtype=torch.float32)
+    for n in range(4):
+        u, t = rows_for(coder, 6)
+        reference.step(u, t, None)
+        if n % 2:  # autograd and the same optimizer
+            codes = coder.encode_normalised(u.to(device))
+            sum(coder.losses(u.to(device), t.to(device), codes).values()).backward()  # type: ignore[union-attr]
+            coder.project_gradients()
+            optimizer.step()
+            optimizer.zero_grad()
+            coder.project_parameters()
+            coder.after_step(codes)
+        else:
+            step.step(u.to(device), t.to(device), LR)
+    compare(step, reference, 1e-5, 1e-3)
+    restored = torch.optim.Adam(coder.parameters(), lr=LR, fused=True)
+    restored.load_state_dict(optimizer.state_dict())
+    assert float(restored.state[coder.w_enc]["step"]) == 4
+
+
+def test_codes_of_the_last_step(device: torch.device) -> None:
+    coder = made(TopKConfig(latents=16, k=3), 12, 12, True).to(device)
+    step = FusedStep(coder, torch.optim.Adam(coder.parameters()), grad_clip=1.0, dtype=torch.float32)
+    u, t = rows_for(coder, 6)
+    expected = coder.encode_normalised(u.to(device)).detach().dense()
+    step.step(u.to(device), t.to(device), LR)
+    assert relative(step.codes().dense(), expected) < 1e-6
+
+
+def test_what_is_not_finite_moves_nothing(device: torch.device) -> None:
+    coder = made(TopKConfig(latents=16, k=3), 12, 12, True).to(device)
+    step = FusedStep(coder, torch.optim.Adam(coder.parameters()), grad_clip=1.0, dtype=torch.float32)
+    u, t = rows_for(coder, 4)
+    step.step(u.to(device), t.to(device), LR)
+    before = copy.deepcopy(coder.state_dict())
+    t[2, 3] = float("nan")
+    step.step(u.to(device), t.to(device), LR)
+    assert not step.finite
+    for name, parameter in coder.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_what_the_fused_step_does_not_do(device: torch.device) -> None:
+    coder = made(TopKConfig(latents=16, k=3), 12, 12, True)
+    with pytest.raises(ValueError, match="SGD, not Adam"):
+        FusedStep(coder, torch.optim.SGD(coder.parameters(), lr=0.1), grad_clip=1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="weight_decay"):
+        FusedStep(coder, torch.optim.Adam(coder.parameters(), weight_decay=0.1), grad_clip=1.0)
+    coder.w_dec.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"frozen parameters \(w_dec\)"):
+        FusedStep(coder, torch.optim.Adam([coder.w_enc]), grad_clip=1.0)
+    many = MatryoshkaConfig(latents=17, k=3, groups=(1,) * 17)
+    with pytest.raises(ValueError, match="17 groups, at most 16"):
+        coder = made(many, 12, 12, True)
+        FusedStep(coder, torch.optim.Adam(coder.parameters()), grad_clip=1.0)
+
+
+@pytest.mark.gpu
+def test_a_graph_repeats_the_launches(device: torch.device) -> None:
+    config = MatryoshkaConfig(latents=2048, k=16)
+    coders = [made(config, 256, 384, False).to(device) for _ in range(2)]
+    steps = [
+        FusedStep(c, torch.optim.Adam(c.parameters()), grad_clip=1.0, dtype=torch.bfloat16, graphs=graphs)
+        for c, graphs in zip(coders, (True, False), strict=True)
+    ]
+    for _ in range(12):
+        u, t = (rows.to(device) for rows in rows_for(coders[0], 512))
+        for step in steps:
+            step.step(u, t, LR)
+    for a, b in zip(coders[0].parameters(), coders[1].parameters(), strict=True):
+        assert torch.equal(a, b)  # the same bits: nothing depends on the order in which programs run
+
+
+@pytest.mark.gpu
+def test_five_hundred_steps_end_where_autograd_ends(device: torch.device) -> None:
+    config = MatryoshkaConfig(latents=2048, k=16)
+    coder = build_coder(config, 256, 256, tied=True, generator=torch.Generator().manual_seed(0)).to(device)
+    plain = copy.deepcopy(coder)
+    step = FusedStep(coder, torch.optim.Adam(coder.parameters()), grad_clip=1.0, dtype=torch.bfloat16)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
+    directions = torch.nn.functional.normalize(torch.randn(512, 256, device=device), dim=1)
+    losses = []
+    for _ in range(500):
+        active = torch.rand(1024, 512, device=device) < 16 / 512
+        u = (active * torch.rand(1024, 512, device=device) * 4) @ directions
+        mine = step.step(u, u, 1e-3).reconstruction.item()
+        codes = plain.encode_normalised(u)
+        loss = sum(plain.losses(u, u, codes).values())
+        loss.backward()  # type: ignore[union-attr]
+        plain.project_gradients()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        plain.project_parameters()
+        losses.append((mine, float(loss)))
+    mine, theirs = (sum(values[-50:]) / 50 for values in zip(*losses, strict=True))
+    assert mine == pytest.approx(theirs, rel=0.02)

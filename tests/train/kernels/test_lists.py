@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from train.kernels import lists, select
+
+
+@pytest.mark.parametrize(
+    ("rows", "latents", "k", "over_batch"),
+    [(5, 37, 3, False), (40, 12, 4, False), (33, 9, 9, False), (20, 6, 3, True)],
+)
+def test_each_latent_lists_its_rows_in_order(
+    device: torch.device, rows: int, latents: int, k: int, over_batch: bool, short_segments: int
+) -> None:
+    codes = select.allocate(rows, latents, k, torch.float32, device, over_batch=over_batch)
+    by_latent = lists.allocate(codes)
+    for _ in range(2):  # the second build finds the first one's leavings
+        pre = torch.randn(rows, latents) + torch.linspace(2, -3, latents)  # some latents never fire, some nearly always
+        select.select(pre.to(device), codes)
+        lists.build_lists(codes, by_latent)
+        expected: list[list[tuple[int, int, float]]] = [[] for _ in range(latents)]
+        latent, value = codes.latent.tolist(), codes.value.tolist()
+        for b, (start, count) in enumerate(zip(codes.start.tolist(), codes.count.tolist(), strict=True)):
+            for e in range(start, start + count):
+                expected[latent[e]].append((b, e, value[e]))
+        first = by_latent.first.tolist()
+        columns = (by_latent.row.tolist(), by_latent.entry.tolist(), by_latent.code.tolist())
+        found = [list(zip(*(c[first[f] : first[f + 1]] for c in columns), strict=True)) for f in range(latents)]
+        assert found == expected
+        assert by_latent.fired.tolist() == [len(rows_of) for rows_of in expected]
+        assert by_latent.segment.diff().tolist() == [len(rows_of) // short_segments for rows_of in expected]
