@@ -38,6 +38,8 @@ def short_segments(monkeypatch: pytest.MonkeyPatch) -> int:
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """Where kernels run. Skips where they cannot: no Triton, or one whose interpreter does not know this numpy."""
+    if find_spec("triton") is None:
+        pytest.skip("Triton is not installed (the extra `kernels`)")
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if where.type == "cpu":
         from tests.train.kernels.probe import interpreter_problem

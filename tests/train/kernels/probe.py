@@ -14,7 +14,7 @@ import triton.language as tl
 def _sum_to(n_ptr, out_ptr):  # type: ignore[no-untyped-def]
     n = tl.load(n_ptr)
     total = 0
-    for i in range(0, n):
+    for i in range(n):
         total += i
     tl.store(out_ptr, total)
 

@@ -89,9 +89,7 @@ def test_rows_move_as_adam_moves_them(
         for name, d in (("w_enc", d_in), ("w_dec", d_out))
     }
     inputs = u.to(device).unsqueeze(0)
-    on_device = (
-        {name: g.to(device) for name, g in further.items()} if extras else dict.fromkeys(further)  # fmt: skip
-    )
+    on_device = {name: g.to(device) if extras else None for name, g in further.items()}
     slot = slots.to(device) if extras else None
     for clip, wanted in ((INF, False), (expected.norm / 2, False), (expected.norm * 99, True)):
         state[update.FINITE.value] = 1

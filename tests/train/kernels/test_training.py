@@ -1,0 +1,67 @@
+"""Runs of `train` with the fused step beside runs without it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.coders.matryoshka import MatryoshkaConfig
+from shared.errors import PipelineError
+from shared.runs import open_run
+from tests.synthetic import make_cache
+from tests.train.kernels.oracles import relative
+from train.config import OptimizerConfig, TrainConfig
+from train.data.config import DataConfig
+from train.loop import train
+from train.penalties import PENALTIES
+
+
+def config(folder: Path, device: torch.device, **settings: object) -> TrainConfig:
+    make_cache(folder / "c", n_seq=8, ctx=8, shard_rows=32, sites={"layer_01.resid_mid": 8, "layer_01.mlp_out": 12})
+    return TrainConfig(
+        cache=folder / "c",
+        source="layer_01.resid_mid",
+        target="layer_01.mlp_out",
+        runs=folder / "runs",
+        coder=MatryoshkaConfig(latents=12, k=2, groups=(4, 8)),
+        data=DataConfig(batch_size=8, tokens=40, heldout=0.0),
+        optimizer=OptimizerConfig(lr=1e-2, warmup_steps=1),
+        min_steps=1,
+        log_every=2,
+        checkpoint_every=3,
+        device=device.type,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def test_the_same_run_with_and_without_it(device: torch.device, tmp_path: Path) -> None:
+    penalties = {"decoder_orthogonality": PENALTIES["decoder_orthogonality"].config_class(weight=0.1, every=2)}  # type: ignore[call-arg]
+    base = config(tmp_path, device, penalties=penalties)
+    train([replace(base, name=name, fused=name) for name in ("on", "off")])  # type: ignore[arg-type]
+    on, off = (open_run(tmp_path / "runs" / name) for name in ("on", "off"))
+    for mine, theirs in zip(on.metrics(), off.metrics(), strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine.keys() - {"tokens_per_second", "wait_share"}:
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
+    a, b = on.load_coder().state_dict(), off.load_coder().state_dict()
+    for name in a:
+        assert relative(a[name], b[name]) < 1e-5 or torch.equal(a[name], b[name]), name
+    checkpoints = [run.load_checkpoint(run.checkpoints()[-1]) for run in (on, off)]
+    assert checkpoints[0] is not None
+    assert checkpoints[1] is not None
+    assert {n: (t.shape, t.dtype) for n, t in checkpoints[0].optimizer.items()} == {
+        n: (t.shape, t.dtype) for n, t in checkpoints[1].optimizer.items()
+    }
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, from the interpreter
+def test_a_loss_that_is_not_finite_ends_the_run(device: torch.device, tmp_path: Path) -> None:
+    base = config(tmp_path, device, fused="on", name="bad")
+    base = replace(base, optimizer=OptimizerConfig(lr=1e38, warmup_steps=0, grad_clip=None))
+    with pytest.raises(PipelineError, match="no longer finite") as raised:
+        train([base])
+    assert raised.value.hint is not None
+    assert "train.fused=off" in raised.value.hint
