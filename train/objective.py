@@ -19,7 +19,7 @@ class Terms:
 
     Attributes:
         total: the sum that is differentiated.
-        values: every term by name; a penalty's is unweighted, a coder's own carries its weight already.
+        values: every term by name, detached; a penalty's is unweighted, a coder's own carries its weight already.
         weights: the weight each penalty had in `total`.
     """
 
@@ -47,7 +47,8 @@ class Objective:
         total = sum(values.values(), start=batch.t.new_zeros(()))
         weights: dict[str, float] = {}
         penalties = self.penalise(batch, coder, codes, values, weights)
-        return Terms(total if penalties is None else total + penalties, values, weights)
+        total = total if penalties is None else total + penalties
+        return Terms(total, {name: value.detach() for name, value in values.items()}, weights)
 
     def due(self, step: int) -> bool:
         """Whether any penalty is computed at update number `step`."""

@@ -11,7 +11,7 @@ import torch
 from shared.cache import Cache, open_cache
 from shared.coders import build_coder
 from shared.console import si, size
-from shared.errors import UsageError
+from shared.errors import DataError, UsageError
 from shared.registry import did_you_mean
 from train.config import TrainConfig
 from train.data.stream import StreamPlan, open_stream
@@ -131,6 +131,12 @@ def _group(configs: list[TrainConfig]) -> Group:
                 raise UsageError(
                     f"train.{key}: {cache.path} has no site {site!r}{did_you_mean(site, cache.sites)}",
                     f"sites of this cache: {', '.join(cache.sites)}",
+                )
+            damaged = cache.stats(site).nonfinite
+            if damaged:
+                raise DataError(
+                    f"{damaged:,} rows of {site} in {cache.path} hold an infinity or a NaN: training would stop there",
+                    "harvest with harvest.storage: float32 or another harvest.dtype, or leave the site out",
                 )
         d_in, d_out = cache.sites[config.source].width, cache.sites[config.target_site].width
         with torch.device("meta"):

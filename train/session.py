@@ -194,13 +194,13 @@ def summarise(run: Run, config: TrainConfig) -> RunSummary:
 
 
 def _refuse_other_settings(run: Run, config: TrainConfig, cache: Cache) -> None:
-    lines = differences(_compared(run.config), _compared(to_dict(config)))
+    lines = differences(_compared(run.config), _compared(to_dict(config)), owner="the run")
     identity = run.provenance.get("cache", {}).get("identity")
     if identity != cache.identity:
-        lines.append(f"cache: found {identity}, expected {cache.identity} (of {cache.path})")
+        lines.append(f"cache: the run was trained on {identity}, {cache.path} is {cache.identity}")
     if lines:
         raise DataError(
-            f"run {run.name} was started with other settings (found: the run's; expected: yours):\n" + "\n".join(lines),
+            f"run {run.name} was started with other settings:\n" + "\n".join(lines),
             f"give the run's own settings (-c {run.path / 'config.yaml'}), or train under another --name",
         )
 

@@ -232,25 +232,29 @@ def check_version(path: object, head: Mapping[str, Any]) -> None:
         )
 
 
-def differences(found: Any, expected: Any, where: str = "") -> list[str]:
-    """Every leaf in which two JSON-able values differ, as ``path: found … expected …`` lines in path order."""
+def differences(found: Any, expected: Any, where: str = "", owner: str = "the cache") -> list[str]:
+    """Every leaf in which two JSON-able values differ: ``path: the cache has …, this config has …``, in path order.
+
+    Args:
+        owner: what ``found`` belongs to.
+    """
     if isinstance(found, Mapping) and isinstance(expected, Mapping):
         lines: list[str] = []
         for key in sorted(set(found) | set(expected)):
             path = f"{where}.{key}" if where else str(key)
             if key not in found:
-                lines.append(f"{path}: the cache has none, this config has {json.dumps(expected[key])}")
+                lines.append(f"{path}: {owner} has none, this config has {json.dumps(expected[key])}")
             elif key not in expected:
-                lines.append(f"{path}: the cache has {json.dumps(found[key])}, this config has none")
+                lines.append(f"{path}: {owner} has {json.dumps(found[key])}, this config has none")
             else:
-                lines += differences(found[key], expected[key], path)
+                lines += differences(found[key], expected[key], path, owner)
         return lines
     if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
         return [
             line
             for i, (a, b) in enumerate(zip(found, expected, strict=True))
-            for line in differences(a, b, f"{where}[{i}]")
+            for line in differences(a, b, f"{where}[{i}]", owner)
         ]
     if found == expected and type(found) is type(expected):
         return []
-    return [f"{where}: the cache has {json.dumps(found)}, this config has {json.dumps(expected)}"]
+    return [f"{where}: {owner} has {json.dumps(found)}, this config has {json.dumps(expected)}"]
