@@ -132,7 +132,7 @@ def _nested_decode(
                 lat, val = _load_entries(latent, value, e, ok)
                 w = _load_rows(w_dec, lat, ok, d, inside, D, PRODUCT)
                 part = tl.dot(rounded.to(PRODUCT), tl.trans(w), input_precision="ieee")
-                sofar = tl.load(grad_value + e, mask=ok & (o > 0), other=0.0)
+                sofar = tl.load(grad_value + e, mask=j + k < tl.where(o > 0, n, 0), other=0.0)
                 tl.store(grad_value + e, sofar + scale * _pick_group(part, lat, prefix, G), mask=ok)
             tl.debug_barrier()  # the next slice reads back what this one stored, maybe by another thread
     squared = tl.sum(square, axis=1)

@@ -62,7 +62,7 @@ def _adam(g, w, m, v, hyper):
 
 
 @triton.jit
-def _gather(row, weight, table, low, high, d, inside, D: tl.constexpr, UNROLL: tl.constexpr):
+def _gather(row, weight, table, low, high, d, D: tl.constexpr, UNROLL: tl.constexpr):
     """Σ over list places low … high − 1 of weight · table[row]: one slice of a row."""
     total = tl.zeros(d.shape, tl.float32)
     for p in range(low, high, UNROLL):
@@ -70,7 +70,7 @@ def _gather(row, weight, table, low, high, d, inside, D: tl.constexpr, UNROLL: t
             ok = p + i < high
             b = tl.load(row + p + i, mask=ok, other=0).to(tl.int64)
             c = tl.load(weight + p + i, mask=ok, other=0.0)
-            total += c * tl.load(table + b * D + d, mask=inside & ok, other=0.0).to(tl.float32)
+            total += c * tl.load(table + b * D + d, mask=d < tl.where(ok, D, 0), other=0.0).to(tl.float32)
     return total
 
 
@@ -102,7 +102,7 @@ def _segment_rows(
         own, held = _group_table(table, prefixes, low, B, D, G)
         p = tl.load(first + low) + (s - tl.load(segment + low)) * LENGTH
         d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        total = _gather(row, weight, own, p, tl.where(held, p + LENGTH, p), d, d < D, D, UNROLL)
+        total = _gather(row, weight, own, p, tl.where(held, p + LENGTH, p), d, D, UNROLL)
         tl.store(partial + s.to(tl.int64) * D + d, total, mask=d < D)
 
 
@@ -127,7 +127,7 @@ def _bound_rows(
         tl.store(list_grad + i, g, mask=ok)
         bias += tl.abs(g)
         encoder += tl.abs(g) * tl.load(input_norm + b, mask=ok, other=0.0)
-        decoder += tl.load(code + i, mask=ok, other=0.0) * tl.load(own + b, mask=ok & held, other=0.0)
+        decoder += tl.load(code + i, mask=ok, other=0.0) * tl.load(own + b, mask=i < tl.where(held, high, 0), other=0.0)
     e = tl.sum(encoder)
     o = tl.sum(bias)
     d = tl.sum(decoder) * scale
@@ -173,14 +173,14 @@ def _row_gradient(
     D: tl.constexpr, HAS_EXTRA: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """One slice of a row's gradient."""
-    g = _gather(row, weight, own, low, high, d, inside, D, UNROLL)
+    g = _gather(row, weight, own, low, high, d, D, UNROLL)
     segment = partial + seg_low.to(tl.int64) * D + d
     for _ in range(seg_low, seg_high):
         g += tl.load(segment, mask=inside, other=0.0)
         segment += D
     g *= scale
     if HAS_EXTRA:
-        g += tl.load(extra + tl.maximum(slot, 0).to(tl.int64) * D + d, mask=inside & (slot >= 0), other=0.0)
+        g += tl.load(extra + tl.maximum(slot, 0).to(tl.int64) * D + d, mask=d < tl.where(slot >= 0, D, 0), other=0.0)
     return g
 
 
