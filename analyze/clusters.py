@@ -15,7 +15,8 @@ class Cluster:
     Attributes:
         members: ascending.
         weakest: the pair whose removal splits the cluster first, (i, j, r): the weakest edge of the maximum spanning
-            tree. A cluster is only as good as this edge: chains of good pairs can join latents that have little in common.
+            tree. A cluster is only as good as this edge: chains of good pairs can join latents that have little in
+            common.
     """
 
     members: tuple[int, ...]

@@ -27,7 +27,8 @@ class Geometry:
         near, near_cos: [F, m] the nearest other rows, largest cosine first.
         lowest: [F] the most negative cosine with another row.
         histogram: [BINS] of all pairs i < j, over −1 … 1.
-        close: [P, 2] pairs i < j with |cos| ≥ CLOSE, close_cos: [P]; n_close counts them all, also where P stops at the capacity.
+        close: [P, 2] pairs i < j with |cos| ≥ CLOSE, close_cos: [P]; n_close counts them all, also where P stops at
+            the capacity.
     """
 
     rows: Tensor
@@ -48,7 +49,10 @@ class Geometry:
         """Cosines of pairs [P]."""
         out = np.empty(len(i), np.float32)
         for start in range(0, len(i), 1 << 15):
-            a, b = torch.from_numpy(i[start : start + (1 << 15)]).long(), torch.from_numpy(j[start : start + (1 << 15)]).long()
+            a, b = (
+                torch.from_numpy(i[start : start + (1 << 15)]).long(),
+                torch.from_numpy(j[start : start + (1 << 15)]).long(),
+            )
             out[start : start + (1 << 15)] = (self.rows[a] * self.rows[b]).sum(1).numpy()
         return out
 

@@ -23,7 +23,8 @@ class Keeper:
             of the row), which does not depend on the order of the rows.
         distinct: keep one entry per context.
         context: an entry's context is its token and so many ahead of it; None (only without `distinct`): not looked at.
-        window: (before, after): also keep the latent's activation on that many tokens around; None: values and rows only.
+        window: (before, after): also keep the latent's activation on that many tokens around; None: values and rows
+            only.
 
     Attributes:
         score, row, value, key: [F, K], best first; score 0 where there are fewer entries.
@@ -110,7 +111,8 @@ class Keeper:
     @property
     def kept(self) -> NDArray[np.int64]:
         """Entries kept per latent [F]."""
-        return (self.score > 0).sum(axis=1)
+        kept: NDArray[np.int64] = (self.score > 0).sum(axis=1)
+        return kept
 
     def kept_of(self, latent: int) -> int:
         """Entries kept of one latent."""

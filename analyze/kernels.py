@@ -14,7 +14,8 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, TypeVar
+from itertools import pairwise
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -31,8 +32,8 @@ LINE_ENTRIES = 8
 
 def compiled(function: F) -> F:
     """Compile to machine code that runs without the interpreter's lock; the code is kept on disk between runs."""
-    kernel: F = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    return kernel
+    kernel: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    return cast(F, kernel)
 
 
 @cache
@@ -62,7 +63,7 @@ def over_latents(kernel: Callable[[int, int], object], weight: NDArray[Any]) -> 
         return
     cuts = np.searchsorted(load, total * np.arange(1, pieces) / pieces, side="left") + 1
     bounds = np.unique(np.concatenate([[0], cuts, [n_latents]]).clip(0, n_latents)).tolist()
-    spans = list(zip(bounds[:-1], bounds[1:], strict=True))
+    spans = list(pairwise(bounds))
     if len(spans) == 1:
         kernel(*spans[0])
     else:
@@ -310,9 +311,11 @@ def offer(
     first: int,
     stop: int,
 ) -> None:
-    """Keep, per latent, the K entries with the largest score (ties: the lower row), sorted; with `distinct`, one per key.
+    """Keep, per latent, the K entries with the largest score (ties: the lower row), sorted; with `distinct`, one per
+    key.
 
-    A kept entry owns a payload slot for as long as it is kept; a new entry takes over the slot of the one it drives out.
+    A kept entry owns a payload slot for as long as it is kept; a new entry takes over the slot of the one it drives
+    out.
 
     Args:
         starts: [F + 1]; scores, rows, values, keys: [E] in latent-major order. A score is > 0.
@@ -439,7 +442,8 @@ def shifted_bins(
     first: int,
     stop: int,
 ) -> None:
-    """counts[i, slot[row, b]] += 1 for all replicates b: the bins that a latent's firings fall into after random shifts.
+    """counts[i, slot[row, b]] += 1 for all replicates b: the bins that a latent's firings fall into after random
+    shifts.
 
     Args:
         slot: [R, replicates] b · bins + (bin of the row's shifted position); 65535 in a row that is left out.

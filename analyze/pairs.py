@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -88,7 +89,8 @@ class PairSums:
         """Add rows.
 
         Args:
-            partner: [R] pair latent i of row r with latent j > i of row partner[r], instead of the same row: a permutation
+            partner: [R] pair latent i of row r with latent j > i of row partner[r], instead of the same row: a
+                permutation
                 gives the null in which nothing but chance correlates. The diagonal is then not counted.
         """
         if self.n_rows + codes.n_rows > MAX_ROWS:
@@ -120,7 +122,8 @@ class PairSums:
             begin, length = suffixes(rows, entry, codes.indptr)
         else:
             begin, length = partner_suffixes(starts, rows, partner, codes.indptr, codes.latents)
-        # Latents and values side by side: one cache line then holds both. Row visits, not multiplications, take the time.
+        # Latents and values side by side: one cache line then holds both. Row visits, not multiplications, take the
+        # time.
         pairs = np.empty((len(codes.latents), 2), np.int32)
         pairs[:, 0] = codes.latents
         pairs.view(np.float32)[:, 1] = codes.values
@@ -204,7 +207,8 @@ def exact_float32(a: Tensor, b: Tensor) -> Tensor:
 
 
 class FirstRows:
-    """The codes at position 0, kept whole: attention is causal, so they are a function of one token and mostly identical.
+    """The codes at position 0, kept whole: attention is causal, so they are a function of one token and mostly
+    identical.
 
     Identical rows are stored once with their number. Their pair sums are formed block by block when asked for, so that
     "with position 0" needs no second triangle.
@@ -231,8 +235,8 @@ class FirstRows:
     def codes(self) -> tuple[SparseCodes, NDArray[np.int64]]:
         """(the distinct rows, how often each occurs)."""
         halves = [(key[: len(key) // 2], key[len(key) // 2 :]) for key in self.rows]
-        latents = np.frombuffer(b"".join(a for a, _ in halves), np.int32)
-        values = np.frombuffer(b"".join(b for _, b in halves), np.float32)
+        latents = np.array(memoryview(b"".join(a for a, _ in halves)).cast("i"), np.int32)
+        values = np.array(memoryview(b"".join(b for _, b in halves)).cast("f"), np.float32)
         indptr = np.zeros(len(halves) + 1, np.int64)
         np.cumsum([len(a) // 4 for a, _ in halves], out=indptr[1:])
         return SparseCodes(indptr, latents, values, self.n_latents), np.fromiter(self.rows.values(), np.int64)
@@ -243,7 +247,8 @@ class FirstRows:
         x = codes.csr().astype(np.float64).tocsc()
         fires = x.copy()
         fires.data[:] = 1.0
-        weighted, weighted_fires = x.multiply(times[:, None]).tocsc(), fires.multiply(times[:, None]).tocsc()
+        scale = sp.diags_array(times.astype(np.float64))
+        weighted, weighted_fires = sp.csc_array(scale @ x), sp.csc_array(scale @ fires)
         for block in rest.blocks():
             if x.nnz == 0:
                 yield block
@@ -303,11 +308,10 @@ class Moments:
         """√(N Σz² − (Σz)²): N times the standard deviation."""
         return np.sqrt(np.maximum(self.rows * self.sum_sq - self.sum**2, 0.0))
 
-    def pearson(
-        self, i: NDArray[Any], j: NDArray[Any], sums: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    def pearson(self, i: NDArray[Any], j: NDArray[Any], sums: NDArray[np.float64]) -> NDArray[np.float64]:
         """r of pairs [P] from their Σ z_i z_j; NaN where a latent does not vary."""
         spread = self.spread
         with np.errstate(invalid="ignore", divide="ignore"):
             r = (self.rows * sums - self.sum[i] * self.sum[j]) / (spread[i] * spread[j])
-        return np.clip(r, -1.0, 1.0)
+        clipped: NDArray[np.float64] = np.clip(r, -1.0, 1.0)
+        return clipped

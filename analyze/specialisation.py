@@ -48,7 +48,8 @@ def collisions(labels: NDArray[np.integer]) -> NDArray[np.float64]:
     for column in range(1, m):
         run = np.where(ordered[:, column] == ordered[:, column - 1], run + 1, 0)
         pairs += run
-    return pairs / (m * (m - 1) / 2)
+    share: NDArray[np.float64] = pairs / (m * (m - 1) / 2)
+    return share
 
 
 def concentration(
@@ -73,7 +74,9 @@ def concentration(
     observed = np.where(scored, collisions(labels), np.nan)
     n = len(observed)
     p = np.full(n, np.nan)
-    p[scored] = gamma_upper(observed[scored], np.full(scored.sum(), null.mean()), np.full(scored.sum(), null.var(ddof=1)))
+    p[scored] = gamma_upper(
+        observed[scored], np.full(scored.sum(), null.mean()), np.full(scored.sum(), null.var(ddof=1))
+    )
     q = benjamini_hochberg(p)
     with np.errstate(divide="ignore", invalid="ignore"):
         effective = np.minimum(1 / observed, m)

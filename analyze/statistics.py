@@ -10,7 +10,8 @@ Array = NDArray[np.float64]
 
 
 def benjamini_hochberg(p: NDArray[np.floating]) -> Array:
-    """q-values of the tests p [n] (Benjamini & Hochberg 1995): the smallest false discovery rate at which each is called.
+    """q-values of the tests p [n] (Benjamini & Hochberg 1995): the smallest false discovery rate at which each is
+    called.
 
     NaN stays NaN and is no test.
     """
@@ -79,7 +80,8 @@ def mutual_information(fired: NDArray[np.number], rows: NDArray[np.number]) -> A
 def gamma_upper(value: NDArray[np.floating], null_mean: NDArray[np.floating], null_var: NDArray[np.floating]) -> Array:
     """P(X ≥ value) for the gamma distribution with that mean and variance, elementwise; 1 where the null does not vary.
 
-    A plug-in mutual information under its null is approximately gamma distributed (a scaled χ² when rows are independent;
+    A plug-in mutual information under its null is approximately gamma distributed (a scaled χ² when rows are
+    independent;
     the variance absorbs that firings come in bursts), so a few hundred replicates fix small p-values.
     """
     ok = (null_var > 0) & (null_mean > 0)

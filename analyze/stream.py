@@ -65,15 +65,19 @@ class ShardRows:
     @cached_property
     def first(self) -> NDArray[np.bool_]:
         """Position 0, not padding [R]."""
-        return self.keep & (self.position == 0)
+        rows: NDArray[np.bool_] = self.keep & (self.position == 0)
+        return rows
 
     @cached_property
     def rest(self) -> NDArray[np.bool_]:
         """Every other row that counts [R]."""
-        return self.keep & (self.position != 0)
+        rows: NDArray[np.bool_] = self.keep & (self.position != 0)
+        return rows
 
     def context(self, before: int) -> NDArray[np.uint64]:
-        """A hash of each row's token and the `before` tokens ahead of it in its sequence [R]: equal contexts, equal hash."""
+        """A hash of each row's token and the `before` tokens ahead of it in its sequence [R]: equal contexts, equal
+        hash.
+        """
 
         def make() -> NDArray[np.uint64]:
             mixed = mix(self.tokens.reshape(-1, self.ctx).astype(np.uint64) + np.uint64(1))
@@ -152,7 +156,8 @@ def encode(source: Source, x: Tensor, keep: NDArray[np.bool_]) -> tuple[SparseCo
     step = max(256, ENCODE_BYTES // (4 * coder.n_latents))
     parts, decoded = [], []
     with torch.inference_mode():
-        for piece in x.split(step):
+        for start in range(0, len(x), step):
+            piece = x[start : start + step]
             codes = coder.encode(piece)
             parts.append(codes)
             if source.reconstruct:

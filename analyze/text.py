@@ -11,7 +11,7 @@ from typing import Any
 from shared.cache import Cache
 from shared.errors import DataError
 
-TOKENIZER = "tokenizer/tokenizer.json"
+TOKENIZER = "tokenizer.json"
 
 
 class Vocabulary:
@@ -28,7 +28,7 @@ class Vocabulary:
     @classmethod
     def of(cls, cache: Cache) -> Vocabulary:
         """The tokenizer in the cache's folder; ids where there is none."""
-        path = cache.path / str(cache.manifest.get("tokenizer", TOKENIZER))
+        path = cache.path / str(cache.manifest.get("extra", {}).get("tokenizer", TOKENIZER))
         return cls(path if path.is_file() else None)
 
     @property
@@ -78,13 +78,21 @@ class Vocabulary:
             return bytes([int(raw[3:5], 16)]).decode("utf-8", errors="replace")
         return str(raw).replace("▁", " ")
 
+    def label(self, token: int) -> str:
+        """The piece for a table: without its leading space, and with white space made visible."""
+        piece = self.piece(token)
+        bare = piece.strip(" ") or "␣" * len(piece)
+        return bare.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
+
     def text(self, tokens: Iterable[int]) -> str:
         """The pieces joined."""
         return "".join(self.piece(int(token)) for token in tokens)
 
 
 def _byte_stand_ins() -> dict[str, int]:
-    """GPT-2's map from bytes to printable characters, inverted: printable bytes stand for themselves, the rest follow U+0100."""
+    """GPT-2's map from bytes to printable characters, inverted: printable bytes stand for themselves, the rest follow
+    U+0100.
+    """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from analyze.config import AnalyzeConfig
 from analyze.render.document import SCHEMA, build_document
 from analyze.render.html import write_html
-from analyze.render.latents import write_latents, write_tables
+from analyze.render.latents import write_tables
 from analyze.render.markdown import to_markdown
 from shared.console import Console
 from shared.errors import UsageError
@@ -51,9 +51,7 @@ def write_report(folder: Path, analysed: Sequence[Analysed], config: AnalyzeConf
         below = partial / entry["folder"]
         below.mkdir()
         write_tables(below, one)
-        if one.subject.role == "run" or entry["trained"]:
-            write_latents(below / "latents.jsonl.gz", one)
-    write_html(partial / "index.html", document, analysed, console)
+    write_html(partial, document, analysed, console)
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)

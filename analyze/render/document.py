@@ -20,8 +20,9 @@ SCHEMA_VERSION = 1
 def build_document(analysed: Sequence[Analysed], config: AnalyzeConfig) -> dict[str, Any]:
     """Everything but per-latent data.
 
-    {"schema", "schema_version", "config", "caches": [...], "runs": [{"name", "role", "trained", "folder", "facts",
-    "summary", "reports": {name: {"title", "lead", "figures", "charts", "tables", "data"}}}], "definitions": [[term, text]]}
+    {"schema", "schema_version", "config", "caches": [...], "definitions": [[term, text]], "runs": [{"name",
+    "role", "trained", "folder", "facts", "summary", "reports": {name: {"title", "lead", "figures", "charts", "tables",
+    "data"}}}]}
     """
     caches = {}
     for one in analysed:

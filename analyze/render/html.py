@@ -1,6 +1,7 @@
 """The report as one self-contained page: no server, no network, nothing executed that is not in this repository.
 
-What is per latent is deflated in blocks and inflated by the browser when a latent is opened, so the page stays quick with
+What is per latent is deflated in blocks and inflated by the browser when a latent is opened, so the page stays quick
+with
 tens of thousands of latents. The content security policy names the one script and the one style sheet by their hashes:
 even markup that slipped into the page could neither run nor reach the network.
 """
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
-from analyze.render.latents import round_column
+from analyze.render.latents import LatentsFile, round_column
 from shared.console import Console
 
 if TYPE_CHECKING:
@@ -29,14 +30,16 @@ PANEL_BLOCK = 64
 """Latents in one deflated block of panels."""
 
 
-def write_html(path: Path, document: dict[str, Any], analysed: Sequence[Analysed], console: Console) -> None:
-    """Write the page."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+def write_html(folder: Path, document: dict[str, Any], analysed: Sequence[Analysed], console: Console) -> None:
+    """Write index.html, and each run's latents.jsonl.gz on the way: both say the same of every latent, made once."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     template = environment.from_string((HERE / "report.html.j2").read_text(encoding="utf-8"))
     script = (HERE / "report.js").read_text(encoding="utf-8")
     style = (HERE / "report.css").read_text(encoding="utf-8")
     tokens: dict[int, str] = {}
-    with path.open("w", encoding="utf-8") as file:
+    with (folder / "index.html").open("w", encoding="utf-8") as file:
         # A generator: the blocks of one run at a time are in memory, not the whole page.
         stream = template.generate(
             script=Markup(script),
@@ -44,13 +47,13 @@ def write_html(path: Path, document: dict[str, Any], analysed: Sequence[Analysed
             script_hash=_hash(script),
             style_hash=_hash(style),
             document=_json(document),
-            blocks=_blocks(document, analysed, tokens, console),
+            blocks=_blocks(folder, document, analysed, tokens, console),
         )
         file.writelines(stream)
 
 
 def _blocks(
-    document: dict[str, Any], analysed: Sequence[Analysed], tokens: dict[int, str], console: Console
+    folder: Path, document: dict[str, Any], analysed: Sequence[Analysed], tokens: dict[int, str], console: Console
 ) -> Any:
     """(id, deflated JSON in base64) of every lazily read block; the vocabulary, which the others fill, comes last."""
     total = sum(one.subject.n_latents for one in analysed if one.facts["trained"])
@@ -72,11 +75,17 @@ def _blocks(
                 for column in result.columns
             ]
             yield f"columns-{r}", deflated({"n": one.subject.n_latents, "columns": columns})
-            for start in range(0, one.subject.n_latents, PANEL_BLOCK):
-                stop = min(start + PANEL_BLOCK, one.subject.n_latents)
-                yield f"panels-{r}-{start // PANEL_BLOCK}", deflated([_panels(one, i, tokens) for i in range(start, stop)])
-                progress.advance(stop - start)
-    yield "vocabulary", deflated(tokens)
+            with LatentsFile(folder / document["runs"][r]["folder"] / "latents.jsonl.gz", one) as file:
+                for start in range(0, one.subject.n_latents, PANEL_BLOCK):
+                    block = []
+                    for latent in range(start, min(start + PANEL_BLOCK, one.subject.n_latents)):
+                        panels = _panels(one, latent, tokens)
+                        file.write(latent, panels)
+                        block.append(panels)
+                    yield f"panels-{r}-{start // PANEL_BLOCK}", deflated(block)
+                    progress.advance(len(block))
+    special = {token for one in analysed for token in one.subject.vocabulary.special}
+    yield "vocabulary", deflated({"pieces": tokens, "special": sorted(special & tokens.keys())})
 
 
 def _panels(one: Analysed, latent: int, tokens: dict[int, str]) -> list[Any]:

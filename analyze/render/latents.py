@@ -22,54 +22,65 @@ def write_tables(folder: Path, one: Analysed) -> None:
 
     for result in one.results.values():
         for name, columns in result.tables_on_disk.items():
-            arrays = {key: values.astype(object) if values.dtype.kind == "U" else values for key, values in columns.items()}
+            arrays = {
+                key: values.astype(object) if values.dtype.kind == "U" else values for key, values in columns.items()
+            }
             pq.write_table(pa.table(arrays), folder / f"{name}.parquet", compression="zstd")
 
 
-def write_latents(path: Path, one: Analysed) -> None:
-    """{"latent", "columns": {key: value}, "panels": {report: blocks}} for each latent, examples spelt out as text."""
-    piece = one.subject.vocabulary.piece
-    with gzip.open(path, "wt", encoding="utf-8", compresslevel=4) as file:
-        for latent in range(one.subject.n_latents):
-            columns = {
-                column.key: plain(column.values[latent])
-                for result in one.results.values()
-                for column in result.columns
-            }
-            panels = {
-                name: [_spelt(block, piece) for block in result.panel(latent)]
-                for name, result in one.results.items()
-                if result.panel is not None
-            }
-            json.dump({"latent": latent, "columns": columns, "panels": panels}, file, ensure_ascii=False)
-            file.write("\n")
+class LatentsFile:
+    """latents.jsonl.gz: {"latent", "columns": {key: value}, "panels": {report: blocks}} per line, examples spelt
+    out.
+    """
 
+    def __init__(self, path: Path, one: Analysed) -> None:
+        self.file = gzip.GzipFile(path, "wb", compresslevel=3, mtime=0)
+        self.piece = one.subject.vocabulary.piece
+        self.columns = [
+            (column.key, plain(column.values)) for result in one.results.values() for column in result.columns
+        ]
 
-def _spelt(block: dict[str, Any], piece: Any) -> dict[str, Any]:
-    """A panel block with its examples as objects with text."""
-    if block["type"] != "examples":
-        return block
-    groups = []
-    for group in block["groups"]:
-        items = []
-        for value, sequence, position, document, peak, tokens, heat in group["items"]:
-            pieces = [piece(token) for token in tokens]
-            items.append(
-                {
-                    "value": value,
-                    "sequence": sequence,
-                    "position": position,
-                    "document": document,
-                    "token": pieces[peak],
-                    "token_id": tokens[peak],
-                    "text": "".join(pieces),
-                    "peak": peak,
-                    "tokens": pieces,
-                    "activations": [round(h / 99 * block["max"], 4) for h in heat] if heat else [],
-                }
-            )
-        groups.append({"title": group["title"], "items": items})
-    return {"type": "examples", "max": block["max"], "groups": groups}
+    def __enter__(self) -> LatentsFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, latent: int, panels: list[dict[str, Any]]) -> None:
+        """Add the next latent."""
+        by_report: dict[str, list[dict[str, Any]]] = {}
+        for block in panels:
+            by_report.setdefault(block["report"], []).append(self._spelt(block))
+        columns = {key: values[latent] for key, values in self.columns}
+        line = json.dumps({"latent": latent, "columns": columns, "panels": by_report}, ensure_ascii=False)
+        self.file.write(line.encode() + b"\n")
+
+    def _spelt(self, block: dict[str, Any]) -> dict[str, Any]:
+        """A panel block with its examples as objects with text."""
+        spelt = {key: value for key, value in block.items() if key != "report"}
+        if block["type"] == "examples":
+            spelt["groups"] = [
+                {"title": group["title"], "items": [self._example(item, block["max"]) for item in group["items"]]}
+                for group in block["groups"]
+            ]
+        return spelt
+
+    def _example(self, item: list[Any], largest: float) -> dict[str, Any]:
+        value, sequence, position, document, peak, tokens, heat = item
+        pieces = [self.piece(token) for token in tokens]
+        scale = largest / 99
+        return {
+            "value": value,
+            "sequence": sequence,
+            "position": position,
+            "document": document,
+            "peak": peak,
+            "token": pieces[peak],
+            "token_id": tokens[peak],
+            "text": "".join(pieces),
+            "tokens": pieces,
+            "activations": [round(h * scale, 4) if h else 0 for h in heat] if heat else [],
+        }
 
 
 def round_column(values: Any) -> list[Any]:

@@ -34,7 +34,7 @@
     if (value === null || value === undefined) return "–";
     if (format === "percent") return `${Number((100 * value).toPrecision(3))}%`;
     if (format === "flag") return value ? "yes" : "no";
-    if (format === "text") return String(value);
+    if (format === "text") return String(value).replace(/\r\n|\r|\n/g, "↵").replace(/\t/g, "⇥");
     return significant(value);
   }
 
@@ -107,7 +107,7 @@
     const names = typeof spec.x[0] === "string";
     const n = Math.max(...spec.series.map((s) => s.y.length));
     const edges = kind === "bars" && !names && spec.x.length === n + 1;
-    let low = spec.log_y ? 10 ** Math.floor(Math.log10(Math.min(...values))) : Math.min(0, ...values);
+    let low = spec.log_y ? 10 ** (Math.floor(Math.log10(Math.min(...values))) - 0.35) : Math.min(0, ...values);
     let high = Math.max(...values);
     if (spec.log_y) high = 10 ** Math.ceil(Math.log10(high) + 1e-9);
     if (spec.log_y && high / low < 10) low = high / 10;
@@ -118,12 +118,12 @@
     const x0 = names ? 0 : spec.x[0], x1 = names ? n : spec.x[spec.x.length - 1];
     const fx = (v) => LEFT + ((v - x0) / (x1 - x0 || 1)) * (right - LEFT);
     const yTicks = [];
-    if (spec.log_y) for (let p = Math.round(Math.log10(low)); p <= Math.round(Math.log10(high)); p += Math.max(1, Math.ceil(Math.log10(high / low) / 6))) yTicks.push(10 ** p);
+    if (spec.log_y) for (let p = Math.ceil(Math.log10(low)); p <= Math.round(Math.log10(high)); p += Math.max(1, Math.ceil(Math.log10(high / low) / 6))) yTicks.push(10 ** p);
     else yTicks.push(...ticks(low, high, 5));
     for (const t of yTicks) svg.append(el("line", { class: "grid", x1: LEFT, x2: right, y1: fy(t), y2: fy(t) }), el("text", { x: LEFT - 6, y: fy(t) + 4, "text-anchor": "end" }, tickLabel(t)));
     svg.append(el("line", { class: "axis", x1: LEFT, x2: right, y1: bottom, y2: bottom }));
     if (names) {
-      const every = Math.ceil(n / 14);
+      const every = Math.max(1, Math.ceil((Math.max(...spec.x.map((name) => name.length)) * 6.4 + 8) * n / (right - LEFT)));
       spec.x.forEach((name, i) => { if (i % every === 0) svg.append(el("text", { x: fx(i + 0.5), y: bottom + 14, "text-anchor": "middle" }, name)); });
     } else for (const t of ticks(x0, x1, 7)) svg.append(el("text", { x: fx(t), y: bottom + 14, "text-anchor": "middle" }, tickLabel(t)));
     svg.append(el("text", { x: (LEFT + right) / 2, y: height - 8, "text-anchor": "middle" }, spec.x_label), el("text", { x: 12, y: (TOP + bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 12 ${(TOP + bottom) / 2})` }, spec.y_label));
@@ -347,8 +347,8 @@
     if (special) return [el("span", { class: "ws" }, piece)];
     const out = [];
     for (const part of piece.split(/(\r\n|\n|\r|\t)/)) {
-      if (part === "\n" || part === "\r\n" || part === "\r") out.push(el("span", { class: "ws" }, "↵"), "\n");
-      else if (part === "\t") out.push(el("span", { class: "ws" }, "⇥"), "\t");
+      if (part === "\n" || part === "\r\n" || part === "\r") out.push(el("span", { class: "ws" }, "↵"), el("wbr"));
+      else if (part === "\t") out.push(el("span", { class: "ws" }, "⇥"));
       else if (part) out.push(part);
     }
     return out;
@@ -356,11 +356,11 @@
   function example(item, max, vocabulary, silent) {
     const [value, sequence, position, documentId, peak, tokens, heat] = item;
     const text = el("div", { class: "ctx" }, tokens.map((token, i) => {
-      const piece = vocabulary[token] === undefined ? `<${token}>` : vocabulary[token];
-      const special = /^<[^<>\s]+>$/.test(piece);
+      const piece = vocabulary.pieces[token] === undefined ? `<${token}>` : vocabulary.pieces[token];
+      const special = vocabulary.special.includes(token);
       const h = heat ? heat[i] : 0;
       const node = el("span", { class: `t${i === peak ? (silent ? " quiet" : " peak") : ""}${special ? " special" : ""}`, title: h ? `${piece}: ${significant((h / 99) * max)}` : null }, spell(piece, special));
-      if (h) node.style.backgroundColor = `rgba(var(--heat), ${(0.08 + 0.62 * (h / 99)).toFixed(3)})`;
+      if (h) { node.classList.add("hot"); node.style.setProperty("--h", (h / 99).toFixed(3)); }
       return node;
     }));
     return el("div", { class: "example" }, el("div", { class: "act" }, silent ? "0" : significant(value)), text, el("div", { class: "where" }, `sequence ${grouped.format(sequence)} · position ${position}${position === 0 ? " (BOS)" : ""} · document ${grouped.format(documentId)}`));
@@ -384,11 +384,12 @@
     const [data, found, vocabulary] = await Promise.all([block(`columns-${r}`), panelOf(r, latent), block("vocabulary")]);
     if (!data || latent < 0 || latent >= data.n || state.latent !== latent || state.run !== r) return;
     const step = (by) => { if (current && current.run === r) current.step(by); else go("latents", r, Math.max(0, Math.min(data.n - 1, latent + by))); };
-    const facts = data.columns.map((c) => el("div", {}, el("dt", {}, c.label, why(c.definition)), el("dd", {}, c.values[latent] === "" ? "–" : show(c.values[latent], c.format))));
+    const fact = (c) => el("div", {}, el("dt", {}, c.label, why(c.definition)), el("dd", {}, c.values[latent] === "" ? "–" : show(c.values[latent], c.format)));
     const examples = found.filter((b) => b.type === "examples"), rest = found.filter((b) => b.type !== "examples");
     panel.replaceChildren(
       el("div", { class: "panel-head" }, el("h2", {}, `Latent ${latent} `, el("span", { class: "badge" }, runs[r].name)), el("button", { type: "button", class: "optional", onclick: () => step(-1), "aria-label": "Previous latent" }, "↑"), el("button", { type: "button", class: "optional", onclick: () => step(1), "aria-label": "Next latent" }, "↓"), el("button", { type: "button", id: "panel-close", onclick: closePanel, "aria-label": "Close" }, "✕")),
-      el("dl", { class: "facts" }, facts),
+      el("dl", { class: "facts" }, data.columns.filter((c) => c.shown).map(fact)),
+      el("details", {}, el("summary", { class: "note" }, "more figures"), el("dl", { class: "facts" }, data.columns.filter((c) => !c.shown).map(fact))),
       ...(found.length ? [] : [el("p", { class: "note" }, "This latent never fired on these rows.")]),
       el("div", { class: "pair" }, rest.filter((b) => b.type === "chart").map((b) => panelBlock(b, r, vocabulary))),
       ...examples.flatMap((b) => panelBlock(b, r, vocabulary)).flat(2),

@@ -10,7 +10,6 @@ reach r ≈ 1 over all rows. The main figures therefore leave position 0 out, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -18,14 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyze.clusters import Cluster, clusters
-from analyze.kernels import scan_pairs
+from analyze.correlated import BINS, PairTable, Scan, null_sample, scan, sorted_top_correlation
 from analyze.keep import Keeper
-from analyze.pairs import FirstRows, Moments, PairBlock, PairSums
+from analyze.pairs import FirstRows, Moments, PairSums
 from analyze.reports.base import Report, ReportConfig, Subject
 from analyze.result import Chart, Column, Figure, ReportResult, Series, Table, TableColumn
-from analyze.stream import StreamBatch, mix
-
-BINS = 100
+from analyze.stream import StreamBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,58 +58,6 @@ class CorrelationConfig(ReportConfig):
             raise ValueError(f"threshold is an |r| between 0 and 1, not {self.threshold}")
         if min(self.min_fired, self.min_both, self.neighbours, self.max_pairs) < 1 or self.sorted_top < 2:
             raise ValueError("min_fired, min_both, neighbours and max_pairs are at least 1, sorted_top at least 2")
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What one pass over a triangle of pair sums finds.
-
-    Attributes:
-        n_above: pairs beyond the threshold; pairs [P, 2] and r [P] hold the first max_pairs of them.
-        histogram: [BINS] of r over −1 … 1; n_pairs of them were scored.
-        near, near_r: [F, m] most correlated latents, r = −2 where there are fewer.
-    """
-
-    n_above: int
-    pairs: NDArray[np.int32]
-    r: NDArray[np.float64]
-    histogram: NDArray[np.int64]
-    near: NDArray[np.int32]
-    near_r: NDArray[np.float32]
-
-    @property
-    def n_pairs(self) -> int:
-        return int(self.histogram.sum())
-
-
-def scan(blocks: Iterable[PairBlock], moments: Moments, config: CorrelationConfig, neighbours: int) -> Scan:
-    """r of all pairs, block by block."""
-    n_latents = len(moments.n)
-    histogram = np.zeros(BINS, np.int64)
-    near_r = np.full((n_latents, neighbours), -2.0, np.float32)
-    near = np.full((n_latents, neighbours), -1, np.int32)
-    pairs, r, total, room = [], [], 0, config.max_pairs
-    spread = moments.spread
-    for block in blocks:
-        capacity = min(room, 1 << 16)
-        while True:
-            found_pairs, found_r = np.empty((capacity, 2), np.int32), np.empty(capacity)
-            # A second try starts from the same state; only the capacity differs.
-            state = histogram.copy(), near_r.copy(), near.copy()
-            found = scan_pairs(
-                block.sums, block.counts, block.first, float(moments.rows), moments.n, moments.sum, spread,
-                config.min_fired, config.min_both, config.threshold, state[0], found_pairs, found_r, state[1], state[2],
-            )  # fmt: skip
-            if found <= capacity or capacity == room:
-                break
-            capacity = min(room, found)
-        histogram, near_r, near = state
-        total += found
-        listed = min(found, capacity)
-        room -= listed
-        pairs.append(found_pairs[:listed])
-        r.append(found_r[:listed])
-    return Scan(total, np.concatenate(pairs), np.concatenate(r), histogram, near, near_r)
 
 
 class Correlation(Report[CorrelationConfig]):
@@ -164,112 +109,9 @@ class Correlation(Report[CorrelationConfig]):
         rest = scan(self.pairs.blocks(), self.rest, config, config.neighbours)
         with_bos = scan(self.first_rows.with_rest(self.pairs), everything, config, 1)
         null = scan(self.null.blocks(), self.null_moments(), config, 1)
-        table = PairTable.of(self, rest)
+        table = PairTable.of(rest, self.pairs, self.first_rows, self.rest, self.first, self.subject.geometry, config)
         found = clusters(table.ids[table.duplicate], table.r[table.duplicate], self.subject.n_latents)
         return _result(self, rest, with_bos, null, table, found)
-
-
-def null_sample(n_latents: int, limit: int) -> NDArray[np.int32]:
-    """At most `limit` latents, ascending, the same ones in every process."""
-    if n_latents <= limit:
-        return np.arange(n_latents, dtype=np.int32)
-    order = np.argsort(mix(np.arange(n_latents, dtype=np.uint64)))
-    return np.sort(order[:limit]).astype(np.int32)
-
-
-@dataclass(frozen=True)
-class PairTable:
-    """Every pair worth naming: |r| above the threshold, or decoder rows (anti)parallel; all arrays [P], position 0 left out
-    but for r_with_bos.
-    """
-
-    ids: NDArray[np.int32]
-    r: NDArray[np.float64]
-    r_with_bos: NDArray[np.float64]
-    both: NDArray[np.int64]
-    jaccard: NDArray[np.float64]
-    p_j_given_i: NDArray[np.float64]
-    p_i_given_j: NDArray[np.float64]
-    cos: NDArray[np.float32]
-    kind: NDArray[np.str_]
-    duplicate: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, report: Correlation, rest: Scan) -> PairTable:
-        """Kinds (cos is the decoder's):
-
-        structural      r above the threshold, cos ≥ cos_structural: two copies of one direction
-        functional      r above the threshold, cos below that: different directions that always come together
-        anticorrelated  r below −threshold
-        split           cos ≥ cos_duplicate, |r| < split_r: one direction shared out between latents
-        antipodal       cos ≤ −cos_duplicate
-        parallel        cos ≥ cos_duplicate and neither a split nor above the threshold
-        """
-        config, n = report.config, report.rest.n
-        geometry = report.subject.geometry
-        scored = n[geometry.close].min(axis=1, initial=np.iinfo(np.int64).max) >= config.min_fired
-        close = geometry.close[scored & (np.abs(geometry.close_cos) >= config.cos_duplicate)]
-        size = np.int64(report.subject.n_latents)
-        keys = np.unique(np.concatenate([pairs[:, 0] * size + pairs[:, 1] for pairs in (rest.pairs, close)]))
-        ids = np.stack([keys // size, keys % size], axis=1).astype(np.int32)
-        i, j = ids[:, 0], ids[:, 1]
-        sums, both = report.pairs.lookup(i, j)
-        r = report.rest.pearson(i, j, sums)
-        first_sums, _ = report.first_rows.lookup(i, j)
-        r_with_bos = (report.rest + report.first).pearson(i, j, sums + first_sums)
-        cos = geometry.cosine(i, j)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            jaccard = both / (n[i] + n[j] - both)
-            p_j, p_i = both / n[i], both / n[j]
-        above = (np.abs(r) > config.threshold) & (both >= config.min_both)
-        kind = np.select(
-            [
-                above & (r < 0),
-                above & (cos >= config.cos_structural),
-                above,
-                cos <= -config.cos_duplicate,
-                np.abs(r) < config.split_r,
-            ],
-            ["anticorrelated", "structural", "functional", "antipodal", "split"],
-            "parallel",
-        )
-        duplicate = (above & (r >= config.threshold)) | (
-            (cos >= config.cos_duplicate) & (jaccard >= config.jaccard_duplicate) & (both >= config.min_both)
-        )
-        return cls(ids, r, r_with_bos, both, jaccard, p_j, p_i, cos, kind, duplicate)
-
-    def columns(self, fired: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """For Parquet, strongest first."""
-        order = np.argsort(-np.abs(self.r), kind="stable")
-        i, j = self.ids[order, 0], self.ids[order, 1]
-        return {
-            "i": i,
-            "j": j,
-            "kind": self.kind[order],
-            "duplicate": self.duplicate[order],
-            "r": self.r[order],
-            "r_with_bos": self.r_with_bos[order],
-            "decoder_cosine": self.cos[order],
-            "fired_i": fired[i],
-            "fired_j": fired[j],
-            "fired_both": self.both[order],
-            "jaccard": self.jaccard[order],
-            "p_j_given_i": self.p_j_given_i[order],
-            "p_i_given_j": self.p_i_given_j[order],
-        }
-
-
-def sorted_top_correlation(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """ "Correlation" of each pair of latents' sorted top values [m, t]: what makes unrelated latents look alike.
-
-    Two descending lists of three numbers correlate highly whatever they are: the null of independent exponentials has a
-    median of 0.956.
-    """
-    centred = values - values.mean(axis=1, keepdims=True)
-    norm = np.linalg.norm(centred, axis=1)
-    unit = centred[norm > 0] / norm[norm > 0][:, None]
-    r: NDArray[np.float64] = (unit @ unit.T)[np.triu_indices(len(unit), 1)]
-    return r
 
 
 def _result(
@@ -292,7 +134,8 @@ def _result(
             "n_pairs_above",
             f"pairs with |r| > {theta}",
             rest.n_above,
-            f"Pairs of latents whose token-aligned activations correlate beyond {theta} (each fires on ≥ {config.min_fired} "
+            f"Pairs of latents whose token-aligned activations correlate beyond {theta} (each fires on ≥ "
+            f"{config.min_fired} "
             f"rows, both together on ≥ {config.min_both}).",
             "integer",
             with_bos=with_bos.n_above,
@@ -312,7 +155,8 @@ def _result(
             "n_in_clusters",
             "latents in duplicate clusters",
             len(in_cluster),
-            f"Latents with at least one duplicate: r ≥ {theta}, or decoder cosine ≥ {config.cos_duplicate:g} and Jaccard ≥ "
+            f"Latents with at least one duplicate: r ≥ {theta}, or decoder cosine ≥ {config.cos_duplicate:g} and "
+            f"Jaccard ≥ "
             f"{config.jaccard_duplicate:g}. Without position 0.",
             "integer",
             better="lower",
@@ -374,7 +218,9 @@ def _mean(values: NDArray[np.floating]) -> float | None:
     return float(np.nanmean(values)) if np.isfinite(values).any() else None
 
 
-def _lead(rest: Scan, with_bos: Scan, only_bos: int, theta: str, found: list[Cluster], members: int, scored: int) -> str:
+def _lead(
+    rest: Scan, with_bos: Scan, only_bos: int, theta: str, found: list[Cluster], members: int, scored: int
+) -> str:
     first = (
         f"Without position 0, {rest.n_above:,} of {rest.n_pairs:,} pairs of latents correlate beyond {theta}; with it, "
         f"{with_bos.n_above:,} would"
@@ -396,7 +242,8 @@ def _histogram(rest: Scan, with_bos: Scan, null: Scan, config: CorrelationConfig
     return Chart(
         "r_histogram",
         "Correlation of all pairs of latents",
-        "Share of pairs by r (log scale). Shuffled: rows of one latent of each pair permuted, so that only chance correlates.",
+        "Share of pairs by r (log scale). Shuffled: rows of one latent of each pair permuted, so that only chance "
+        "correlates.",
         np.linspace(-1, 1, BINS + 1).round(4).tolist(),
         [
             Series("with position 0", share(with_bos), "with_bos"),
@@ -426,14 +273,17 @@ def _sorted_chart(observed: NDArray[np.float64], null: NDArray[np.float64], conf
 
     def share(values: NDArray[np.float64]) -> list[float]:
         counts = np.histogram(values, edges)[0]
-        return (counts / max(1, counts.sum())).tolist()
+        shares: list[float] = (counts / max(1, counts.sum())).tolist()
+        return shares
 
     medians = [f"{np.median(v):.3f}" if len(v) else "–" for v in (observed, null)]
     return Chart(
         "sorted_top",
         f"Not a correlation: sorted top-{config.sorted_top} values",
-        f'Older reports of "0.92–0.99 correlation" correlated each latent\'s {config.sorted_top} largest activations after '
-        f"sorting them. Sorted lists always agree: the median here is {medians[0]}, and {medians[1]} for independent random "
+        f'Older reports of "0.92–0.99 correlation" correlated each latent\'s {config.sorted_top} largest activations '
+        f"after "
+        f"sorting them. Sorted lists always agree: the median here is {medians[0]}, and {medians[1]} for independent "
+        f"random "
         "numbers. It says nothing about latents; it is shown so that old figures can be understood.",
         edges.round(4).tolist(),
         [
@@ -457,7 +307,8 @@ def _cluster_table(report: Correlation, found: list[Cluster]) -> Table:
     return Table(
         "clusters",
         "Duplicate clusters",
-        "Latents joined by duplicate pairs. The weakest link is the edge that holds the cluster together; the lowest r of any "
+        "Latents joined by duplicate pairs. The weakest link is the edge that holds the cluster together; the lowest "
+        "r of any "
         "two members shows whether it is one thing or a chain.",
         [
             TableColumn("cluster", "integer"),
@@ -475,11 +326,23 @@ def _cluster_table(report: Correlation, found: list[Cluster]) -> Table:
 def _pair_table(table: PairTable, fired: NDArray[np.int64]) -> Table:
     columns = table.columns(fired)
     listed = 500
-    keys = ("i", "j", "kind", "r", "r_with_bos", "decoder_cosine", "fired_both", "jaccard", "p_j_given_i", "p_i_given_j")
+    keys = (
+        "i",
+        "j",
+        "kind",
+        "r",
+        "r_with_bos",
+        "decoder_cosine",
+        "fired_both",
+        "jaccard",
+        "p_j_given_i",
+        "p_i_given_j",
+    )
     return Table(
         "pairs",
         "Pairs",
-        "Correlated pairs and pairs with (anti)parallel decoder rows, strongest r first, all figures without position 0 unless "
+        "Correlated pairs and pairs with (anti)parallel decoder rows, strongest r first, all figures without "
+        "position 0 unless "
         "they say otherwise.",
         [
             TableColumn("i", "latent"),
@@ -565,8 +428,13 @@ def _panel(report: Correlation, rest: Scan, found: list[Cluster], in_cluster: di
                     "type": "table",
                     "title": "Fires together with",
                     "note": "without position 0",
-                    "columns": [["latent", "latent"], ["r", "number"], ["Jaccard", "number"], ["P(it | this)", "number"],
-                                ["decoder cosine", "number"]],
+                    "columns": [
+                        ["latent", "latent"],
+                        ["r", "number"],
+                        ["Jaccard", "number"],
+                        ["P(it | this)", "number"],
+                        ["decoder cosine", "number"],
+                    ],
                     "rows": rows,
                 }
             )  # fmt: skip
@@ -577,26 +445,32 @@ def _panel(report: Correlation, rest: Scan, found: list[Cluster], in_cluster: di
 
 def _definitions(config: CorrelationConfig) -> list[tuple[str, str]]:
     return [
-        ("Pearson r", "Correlation of two latents' activations over the same tokens, zeros included, from exact float64 sums."),
+        ("Pearson r", "Correlation of two latents' activations over the same tokens, zeros included, from exact "
+        "float64 sums."),
         (
             "Without position 0",
-            "The first row of every sequence is left out: attention is causal, so the model's state there is one constant vector, "
+            "The first row of every sequence is left out: attention is causal, so the model's state there is one "
+            "constant vector, "
             "and every copy of it would count as evidence.",
         ),
         (
             "Shuffled null",
-            "The rows of one latent of each pair are permuted within each shard (position 0 left out). What remains is chance.",
+            "The rows of one latent of each pair are permuted within each shard (position 0 left out). What remains "
+            "is chance.",
         ),
         ("Jaccard", "Rows on which both fire, divided by rows on which at least one does."),
         (
             "Kinds of pairs",
             f"structural: r > {config.threshold:g} and decoder cosine ≥ {config.cos_structural:g}. functional: r > "
-            f"{config.threshold:g}, cosine below that. split: cosine ≥ {config.cos_duplicate:g}, |r| < {config.split_r:g}. antipodal: "
-            f"cosine ≤ −{config.cos_duplicate:g}. parallel: cosine ≥ {config.cos_duplicate:g}, r in between. anticorrelated: r < "
+            f"{config.threshold:g}, cosine below that. split: cosine ≥ {config.cos_duplicate:g}, |r| < "
+            f"{config.split_r:g}. antipodal: "
+            f"cosine ≤ −{config.cos_duplicate:g}. parallel: cosine ≥ {config.cos_duplicate:g}, r in between. "
+            f"anticorrelated: r < "
             f"−{config.threshold:g}.",
         ),
         (
             "Duplicate",
-            f"r ≥ {config.threshold:g}, or decoder cosine ≥ {config.cos_duplicate:g} and Jaccard ≥ {config.jaccard_duplicate:g}.",
+            f"r ≥ {config.threshold:g}, or decoder cosine ≥ {config.cos_duplicate:g} and Jaccard ≥ "
+            f"{config.jaccard_duplicate:g}.",
         ),
     ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -152,7 +153,8 @@ def _result(report: Global) -> ReportResult:
             "fvu",
             "FVU",
             report.fvu,
-            "Fraction of variance unexplained, Σ‖y − ŷ‖² / Σ‖y − ȳ‖², ȳ the mean of the cache's rows. The mean alone scores 1.",
+            "Fraction of variance unexplained, Σ‖y − ŷ‖² / Σ‖y − ȳ‖², ȳ the mean of the cache's rows. The mean alone "
+            "scores 1.",
             with_bos=report.fvu_with_bos,
             null=1.0,
             better="lower",
@@ -205,15 +207,19 @@ def _result(report: Global) -> ReportResult:
     groups = _groups(report, fired_rest)
     kind = "transcoder" if subject.coder.is_transcoder else "SAE"
     lead = (
-        f"This {subject.coder.config.architecture} {kind} leaves {_percent(report.fvu)} of the variance unexplained with "
-        f"{l0:.1f} active latents per row, position 0 left out ({_percent(report.fvu_with_bos)} with it). {dead_rest:,} of {n:,} "
+        f"This {subject.coder.config.architecture} {kind} leaves {_percent(report.fvu)} of the variance unexplained "
+        f"with "
+        f"{l0:.1f} active latents per row, position 0 left out ({_percent(report.fvu_with_bos)} with it). "
+        f"{dead_rest:,} of {n:,} "
         f"latents never fired on {rows_rest:,} rows, {dense:,} fire on more than {config.dense_above:.0%} of them."
         if l0 is not None
         else "No row was seen."
     )
     columns = [
         Column("cosine", "nearest cosine", "Largest cosine of its decoder row with another.", max_cos, shown=False),
-        Column("norm", "decoder norm", "Length of its decoder row.", np.linalg.norm(subject.w_dec, axis=1), shown=False),
+        Column(
+            "norm", "decoder norm", "Length of its decoder row.", np.linalg.norm(subject.w_dec, axis=1), shown=False
+        ),
     ]
     if alignment is not None:
         columns.append(
@@ -221,7 +227,9 @@ def _result(report: Global) -> ReportResult:
         )
     if len(report.prefixes) > 1:
         group = np.searchsorted(report.prefixes, np.arange(n), side="right") + 1
-        columns.insert(0, Column("group", "group", "Nested group of the dictionary, 1 is the innermost.", group, "integer"))
+        columns.insert(
+            0, Column("group", "group", "Nested group of the dictionary, 1 is the innermost.", group, "integer")
+        )
     return ReportResult(
         "global",
         report.title,
@@ -246,11 +254,15 @@ def _result(report: Global) -> ReportResult:
         definitions=[
             (
                 "FVU",
-                "Σ‖y − ŷ‖² / Σ‖y − ȳ‖² in float64, ȳ per dimension from the training cache: the mean of its rows without position 0 "
+                "Σ‖y − ŷ‖² / Σ‖y − ȳ‖² in float64, ȳ per dimension from the training cache: the mean of its rows "
+                "without position 0 "
                 "for the figure without, of all rows for the figure with.",
             ),
             ("Dead", "A latent that never fired on the rows of this report. Few rows make many latents look dead."),
-            ("Untrained control", "The same coder as the run's, as it was before the first training step, on the same rows."),
+            (
+                "Untrained control",
+                "The same coder as the run's, as it was before the first training step, on the same rows.",
+            ),
             ("Random directions", "The null of cosines: as many random unit vectors in as many dimensions."),
         ],
     )
@@ -283,7 +295,7 @@ def _groups(report: Global, fired: NDArray[np.int64]) -> Table | None:
     rows = max(1, int(report.rows[1:].sum()))
     variance = report.variance_rest[1:].sum()
     listed = []
-    for g, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for g, (low, high) in enumerate(pairwise(bounds)):
         part = fired[low:high]
         listed.append(
             [
@@ -347,7 +359,8 @@ def _charts(
         Chart(
             "max_cosine",
             "Nearest decoder neighbour",
-            "Each latent's largest decoder cosine with another one. Null: as many random directions in as many dimensions.",
+            "Each latent's largest decoder cosine with another one. Null: as many random directions in as many "
+            "dimensions.",
             edges.round(3).tolist(),
             [
                 Series("latents", _shares(max_cos, edges)),
@@ -397,7 +410,8 @@ def _l0_bars(distribution: NDArray[np.int64]) -> tuple[list[float], list[int]]:
 
 def _shares(values: NDArray[Any], edges: NDArray[np.float64]) -> list[float]:
     counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
-    return (counts / max(1, counts.sum())).tolist()
+    shares: list[float] = (counts / max(1, counts.sum())).tolist()
+    return shares
 
 
 def _panel(subject: Subject) -> Any:

@@ -14,25 +14,13 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from analyze.kernels import by_bin, over_latents, shifted_bins
 from analyze.keep import Keeper
+from analyze.kernels import by_bin, over_latents, shifted_bins
+from analyze.positions import LEFT_OUT, PositionScores, coarse_bins, profile_bins, score, shift_slots
 from analyze.reports.base import Report, ReportConfig, Subject
 from analyze.result import Chart, Column, Figure, ReportResult, Series, Table, TableColumn
 from analyze.sparse import SparseCodes
-from analyze.statistics import (
-    benjamini_hochberg,
-    binomial_upper,
-    gamma_upper,
-    kl_to_base,
-    mutual_information,
-    spearman_rows,
-)
 from analyze.stream import ShardRows, StreamBatch
-
-PROFILE_BINS = 1020
-"""Positions after 0 are told apart one by one up to this many, above that in so many equal bins (a multiple of ten)."""
-
-LEFT_OUT = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,21 +52,6 @@ class PositionConfig(ReportConfig):
             raise ValueError("bins and shifts are at least 2, top and min_fired at least 1")
         if self.shifts * (self.bins + 1) >= LEFT_OUT:
             raise ValueError(f"shifts · (bins + 1) must stay below {LEFT_OUT}")
-
-
-def profile_bins(ctx: int) -> NDArray[np.int32]:
-    """Bin of each position [ctx]: 0 for position 0, then one bin for each position, or PROFILE_BINS equal ones."""
-    after = np.arange(ctx - 1, dtype=np.int64)
-    if ctx - 1 > PROFILE_BINS:
-        after = after * PROFILE_BINS // (ctx - 1)
-    return np.concatenate([[0], after + 1]).astype(np.int32)
-
-
-def coarse_bins(n_profile: int, bins: int) -> NDArray[np.int32]:
-    """Bin of each profile bin [n_profile]: 0 for position 0, then `bins` equal ones (as many as there are positions)."""
-    after = np.arange(n_profile - 1, dtype=np.int64)
-    bins = min(bins, max(1, n_profile - 1))
-    return np.concatenate([[0], after * bins // max(1, n_profile - 1) + 1]).astype(np.int32)
 
 
 class Position(Report[PositionConfig]):
@@ -119,7 +92,9 @@ class Position(Report[PositionConfig]):
         self.top_distinct.add(codes, rows)
 
     def _shift(self, codes: SparseCodes, rows: ShardRows) -> None:
-        """Count the firings of `shifts` replicates, in each of which every sequence is rotated by its own random amount."""
+        """Count the firings of `shifts` replicates, in each of which every sequence is rotated by its own random
+        amount.
+        """
         starts, local, _ = codes.by_latent
         to_bin, shifts = self.coarse_of[self.profile_of], self.config.shifts
         for skip, counts in ((1, self.shifted), (0, self.shifted_all)):
@@ -147,143 +122,6 @@ class Position(Report[PositionConfig]):
         return _result(self, score(self))
 
 
-def shift_slots(
-    rows: ShardRows,
-    shifts: int,
-    skip: int,
-    to_bin: NDArray[np.int32],
-    n_bins: int,
-    rng: np.random.Generator,
-) -> NDArray[np.uint16]:
-    """For each row and replicate, replicate · n_bins + the bin that the row's position is rotated into [R, shifts].
-
-    Every sequence is rotated by its own uniform amount, over its kept positions from `skip` on (1 leaves position 0 out).
-
-    Args:
-        to_bin: [ctx] bin of each position, counted from 0 for position 0; with skip 1 the bins are counted from 1.
-    """
-    keep = rows.keep.reshape(-1, rows.ctx)
-    length = keep.sum(axis=1) - skip
-    shift = rng.integers(0, np.maximum(length, 1)[:, None], (len(length), shifts))
-    position = np.arange(rows.ctx)
-    inside = keep & (position >= skip)
-    rank = np.where(inside, position - skip, 0)
-    rotated = (rank[:, :, None] + shift[:, None, :]) % np.maximum(length, 1)[:, None, None] + skip
-    slot = (to_bin[np.minimum(rotated, rows.ctx - 1)] - skip + np.arange(shifts) * n_bins).astype(np.uint16)
-    slot[~inside] = LEFT_OUT
-    return slot.reshape(len(rows), shifts)
-
-
-@dataclass(frozen=True)
-class PositionScores:
-    """Per latent, all [F]; NaN where not scored.
-
-    Attributes:
-        scored: fires on ≥ min_fired rows. scored_rest: the same, position 0 left out.
-        share, enrichment, p, q: position 0: share of firings, (n_i0/n_i)/(N_0/N), exact binomial test, corrected.
-        bos: BOS-biased. top, top_distinct: share of its top activations at position 0, raw and without repeats.
-        kl, kl_all: bits from the base rate, position 0 left out and counted in.
-        mi, mi_all: mutual information with position beyond the circular shifts' mean; mi_q corrected.
-        biggest: share of its firings after position 0 in its fullest bin, and which bin (1 …).
-        biased: position-biased. spearman, spearman_all: ρ of mean activation with position.
-    """
-
-    scored: NDArray[np.bool_]
-    scored_rest: NDArray[np.bool_]
-    share: NDArray[np.float64]
-    enrichment: NDArray[np.float64]
-    p: NDArray[np.float64]
-    q: NDArray[np.float64]
-    bos: NDArray[np.bool_]
-    top: NDArray[np.float64]
-    top_distinct: NDArray[np.float64]
-    kl: NDArray[np.float64]
-    kl_all: NDArray[np.float64]
-    mi: NDArray[np.float64]
-    mi_all: NDArray[np.float64]
-    mi_q: NDArray[np.float64]
-    biggest: NDArray[np.float64]
-    biggest_bin: NDArray[np.int64]
-    biased: NDArray[np.bool_]
-    spearman: NDArray[np.float64]
-    spearman_all: NDArray[np.float64]
-    bins: NDArray[np.int64]
-    bin_rows: NDArray[np.int64]
-
-
-def score(report: Position) -> PositionScores:
-    """Every measure and test."""
-    config, n_bins = report.config, report.n_bins
-    bins = np.zeros((len(report.counts), n_bins), np.int64)
-    bin_rows = np.zeros(n_bins, np.int64)
-    for b in range(n_bins):
-        bins[:, b] = report.counts[:, report.coarse_of == b].sum(axis=1)
-        bin_rows[b] = report.rows[report.coarse_of == b].sum()
-    n, total = bins.sum(axis=1), max(1, int(bin_rows.sum()))
-    rest, rest_total = bins[:, 1:], max(1, int(bin_rows[1:].sum()))
-    n_rest = rest.sum(axis=1)
-    scored, scored_rest = n >= config.min_fired, n_rest >= config.min_fired
-
-    def only(mask: NDArray[np.bool_], values: NDArray[np.floating]) -> NDArray[np.float64]:
-        return np.where(mask, values, np.nan)
-
-    base = bin_rows[0] / total
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = only(scored, bins[:, 0] / n)
-        enrichment = share / base if base > 0 else np.full(len(n), np.nan)
-        biggest = only(scored_rest, rest.max(axis=1) / n_rest)
-        mean, mean_rest = report.sums / report.rows, report.sums[:, 1:] / report.rows[1:]
-    p = only(scored, binomial_upper(bins[:, 0], n, base))
-    q = benjamini_hochberg(p)
-    mi, mi_p = _excess(rest, bin_rows[1:], report.shifted, config.shifts)
-    mi_all, _ = _excess(bins, bin_rows, report.shifted_all, config.shifts)
-    mi_q = benjamini_hochberg(only(scored_rest, mi_p))
-    return PositionScores(
-        scored,
-        scored_rest,
-        share,
-        enrichment,
-        p,
-        q,
-        (q < config.q) & (share > config.bos_share) & (enrichment > config.bos_enrichment),
-        _first_share(report.top, report.subject.n_positions),
-        _first_share(report.top_distinct, report.subject.n_positions),
-        only(scored_rest, kl_to_base(rest, bin_rows[1:] / rest_total)),
-        only(scored, kl_to_base(bins, bin_rows / total)),
-        only(scored_rest, mi),
-        only(scored, mi_all),
-        mi_q,
-        biggest,
-        rest.argmax(axis=1) + 1,
-        (mi_q < config.q) & (biggest > config.bin_share),
-        only(scored_rest, spearman_rows(mean_rest[:, report.rows[1:] > 0])),
-        only(scored, spearman_rows(mean[:, report.rows > 0])),
-        bins,
-        bin_rows,
-    )
-
-
-def _excess(
-    bins: NDArray[np.int64], bin_rows: NDArray[np.int64], shifted: NDArray[np.int32], shifts: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(mutual information minus the mean of its circular shifts, p) per latent."""
-    observed = mutual_information(bins, bin_rows)
-    mean, var = np.empty(len(bins)), np.empty(len(bins))
-    for start in range(0, len(bins), 512):
-        part = shifted[start : start + 512].reshape(-1, shifts, bins.shape[1])
-        # A rotation of a padded sequence can put more firings into a bin than rows lie there.
-        null = mutual_information(np.minimum(part, bin_rows), bin_rows)
-        mean[start : start + 512], var[start : start + 512] = null.mean(axis=1), null.var(axis=1, ddof=1)
-    return observed - mean, gamma_upper(observed, mean, var)
-
-
-def _first_share(keeper: Keeper, ctx: int) -> NDArray[np.float64]:
-    kept = keeper.kept
-    at_first = ((keeper.row % ctx == 0) & (keeper.score > 0)).sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        return np.where(kept > 0, at_first / kept, np.nan)
-
-
 def _result(report: Position, s: PositionScores) -> ReportResult:
     config, ctx = report.config, report.subject.n_positions
     base = float(s.bin_rows[0] / max(1, s.bin_rows.sum()))
@@ -304,7 +142,8 @@ def _result(report: Position, s: PositionScores) -> ReportResult:
             "bos_share_top_distinct",
             "the same, identical contexts once",
             top_distinct,
-            f"As before, with each context (the peak token and the {config.context} ahead of it) counted once per latent.",
+            f"As before, with each context (the peak token and the {config.context} ahead of it) counted once per "
+            f"latent.",
             "percent",
             null=base,
             better="lower",
@@ -313,7 +152,8 @@ def _result(report: Position, s: PositionScores) -> ReportResult:
             "n_bos_biased",
             "BOS-biased latents",
             int(s.bos.sum()),
-            f"Latents with > {config.bos_share:.0%} of their firings at position 0, > {config.bos_enrichment:g} times the base rate, "
+            f"Latents with > {config.bos_share:.0%} of their firings at position 0, > {config.bos_enrichment:g} "
+            f"times the base rate, "
             f"exact binomial test with q < {config.q:g}.",
             "integer",
             better="lower",
@@ -322,7 +162,8 @@ def _result(report: Position, s: PositionScores) -> ReportResult:
             "n_position_biased",
             "position-biased latents",
             int(s.biased.sum()),
-            f"Latents with > {config.bin_share:.0%} of their firings after position 0 in one of {report.n_bins - 1} equal bins, mutual "
+            f"Latents with > {config.bin_share:.0%} of their firings after position 0 in one of {report.n_bins - 1} "
+            f"equal bins, mutual "
             f"information beyond circular shifts with q < {config.q:g}. Position 0 plays no part.",
             "integer",
             better="lower",
@@ -331,7 +172,8 @@ def _result(report: Position, s: PositionScores) -> ReportResult:
             "mi_excess",
             "mean information about position (bits)",
             _mean(s.mi),
-            f"Mutual information of firing and position bin, minus the mean of {config.shifts} circular shifts within sequences.",
+            f"Mutual information of firing and position bin, minus the mean of {config.shifts} circular shifts "
+            f"within sequences.",
             with_bos=_mean(s.mi_all),
             null=0.0,
             better="lower",
@@ -342,8 +184,8 @@ def _result(report: Position, s: PositionScores) -> ReportResult:
     lead = (
         f"{percent} of the top activations lie at position 0, which holds {100 * base:.1f}% of the rows"
         + (f" ({100 * top_distinct:.1f}% once identical contexts count once)" if top_distinct is not None else "")
-        + f". {int(s.bos.sum()):,} of {int(s.scored.sum()):,} scored latents are locked to position 0, {int(s.biased.sum()):,} to "
-        f"another stretch of the sequence; {low:,} fire too rarely to be scored."
+        + f". {int(s.bos.sum()):,} of {int(s.scored.sum()):,} scored latents are locked to position 0, "
+        f"{int(s.biased.sum()):,} to another stretch of the sequence; {low:,} fire too rarely to be scored."
     )
     verdict = _verdicts(s, alive_counts=s.bins.sum(axis=1))
     return ReportResult(
@@ -473,11 +315,12 @@ def _charts(report: Position, s: PositionScores) -> list[Chart]:
     with np.errstate(invalid="ignore", divide="ignore"):
         per_row = np.where(report.rows > 0, total / report.rows, np.nan)
     positions = np.array([np.flatnonzero(report.profile_of == b)[0] for b in range(report.n_profile)])
-    return [
+    charts = [
         Chart(
             "firing_share",
             "Where latents fire",
-            "Mean over latents of the share of their firings in each stretch of the sequence; position 0 is a bin of its own. "
+            "Mean over latents of the share of their firings in each stretch of the sequence; position 0 is a bin of "
+            "its own. "
             "A latent without preference follows the rows.",
             names,
             [
@@ -490,7 +333,8 @@ def _charts(report: Position, s: PositionScores) -> list[Chart]:
         Chart(
             "bos_share_top",
             f"Position 0 among each latent's top {report.config.top}",
-            "How many latents have what share of their top activations at position 0. All rows at position 0 carry the same "
+            "How many latents have what share of their top activations at position 0. All rows at position 0 carry "
+            "the same "
             "vector, so repeats inflate the raw share.",
             edges.round(3).tolist(),
             [
@@ -501,17 +345,23 @@ def _charts(report: Position, s: PositionScores) -> list[Chart]:
             "latents",
             log_y=True,
         ),
-        Chart(
-            "firings_by_position",
-            "Active latents by position",
-            "Mean number of latents that fire on a row at each position.",
-            positions.tolist(),
-            [Series("active latents per row", per_row.tolist())],
-            "position in the sequence",
-            "active latents",
-            kind="lines",
-        ),
     ]
+    if np.nanmax(per_row, initial=0) > 1.02 * np.nanmin(
+        per_row, initial=np.inf
+    ):  # TopK fires the same number everywhere
+        charts.append(
+            Chart(
+                "firings_by_position",
+                "Active latents by position",
+                "Mean number of latents that fire on a row at each position.",
+                positions.tolist(),
+                [Series("active latents per row", per_row.tolist())],
+                "position in the sequence",
+                "active latents",
+                kind="lines",
+            )
+        )
+    return charts
 
 
 def _tables(s: PositionScores) -> list[Table]:
@@ -605,19 +455,34 @@ def _definitions(config: PositionConfig) -> list[tuple[str, str]]:
     return [
         (
             "BOS bias",
-            f"Position 0 is over-represented: share of firings > {config.bos_share:.0%}, enrichment (n_i0/n_i)/(N_0/N) > "
-            f"{config.bos_enrichment:g}, and an exact binomial test against the base rate N_0/N with Benjamini–Hochberg q < {config.q:g}.",
+            f"Position 0 is over-represented: share of firings > {config.bos_share:.0%}, enrichment "
+            f"(n_i0/n_i)/(N_0/N) > "
+            f"{config.bos_enrichment:g}, and an exact binomial test against the base rate N_0/N with "
+            f"Benjamini–Hochberg q < {config.q:g}.",
         ),
         (
             "Position bias",
-            f"Position 0 left out: more than {config.bin_share:.0%} of the firings in one of {config.bins} equal bins, and mutual "
-            f"information beyond {config.shifts} circular shifts within sequences (gamma fitted to the shifts, q < {config.q:g}).",
+            f"Position 0 left out: more than {config.bin_share:.0%} of the firings in one of {config.bins} equal "
+            f"bins, and mutual "
+            f"information beyond {config.shifts} circular shifts within sequences (gamma fitted to the shifts, q < "
+            f"{config.q:g}).",
         ),
-        ("Circular shift", "Every sequence is rotated by its own random amount: bursts stay, the link to position goes."),
-        ("KL", "Kullback–Leibler divergence of a latent's firings over bins from the rows', Miller–Madow corrected, in bits."),
-        ("Not scored", f"Latents that fire on fewer than {config.min_fired} rows: any figure of theirs would be noise."),
+        (
+            "Circular shift",
+            "Every sequence is rotated by its own random amount: bursts stay, the link to position goes.",
+        ),
+        (
+            "KL",
+            "Kullback–Leibler divergence of a latent's firings over bins from the rows', Miller–Madow corrected, in "
+            "bits.",
+        ),
+        (
+            "Not scored",
+            f"Latents that fire on fewer than {config.min_fired} rows: any figure of theirs would be noise.",
+        ),
         (
             "Identical contexts",
-            f"The same peak token with the same {config.context} tokens ahead of it. They repeat in any corpus, always at position 0.",
+            f"The same peak token with the same {config.context} tokens ahead of it. They repeat in any corpus, "
+            f"always at position 0.",
         ),
     ]

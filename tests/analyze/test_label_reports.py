@@ -63,8 +63,7 @@ def cache(tree: Hierarchy, tmp_path_factory: pytest.TempPathFactory) -> Cache:
         path, n_seq, CTX, acts={SITE: acts.reshape(n_seq * CTX, -1)}, shard_rows=2000,
         table=TokenTable(tokens, doc_id, position, flags),
     )  # fmt: skip
-    (path / "tokenizer").mkdir()
-    write_tokenizer(path / "tokenizer" / "tokenizer.json")
+    write_tokenizer(path / "tokenizer.json")
     return made
 
 

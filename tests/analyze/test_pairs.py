@@ -1,0 +1,183 @@
+"""Pair sums against dense float64 algebra."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import analyze.pairs
+from analyze.pairs import FirstRows, Moments, PairSums
+from analyze.sparse import SparseCodes
+from shared.coders import Codes
+
+
+def dense(rows: int, n_latents: int, rate: float, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random((rows, n_latents)) < rate, rng.exponential(1.0, (rows, n_latents)) + 0.1, 0).astype(
+        np.float32
+    )
+
+
+def triangle(pairs: PairSums) -> tuple[np.ndarray, np.ndarray]:
+    n = pairs.n_latents
+    sums, counts = np.zeros((n, n)), np.zeros((n, n))
+    for block in pairs.blocks():
+        sums[block.first : block.stop, block.first :] = block.sums
+        counts[block.first : block.stop, block.first :] = block.counts
+    return np.triu(sums), np.triu(counts)
+
+
+def expected(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    x, fires = z.astype(np.float64), (z > 0).astype(np.float64)
+    return np.triu(x.T @ x), np.triu(fires.T @ fires)
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize(("n_latents", "rate"), [(700, 0.03), (1030, 0.002), (3, 0.5), (1, 1.0)])
+def test_sums_and_counts_are_exact(n_latents: int, rate: float, tiles: bool) -> None:
+    """Both ways of adding (into a buffer, directly), several blocks, several batches, empty rows."""
+    z = dense(600, n_latents, rate)
+    z[5:9] = 0
+    pairs = PairSums(n_latents, tiles=tiles)
+    for part in np.array_split(z, 3):
+        pairs.add(SparseCodes.from_dense(part))
+    sums, counts = triangle(pairs)
+    want_sums, want_counts = expected(z)
+    # float64 sums of float32 values; the tiles' products are float32
+    np.testing.assert_allclose(sums, want_sums, rtol=1e-5 if tiles else 1e-12)
+    np.testing.assert_array_equal(counts, want_counts)
+
+
+def test_flushing_often_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = dense(400, 120, 0.1)
+    monkeypatch.setattr(analyze.pairs, "BUFFER_ENTRIES", 50)
+    often = PairSums(120)
+    for part in np.array_split(z, 40):
+        often.add(SparseCodes.from_dense(part))
+    np.testing.assert_allclose(triangle(often)[0], expected(z)[0], rtol=1e-12)
+
+
+def test_merge_is_the_same_as_seeing_all_rows() -> None:
+    z = dense(500, 90, 0.1)
+    whole, a, b = PairSums(90), PairSums(90), PairSums(90)
+    whole.add(SparseCodes.from_dense(z))
+    a.add(SparseCodes.from_dense(z[:200]))
+    b.add(SparseCodes.from_dense(z[200:]))
+    a.merge(b)
+    assert a.n_rows == whole.n_rows == 500
+    np.testing.assert_allclose(triangle(a)[0], triangle(whole)[0], rtol=1e-13)
+    np.testing.assert_array_equal(triangle(a)[1], triangle(whole)[1])
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_a_partner_pairs_other_rows(tiles: bool) -> None:
+    z = dense(300, 80, 0.1)
+    shuffle = np.random.default_rng(1).permutation(300)
+    pairs = PairSums(80, tiles=tiles)
+    pairs.add(SparseCodes.from_dense(z), shuffle)
+    x = z.astype(np.float64)
+    np.testing.assert_allclose(triangle(pairs)[0], np.triu(x.T @ x[shuffle], 1), rtol=1e-5 if tiles else 1e-12)
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_lookup(tiles: bool) -> None:
+    z = dense(300, 600, 0.05)
+    pairs = PairSums(600, tiles=tiles)
+    pairs.add(SparseCodes.from_dense(z))
+    rng = np.random.default_rng(2)
+    i, j = rng.integers(0, 600, (2, 200))
+    sums, counts = pairs.lookup(i, j)
+    x = z.astype(np.float64)
+    np.testing.assert_allclose(sums, (x[:, i] * x[:, j]).sum(axis=0), rtol=1e-5 if tiles else 1e-12)
+    np.testing.assert_array_equal(counts, ((x[:, i] > 0) & (x[:, j] > 0)).sum(axis=0))
+
+
+def test_rows_at_position_0_are_kept_once_and_counted() -> None:
+    z = dense(40, 600, 0.02)
+    first = np.concatenate([z[:3]] * 5 + [z[3:5], np.zeros((2, 600), np.float32)])
+    rows = FirstRows(600)
+    rows.add(SparseCodes.from_dense(first[:9]))
+    other = FirstRows(600)
+    other.add(SparseCodes.from_dense(first[9:]))
+    rows.merge(other)
+    assert (len(rows.rows), rows.n_rows) == (6, 19)
+    rest = PairSums(600)
+    rest.add(SparseCodes.from_dense(z))
+    sums, counts = np.zeros((600, 600)), np.zeros((600, 600))
+    for block in rows.with_rest(rest):
+        sums[block.first : block.stop, block.first :] = block.sums
+        counts[block.first : block.stop, block.first :] = block.counts
+    want = expected(np.concatenate([z, first]))
+    np.testing.assert_allclose(np.triu(sums), want[0], rtol=1e-12)
+    np.testing.assert_array_equal(np.triu(counts), want[1])
+    i, j = np.random.default_rng(3).integers(0, 600, (2, 50))
+    x = first.astype(np.float64)
+    np.testing.assert_allclose(rows.lookup(i, j)[0], (x[:, i] * x[:, j]).sum(axis=0), rtol=1e-12)
+
+
+def test_pearson_survives_a_large_mean() -> None:
+    """A constant large activation on nearly every row: the case in which float32 sums would be noise."""
+    rng = np.random.default_rng(0)
+    z = (1000 + rng.standard_normal((4000, 3))).astype(np.float32)
+    z[:, 1] = z[:, 0] + 0.5 * rng.standard_normal(4000).astype(np.float32)
+    codes = SparseCodes.from_dense(z)
+    moments, pairs = Moments(3), PairSums(3)
+    moments.add(codes, 4000)
+    pairs.add(codes)
+    i, j = np.triu_indices(3, 1)
+    r = moments.pearson(i, j, pairs.lookup(i, j)[0])
+    np.testing.assert_allclose(r, np.corrcoef(z.astype(np.float64).T)[i, j], atol=1e-6)
+
+
+def test_moments_of_rows_that_do_not_fire_count() -> None:
+    z = dense(100, 20, 0.2)
+    moments = Moments(20)
+    moments.add(SparseCodes.from_dense(z), 100)
+    x = z.astype(np.float64)
+    np.testing.assert_allclose(moments.spread, 100 * x.std(axis=0), rtol=1e-9)
+    assert moments.rows == 100
+
+
+def test_codes_of_any_order_become_sorted_rows() -> None:
+    values = torch.tensor([[0.5, 0.0, 2.0], [1.0, 3.0, 0.25], [0.0, 0.0, 0.0]])
+    latents = torch.tensor([[7, 7, 1], [4, 0, 9], [2, 2, 2]])
+    codes = SparseCodes.from_parts([Codes(values, latents, 10), Codes(values[:1], latents[:1], 10)], 10)
+    assert codes.indptr.tolist() == [0, 2, 5, 5, 7]
+    assert codes.latents.tolist() == [1, 7, 0, 4, 9, 1, 7]
+    assert codes.values.tolist() == [2.0, 0.5, 3.0, 1.0, 0.25, 2.0, 0.5]
+    starts, rows, entry = codes.by_latent
+    assert starts.tolist() == [0, 1, 3, 3, 3, 4, 4, 4, 6, 6, 7]
+    assert rows.tolist() == [1, 0, 3, 1, 0, 3, 1]
+    np.testing.assert_array_equal(codes.latents[entry], np.repeat(np.arange(10), np.diff(starts)))
+    kept = SparseCodes.from_parts([Codes(values, latents, 10)], 10, np.array([False, True, True]))
+    assert kept.l0.tolist() == [0, 3, 0]
+
+
+def test_rows_and_columns_of_codes() -> None:
+    z = dense(60, 30, 0.2)
+    codes = SparseCodes.from_dense(z)
+    mask = np.arange(60) % 3 == 1
+    np.testing.assert_array_equal(codes.rows(mask).csr().toarray(), z[mask])
+    new = np.full(30, -1, np.int32)
+    new[[2, 5, 29]] = [0, 1, 2]
+    np.testing.assert_array_equal(codes.columns(new, 3).csr().toarray(), z[:, [2, 5, 29]])
+    np.testing.assert_array_equal(
+        SparseCodes.stack([codes, codes.rows(mask)]).csr().toarray(), np.concatenate([z, z[mask]])
+    )
+
+
+def test_counts_refuse_to_overflow() -> None:
+    pairs = PairSums(2)
+    pairs.n_rows = analyze.pairs.MAX_ROWS
+    with pytest.raises(OverflowError, match="at most"):
+        pairs.add(SparseCodes.from_dense(np.ones((1, 2), np.float32)))
+
+
+@pytest.mark.gpu
+def test_tiles_on_cuda() -> None:
+    z = dense(9000, 1100, 0.02)
+    pairs = PairSums(1100, "cuda")
+    pairs.add(SparseCodes.from_dense(z))
+    np.testing.assert_allclose(triangle(pairs)[0], expected(z)[0], rtol=1e-5)
+    np.testing.assert_array_equal(triangle(pairs)[1], expected(z)[1])
