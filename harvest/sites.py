@@ -1,8 +1,9 @@
 """Which module of which model family a site is: a table of module paths, not code per model.
 
-Names and placement follow TransformerLens. What is added to the residual stream is read as it is added: in Gemma-2 and
-Gemma-3 ``attn_out`` and ``mlp_out`` are the outputs of the norms that follow attention and MLP. So in every family
-``resid_pre + attn_out = resid_mid`` and ``resid_mid + mlp_out = resid_post``.
+Names and placement follow TransformerLens. What is added to the residual stream is read as it is added: in Gemma-2,
+Gemma-3 and OLMo-2 ``attn_out`` and ``mlp_out`` are the outputs of the norms that follow attention and MLP. So in every
+family ``resid_pre + attn_out = resid_mid`` and ``resid_mid + mlp_out = resid_post``; where attention and MLP run side
+by side (GPT-NeoX, GPT-J, Phi) there is no ``resid_mid``, and ``resid_pre + attn_out + mlp_out = resid_post``.
 """
 
 from __future__ import annotations
@@ -21,10 +22,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """Where a model family keeps its layers, and the path (below a layer) and side of every kind of site it has."""
+    """Where a model family keeps its layers, and the path (below a layer) and side of every kind of site it has.
+
+    Attributes:
+        layers: path of the list of layers below ``AutoModelForCausalLM``.
+        kinds: kind of site → path below a layer and side; an empty path is the layer itself.
+        parallel: attention and MLP of a layer both read ``resid_pre``, so that nothing lies between them: always,
+            never, or where the named field of the checkpoint's configuration is true.
+    """
 
     layers: str
     kinds: Mapping[str, str]
+    parallel: bool | str = False
+
+    def kinds_of(self, config: Any) -> Mapping[str, str]:
+        """The kinds of site that a checkpoint with this configuration has."""
+        if not self.is_parallel(config):
+            return self.kinds
+        return {kind: path for kind, path in self.kinds.items() if kind != "resid_mid"}
+
+    def is_parallel(self, config: Any) -> bool:
+        return bool(getattr(config, self.parallel)) if isinstance(self.parallel, str) else self.parallel
 
 
 _SANDWICH = {  # a norm before and after both attention and MLP
@@ -45,12 +63,48 @@ _PRE_NORM = {
     "mlp_out": "mlp:out",
     "resid_post": ":out",
 }
+_POST_NORM = {  # nothing before attention and MLP: they read the residual stream as it is
+    "resid_pre": ":in",
+    "attn_in": "self_attn:in",
+    "attn_out": "post_attention_layernorm:out",
+    "resid_mid": "mlp:in",
+    "mlp_in": "mlp:in",
+    "mlp_out": "post_feedforward_layernorm:out",
+    "resid_post": ":out",
+}
+_ONE_NORM = {  # one norm feeds both
+    "resid_pre": ":in",
+    "attn_in": "input_layernorm:out",
+    "attn_out": "self_attn:out",
+    "mlp_in": "mlp:in",
+    "mlp_out": "mlp:out",
+    "resid_post": ":out",
+}
+_GPT = {
+    "resid_pre": ":in",
+    "attn_in": "ln_1:out",
+    "attn_out": "attn:out",
+    "resid_mid": "ln_2:in",
+    "mlp_in": "ln_2:out",
+    "mlp_out": "mlp:out",
+    "resid_post": ":out",
+}
+_NEOX = _PRE_NORM | {"attn_out": "attention:out"}
+_GPT_J = _ONE_NORM | {"attn_in": "ln_1:out", "attn_out": "attn:out"}
 
 FAMILIES: dict[str, Family] = {
     "gemma2": Family("model.layers", _SANDWICH),
     "gemma3_text": Family("model.layers", _SANDWICH),
+    "gpt2": Family("transformer.h", _GPT),
+    "gpt_neo": Family("transformer.h", _GPT),
+    "gpt_neox": Family("gpt_neox.layers", _NEOX, parallel="use_parallel_residual"),
+    "gptj": Family("transformer.h", _GPT_J, parallel=True),
     "llama": Family("model.layers", _PRE_NORM),
     "mistral": Family("model.layers", _PRE_NORM),
+    "olmo": Family("model.layers", _PRE_NORM),
+    "olmo2": Family("model.layers", _POST_NORM),
+    "phi": Family("model.layers", _ONE_NORM, parallel=True),
+    "phi3": Family("model.layers", _PRE_NORM),
     "qwen2": Family("model.layers", _PRE_NORM),
     "qwen3": Family("model.layers", _PRE_NORM),
 }
@@ -64,10 +118,11 @@ def resolve_sites(names: tuple[str, ...], model: nn.Module, model_type: str) -> 
         UsageError: a name is malformed, or the model has no such layer, kind or module; says which exist.
     """
     modules = dict(model.named_modules())
-    return [_resolve(name, modules, model_type) for name in names]
+    config = getattr(model, "config", None)
+    return [_resolve(name, modules, model_type, config) for name in names]
 
 
-def _resolve(name: str, modules: Mapping[str, Any], model_type: str) -> Site:
+def _resolve(name: str, modules: Mapping[str, Any], model_type: str, config: Any) -> Site:
     layer, kind = parse_site(name)
     if layer is None or kind is None:
         path, io = parse_module_site(name)
@@ -84,18 +139,22 @@ def _resolve(name: str, modules: Mapping[str, Any], model_type: str) -> Site:
             f"{', '.join(sorted(FAMILIES))}); give module paths instead, such as some.module:out",
             hint=f"its modules: {_outline(modules)}",
         )
-    if kind not in family.kinds:
-        exist = [known for known in KINDS if known in family.kinds]
+    kinds = family.kinds_of(config)
+    if kind not in kinds:
+        exist = [known for known in KINDS if known in kinds]
+        why = did_you_mean(kind, exist)
+        if kind == "resid_mid":
+            why = ": attention and MLP of a layer run side by side, and both read resid_pre"
         raise UsageError(
-            f"site {name}: models of type {model_type} have no {kind!r}{did_you_mean(kind, exist)}",
+            f"site {name}: models of type {model_type} have no {kind!r}{why}",
             hint=f"the kinds that exist: {', '.join(exist)}",
         )
     n_layers = len(modules[family.layers])
     if layer >= n_layers:
         last = format_site(n_layers - 1, kind)
         raise UsageError(f"site {name}: the model has {n_layers} layers", hint=f"the last one is {last}")
-    below, _, _ = family.kinds[kind].partition(":")
-    path, io = parse_module_site(f"{family.layers}.{layer}{'.' if below else ''}{family.kinds[kind]}")
+    below, _, _ = kinds[kind].partition(":")
+    path, io = parse_module_site(f"{family.layers}.{layer}{'.' if below else ''}{kinds[kind]}")
     return Site(format_site(layer, kind), layer, kind, path, io)
 
 

@@ -24,23 +24,29 @@ COMMON: dict[str, Any] = {
     "intermediate_size": 40,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 12,
     "max_position_embeddings": 32,
     "initializer_range": 0.3,
 }
+GROUPED = {"num_key_value_heads": 1, "head_dim": 12}
 OWN: dict[str, dict[str, Any]] = {
-    "gemma2": {"sliding_window": 4, "query_pre_attn_scalar": 12},
-    "gemma3_text": {"sliding_window": 4, "query_pre_attn_scalar": 12},
+    "gemma2": {**GROUPED, "sliding_window": 4, "query_pre_attn_scalar": 12},
+    "gemma3_text": {**GROUPED, "sliding_window": 4, "query_pre_attn_scalar": 12},
+    "llama": GROUPED,
+    "mistral": GROUPED,
+    "qwen2": GROUPED,
+    "qwen3": GROUPED,
+    "gptj": {"rotary_dim": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1], [["global"], 1]], "window_size": 4},
+    "phi3": {"pad_token_id": 0},
 }
 
 
-def random_model(family: str) -> nn.Module:
+def random_model(family: str, **changes: Any) -> nn.Module:
     """A tiny model of the family in float32, its norms' gains random too."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(11)
-    config = AutoConfig.for_model(family, **COMMON, **OWN.get(family, {}))
+    config = AutoConfig.for_model(family, **COMMON, **(OWN.get(family, {}) | changes))
     model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -60,7 +66,7 @@ def read_sites(model: nn.Module, family: str, names: tuple[str, ...], ids: Tenso
 def test_sites_add_up_to_the_residual_stream(family: str) -> None:
     """resid_pre + attn_out = resid_mid, + mlp_out = resid_post = the next layer's resid_pre, exactly; every layer."""
     model = random_model(family)
-    kinds = FAMILIES[family].kinds
+    kinds = FAMILIES[family].kinds_of(model.config)
     names = tuple(format_site(layer, kind) for layer in range(LAYERS) for kind in kinds)
     read = read_sites(model, family, names)
     assert set(read) == set(names)
@@ -74,20 +80,33 @@ def test_sites_add_up_to_the_residual_stream(family: str) -> None:
     for layer in range(LAYERS):
         at = {kind: read[format_site(layer, kind)] for kind in kinds}
         assert torch.equal(at["resid_pre"], hidden[layer])
-        assert torch.equal(at["resid_pre"] + at["attn_out"], at["resid_mid"])
-        assert torch.equal(at["resid_mid"] + at["mlp_out"], at["resid_post"])
+        if "resid_mid" in kinds:
+            assert torch.equal(at["resid_pre"] + at["attn_out"], at["resid_mid"])
+            assert torch.equal(at["resid_mid"] + at["mlp_out"], at["resid_post"])
+        else:
+            torch.testing.assert_close(at["resid_pre"] + at["attn_out"] + at["mlp_out"], at["resid_post"])
         assert at["attn_out"].abs().mean() > 0.01
         assert at["mlp_out"].abs().mean() > 0.01
-        # the MLP of this layer maps mlp_in to what is added, after the norm that Gemma has behind it
+        # the MLP of this layer maps mlp_in to what is added, after the norm that some families have behind it
         block = layers[layer]  # type: ignore[index]
+        norms = [module for name, module in block.named_children() if name in ("input_layernorm", "ln_1")]
         with torch.no_grad():
             out = block.mlp(at["mlp_in"])
-            out = block.post_feedforward_layernorm(out) if "gemma" in family else out
-            attn_in = block.input_layernorm(at["resid_pre"])
+            out = block.post_feedforward_layernorm(out) if family in ("gemma2", "gemma3_text", "olmo2") else out
+            attn_in = norms[0](at["resid_pre"]) if norms else at["resid_pre"]
         assert torch.equal(out, at["mlp_out"])
         assert torch.equal(attn_in, at["attn_in"])
         if layer + 1 < LAYERS:
             assert torch.equal(at["resid_post"], read[format_site(layer + 1, "resid_pre")])
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "gptj", "phi"])
+def test_a_parallel_block_has_nothing_between_attention_and_mlp(family: str) -> None:
+    with pytest.raises(
+        UsageError, match="have no 'resid_mid': attention and MLP of a layer run side by side"
+    ) as caught:
+        resolve_sites(("layer_01.resid_mid",), random_model(family), family)
+    assert caught.value.hint == "the kinds that exist: resid_pre, mlp_in, mlp_out, attn_in, attn_out, resid_post"
 
 
 def test_gemma2_module_paths_are_those_of_the_design(tiny_model: Path) -> None:
