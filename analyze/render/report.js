@@ -282,9 +282,12 @@
           return (x < y ? -1 : x > y ? 1 : 0) * sign || a - b;
         });
       } else if (descending === false) order.reverse();
+      const asked = words.length === 1 && order.indexOf(Number(words[0])); // a number means that latent before all others
+      if (asked > 0) order.unshift(...order.splice(asked, 1));
       cursor = 0;
       count.textContent = `${grouped.format(order.length)} of ${grouped.format(data.n)} latents`;
       view.scrollTop = 0;
+      drawn = "";
       header();
       rows();
     }
@@ -390,7 +393,7 @@
       el("div", { class: "panel-head" }, el("h2", {}, `Latent ${latent} `, el("span", { class: "badge" }, runs[r].name)), el("button", { type: "button", class: "optional", onclick: () => step(-1), "aria-label": "Previous latent" }, "↑"), el("button", { type: "button", class: "optional", onclick: () => step(1), "aria-label": "Next latent" }, "↓"), el("button", { type: "button", id: "panel-close", onclick: closePanel, "aria-label": "Close" }, "✕")),
       el("dl", { class: "facts" }, data.columns.filter((c) => c.shown).map(fact)),
       el("details", {}, el("summary", { class: "note" }, "more figures"), el("dl", { class: "facts" }, data.columns.filter((c) => !c.shown).map(fact))),
-      ...(found.length ? [] : [el("p", { class: "note" }, "This latent never fired on these rows.")]),
+      ...(examples.length || !runs[r].reports.top_activations ? [] : [el("p", { class: "note" }, "This latent never fired on these rows.")]),
       el("div", { class: "pair" }, rest.filter((b) => b.type === "chart").map((b) => panelBlock(b, r, vocabulary))),
       ...examples.flatMap((b) => panelBlock(b, r, vocabulary)).flat(2),
       el("div", { class: "pair" }, rest.filter((b) => b.type !== "chart").map((b) => panelBlock(b, r, vocabulary))));
