@@ -2,13 +2,14 @@
 
 A rate is only a rate where there is something to absorb. So:
 
-- a label counts if its dense probe has F1 > 0.6 and enough true positives on held-out rows;
-- a family needs enough such labels (20 of the 26 first letters), and the coder must have latents for at least half of
-  them;
+- a label counts if its dense probe has F1 > 0.6 and enough true positives on held-out rows, and if the coder has
+  latents for it: their probe must do better than a guess;
+- a family needs enough labels that pass the dense probe (20 of the 26 first letters), and latents for half of them;
 - a family that fails is "not evaluable", with the reason and the probes' scores, never 0.0: that is what an untrained
   coder would score.
 
-The family's figures are the means over its labels that count, as in SAEBench.
+The family's figures are the means over its labels that count. SAEBench does not ask whether the coder has latents for a
+label: `coder_mcc=-1` is its rule.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ class Gates:
     Attributes:
         probe_f1: F1 that a label's dense probe must exceed on held-out rows.
         true_positives: held-out rows that the probe must rightly say yes to.
-        labels: how many such labels a family needs; families that are not named need one.
+        labels: how many labels that pass the dense probe a family needs; families that are not named need one.
         coder_mcc: Matthews correlation at which the coder counts as having latents for a label (their k-sparse probe,
             held-out rows). A guess has 0; a parent that is silent on 95 % of its rows still has about 0.2.
-        coder_share: share of the labels that count for which it must have latents.
+        coder_share: share of the labels that pass the dense probe for which the coder must have latents.
     """
 
     probe_f1: float = 0.6
@@ -81,6 +82,7 @@ class LabelAbsorption:
 
     Attributes:
         status: "evaluable", or why not.
+        probed: whether the dense probe passes its gate.
         probe: scores of the dense probe.
         sparse: scores of the main latents' probe; None where no latent has a positive weight.
         main_latents: main latents; more than one is feature splitting.
@@ -97,6 +99,7 @@ class LabelAbsorption:
 
     label: str
     status: str
+    probed: bool
     probe: Scores
     sparse: Scores | None
     main_latents: tuple[int, ...]
@@ -114,11 +117,6 @@ class LabelAbsorption:
     def evaluable(self) -> bool:
         return self.status == "evaluable"
 
-    @property
-    def represented(self) -> float:
-        """Matthews correlation of the main latents' probe; 0 without main latents."""
-        return 0.0 if self.sparse is None else self.sparse.mcc
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without the rows."""
 
@@ -128,6 +126,7 @@ class LabelAbsorption:
         return {
             "label": self.label,
             "status": self.status,
+            "probed": self.probed,
             "probe": self.probe.to_dict(),
             "sparse_probe": None if self.sparse is None else self.sparse.to_dict(),
             "main_latents": list(self.main_latents),
@@ -151,8 +150,8 @@ class FamilyAbsorption:
         reason: why not; empty otherwise.
         form: "SAE", or "adapted" for a transcoder.
         mean_main_latents: mean number of main latents per label (1 = no splitting).
-        n_evaluable: labels that count.
-        n_represented: of those, labels the coder has latents for.
+        n_probed: labels that pass the dense probe.
+        n_evaluable: of those, labels that the coder has latents for: the ones that count.
         full_by_split: the mean rate of each split, to show how much hangs on the choice of rows.
     """
 
@@ -161,8 +160,8 @@ class FamilyAbsorption:
     reason: str
     form: Literal["SAE", "adapted"]
     labels: tuple[LabelAbsorption, ...]
+    n_probed: int
     n_evaluable: int
-    n_represented: int
     full: Estimate | None = None
     fraction: Estimate | None = None
     full_first: Estimate | None = None
@@ -188,8 +187,8 @@ class FamilyAbsorption:
             "full_first": plain(self.full_first),
             "mean_main_latents": self.mean_main_latents,
             "true_positives": self.true_positives,
+            "n_probed": self.n_probed,
             "n_evaluable": self.n_evaluable,
-            "n_represented": self.n_represented,
             "full_by_split": list(self.full_by_split),
             "labels": [label.to_dict() for label in self.labels],
         }
@@ -286,14 +285,18 @@ def _label(
     probe: Scores, main: KSparse, projection: Doubles, codes: sparse.csr_array, cosines: Doubles, gates: Gates
 ) -> LabelAbsorption:
     n_hits = len(projection)
+    mcc = 0.0 if main.scores is None else main.scores.mcc
+    probed = probe.f1 > gates.probe_f1 and n_hits >= gates.true_positives
     if probe.f1 <= gates.probe_f1:
         status = f"probe F1 {probe.f1:.2f}, more than {gates.probe_f1:g} is needed"
-    elif n_hits < gates.true_positives:
+    elif not probed:
         status = f"{n_hits} true positives, {gates.true_positives} are needed"
+    elif mcc < gates.coder_mcc:
+        status = f"no latents for it: MCC {mcc:.2f} of their probe, {gates.coder_mcc:g} is needed"
     else:
         status = "evaluable"
     own = tuple(float(cosines[latent]) for latent in main.latents)
-    found = LabelAbsorption(main.label, status, probe, main.scores, main.latents, own, n_hits)
+    found = LabelAbsorption(main.label, status, probed, probe, main.scores, main.latents, own, n_hits)
     if status != "evaluable":
         return found
     rows = row_absorption(projection, codes, cosines, main.latents)
@@ -334,8 +337,8 @@ def _family(
     rng: np.random.Generator,
 ) -> FamilyAbsorption:
     labels = [_pool(list(found), rng) for found in zip(*by_split, strict=True)]
+    probed = [label for label in labels if label.probed]
     counted = [label for label in labels if label.evaluable]
-    represented = [label for label in counted if label.represented >= gates.coder_mcc]
     needed = gates.labels.get(family, 1)
     best = max((label.probe.f1 for label in labels), default=0.0)
     result = FamilyAbsorption(
@@ -344,22 +347,22 @@ def _family(
         reason="",
         form=form,
         labels=tuple(labels),
+        n_probed=len(probed),
         n_evaluable=len(counted),
-        n_represented=len(represented),
         true_positives=sum(label.true_positives for label in counted),
     )
-    if len(counted) < needed:
+    if len(probed) < needed:
         return replace(
             result,
-            reason=f"{len(counted)} of {len(labels)} labels have a dense probe with F1 > {gates.probe_f1:g} and "
+            reason=f"{len(probed)} of {len(labels)} labels have a dense probe with F1 > {gates.probe_f1:g} and "
             f"{gates.true_positives} true positives, {needed} are needed (best F1 {best:.2f}): the model's activations "
             "do not say enough of this family",
         )
-    if len(represented) < gates.coder_share * len(counted):
+    if len(counted) < max(1.0, gates.coder_share * len(probed)):
         return replace(
             result,
-            reason=f"the coder has latents (k-sparse probe with MCC ≥ {gates.coder_mcc:g}) for {len(represented)} of "
-            f"the {len(counted)} labels that the dense probe finds, {gates.coder_share:.0%} are needed: what has no "
+            reason=f"the coder has latents (k-sparse probe with MCC ≥ {gates.coder_mcc:g}) for {len(counted)} of "
+            f"the {len(probed)} labels that the dense probe finds, {gates.coder_share:.0%} are needed: what has no "
             "latent cannot be absorbed from it",
         )
     rows = [label.rows for label in counted if label.rows is not None]

@@ -68,22 +68,24 @@ def f1(truth: Bools, scores: Floats, threshold: float) -> float:
     return _ratio(2 * int((predicted & truth).sum()), int(predicted.sum()) + int(truth.sum()))
 
 
-def best_threshold(truth: Bools, scores: Floats) -> float:
-    """The threshold with the largest F1 on these rows, half-way between two neighbouring scores.
+def best_threshold(truth: Bools, scores: Floats, floor: float = -np.inf) -> float:
+    """The threshold with the largest F1 on these rows, half-way between two neighbouring scores, at least `floor`.
 
-    Ties go to the larger threshold (fewer predictions). Without a positive row there is nothing to tune: 0.
+    Ties go to the larger threshold (fewer predictions). Without a positive row there is nothing to tune: 0, or `floor`.
     """
     if not truth.any():
-        return 0.0
+        return max(0.0, floor)
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order].astype(np.float64)
     hits = np.cumsum(truth[order])
     f1_at = 2 * hits / (np.arange(1, len(ordered) + 1) + int(truth.sum()))
     # A cut can only fall between two different scores (or below all of them).
-    cut = np.append(ordered[:-1] > ordered[1:], True)
+    cut = np.append(ordered[:-1] > ordered[1:], True) & (ordered > floor)
+    if not cut.any():
+        return floor
     best = int(np.argmax(np.where(cut, f1_at, -1.0)))
     below = ordered[best + 1] if best + 1 < len(ordered) else ordered[best] - 1.0
-    return float((ordered[best] + below) / 2)
+    return max(float((ordered[best] + below) / 2), floor)
 
 
 def auc(truth: Bools, scores: Floats) -> float:

@@ -112,7 +112,9 @@ def _fit_label(
     for k in range(1, len(ranked) + 1):
         weight, bias = fit_few(columns[train, :k], truth[train])
         scores = columns[validation, :k] @ weight + bias
-        cut = best_threshold(truth[validation], scores) if threshold == "tuned" else 0.0
+        # A row on which none of the latents fires scores the bias. It is never a yes: otherwise the best F1 of a common
+        # label is that of saying yes to everything, and k stops at one meaningless latent.
+        cut = best_threshold(truth[validation], scores, floor=bias) if threshold == "tuned" else 0.0
         fits.append((weight, bias))
         cuts.append(cut)
         f1_by_k.append(f1(truth[validation], scores, cut))

@@ -39,6 +39,9 @@ class AbsorptionConfig(ReportConfig):
     """… and rightly says yes to so many of them."""
     min_letters: int = 20
     """The first-letter family is evaluable with so many letters; other families with one label."""
+    min_main_mcc: float = 0.2
+    """The probe of a label's main latents needs this Matthews correlation: else the coder has no latents for the label,
+    and it does not count. −1: not asked, as published."""
     origin: Literal["zero", "mean"] = "zero"
     """What a row's projection on the probe is measured from: the zero vector (as published), or the site's mean."""
     l1: float = 0.01
@@ -77,7 +80,8 @@ class Absorption(Report[AbsorptionConfig]):
         config, subject = self.config, self.subject
         found = labelled(subject.cache, subject.target, self.sample)
         scale = float(subject.coder.target_scale)
-        gates = Gates(config.min_probe_f1, config.min_true_positives, {"first_letter": config.min_letters})
+        letters = {"first_letter": config.min_letters}
+        gates = Gates(config.min_probe_f1, config.min_true_positives, letters, config.min_main_mcc)
         families = absorption_rates(
             found.x,
             unit_codes(self.codes.matrix(), subject.w_dec, scale),
@@ -191,8 +195,8 @@ def _family_table(families: list[FamilyAbsorption]) -> Table:
             _interval(family.fraction),
             family.full_first.value if family.full_first else None,
             family.mean_main_latents,
-            f"{family.n_evaluable} of {len(family.labels)}",
-            family.n_represented,
+            f"{family.n_probed} of {len(family.labels)}",
+            family.n_evaluable,
             family.true_positives,
             family.reason,
         ]
@@ -213,7 +217,9 @@ def _family_table(families: list[FamilyAbsorption]) -> Table:
             TableColumn("upper bound", "percent", "Full absorption if only the first main latent counts as one."),
             TableColumn("main latents", "number", "Mean per label; more than 1 is feature splitting."),
             TableColumn("labels", "text", "Labels whose dense probe passes the gate."),
-            TableColumn("represented", "integer", "Of those, labels that the coder has latents for."),
+            TableColumn(
+                "with latents", "integer", "Of those, labels that the coder has latents for: the ones that count."
+            ),
             TableColumn("true positives", "integer"),
             TableColumn("why not", "text"),
         ],
@@ -231,6 +237,7 @@ def _label_table(labels: list[LabelAbsorption]) -> Table:
             _interval(label.full),
             label.fraction.value if label.fraction else None,
             label.full_first.value if label.full_first else None,
+            label.main_silent,
             label.true_positives,
             label.probe.f1,
             label.sparse.f1 if label.sparse else None,
@@ -251,6 +258,9 @@ def _label_table(labels: list[LabelAbsorption]) -> Table:
             TableColumn("95 %", "text"),
             TableColumn("fraction", "percent"),
             TableColumn("upper bound", "percent"),
+            TableColumn(
+                "main silent", "percent", "True positives on which no main latent fires, absorbed or just missed."
+            ),
             TableColumn("true positives", "integer"),
             TableColumn("probe F1", "number", "Dense probe, held-out rows."),
             TableColumn("main F1", "number", "Probe of the main latents alone, held-out rows."),

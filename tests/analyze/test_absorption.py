@@ -231,7 +231,8 @@ def test_a_coder_without_latents_for_the_labels_is_not_evaluable() -> None:
     family, _, _ = measured(tree, untrained, gates=Gates(coder_mcc=0.5))
     assert family.status == "not evaluable"
     assert "the coder has latents" in family.reason
-    assert family.n_evaluable == 3
+    assert (family.n_probed, family.n_evaluable) == (3, 0)
+    assert "no latents for it" in family.labels[0].status
     assert family.full is None
 
 

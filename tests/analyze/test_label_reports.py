@@ -98,7 +98,8 @@ def test_the_report_finds_the_planted_rate(cache: Cache, tree: Hierarchy) -> Non
         assert value == pytest.approx(truth[p], abs=0.03)
     families, labels = result.tables
     assert [row[1] for row in families.rows] == ["evaluable"] * 3
-    assert {row[0]: row[8] for row in labels.rows} == {name: [p] for p, name in enumerate(TOKEN_LABELS)}
+    place = [column.label for column in labels.columns].index("main latents")
+    assert {row[0]: row[place] for row in labels.rows} == {name: [p] for p, name in enumerate(TOKEN_LABELS)}
     main_of, absorbs = result.columns
     assert [main_of.values[p] for p in range(3)] == list(TOKEN_LABELS)
     absorbers = np.flatnonzero(np.asarray(absorbs.values))

@@ -56,6 +56,11 @@ def test_best_threshold_is_the_best_of_all() -> None:
     best = max(f1(truth, scores, cut) for cut in every)
     assert f1(truth, scores, best_threshold(truth, scores)) == pytest.approx(best)
     assert best_threshold(np.zeros(3, bool), np.arange(3.0)) == 0.0
+    floor = 1.05
+    best = max(f1(truth, scores, cut) for cut in every if cut >= floor)
+    assert best_threshold(truth, scores, floor) >= floor
+    assert f1(truth, scores, best_threshold(truth, scores, floor)) == pytest.approx(best)
+    assert best_threshold(truth, scores, 99.0) == 99.0
 
 
 # Fits
