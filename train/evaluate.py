@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from shared.batch import Batch
 from shared.cache import Cache
 from shared.coders import Coder
 from shared.metrics import FVU
+from train.data.rows import row_batches, thin
+from train.data.split import Split
 
 ROWS_AT_ONCE = 4096
 
@@ -38,48 +40,35 @@ class Evaluation:
         return asdict(self)
 
 
-def evaluation_rows(heldout: NDArray[np.bool_], train: NDArray[np.bool_], limit: int) -> NDArray[np.int64]:
-    """Rows to evaluate on, ascending: the held-out ones (the trained ones if none are held out), every n-th if over
-    `limit`."""
-    rows = np.flatnonzero(heldout if heldout.any() else train)
-    return rows[:: max(1, -(-len(rows) // limit))]
+def evaluation_rows(split: Split, limit: int) -> NDArray[np.int64]:
+    """Held-out rows (rows trained on, where none are held out), at most `limit`, spread evenly."""
+    return thin(np.flatnonzero(split.heldout if split.heldout.any() else split.train), limit)
 
 
 @torch.no_grad()
-def evaluate(coders: Sequence[tuple[Coder, str, str]], cache: Cache, rows: NDArray[np.int64]) -> list[Evaluation]:
+def evaluate(
+    coders: Sequence[tuple[Coder, str, str]], cache: Cache, rows: NDArray[np.int64], device: torch.device | str = "cpu"
+) -> list[Evaluation]:
     """Evaluate several coders on one read of the rows.
 
     Args:
         coders: (coder, source site, target site) each.
-        rows: [n] ascending rows of the cache.
+        rows: [n] rows of the cache.
+        device: where the coders lie.
     """
     meters = [_Meters(coder, source, target, cache) for coder, source, target in coders]
     training = [coder.training for coder, _, _ in coders]
+    sites = sorted({site for _, source, target in coders for site in (source, target)})
     try:
         for coder, _, _ in coders:
             coder.eval()
-        sites = sorted({site for _, source, target in coders for site in (source, target)})
-        for acts, position in _read(cache, sites, rows):
+        for batch in row_batches(cache, sites, rows, ROWS_AT_ONCE, device):
             for meter in meters:
-                meter.update(acts, position)
+                meter.update(batch)
     finally:
         for (coder, _, _), mode in zip(coders, training, strict=True):
             coder.train(mode)
     return [meter.result() for meter in meters]
-
-
-def _read(cache: Cache, sites: Sequence[str], rows: NDArray[np.int64]) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """Batches of (activations by site, position), shard by shard."""
-    for shard in cache.shards:
-        span = cache.layout.rows_of(shard)
-        own = rows[np.searchsorted(rows, span.start) : np.searchsorted(rows, span.stop)]
-        if not len(own):
-            continue
-        chunks = {site: cache.chunk(site, shard) for site in sites}
-        for start in range(0, len(own), ROWS_AT_ONCE):
-            part = own[start : start + ROWS_AT_ONCE]
-            index = torch.from_numpy(part - span.start)
-            yield {site: chunk[index] for site, chunk in chunks.items()}, torch.from_numpy(part % cache.ctx)
 
 
 class _Meters:
@@ -91,12 +80,11 @@ class _Meters:
         self.rest, self.all = FVU(torch.from_numpy(stats.rest.mean)), FVU(torch.from_numpy(stats.all.mean))
         self.active = 0
 
-    def update(self, acts: dict[str, Tensor], position: Tensor) -> None:
-        device = self.coder.w_enc.device
-        x, y = acts[self.source].to(device), acts[self.target].to(device)
+    def update(self, batch: Batch) -> None:
+        x, y = batch.acts[self.source], batch.acts[self.target]
         codes = self.coder.encode(x)
         y_hat = self.coder.decode(codes, x)
-        rest = (position > 0).to(device)
+        rest = batch.position > 0
         self.rest.update(y[rest], y_hat[rest])
         self.all.update(y, y_hat)
         self.active += int(codes.l0()[rest].sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from shared.batch import Batch
 from shared.console import Console
@@ -52,7 +53,7 @@ def train_group(group: Group, runs: Mapping[Path, Run], console: Console, interr
         return
     behind = min(sessions, key=lambda session: session.step)  # a killed process may have saved one run and not the next
     data, sampler = group.configs[0].data, build_sampler(group.configs[0].sampler)
-    label = f"train {' '.join(session.run.name for session in sessions)}"
+    label = f"train {sessions[0].run.name}" if len(sessions) == 1 else "train"
     with (
         open_stream(group.cache, group.sites, data, sampler, behind.position, group.device) as stream,
         console.progress(group.steps * data.batch_size, "tokens", label, behind.step * data.batch_size) as progress,
@@ -63,7 +64,8 @@ def train_group(group: Group, runs: Mapping[Path, Run], console: Console, interr
             for session in sessions:
                 if session.step < step:
                     try:
-                        progress.advance(0, **_step(session, rows, stream))
+                        line = _step(session, rows, stream)
+                        progress.advance(0, **_shown(session, line, alone=len(sessions) == 1))
                     except PipelineError as failure:
                         failures[id(session)] = failure
             progress.advance(len(rows))
@@ -79,23 +81,26 @@ def train_group(group: Group, runs: Mapping[Path, Run], console: Console, interr
             session.finish(evaluation, group)
 
 
-def _step(session: Session, rows: Batch, stream: Stream) -> dict[str, object]:
-    """One step of one run; what progress is to show of it, if it was one to log."""
+def _step(session: Session, rows: Batch, stream: Stream) -> dict[str, Any]:
+    """One step of one run; its line of metrics, if it was one to log."""
     due = session.log_due
     with session.trainee.timed():
         result = train_step(session.trainee, rows, measure=due)
-    if not due:
-        return {}
-    line = session.log(result, stream)
-    return {name: line[name] for name in ("loss", "fvu") if line[name] is not None}
+    return session.log(result, stream) if due else {}
+
+
+def _shown(session: Session, line: Mapping[str, Any], alone: bool) -> dict[str, object]:
+    """What progress shows of a line of metrics: loss and FVU of one run, or the FVU of each of several."""
+    names = {"loss": "loss", "fvu": "fvu"} if alone else {"fvu": session.run.name}
+    return {shown: line[name] for name, shown in names.items() if line.get(name) is not None}
 
 
 def _evaluate(sessions: Sequence[Session], group: Group, stream: Stream) -> list[Evaluation]:
     """Figures of every coder on the same rows."""
     limit = max(session.trainee.config.eval_rows for session in sessions)
-    rows = evaluation_rows(stream.split.heldout, stream.split.train, limit)
+    rows = evaluation_rows(stream.split, limit)
     coders = [(s.trainee.coder, s.trainee.config.source, s.trainee.config.target_site) for s in sessions]
-    return evaluate(coders, group.cache, rows)
+    return evaluate(coders, group.cache, rows, group.device)
 
 
 def _evaluate_untrained(sessions: Sequence[Session], group: Group, stream: Stream) -> None:
