@@ -154,6 +154,7 @@ class _Lines:
         self.counter = _Counter(total, unit, done)
         self.lock = threading.Lock()
         self.last = self.counter.start
+        self.said: float | None = None  # the count of the last line
 
     def advance(self, n: float = 1, **fields: object) -> None:
         with self.lock:
@@ -163,12 +164,13 @@ class _Lines:
                 self._say()
 
     def _say(self) -> None:
+        self.said = self.counter.done
         parts = (f"{self.label}:" if self.label else "", self.counter.count(), self.counter.extra())
         self.console.info(" ".join(part for part in parts if part))
 
     def close(self) -> None:
-        self.counter.total = self.counter.total if self.counter.total == self.counter.done else None
-        self._say()
+        if self.said != self.counter.done:
+            self._say()
 
 
 def si(number: float) -> str:
