@@ -3,9 +3,9 @@
     python benchmarks/kernel_resources.py                       # Gemma-2-2B's shape, for sm_90 (H100, H200)
     python benchmarks/kernel_resources.py --width 384 --latents 3072 --k 16 --capability 80
 
-Triton compiles for a device that is not there; the launches are those of one real step, which is why a small batch of the
-named shape is set up on the CPU (about 30 bytes per parameter). Nothing is executed, so nothing is timed: a kernel that
-spills registers or loads narrowly is found here before a device is at hand.
+Triton compiles for a device that is not there; the launches are those of one real step, which is why a small batch of
+the named shape is set up on the CPU (about 30 bytes per parameter). Nothing is executed, so nothing is timed: a kernel
+that spills registers or loads narrowly is found here before a device is at hand.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import Any
 os.environ.pop("TRITON_INTERPRET", None)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
-import triton  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
-from shared.coders import build_coder  # noqa: E402
-from shared.coders.matryoshka import MatryoshkaConfig  # noqa: E402
-from shared.coders.topk import TopKConfig  # noqa: E402
-from train.kernels.fused_step import FusedStep  # noqa: E402
+from shared.coders import build_coder
+from shared.coders.matryoshka import MatryoshkaConfig
+from shared.coders.topk import TopKConfig
+from train.kernels.fused_step import FusedStep
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
 LAUNCH_OPTIONS = ("num_warps", "num_stages")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,14 +160,18 @@ class FusedStep:
 
     def codes(self) -> Codes:
         """The codes of the last step's rows (a copy; for BatchTopK the host waits to learn the widest row)."""
+        return _as_codes(self.buffers.codes)
+
+    @property
+    def buffers(self) -> _Buffers:
+        """The memory of the last step."""
         assert self._buffers is not None
-        return _as_codes(self._buffers.codes)
+        return self._buffers
 
     @property
     def rows(self) -> tuple[Tensor, Tensor]:
         """The last step's normalised inputs and targets, as the kernels read them."""
-        assert self._buffers is not None
-        return self._buffers.u, self._buffers.t
+        return self.buffers.u, self.buffers.t
 
     @property
     def finite(self) -> bool:
@@ -182,6 +187,10 @@ class FusedStep:
 
     @torch.no_grad()
     def _step(self, b: _Buffers, lr: float, penalise: Penalise | None, want_norm: bool) -> FusedResult:
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            return self._step_on_device(b, lr, penalise, want_norm)
+
+    def _step_on_device(self, b: _Buffers, lr: float, penalise: Penalise | None, want_norm: bool) -> FusedResult:
         self._updates += 1
         beta1, beta2 = self.optimizer.defaults["betas"]
         n = self._updates
