@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from shared.errors import UsageError
 from shared.sites import Site
 
+_ISOLATION_ERROR = 0.05  # relative; rounding stays far below it in bfloat16, a document seen or not far above
+
 Sink = Callable[[str, Tensor], None]
 
 
@@ -55,7 +57,7 @@ class SiteReader:
         self._handles.clear()
 
     @torch.inference_mode()
-    def read(self, ids: Tensor, mask: Tensor | None, sink: Sink) -> None:
+    def read(self, ids: Tensor, mask: Tensor | None, sink: Sink, positions: Tensor | None = None) -> None:
         """Runs the model on a batch and hands every site's activations to ``sink(name, tensor)``.
 
         The tensor is [batch, ctx, d], on the model's device and in its dtype. The sink must copy what it keeps before
@@ -64,6 +66,8 @@ class SiteReader:
         Args:
             ids: int64 [batch, ctx].
             mask: [batch, ctx], 0 at padding; None where there is none.
+            positions: int64 [batch, ctx]; where they begin anew within a sequence, so does attention (`transformers`
+                takes them for packed documents when there is no mask; :func:`check_isolated` makes sure).
 
         Raises:
             UsageError: a site is not met in a forward pass, or what passes there is not one vector for each token.
@@ -71,15 +75,20 @@ class SiteReader:
         self._missing = {site.name for site in self._sites}
         self._shape, self._sink = tuple(ids.shape), sink
         try:
-            self._body(input_ids=ids, attention_mask=mask, **self._no_kv_cache())
+            self._body(input_ids=ids, attention_mask=mask, **self._arguments(positions))
         except _AllRead:
             return
         raise UsageError(
             f"site {', '.join(sorted(self._missing))}: the model's forward pass never comes by this module"
         )
 
-    def _no_kv_cache(self) -> dict[str, bool]:
-        return {"use_cache": False} if getattr(self._body.config, "use_cache", None) is not None else {}
+    def _arguments(self, positions: Tensor | None) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if getattr(self._body.config, "use_cache", None) is not None:
+            found["use_cache"] = False
+        if positions is not None:
+            found["position_ids"] = positions
+        return found
 
     def _input_hook(self, site: Site) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -108,6 +117,38 @@ class SiteReader:
         self._missing.discard(site.name)
         if not self._missing:
             raise _AllRead
+
+
+def check_isolated(reader: SiteReader, bos: int, vocab: int, length: int, device: torch.device) -> None:
+    """Makes sure that a document behind another one gives what it gives alone.
+
+    Raises:
+        UsageError: the model's attention goes across documents whatever positions it is given.
+    """
+    half = max(length // 2, 2)
+    pair = (torch.arange(2 * half) * 7919 + 11) % vocab
+    pair[0] = pair[half] = bos
+    positions = torch.arange(half).repeat(2)
+    together: dict[str, Tensor] = {}
+    alone: dict[str, Tensor] = {}
+    try:
+        reader.read(
+            pair[None].to(device),
+            None,
+            lambda n, v: together.__setitem__(n, v.float().cpu()),
+            positions[None].to(device),
+        )
+    except TypeError as error:
+        raise UsageError(f"harvest.cross_document_attention: this model takes no positions ({error})") from None
+    reader.read(pair[None, half:].to(device), None, lambda n, v: alone.__setitem__(n, v.float().cpu()))
+    for name, value in alone.items():
+        off = float((together[name][:, half:] - value).norm() / value.norm().clamp_min(1e-30))
+        if not off < _ISOLATION_ERROR:
+            raise UsageError(
+                f"harvest.cross_document_attention: at {name} a document behind another one differs by {off:.1%} "
+                "from the same document alone; this model or attention path cannot keep documents apart",
+                hint="--set harvest.packing=document, or harvest.attention=eager",
+            )
 
 
 def site_widths(reader: SiteReader, ids: Tensor) -> dict[str, int]:

@@ -14,6 +14,7 @@ from shared.sites import parse_site
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Attention = Literal["auto", "eager", "sdpa"]
 Separator = Literal["eos", "none"]
+Packing = Literal["concat", "document", "prompts"]
 Storage = Literal["bfloat16", "float32"]
 
 _RUNTIME = frozenset({"cache_dir", "name", "device", "writers", "buffers"})
@@ -38,12 +39,21 @@ class HarvestConfig:
     """Branch, tag or commit of a hub dataset; the commit it resolves to is recorded in the cache."""
     text_column: str = "text"
     """Column (or JSON key) that holds the text."""
+    domain_column: str | None = None
+    """Column that says of what kind a document is; goes into the cache's documents.jsonl."""
+    label_columns: tuple[str, ...] = ()
+    """Columns with labels of the documents; they go into the cache's documents.jsonl."""
     sites: tuple[str, ...] = ("layer_02.resid_mid", "layer_02.mlp_out")
     """Where activations are read: `layer_NN.KIND`, or any `module.path:in` or `module.path:out`."""
     tokens: int | None = 262_144
-    """Rows to harvest, rounded up to whole sequences; null takes all of a local dataset."""
+    """Rows to harvest (padding included), rounded up to whole sequences; null takes all of a local dataset."""
     ctx: int = 128
     """Tokens in a sequence, the leading BOS included."""
+    packing: Packing = "concat"
+    """How documents fill sequences: concat joins them, document gives each sequences of its own (the rest is padding),
+    prompts one sequence each, with the row of the token it is about recorded (JSON lines of text, target, labels)."""
+    cross_document_attention: bool = True
+    """Whether tokens attend to earlier documents of their sequence; false: every document begins anew, with a BOS."""
     separator: Separator = "eos"
     """What closes a document: its EOS token, or nothing."""
     batch_tokens: int = 8192

@@ -11,7 +11,7 @@ import torch
 
 from harvest.capture import SiteReader, count_flops, site_widths
 from harvest.config import HarvestConfig, content_settings
-from harvest.data.pack import Block, pack
+from harvest.data.pack import Block, pack, pack_apart
 from harvest.data.sources import Source, open_source
 from harvest.data.tokenise import tokenise
 from harvest.model import (
@@ -48,6 +48,11 @@ class Job:
     source: Source
 
     @property
+    def isolated(self) -> bool:
+        """Documents share sequences, and must not see one another."""
+        return self.config.packing == "concat" and not self.config.cross_document_attention
+
+    @property
     def seqs_per_shard(self) -> int:
         rows = self.config.shard_rows or default_shard_rows(self.config.ctx)
         return rows // self.config.ctx
@@ -72,18 +77,18 @@ class Job:
         """All sequences of the dataset up to the budget, a unit of shards at a time."""
         config, specials = self.config, self.specials
         left = None if config.tokens is None else self.wanted_sequences
-        packed = pack(
-            tokenise(self.source.documents(), self.tokenizer),
-            ctx=config.ctx,
-            block=self.unit_shards * self.seqs_per_shard,
-            bos=specials.bos,
-            eos=specials.eos,
-            pad=specials.pad,
-            close=config.separator == "eos",
-        )
+        prompts = config.packing == "prompts"
+        tokenised = tokenise(self.source.documents(), self.tokenizer, targets=prompts)
+        size = self.unit_shards * self.seqs_per_shard
+        special = (specials.bos, specials.eos, specials.pad, config.separator == "eos")
+        if config.packing == "concat" and config.cross_document_attention:
+            packed = pack(tokenised, config.ctx, size, *special)
+        else:
+            alone = config.packing != "concat"
+            packed = pack_apart(tokenised, config.ctx, size, *special, alone=alone, one_sequence=prompts)
         for block in packed:
             if left is not None:
-                block = block[:left]
+                block = block.first(left)
                 left -= len(block)
             yield block
             if left == 0:
@@ -148,8 +153,6 @@ def identity_of(job: Job) -> dict[str, Any]:
             "bos_token_id": specials.bos,
             "eos_token_id": specials.eos,
             "pad_token_id": specials.pad,
-            "packing": "concat",
-            "attention_across_documents": True,
             "sequences_per_call": job.batch_seqs,
         },
     }

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harvest.capture import SiteReader, rows_into, site_widths
+from harvest.capture import SiteReader, check_isolated, rows_into, site_widths
 from harvest.config import HarvestConfig, cache_path
 from harvest.data.pack import Block
 from harvest.data.tokenise import Ahead
@@ -25,10 +25,11 @@ from harvest.model import body_of, drop_later_layers, load_model
 from harvest.plan import HarvestPlan, free_disk, plan
 from harvest.prepare import Job, empty_dataset, identity_of, layout, prepare, probe_ids
 from harvest.sites import resolve_sites
-from shared.cache import CacheWriter, Flag, Layout
+from shared.cache import CacheWriter, Layout
 from shared.cache.commits import load_commit
 from shared.cache.files import sync_folder, write_file
 from shared.console import Console, Progress, duration, si, size
+from shared.documents import DOCUMENTS, DocumentWriter, documents_summary
 from shared.errors import DataError, PipelineError
 from shared.provenance import provenance
 
@@ -101,6 +102,9 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
         shapes = layout(job, sites, widths)
         with CacheWriter.create(path, shapes, identity_of(job), provenance()) as writer:
             _keep_tokenizer(path, job)
+            if job.isolated and not writer.complete:
+                vocab = int(job.checkpoint.config.get_text_config().vocab_size)
+                check_isolated(reader, job.specials.bos, vocab, min(job.config.ctx, 32), job.checkpoint.device)
             work = _Work(job, reader, writer, console)
             if not writer.complete:
                 work.run()
@@ -143,7 +147,7 @@ class _Work:
         job, writer = self.job, self.writer
         missing = writer.missing_shards()
         planned = writer.layout
-        if not missing:  # killed between the last commit and the manifest
+        if not missing and (writer.path / DOCUMENTS).exists():  # killed between the last commit and the manifest
             self._finish(_sequences_committed(writer))
             return
         self._check_disk(len(missing))
@@ -153,12 +157,14 @@ class _Work:
         with (
             self.console.progress(planned.n_rows, "tokens", "harvest", done=done) as progress,
             self._interruptible(),
+            DocumentWriter(writer.path) as documents,
             Ahead(job.blocks(), depth=2) as blocks,
             _Disk(job, planned, writer, progress) as disk,
         ):
             wanted = set(missing)
             for unit, block in enumerate(blocks):
                 n_seq += len(block)
+                documents.add(block.documents)
                 shards = _shards_of(block, unit * job.unit_shards, planned)
                 self._check_committed([(shard, cut) for shard, cut in shards if shard not in wanted], block)
                 todo = [(shard, cut) for shard, cut in shards if shard in wanted]
@@ -168,6 +174,7 @@ class _Work:
                         disk.write(block, todo, buffer)
                     self.shards_written += len(todo)
                     self.rows_run += block.tokens.size
+            documents.finish()
         self.seconds = time.perf_counter() - started
         if not n_seq:
             raise empty_dataset(job.config)
@@ -179,7 +186,11 @@ class _Work:
         self._finish(n_seq)
 
     def _finish(self, n_seq: int) -> None:
-        extra = {"tokenizer": TOKENIZER, "planned_sequences": self.writer.layout.n_seq}
+        extra = {
+            "tokenizer": TOKENIZER,
+            "documents": documents_summary(self.writer.path),
+            "planned_sequences": self.writer.layout.n_seq,
+        }
         self.writer.finish(n_seq, extra)
 
     def _compute(self, block: Block, buffer: dict[str, Tensor]) -> None:
@@ -194,10 +205,12 @@ class _Work:
         for start in range(0, len(block), job.batch_seqs):
             batch = block[start : start + job.batch_seqs]
             ids = torch.from_numpy(batch.tokens.astype(np.int64)).to(device)
-            mask = None
-            if batch.has_padding:
-                mask = torch.from_numpy((batch.flags & int(Flag.PADDING)) == 0).to(device).long()
-            self.reader.read(ids, mask, sink)
+            mask = positions = None
+            if job.isolated:
+                positions = torch.from_numpy(batch.positions()).to(device)
+            elif batch.has_padding:
+                mask = torch.from_numpy(~batch.padding).to(device).long()
+            self.reader.read(ids, mask, sink, positions)
             row += batch.tokens.size
 
     def _check_committed(self, shards: list[tuple[int, slice]], block: Block) -> None:

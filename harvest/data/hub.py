@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from harvest.config import HarvestConfig
-from harvest.data.documents import Document
+from harvest.data.documents import Columns, Document
 from shared.errors import UsageError
-from shared.registry import did_you_mean
 
 
 def resolve_revision(name: str, revision: str | None) -> str:
@@ -29,7 +28,7 @@ def resolve_revision(name: str, revision: str | None) -> str:
     return commit
 
 
-def documents(config: HarvestConfig, revision: str | None) -> Iterator[Document]:
+def documents(config: HarvestConfig, revision: str | None, wanted: Columns) -> Iterator[Document]:
     """The documents of one split in the hub's order.
 
     Raises:
@@ -43,24 +42,11 @@ def documents(config: HarvestConfig, revision: str | None) -> Iterator[Document]
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise _unknown(config.dataset, error) from error
-    columns = stream.column_names
-    if columns is not None:
-        if config.text_column not in columns:
-            raise UsageError(
-                f"harvest.text_column: {config.dataset} has no column {config.text_column!r}"
-                f"{did_you_mean(config.text_column, columns)}",
-                hint=f"its columns: {', '.join(columns)}",
-            )
-        stream = stream.select_columns([config.text_column])
+    present = stream.column_names
+    if present is not None:
+        stream = stream.select_columns(wanted.select(present, config.dataset))
     for row, values in enumerate(stream):
-        text = values.get(config.text_column)
-        if not isinstance(text, str):
-            found = f"{type(text).__name__}" if config.text_column in values else f"columns {', '.join(values)}"
-            raise UsageError(
-                f"harvest.text_column: {config.dataset} row {row}: expected text in {config.text_column!r}, "
-                f"found {found}"
-            )
-        yield Document(text, f"{config.dataset} row {row}")
+        yield wanted.document(values, f"{config.dataset} row {row}")
 
 
 def _unknown(name: str, error: Exception) -> UsageError:

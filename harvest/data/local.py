@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from harvest.data.documents import Document
+from harvest.data.documents import Columns, Document
 from shared.errors import UsageError
 from shared.registry import did_you_mean
 
-Reader = Callable[[Path, str], Iterator[Document]]
+Reader = Callable[[Path, Columns], Iterator[Document]]
 
 _FINGERPRINT_BYTES = 1 << 20
 
@@ -46,7 +46,7 @@ def files_of(path: Path, split: str) -> list[Path]:
     return files
 
 
-def documents(files: list[Path], column: str) -> Iterator[Document]:
+def documents(files: list[Path], columns: Columns) -> Iterator[Document]:
     """Every document of the files, in order.
 
     Raises:
@@ -55,7 +55,7 @@ def documents(files: list[Path], column: str) -> Iterator[Document]:
     for file in files:
         kind = _kind(file)
         assert kind is not None
-        yield from READERS[kind](file, column)
+        yield from READERS[kind](file, columns)
 
 
 def fingerprint(files: list[Path], root: Path) -> str:
@@ -84,7 +84,7 @@ def _open(file: Path) -> IO[str]:
     return file.open(encoding="utf-8", newline="")
 
 
-def _text(file: Path, _column: str) -> Iterator[Document]:
+def _text(file: Path, _columns: Columns) -> Iterator[Document]:
     """A whole file is one document."""
     try:
         with _open(file) as handle:
@@ -93,7 +93,7 @@ def _text(file: Path, _column: str) -> Iterator[Document]:
         raise _unreadable(file, error) from None
 
 
-def _json_lines(file: Path, column: str) -> Iterator[Document]:
+def _json_lines(file: Path, columns: Columns) -> Iterator[Document]:
     try:
         with _open(file) as handle:
             for number, line in enumerate(handle, 1):
@@ -106,27 +106,27 @@ def _json_lines(file: Path, column: str) -> Iterator[Document]:
                     raise UsageError(f"harvest.dataset: {where} is not valid JSON: {error}") from None
                 if not isinstance(row, dict):
                     raise UsageError(f"harvest.dataset: {where} is {type(row).__name__}, expected an object")
-                yield _document(row, column, where)
+                yield columns.document(row, where)
     except (UnicodeDecodeError, OSError) as error:
         raise _unreadable(file, error) from None
 
 
-def _parquet(file: Path, column: str) -> Iterator[Document]:
+def _parquet(file: Path, columns: Columns) -> Iterator[Document]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(file) as parquet:
-            _require(column, parquet.schema_arrow.names, file)
+            wanted = columns.select(parquet.schema_arrow.names, file)
             row = 0
-            for batch in parquet.iter_batches(batch_size=1024, columns=[column]):
-                yield from _column(batch.column(0), column, file, row)
+            for batch in parquet.iter_batches(batch_size=1024, columns=wanted):
+                yield from _rows(batch, columns, file, row)
                 row += batch.num_rows
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(file, error) from None
 
 
-def _arrow(file: Path, column: str) -> Iterator[Document]:
+def _arrow(file: Path, columns: Columns) -> Iterator[Document]:
     import pyarrow as pa
 
     try:
@@ -138,32 +138,16 @@ def _arrow(file: Path, column: str) -> Iterator[Document]:
                 batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
             row = 0
             for batch in batches:
-                _require(column, batch.schema.names, file)
-                yield from _column(batch.column(batch.schema.get_field_index(column)), column, file, row)
+                wanted = columns.select(batch.schema.names, file)
+                yield from _rows(batch.select(wanted), columns, file, row)
                 row += batch.num_rows
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(file, error) from None
 
 
-def _column(values: Any, column: str, file: Path, first: int) -> Iterator[Document]:
-    for offset, text in enumerate(values.to_pylist()):
-        yield _document({column: text}, column, f"{file} row {first + offset}")
-
-
-def _document(row: dict[str, Any], column: str, where: str) -> Document:
-    _require(column, list(row), where)
-    text = row[column]
-    if not isinstance(text, str):
-        raise UsageError(f"harvest.text_column: {where}: {column!r} is {type(text).__name__}, expected text")
-    return Document(text, where)
-
-
-def _require(column: str, columns: list[str], where: object) -> None:
-    if column not in columns:
-        raise UsageError(
-            f"harvest.text_column: {where} has no column {column!r}{did_you_mean(column, columns)}",
-            hint=f"its columns: {', '.join(columns)}",
-        )
+def _rows(batch: Any, columns: Columns, file: Path, first: int) -> Iterator[Document]:
+    for offset, row in enumerate(batch.to_pylist()):
+        yield columns.document(row, f"{file} row {first + offset}")
 
 
 def _unreadable(file: Path, error: Exception) -> UsageError:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harvest.config import HarvestConfig
 from harvest.data import hub, local
-from harvest.data.documents import Document
+from harvest.data.documents import Columns, Document
 from shared.errors import UsageError
 
 
@@ -38,13 +38,12 @@ def open_source(config: HarvestConfig) -> Source:
         from harvest.demo import corpus
 
         return Source(corpus.documents, f"python {platform.python_version()}", 0)
+    columns = columns_of(config)
     path = Path(config.dataset).expanduser()
     if path.exists():
         files = local.files_of(path, config.dataset_split)
         digest = local.fingerprint(files, path if path.is_dir() else path.parent)
-        return Source(
-            lambda: local.documents(files, config.text_column), digest, sum(file.stat().st_size for file in files)
-        )
+        return Source(lambda: local.documents(files, columns), digest, sum(file.stat().st_size for file in files))
     if config.dataset.startswith((".", "/", "~")) or config.dataset.count("/") > 1:
         raise UsageError(
             f"harvest.dataset: {config.dataset} does not exist", hint="demo, a local file or folder, or a hub dataset"
@@ -55,4 +54,9 @@ def open_source(config: HarvestConfig) -> Source:
             hint="--set harvest.tokens=5000000",
         )
     commit = hub.resolve_revision(config.dataset, config.dataset_revision)
-    return Source(lambda: hub.documents(config, commit), commit, None)
+    return Source(lambda: hub.documents(config, commit, columns), commit, None)
+
+
+def columns_of(config: HarvestConfig) -> Columns:
+    """The columns that the settings name."""
+    return Columns(config.text_column, config.domain_column, config.label_columns, config.packing == "prompts")

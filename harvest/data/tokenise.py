@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
 from harvest.data.documents import Document
 from harvest.data.pack import TokenDocument
+from shared.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,28 +22,69 @@ _BATCH_DOCUMENTS = 512
 _BATCH_CHARS = 1 << 20
 
 
-def tokenise(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[TokenDocument]:
-    """The tokens of each document, without special tokens; one written out in a text ("<eos>") is plain text."""
+def tokenise(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, targets: bool = False
+) -> Iterator[TokenDocument]:
+    """The tokens of each document, without special tokens; one written out in a text ("<eos>") is plain text.
+
+    The tokenizer works on many documents at once, on all cores.
+
+    Args:
+        targets: the documents are prompts: find the token that each is about.
+
+    Raises:
+        UsageError: a prompt's target is none of its tokens.
+    """
     index = 0
-    texts: list[str] = []
+    held: list[Document] = []
     chars = 0
     for document in documents:
-        texts.append(document.text)
+        held.append(document)
         chars += len(document.text)
-        if len(texts) >= _BATCH_DOCUMENTS or chars >= _BATCH_CHARS:
-            yield from _encode(texts, index, tokenizer)
-            index += len(texts)
-            texts, chars = [], 0
-    if texts:
-        yield from _encode(texts, index, tokenizer)
+        if len(held) >= _BATCH_DOCUMENTS or chars >= _BATCH_CHARS:
+            yield from _encode(held, index, tokenizer, targets)
+            index += len(held)
+            held, chars = [], 0
+    if held:
+        yield from _encode(held, index, tokenizer, targets)
 
 
-def _encode(texts: list[str], first: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[TokenDocument]:
+def _encode(
+    documents: list[Document], first: int, tokenizer: PreTrainedTokenizerBase, targets: bool
+) -> Iterator[TokenDocument]:
     encoded = tokenizer(
-        texts, add_special_tokens=False, return_attention_mask=False, split_special_tokens=True, verbose=False
-    )["input_ids"]
-    for offset, ids in enumerate(encoded):
-        yield TokenDocument(first + offset, np.asarray(ids, dtype=np.int32))
+        [document.text for document in documents],
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_offsets_mapping=targets,
+        split_special_tokens=True,
+        verbose=False,
+    )
+    for offset, (document, ids) in enumerate(zip(documents, encoded["input_ids"], strict=True)):
+        target = _target(document, len(ids), encoded["offset_mapping"][offset]) if targets else None
+        yield TokenDocument(
+            first + offset,
+            np.asarray(ids, dtype=np.int32),
+            document.source,
+            document.domain,
+            document.labels,
+            target,
+        )
+
+
+def _target(document: Document, n: int, offsets: Sequence[tuple[int, int]]) -> int:
+    """Index of the token that a prompt is about: the one that is named, that holds the named character, or the last."""
+    if not n:
+        raise UsageError(f"harvest.dataset: {document.source}: a prompt has at least one token, found none")
+    if document.target_char is not None:
+        holders = [i for i, (start, stop) in enumerate(offsets) if start <= document.target_char < stop]
+        if not holders:
+            raise UsageError(f"harvest.dataset: {document.source}: no token holds character {document.target_char}")
+        return holders[-1]
+    target = -1 if document.target is None else document.target
+    if not -n <= target < n:
+        raise UsageError(f"harvest.dataset: {document.source}: target {target}, but the text has {n} tokens")
+    return target % n
 
 
 class Ahead(Generic[T]):

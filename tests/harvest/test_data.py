@@ -17,7 +17,7 @@ import pytest
 
 from harvest.config import HarvestConfig
 from harvest.data import hub, local
-from harvest.data.documents import Document
+from harvest.data.documents import Columns, Document
 from harvest.data.sources import open_source
 from harvest.data.tokenise import Ahead, tokenise
 from shared.errors import UsageError
@@ -107,11 +107,11 @@ def test_hub_dataset_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_parquet(tmp_path / "train.parquet")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "unused"))
     config = HarvestConfig(dataset=str(tmp_path))
-    assert [document.text for document in hub.documents(config, None)] == TEXTS
+    assert [document.text for document in hub.documents(config, None, Columns("text"))] == TEXTS
     with pytest.raises(UsageError, match="no column 'txt'; did you mean 'text'"):
-        list(hub.documents(HarvestConfig(dataset=str(tmp_path), text_column="txt"), None))
+        list(hub.documents(HarvestConfig(dataset=str(tmp_path), text_column="txt"), None, Columns("txt")))
     with pytest.raises(UsageError, match="cannot open"):
-        list(hub.documents(HarvestConfig(dataset=str(tmp_path), dataset_split="nope"), None))
+        list(hub.documents(HarvestConfig(dataset=str(tmp_path), dataset_split="nope"), None, Columns("text")))
 
 
 def test_hub_needs_a_commit_and_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from harvest.data.pack import Block, TokenDocument, pack
+from harvest.data.pack import Block, TokenDocument, pack, pack_apart
 from shared.cache import Flag
+from shared.errors import UsageError
 
 BOS, EOS, PAD = 2, 1, 0
 
@@ -99,3 +100,86 @@ def test_a_block_does_not_depend_on_who_reads_it() -> None:
     whole = joined(list(pack(documents, 8, 4, BOS, EOS, PAD, True)))
     first_two = joined(list(itertools.islice(pack(documents, 8, 4, BOS, EOS, PAD, True), 2)))
     assert first_two == whole[:8]
+
+
+def oracle_apart(documents: list[TokenDocument], ctx: int, alone: bool) -> list[list[tuple[int, int, int, int]]]:
+    """One token at a time: BOS before every document and after every break; EOS after every document."""
+    sequences: list[list[tuple[int, int, int, int]]] = []
+    current: list[tuple[int, int, int, int]] = []
+
+    def end() -> None:
+        sequences.append(current + [(PAD, 0, 0, int(Flag.PADDING))] * (ctx - len(current)))
+        current.clear()
+
+    for document in documents:
+        tokens = [int(token) for token in document.tokens]
+        if not tokens:
+            continue
+        fresh = True
+        for position, token in enumerate([*tokens, EOS]):
+            if fresh:
+                current.append((BOS, document.index, position, int(Flag.BOS)))
+                fresh = False
+            flags = (Flag.BOS if token == BOS else 0) | (Flag.EOS if token == EOS else 0)
+            flags |= Flag.DOC_START if position == 0 else 0
+            current.append((token, document.index, position, int(flags)))
+            if len(current) >= ctx:
+                end()
+                fresh = True
+        if current and (alone or len(current) == ctx - 1):
+            end()
+    if current:
+        end()
+    return sequences
+
+
+@pytest.mark.parametrize(("ctx", "block", "alone"), list(itertools.product([2, 3, 5, 16], [1, 3, 8], [True, False])))
+def test_apart_equals_the_walk_token_by_token(ctx: int, block: int, alone: bool) -> None:
+    for seed, (n, longest) in enumerate([(0, 5), (1, 0), (1, 1), (7, 4), (40, 30), (3, 400)]):
+        documents = made_up(seed, n, longest)
+        blocks = list(pack_apart(documents, ctx, block, BOS, EOS, PAD, True, alone))
+        assert all(len(b) == block for b in blocks[:-1])
+        assert joined(blocks) == oracle_apart(documents, ctx, alone)
+        for b in blocks:
+            for s in range(len(b)):
+                shared = set(b.doc_id[s][~b.padding[s]].tolist())
+                assert not alone or len(shared) == 1
+
+
+@pytest.mark.parametrize("apart", [None, True, False])
+def test_blocks_name_the_documents_that_begin_in_them(apart: bool | None) -> None:
+    documents = made_up(5, 60, 20)
+
+    def blocks() -> list[Block]:
+        if apart is None:
+            return list(pack(documents, 8, 4, BOS, EOS, PAD, True))
+        return list(pack_apart(documents, 8, 4, BOS, EOS, PAD, True, apart))
+
+    seen: list[int] = []
+    for block in blocks():
+        starts = block.doc_id[(block.flags & int(Flag.DOC_START)) != 0]
+        assert [record.doc_id for record in block.documents] == starts.tolist()
+        seen += starts.tolist()
+        part = block.first(2)
+        inside = set(part.doc_id[~part.padding].tolist())
+        assert [r.doc_id for r in part.documents] == [doc for doc in starts.tolist() if doc in inside]
+    assert seen == [document.index for document in documents if len(document.tokens)]
+
+
+def test_positions_begin_anew_with_every_document_and_with_padding() -> None:
+    documents = [TokenDocument(i, np.full(n, 7, np.int32)) for i, n in enumerate((3, 1, 9))]
+    (block,) = pack_apart(documents, 12, 2, BOS, EOS, PAD, True, alone=False)
+    assert block.doc_id.tolist() == [[0] * 5 + [1] * 3 + [2] * 4, [2] * 8 + [0] * 4]
+    assert block.positions().tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3], [*range(8), 0, 1, 2, 3]]
+
+
+def test_targets_of_prompts_are_rows_of_the_cache() -> None:
+    documents = [TokenDocument(i, np.full(4, 10 + i, np.int32), target=i) for i in range(3)]
+    documents[1] = TokenDocument(1, np.array([20, 21, 22], np.int32), "p", "d", {"l": 1}, 2)
+    (block,) = pack_apart(documents, 6, 8, BOS, None, PAD, False, alone=True, one_sequence=True)
+    assert [record.target_row for record in block.documents] == [1, 6 + 1 + 2, 12 + 1 + 2]
+    assert block.tokens.reshape(-1)[9] == 22
+    assert (block.documents[1].source, block.documents[1].domain, block.documents[1].labels) == ("p", "d", {"l": 1})
+    with pytest.raises(UsageError, match="has 4 tokens, and a prompt must fit into one sequence of 4") as caught:
+        list(pack_apart(documents, 4, 8, BOS, None, PAD, False, alone=True, one_sequence=True))
+    assert caught.value.hint == "--set harvest.ctx=5 or more"

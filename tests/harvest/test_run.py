@@ -20,6 +20,7 @@ import zarr
 
 import shared.cache.files
 from harvest.config import HarvestConfig
+from harvest.data.documents import Columns
 from harvest.data.local import documents
 from harvest.data.pack import Block
 from harvest.prepare import prepare
@@ -200,7 +201,9 @@ def test_all_of_a_local_dataset(tiny_model: Path, texts_file: Path, tmp_path: Pa
     result = harvest(config)
     cache = open_cache(result.path)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    lengths = [len(tokenizer(d.text, add_special_tokens=False)["input_ids"]) for d in documents([texts_file], "text")]
+    lengths = [
+        len(tokenizer(d.text, add_special_tokens=False)["input_ids"]) for d in documents([texts_file], Columns("text"))
+    ]
     n_text = sum(length + 1 for length in lengths if length)
     assert result.n_sequences == -(-n_text // (CTX - 1))
     assert result.n_tokens == n_text + result.n_sequences

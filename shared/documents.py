@@ -1,0 +1,121 @@
+"""What a cache knows of its documents: ``documents.jsonl``, one line for each ``doc_id`` that has a row.
+
+A line is ``{"doc_id", "source", "domain", "labels", "target_row"}``; everything but ``doc_id`` may be missing. The
+specification is docs/cache-format.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from shared.cache.files import PARTIAL, explained_full_disk, sync_folder
+from shared.errors import DataError
+
+DOCUMENTS = "documents.jsonl"
+
+Label = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class DocumentRecord:
+    """One document of a cache.
+
+    Attributes:
+        doc_id: what the ``doc_id`` array says of its rows.
+        source: where it came from: a file and line, a row of a hub dataset.
+        domain: coarse label of its kind; empty where the dataset has none.
+        labels: name → value, of the whole document or, in a prompt set, of its target row.
+        target_row: row of the cache that a prompt is about; None for an ordinary document.
+    """
+
+    doc_id: int
+    source: str = ""
+    domain: str = ""
+    labels: Mapping[str, Label] = field(default_factory=dict)
+    target_row: int | None = None
+
+    def to_line(self) -> bytes:
+        """Its line, without what it does not have."""
+        found: dict[str, Any] = {"doc_id": self.doc_id, "source": self.source}
+        if self.domain:
+            found["domain"] = self.domain
+        if self.labels:
+            found["labels"] = dict(self.labels)
+        if self.target_row is not None:
+            found["target_row"] = self.target_row
+        return (json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_documents(cache: Path | str) -> Iterator[DocumentRecord]:
+    """The documents of a cache folder in the order of their ids; none where the cache says nothing of them.
+
+    Raises:
+        DataError: a line is not what the format says.
+    """
+    path = Path(cache) / DOCUMENTS
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                found = json.loads(line)
+                yield DocumentRecord(
+                    int(found["doc_id"]),
+                    str(found.get("source", "")),
+                    str(found.get("domain") or ""),
+                    dict(found.get("labels") or {}),
+                    found.get("target_row"),
+                )
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(f"{path}:{number} is no document: {error}", f"pipeline verify {cache}") from None
+
+
+class DocumentWriter:
+    """Writes ``documents.jsonl`` line by line under a temporary name; only :meth:`finish` gives it its own."""
+
+    def __init__(self, cache: Path) -> None:
+        self._path = cache / DOCUMENTS
+        self._partial = self._path.with_name(self._path.name + PARTIAL)
+        self._file = self._partial.open("wb")
+
+    def add(self, records: Iterable[DocumentRecord]) -> None:
+        """Raises PipelineError when the disk is full."""
+        with explained_full_disk(self._path, 0):
+            for record in records:
+                self._file.write(record.to_line())
+
+    def finish(self) -> None:
+        """Syncs the file and gives it its name."""
+        with explained_full_disk(self._path, 0):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+        self._partial.replace(self._path)
+        sync_folder(self._path.parent)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def documents_summary(cache: Path) -> dict[str, Any]:
+    """What the manifest says of the file: its name, sha256 and number of lines."""
+    data = hashlib.sha256()
+    count = 0
+    with (cache / DOCUMENTS).open("rb") as lines:
+        for line in lines:
+            data.update(line)
+            count += 1
+    return {"file": DOCUMENTS, "documents": count, "sha256": data.hexdigest()}
