@@ -161,7 +161,7 @@ def test_blocks_run(page: Path, workshop: Path, tmp_path: Path, monkeypatch: pyt
     for block in runnable(page):
         where = f"{name_of(page)}:{block.line}"
         if block.language == "python":
-            exec(compile("\n" * block.line + block.text, str(page), "exec"), names)
+            exec(compile("\n" * block.line + block.text, str(page), "exec", dont_inherit=True), names)
         else:
             for line in re.sub(r"\\\n", " ", block.text).splitlines():
                 if line.startswith("$ "):
