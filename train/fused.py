@@ -78,7 +78,8 @@ def fused_train_step(trainee: Trainee, rows: Batch, measure: bool) -> StepResult
     def penalise(codes: Codes) -> Tensor | None:
         nonlocal penalties
         batch = StepBatch(
-            coder.normalise_input(x), coder.normalise_target(y), rows, step, trainee.total_steps, trainee.generator
+            coder.normalise_input(x), coder.normalise_target(y), rows, step, trainee.total_steps, trainee.generator,
+            trainee.ctx,
         )  # fmt: skip
         total = trainee.objective.penalise(batch, coder, codes, values, weights)
         if total is not None:

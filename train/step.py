@@ -44,7 +44,7 @@ def train_step(trainee: Trainee, rows: Batch, measure: bool = False) -> StepResu
     step = trainee.step + 1
     u = coder.normalise_input(rows.acts[config.source])
     t = coder.normalise_target(rows.acts[config.target_site])
-    batch = StepBatch(u, t, rows, step, trainee.total_steps, trainee.generator)
+    batch = StepBatch(u, t, rows, step, trainee.total_steps, trainee.generator, trainee.ctx)
 
     codes = coder.encode_normalised(u)
     terms = trainee.objective(batch, coder, codes)

@@ -36,6 +36,7 @@ class Trainee:
         tokens: rows trained on so far.
         loss_ema: moving average of the loss; None before the first step.
         seconds: time spent in this coder's own steps and in waiting for its data.
+        ctx: tokens in a sequence of the cache.
         bos_shift: [d_out] what separates the mean of all rows from that of the rows without position 0, normalised.
         untrained: what evaluation said before the first step.
         fused: the fused step, where it trains this coder; None: autograd does.
@@ -47,6 +48,7 @@ class Trainee:
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     total_steps: int
+    ctx: int
     bos_shift: Tensor
     step: int = 0
     tokens: int = 0
@@ -119,6 +121,6 @@ def new_trainee(
         fused=True,
     )
     objective = Objective(config.penalties)
-    trainee = Trainee(config, coder, objective, optimizer, generator, total_steps, shift.to(device))
+    trainee = Trainee(config, coder, objective, optimizer, generator, total_steps, cache.ctx, shift.to(device))
     trainee.fused = fused_step_for(trainee, device)
     return trainee

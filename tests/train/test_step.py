@@ -83,7 +83,7 @@ def step_batch(coder: Coder, step: int, total: int = 100) -> StepBatch:
     u, t = torch.randn(16, coder.d_in, generator=g), torch.randn(16, coder.d_out, generator=g)
     zeros = torch.zeros(16, dtype=torch.int64)
     rows = Batch({}, zeros, zeros, zeros, zeros, zeros, zeros)
-    return StepBatch(u, t, rows, step, total, torch.Generator().manual_seed(0))
+    return StepBatch(u, t, rows, step, total, torch.Generator().manual_seed(0), ctx=8)
 
 
 def test_the_total_is_the_weighted_sum_of_the_named_terms() -> None:

@@ -5,13 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shared.registry import keyed
+from train.penalties.activation_correlation import ActivationCorrelation
 from train.penalties.base import Penalty, PenaltyConfig, StepBatch
 from train.penalties.decoder_orthogonality import DecoderOrthogonality
+from train.penalties.ortsae import OrtSAE
+from train.penalties.position_diversity import PositionDiversity
+from train.penalties.self_contrastive import SelfContrastive
+from train.penalties.topk_pairs import TopkPairs
 
 __all__ = ["PENALTIES", "Penalties", "Penalty", "PenaltyConfig", "StepBatch", "build_penalty"]
 
 PENALTIES: dict[str, type[Penalty]] = {
     "decoder_orthogonality": DecoderOrthogonality,
+    "ortsae": OrtSAE,
+    "activation_correlation": ActivationCorrelation,
+    "position_diversity": PositionDiversity,
+    "topk_pairs": TopkPairs,
+    "self_contrastive": SelfContrastive,
 }
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ class StepBatch:
         step: number of this update, from 1.
         total_steps: of the whole run.
         generator: the run's own random numbers (CPU); part of its checkpoints.
+        ctx: tokens in a sequence: positions run from 0 to ctx − 1.
     """
 
     u: Tensor
@@ -34,11 +35,17 @@ class StepBatch:
     step: int
     total_steps: int
     generator: torch.Generator
+    ctx: int
 
     @property
     def position(self) -> Tensor:
         """[B] position in the sequence."""
         return self.rows.position
+
+    @property
+    def rest(self) -> Tensor:
+        """[B] bool: the rows without position 0, where one constant vector would drown every statistic."""
+        return self.rows.position > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +72,7 @@ class Penalty(ABC):
     """A differentiable scalar that training adds to the loss, called as penalty(batch, coder, codes).
 
     The value is unweighted, and a mean (not a sum) over whatever it ranges over, so that a weight means the same at
-    every batch
-    and dictionary size.
+    every batch and dictionary size.
     """
 
     config_class: ClassVar[type[PenaltyConfig]]
@@ -80,7 +86,10 @@ class Penalty(ABC):
         codes."""
 
     def metrics(self) -> dict[str, float]:
-        """Further numbers of the last call to log, beside the value itself."""
+        """Further numbers of the last call to log, beside the value itself.
+
+        Called only when a line is logged: what lies on a device is kept as tensors until then.
+        """
         return {}
 
     def state(self) -> dict[str, Tensor]:

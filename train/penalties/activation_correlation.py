@@ -1,0 +1,78 @@
+"""Activation correlation: Pearson's r between latents over the rows of the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from shared.coders import Coder, Codes
+from train.penalties.base import Penalty, PenaltyConfig, StepBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationCorrelationConfig(PenaltyConfig):
+    """Squared correlation beyond a threshold, over a random subset of latents."""
+
+    kind: Literal["activation_correlation"] = "activation_correlation"
+    weight: float = 0.005
+    threshold: float = 0.0
+    """τ: correlations up to it are free. 0 is the plain mean of r²; 0.7 is a hinge just under what gets reported."""
+    latents: int = 1024
+    """At most so many latents are compared, drawn anew each time from those that fired often enough."""
+    min_fired: int = 8
+    """Rows of the batch (without position 0) that a latent must fire on."""
+    per: Literal["pair", "latent"] = "pair"
+    """Mean over all pairs of the subset, or their sum over its number of latents: the number of duplicates grows with
+    the dictionary, that of pairs with its square."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold: a correlation in [0, 1), not {self.threshold}")
+        if self.latents < 2:
+            raise ValueError(f"latents must be at least 2, not {self.latents}")
+        if self.min_fired < 2:
+            raise ValueError(f"min_fired must be at least 2, not {self.min_fired}")
+
+
+class ActivationCorrelation(Penalty):
+    """mean_{i<j} relu(|r_ij| − τ)², r_ij over the batch's rows without position 0.
+
+    Latents are correlated, token by token, not tokens. A batch holds few firings of a rare latent, so r of rare pairs
+    is mostly noise here; `tracked_pairs` follows the pairs that stay correlated over many batches.
+    """
+
+    config_class: ClassVar[type[PenaltyConfig]] = ActivationCorrelationConfig
+    config: ActivationCorrelationConfig
+
+    def __init__(self, config: ActivationCorrelationConfig) -> None:
+        super().__init__(config)
+        self._r: Tensor | None = None
+        self._compared = 0
+
+    def __call__(self, batch: StepBatch, coder: Coder, codes: Codes) -> Tensor:
+        rest = batch.rest
+        ids = (codes.firing_counts(rest) >= self.config.min_fired).nonzero().squeeze(1)
+        if len(ids) > self.config.latents:
+            order = torch.randperm(len(ids), generator=batch.generator)[: self.config.latents]
+            ids = ids[order.to(ids.device)]
+        n = self._compared = len(ids)
+        self._r = None
+        if n < 2:
+            return codes.values.sum() * 0
+        z = codes.columns(ids)[rest]
+        z = z - z.mean(dim=0)
+        # A latent that fires on every row with one value does not vary: it correlates with nothing.
+        z = z / z.square().sum(dim=0).clamp_min(torch.finfo(z.dtype).tiny).sqrt()
+        r = (z.T @ z).abs().triu(1)
+        self._r = r.detach()
+        pairs = n * (n - 1) / 2
+        return (r - self.config.threshold).relu().square().sum() / (pairs if self.config.per == "pair" else n)
+
+    def metrics(self) -> dict[str, float]:
+        if self._r is None:
+            return {"latents": self._compared}
+        return {"latents": self._compared, "max_r": float(self._r.max())}

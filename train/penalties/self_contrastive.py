@@ -1,0 +1,195 @@
+"""Self-contrastive: latents with similar contributions are pushed apart, rows are kept recognisable under dropout.
+
+This project's own definition; there is no published source.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from shared.coders import Coder, Codes
+from shared.coders.ops import weighted_rows
+from train.penalties.base import Penalty, PenaltyConfig, StepBatch
+from train.schedules import cosine, linear
+
+TILE = 1024
+"""Latents compared with all others at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfContrastiveConfig(PenaltyConfig):
+    """Orthogonality of similar latents with an annealed threshold, and InfoNCE between two views of each row."""
+
+    kind: Literal["self_contrastive"] = "self_contrastive"
+    weight: float = 1.0
+    projection: int | None = 128
+    """Width of the random projection in which similar latents are looked for; null: exact, unprojected."""
+    rescore: bool = True
+    """Score the nominated pairs exactly (their projected cosine is off by about 1/√projection)."""
+    slack: float = 0.0
+    """How far under the threshold a projected cosine may lie for the pair to be nominated."""
+    max_pairs: int = 65_536
+    """At most so many pairs are nominated, the most similar ones."""
+    threshold_start: float = 0.3
+    """θ at the beginning of training: a cosine up to it is free."""
+    threshold_end: float = 0.05
+    """θ at the end, reached along half a cosine. Random rows in d dimensions have cosines of about 1/√d."""
+    contrastive_weight: float = 0.3
+    """Weight of the contrastive term beside the orthogonality term, after its warm-up."""
+    contrastive_warmup: int = 1000
+    """Steps over which that weight grows from 0."""
+    temperature: float = 0.1
+    """Of InfoNCE."""
+    dropout: float = 0.1
+    """Share of a row's latents that a view is made without."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.projection is not None and self.projection < 1:
+            raise ValueError(f"projection must be at least 1 or null, not {self.projection}")
+        if self.max_pairs < 1 or self.contrastive_warmup < 1:
+            raise ValueError("max_pairs and contrastive_warmup must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: a share in [0, 1), not {self.dropout}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, not {self.temperature}")
+
+
+class SelfContrastive(Penalty):
+    """(1/n) Σ_{i<j} relu(cos(w_i, w_j) − θ_t)² + λ_t · InfoNCE.
+
+    The sum runs over the n latents that fire in the batch: a latent's contributions z_i w_i all point along its decoder
+    row. With `projection` the pairs are nominated by the cosine of R w_i and R w_j, R ~ N(0, 1/width), drawn anew each
+    time, and (with `rescore`) scored exactly; pairs that the projection misses cost nothing this time.
+
+    InfoNCE (arXiv 1807.03748): two views of a row are its reconstruction under two draws of latent dropout, projected
+    too; each row must find its other view among those of the batch, in both directions.
+    """
+
+    config_class: ClassVar[type[PenaltyConfig]] = SelfContrastiveConfig
+    config: SelfContrastiveConfig
+
+    def __init__(self, config: SelfContrastiveConfig) -> None:
+        super().__init__(config)
+        self._measured: dict[str, float | Tensor] = {}
+
+    def __call__(self, batch: StepBatch, coder: Coder, codes: Codes) -> Tensor:
+        c = self.config
+        threshold = cosine(c.threshold_start, c.threshold_end, batch.step / batch.total_steps)
+        weight = linear(0.0, c.contrastive_weight, batch.step / c.contrastive_warmup)
+        projection = self._projection(coder, batch)
+        fired = codes.fired().nonzero().squeeze(1)
+        rows = torch.nn.functional.normalize(coder.w_dec[fired], dim=1)
+        if projection is None:
+            orthogonality, n_pairs = all_pairs(rows, threshold)
+        else:
+            i, j, approximate = nominate(rows.detach() @ projection, threshold - c.slack, c.max_pairs)
+            n_pairs = torch.tensor(len(i))
+            if c.rescore:
+                orthogonality = listed_pairs(rows, i, j, threshold)
+            else:
+                orthogonality = listed_pairs(rows, i, j, threshold, approximate)
+        self._measured = {
+            "threshold": threshold,
+            "pairs": n_pairs,
+            "orthogonality": orthogonality.detach(),
+            "contrastive_weight": weight,
+        }
+        if weight == 0:
+            return orthogonality
+        contrastive = self._contrastive(batch, coder, codes, projection)
+        self._measured["contrastive"] = contrastive.detach()
+        return orthogonality + weight * contrastive
+
+    def metrics(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self._measured.items()}
+
+    def _projection(self, coder: Coder, batch: StepBatch) -> Tensor | None:
+        """R [d_out, width], transposed for rows; None: the exact form."""
+        if self.config.projection is None:
+            return None
+        width = self.config.projection
+        drawn: Tensor = torch.randn(coder.d_out, width, generator=batch.generator, dtype=torch.float32)
+        return drawn.to(coder.w_dec) / math.sqrt(width)
+
+    def _contrastive(self, batch: StepBatch, coder: Coder, codes: Codes, projection: Tensor | None) -> Tensor:
+        views = []
+        for _ in range(2):
+            kept = torch.rand(codes.values.shape, generator=batch.generator) >= self.config.dropout
+            dropped = Codes(codes.values * kept.to(codes.values.device), codes.latents, codes.n_latents, codes.lists)
+            view = dropped.decode(coder.w_dec)
+            views.append(torch.nn.functional.normalize(view if projection is None else view @ projection, dim=1))
+        similar = views[0] @ views[1].T / self.config.temperature
+        own = torch.arange(len(similar), device=similar.device)
+        both = torch.nn.functional.cross_entropy(similar, own) + torch.nn.functional.cross_entropy(similar.T, own)
+        return both / 2
+
+
+@torch.no_grad()
+def nominate(projected: Tensor, least: float, max_pairs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The at most `max_pairs` pairs i < j of rows [n, width] with the largest cosines above `least`: (i, j, cosine)."""
+    unit = torch.nn.functional.normalize(projected, dim=1)
+    i, j, score = _empty(unit)
+    for start in range(0, unit.shape[0], TILE):
+        # Columns before the tile belong to pairs that an earlier tile has seen.
+        cosines = unit[start : start + TILE] @ unit[start:].T
+        a, b = (cosines.triu(1) > max(least, 0.0)).nonzero(as_tuple=True)
+        i, j, score = torch.cat([i, a + start]), torch.cat([j, b + start]), torch.cat([score, cosines[a, b]])
+        if len(score) > max_pairs:
+            score, best = score.topk(max_pairs, sorted=False)
+            i, j = i[best], j[best]
+    return i, j, score
+
+
+def _empty(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    ids = torch.zeros(0, dtype=torch.int64, device=like.device)
+    return ids, ids, like.new_zeros(0)
+
+
+def listed_pairs(rows: Tensor, i: Tensor, j: Tensor, threshold: float, cosines: Tensor | None = None) -> Tensor:
+    """(1/n) Σ_p relu(cos_p − θ)² over listed pairs of unit rows [n, d].
+
+    The gradient of row i is Σ_j (2/n) relu(cos_ij − θ) w_j: one sparse product, not two gathered [P, d] matrices.
+
+    Args:
+        cosines: [P] to be used instead of the exact ones.
+    """
+    n = max(rows.shape[0], 1)
+    plain = rows.detach()
+    if cosines is None:
+        tiles = [slice(start, start + TILE) for start in range(0, len(i), TILE)]
+        pieces = [torch.linalg.vecdot(plain[i[tile]], plain[j[tile]]) for tile in tiles]
+        cosines = torch.cat(pieces) if pieces else plain.new_zeros(0)
+    excess = (cosines - threshold).relu()
+    left, right = torch.cat([i, j]), torch.cat([j, i])
+    order = left.argsort(stable=True)
+    counts = torch.bincount(left, minlength=rows.shape[0])
+    weights = (2 / n * torch.cat([excess, excess]))[order]
+    gradient = weighted_rows(weights, right[order], plain, counts.cumsum(0) - counts)
+    return _with_gradient(excess.square().sum() / n, rows, gradient)
+
+
+def all_pairs(rows: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """The same over all pairs, tile by tile: (value, how many pairs are beyond the threshold)."""
+    n = max(rows.shape[0], 1)
+    plain = rows.detach()
+    gradient = torch.empty_like(plain)
+    value, beyond = plain.new_zeros(()), torch.zeros((), dtype=torch.int64, device=rows.device)
+    for start in range(0, plain.shape[0], TILE):
+        excess = (plain[start : start + TILE] @ plain.T - threshold).relu()
+        excess.diagonal(start).zero_()
+        gradient[start : start + TILE] = excess @ plain * (2 / n)
+        value += excess.square().sum() / (2 * n)
+        beyond += (excess > 0).sum()
+    return _with_gradient(value, rows, gradient), beyond // 2
+
+
+def _with_gradient(value: Tensor, rows: Tensor, gradient: Tensor) -> Tensor:
+    """A scalar of this value whose gradient with respect to `rows` is `gradient`."""
+    linear_part = (rows * gradient.detach()).sum()
+    return value.detach() + (linear_part - linear_part.detach())
