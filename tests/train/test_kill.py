@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from shared.config import dump_yaml, to_dict
 from shared.runs import open_run
 from tests.train.conftest import MATRYOSHKA
@@ -38,12 +36,9 @@ def steps_on_disk(config: TrainConfig) -> int:
     return len(list((config.path / "checkpoints").glob("step_*"))) if config.path.exists() else 0
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_kill_and_resume_gives_the_same_bytes(
-    config: Callable[..., TrainConfig], tmp_path: Path, root: Path, seed: int
-) -> None:
+def test_kill_and_resume_gives_the_same_bytes(config: Callable[..., TrainConfig], tmp_path: Path, root: Path) -> None:
     made = [
-        config(name=name, coder=coder, checkpoint_every=3, keep_checkpoints=None, data={"epochs": 6})
+        config(name=name, coder=coder, checkpoint_every=5, keep_checkpoints=None, data={"epochs": 3})
         for name, coder in (("a", MATRYOSHKA), ("b", replace(MATRYOSHKA, k=3)))
     ]
     whole = [replace(member, runs=tmp_path / "whole") for member in made]
@@ -53,8 +48,8 @@ def test_kill_and_resume_gives_the_same_bytes(
         path = tmp_path / f"{member.run_name}.yaml"
         path.write_text(dump_yaml(to_dict(member)))
         paths.append(path)
-    moments = random.Random(seed)
-    for extra in (3, 17):  # checkpoints to wait for before the kill
+    moments = random.Random()
+    for extra in (2, 8):  # checkpoints to wait for before the kill
         process = start(paths, root)
         goal, deadline = steps_on_disk(made[0]) + extra, time.monotonic() + 120
         while steps_on_disk(made[0]) < goal and process.poll() is None and time.monotonic() < deadline:
