@@ -14,7 +14,7 @@ from train.fused import not_finite
 from train.trainee import Trainee
 
 
-def save(run: Run, trainee: Trainee, position: Mapping[str, int]) -> None:
+def save(run: Run, trainee: Trainee, position: Mapping[str, Any]) -> None:
     """Write a checkpoint of `trainee` at its current step, whole or not at all.
 
     Args:

@@ -16,6 +16,7 @@ from train.data.stream import Stream, open_stream
 from train.evaluate import Evaluation, evaluate, evaluation_rows
 from train.interrupt import Interrupt, interruptible
 from train.plan import Group, TrainPlan, plan
+from train.positions import bos_share
 from train.samplers import build_sampler
 from train.session import RunSummary, Session, begin, open_runs, summarise
 from train.step import train_step
@@ -86,6 +87,8 @@ def _step(session: Session, rows: Batch, stream: Stream) -> dict[str, Any]:
     due = session.log_due
     with session.trainee.timed():
         result = train_step(session.trainee, rows, measure=due)
+        if stream.sampler.config.follows_training:
+            stream.sampler.observe(bos_share(result.codes(), rows.position))
     return session.log(result, stream) if due else {}
 
 

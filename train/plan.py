@@ -117,7 +117,10 @@ def plan(configs: Sequence[TrainConfig]) -> TrainPlan:
     for config in configs:
         if config.cache is None:
             raise UsageError("train.cache is not set: which cache to train on?", "pipeline status lists the caches")
-        batches.setdefault((config.cache.resolve(), config.data, config.sampler, config.device), []).append(config)
+        # A sampler that follows one run's training cannot serve another's.
+        alone = config.path if config.sampler.follows_training else None
+        key = (config.cache.resolve(), config.data, config.sampler, config.device, alone)
+        batches.setdefault(key, []).append(config)
     return TrainPlan([_group(members) for members in batches.values()])
 
 

@@ -70,7 +70,7 @@ class Session:
     trainee: Trainee
     run: Run
     tracker: Tracker
-    position: dict[str, int] | None
+    position: dict[str, Any] | None
     clock: tuple[float, float, int] | None = field(default=None, repr=False)
 
     @property

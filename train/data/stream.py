@@ -93,7 +93,7 @@ class Stream:
         sites: Sequence[str],
         config: DataConfig,
         sampler: Sampler,
-        start: Mapping[str, int] | None,
+        start: Mapping[str, Any] | None,
         device: torch.device,
         staged: bool = False,
     ) -> None:
@@ -119,6 +119,10 @@ class Stream:
                 hint="resume with the cache and the data settings of the run",
             )
         self._next = Position(start["epoch"], start["window"], start["offset"]) if start else Position(0, 0, 0)
+        self._controls: dict[tuple[int, int], float | None] = {}
+        if start is not None and "sampler" in start:
+            sampler.load_state(start["sampler"])
+            self._controls = dict(zip(self._two_windows(), start["controls"], strict=True))
         self._handed_out = (start["step"] if start else 0, self._next)
 
         self._reader: BlockReader | None = None
@@ -168,21 +172,38 @@ class Stream:
         windows = range(self._windows.n_windows)
         return sum(self.sampler.count(self._candidates(epoch, window)[0]) for window in windows)
 
-    def _candidates(self, epoch: int, window: int) -> tuple[Window, Index]:
+    def _candidates(self, epoch: int, window: int, control: float | None = None) -> tuple[Window, Index]:
         """What the sampler sees of a window, and the place of each of these rows among all rows of its blocks."""
         rows = window_rows(self._blocks, self._windows.blocks(epoch, window))
         places = np.flatnonzero(self.split.train[rows])
         kept = rows[places]
         position = (kept % self.cache.ctx).astype(np.int32)
         flags = self.cache.flags.reshape(-1)[kept]
-        return Window(kept, position, flags, self.config.seed, epoch, window), places
+        ctx, batch_size = self.cache.ctx, self.config.batch_size
+        return Window(kept, position, flags, self.config.seed, epoch, window, ctx, batch_size, control), places
 
     # --- iteration --------------------------------------------------------------------------------------------------
 
-    def position(self) -> dict[str, int]:
+    def position(self) -> dict[str, Any]:
         """Where the batch after the last one handed out begins: ``open_stream(..., start=position)`` goes on there."""
         step, at = self._handed_out
-        return {"step": step, **at._asdict(), "blocks_per_window": self._windows.blocks_per_window}
+        position = {"step": step, **at._asdict(), "blocks_per_window": self._windows.blocks_per_window}
+        if self.sampler.config.follows_training:
+            controls = [self._control(window) for window in self._two_windows()]
+            position |= {"sampler": self.sampler.state(), "controls": controls}
+        return position
+
+    def _two_windows(self) -> list[tuple[int, int]]:
+        """The window that the next row is in, and the one after it."""
+        window = self._next[:2]
+        return [window, self._windows.after(*window)]
+
+    def _control(self, window: tuple[int, int]) -> float | None:
+        """What decides the rows of a window: the sampler's word when the window before it became the current one.
+
+        So it does not depend on how far ahead is read, and a resumed run finds it again.
+        """
+        return self._controls.setdefault(window, self.sampler.control())
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -236,9 +257,12 @@ class Stream:
             if drawn.at != self._next[:2]:
                 self._next = Position(*drawn.at, 0)
             self._current = drawn
+            here, following = self._two_windows()
+            self._controls = {here: self._control(here), following: self._control(following)}
             # read ahead, unless training ends within this window
             if rows_left > len(drawn) - self._next.offset:
-                self._schedule(self.config.prefetch)
+                follows = self.sampler.config.follows_training  # nothing is known yet of the window but one
+                self._schedule(min(self.config.prefetch, 1) if follows else self.config.prefetch)
         return self._current
 
     def _release(self, window: _Drawn) -> None:
@@ -253,7 +277,8 @@ class Stream:
             self._start()
         while len(self._ahead) < wanted and self._free_pools:
             pool = self._free_pools[0] if self.resident else self._free_pools.popleft()
-            self._ahead.append(self._loader.submit(self._load, *self._to_load, pool))
+            control = self._control(self._to_load) if self.sampler.config.follows_training else None
+            self._ahead.append(self._loader.submit(self._load, *self._to_load, pool, control))
             self._to_load = self._windows.after(*self._to_load)
 
     def _start(self) -> None:
@@ -275,7 +300,7 @@ class Stream:
 
     # --- on the loader thread ---------------------------------------------------------------------------------------
 
-    def _load(self, epoch: int, window: int, pool: Pool) -> _Drawn:
+    def _load(self, epoch: int, window: int, pool: Pool, control: float | None) -> _Drawn:
         """Reads a window and lets the sampler draw from it."""
         assert self._reader is not None
         chosen = self._windows.blocks(epoch, window)
@@ -287,7 +312,7 @@ class Stream:
         else:
             pending = self._fill(chosen, pool)
             slots = np.arange(int(self._blocks.length[chosen].sum()))
-        seen, places = self._candidates(epoch, window)
+        seen, places = self._candidates(epoch, window, control)
         order = self.sampler.order(seen)
         drawn = _Drawn((epoch, window), pool, self._to_device(slots[places[order]]), self._describe(seen.row[order]))
         self._reader.wait(pending)
@@ -322,7 +347,7 @@ def open_stream(
     sites: Sequence[str],
     config: DataConfig,
     sampler: Sampler,
-    start: Mapping[str, int] | None = None,
+    start: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
 ) -> Stream:
     """The batches of a training run, from the beginning or from a :meth:`Stream.position`.

@@ -53,7 +53,7 @@ class OrtSAE(Penalty):
         nearest = torch.empty_like(order)
         for chunk in order.tensor_split(n_chunks):
             nearest[chunk] = chunk[_nearest(rows.detach()[chunk])]
-        cosine = torch.linalg.vecdot(rows, rows[nearest])
+        cosine: Tensor = torch.linalg.vecdot(rows, rows[nearest])
         self._largest = cosine.detach().max()
         return cosine.square().mean()
 

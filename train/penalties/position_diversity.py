@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shared.coders import Coder, Codes
 from train.penalties.base import Penalty, PenaltyConfig, StepBatch
+from train.positions import position_bins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +76,6 @@ class PositionDiversity(Penalty):
             return {}
         uneven, bos = self._parts.tolist()
         return {"unevenness": uneven, "bos_excess": bos}
-
-
-def position_bins(position: Tensor, ctx: int, bins: int) -> Tensor:
-    """[B] int64 bin of each position: 0 for position 0, then 1 … bins of equal width over 1 … ctx − 1."""
-    later = 1 + (position.long() - 1) * bins // max(ctx - 1, 1)
-    return torch.where(position > 0, later.clamp(1, bins), 0)
 
 
 def _sums_by_bin(codes: Codes, bins: Tensor, n_bins: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from shared.registry import tagged
 from train.samplers.base import Sampler, SamplerConfig, Window
 from train.samplers.exclude_bos import ExcludeBos
+from train.samplers.position_stratified import PositionStratified
 from train.samplers.uniform import Uniform, UniformConfig
 
 __all__ = ["SAMPLERS", "AnySamplerConfig", "Sampler", "SamplerConfig", "UniformConfig", "Window", "build_sampler"]
@@ -14,6 +15,7 @@ __all__ = ["SAMPLERS", "AnySamplerConfig", "Sampler", "SamplerConfig", "UniformC
 SAMPLERS: dict[str, type[Sampler]] = {
     "uniform": Uniform,
     "exclude_bos": ExcludeBos,
+    "position_stratified": PositionStratified,
 }
 
 if TYPE_CHECKING:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ class Window:
         seed: the data seed.
         epoch: counted from 0.
         index: which window of the epoch, counted from 0.
+        ctx: tokens in a sequence: positions run from 0 to ctx − 1.
+        batch_size: rows of a batch; batches may begin anywhere in the window.
+        control: what the sampler's `control` said when the window before this one began to be trained on.
     """
 
     row: NDArray[np.int64]
@@ -29,6 +33,9 @@ class Window:
     seed: int
     epoch: int
     index: int
+    ctx: int
+    batch_size: int
+    control: float | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -44,6 +51,11 @@ class SamplerConfig:
 
     kind: str
     """Which sampler: a key of SAMPLERS."""
+
+    @property
+    def follows_training(self) -> bool:
+        """Whether the rows depend on what was trained so far: such a run has a stream of its own."""
+        return False
 
 
 class Sampler(ABC):
@@ -61,3 +73,20 @@ class Sampler(ABC):
     def count(self, window: Window) -> int:
         """How many rows `order` keeps; overridden where that is known without drawing."""
         return len(self.order(window))
+
+    # A sampler that follows training. `order` runs ahead, on another thread: it may use `window.control` alone.
+
+    def control(self) -> float | None:
+        """The number that decides the next window but one."""
+        return None
+
+    def observe(self, bos_share: float) -> None:  # noqa: B027 (most samplers do not listen)
+        """Hear which share of a step's activation, Σ z, lies at position 0. Called after each step, where
+        `follows_training`."""
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to go on exactly: plain data."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (most samplers have none)
+        """Take back what `state` gave."""

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from shared.coders import Codes
 from tests.train.penalties.conftest import Case, coder_with, gradcheck, minimise, step_batch
-from train.penalties.position_diversity import PositionDiversity, PositionDiversityConfig, position_bins
+from train.penalties.position_diversity import PositionDiversity, PositionDiversityConfig
+from train.positions import position_bins
 
 
 def build(bins: int = 3, bos_share: float = 0.2) -> PositionDiversity:

@@ -15,7 +15,7 @@ def window(epoch: int = 0, index: int = 0, seed: int = 0) -> Window:
     position = (row % 10).astype(np.int32)
     flags = np.where(position == 0, int(Flag.BOS), 0).astype(np.uint8)
     flags[10] = 0  # a sequence that begins without BOS
-    return Window(row, position, flags, seed, epoch, index)
+    return Window(row, position, flags, seed, epoch, index, ctx=10, batch_size=5)
 
 
 @pytest.fixture(params=SAMPLERS)
