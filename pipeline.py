@@ -363,6 +363,36 @@ def _only(config: AnalyzeConfig, only: Sequence[str]) -> AnalyzeConfig:
     return dataclasses.replace(config, reports=kept)
 
 
+@cli.group("prompts", cls=_Group)
+def prompts_group() -> None:
+    """Write prompt sets that `pipeline harvest` takes (harvest.packing: prompts)."""
+
+
+@prompts_group.command("first-letter")
+@click.argument("tokenizer", type=click.Path(path_type=Path), metavar="TOKENIZER")
+@click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
+@click.option("--words", type=click.IntRange(min=1), help="At most so many words of the vocabulary, evenly drawn.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the words, their order and the examples.")
+@_common
+def prompts_first_letter(console: Console, tokenizer: Path, out: Path, words: int | None, seed: int) -> None:
+    """The first-letter task, for `pipeline analyze --only absorption`: one prompt for each word of a vocabulary.
+
+    TOKENIZER is a cache, a model's folder, or a tokenizer.json. OUT is the file to write, JSON lines.
+    """
+    from analyze.first_letter import first_letter_prompts, write_prompts
+
+    if out.exists():
+        raise UsageError(f"{out} exists already", "name another file, or remove it")
+    prompts = first_letter_prompts(tokenizer, max_words=words, seed=seed)
+    write_prompts(out, prompts)
+    longest = max(prompt.tokens for prompt in prompts)
+    settings = {"dataset": str(out), "packing": "prompts", "tokens": None, "ctx": longest + 2}
+    hint = " ".join(f"--set harvest.{key}={'null' if value is None else value}" for key, value in settings.items())
+    document = {"path": str(out), "prompts": len(prompts), "longest": longest, "harvest": settings}
+    text = f"{out}: {len(prompts):,} prompts of at most {longest} tokens\nnext: pipeline harvest {hint}"
+    console.result(document, text)
+
+
 @cli.command("demo")
 @_settings
 @_common

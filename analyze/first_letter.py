@@ -30,12 +30,14 @@ class Prompt:
 
     Attributes:
         text: all lines.
-        target: index of the word's last token, counted without special tokens.
+        tokens: how many tokens they are, special tokens aside.
+        target: index of the word's last token among them.
         word: as it stands in the vocabulary, leading space included.
         letter: its first letter, a … z.
     """
 
     text: str
+    tokens: int
     target: int
     word: str
     letter: str
@@ -53,8 +55,21 @@ def vocabulary_words(tokenizer: Tokenizer, vocabulary: Vocabulary) -> list[str]:
     return [piece for token, piece in ids if token not in vocabulary.special and word_of(piece) is not None]
 
 
+def tokenizer_file(path: Path | str) -> Path:
+    """The tokenizer.json of a cache, of a model's folder, or that file itself.
+
+    Raises:
+        DataError: there is none.
+    """
+    path = Path(path)
+    for file in (path, path / "tokenizer" / "tokenizer.json", path / "tokenizer.json"):
+        if file.is_file():
+            return file
+    raise DataError(f"{path} is no tokenizer.json and no folder with one", "name a cache, or a model's folder")
+
+
 def first_letter_prompts(
-    tokenizer_file: Path | str,
+    tokenizer_path: Path | str,
     *,
     max_words: int | None = None,
     examples: int = N_EXAMPLES,
@@ -64,7 +79,7 @@ def first_letter_prompts(
     """The prompt set of a tokenizer, one prompt per word, in the order of a seeded shuffle.
 
     Args:
-        tokenizer_file: tokenizer.json.
+        tokenizer_path: tokenizer.json, or a cache or a model's folder with one.
         max_words: take at most so many words, evenly drawn.
         examples: lines before the question.
         template: what a line says; `{word}` stands for the word.
@@ -73,7 +88,7 @@ def first_letter_prompts(
         UsageError: a template without {word}.
         DataError: the vocabulary holds too few words.
     """
-    path = Path(tokenizer_file)
+    path = tokenizer_file(tokenizer_path)
     if "{word}" not in template:
         raise UsageError(f"the template {template!r} has no place for {{word}}")
     vocabulary = Vocabulary(path)
@@ -102,16 +117,16 @@ def _prompt(
     head = "".join(f"\n{line}" for line in lines) + "\n"
     text = head + template.format(word=word)
     end = len(head) + template.index("{word}") + len(word)
-    return Prompt(text, token_ending_at(tokenizer, text, end), word, _letter(word))
+    offsets = tokenizer.encode(text, add_special_tokens=False).offsets
+    return Prompt(text, len(offsets), token_ending_at(offsets, end), word, _letter(word))
 
 
-def token_ending_at(tokenizer: Tokenizer, text: str, end: int) -> int:
-    """Index (without special tokens) of the token that holds the last character before `end`.
+def token_ending_at(offsets: Sequence[tuple[int, int]], end: int) -> int:
+    """Index of the token that holds the last character before `end`, from the tokens' (start, stop) characters.
 
     Raises:
         DataError: no token does.
     """
-    offsets = tokenizer.encode(text, add_special_tokens=False).offsets
     for index, (start, stop) in enumerate(offsets):
         if start < end <= stop:
             return index

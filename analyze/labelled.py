@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,18 +14,19 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from analyze.labels import FAMILIES, Labels, content_rows, row_labels, token_texts
+from analyze.labels import FAMILIES, MAX_CATEGORIES, Labels, content_rows, draw, row_labels, token_texts
 from analyze.probes import LinearProbes, ThresholdRule, train_probes
 from analyze.splits import Split, split_rows
 from analyze.stream import StreamBatch
 from shared.cache import Cache, open_cache
+from shared.documents import DocumentRecord, read_documents
 from shared.errors import UsageError
 
 if TYPE_CHECKING:
     from analyze.reports.base import Subject
 
-DOCUMENTS = "documents.jsonl"
-"""What a cache knows of its documents: a line {"doc_id", "domain", …} each."""
+WORD = "word"
+"""Column of a prompt set that says which prompts belong together: they are never on both sides of a split."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Sample:
 
     Attributes:
         rows: how many, at most.
-        families: of :data:`analyze.labels.FAMILIES`; None: all that the cache can have.
+        families: of :data:`analyze.labels.FAMILIES`, or columns of the cache; None: all that make sense, of a cache of
+            prompts its columns.
         splits: how many splits into rows to learn from and rows to score.
         min_positives: a label with fewer positive (or negative) rows is left out: its probe would learn noise.
     """
@@ -58,7 +59,7 @@ class Labelled:
         x: [n, d] float32, the site that coders write to.
         labels: of those rows; only labels with enough positive and negative rows.
         left_out: names of the labels without.
-        splits: each with the dense probes trained on it. A document is never on both sides.
+        splits: each with the dense probes trained on it. A document (of prompts: a word) is never on both sides.
     """
 
     rows: NDArray[np.int64]
@@ -69,13 +70,12 @@ class Labelled:
 
 
 def sampled_rows(cache: Cache, sample: Sample) -> NDArray[np.int64]:
-    """At most `sample.rows` rows with text, drawn evenly. Ascending."""
-    rows = content_rows(cache)
+    """At most `sample.rows` rows with text (of prompts: the rows they are about), drawn evenly. Ascending."""
+    targets = [record.target_row for record in read_documents(cache.path) if record.target_row is not None]
+    rows = np.unique(np.array(targets, np.int64)) if targets else content_rows(cache)
     if sample.shards is not None and len(sample.shards) < cache.layout.n_shards:
         rows = rows[np.isin(rows // cache.layout.shard_rows, sample.shards)]
-    if len(rows) <= sample.rows:
-        return rows
-    return np.sort(np.random.default_rng(sample.seed).choice(rows, sample.rows, replace=False))
+    return draw(rows, sample.rows, sample.seed)
 
 
 def labelled(cache: Cache, site: str, sample: Sample) -> Labelled:
@@ -92,11 +92,14 @@ def labelled(cache: Cache, site: str, sample: Sample) -> Labelled:
 def _labelled(path: Path, identity: str, site: str, sample: Sample) -> Labelled:
     cache = open_cache(path)
     rows = sampled_rows(cache, sample)
-    domains = document_domains(cache)
-    families = sample.families or tuple(name for name in FAMILIES if name != "domain" or domains)
-    labels = row_labels(cache, rows, token_texts(cache), families, domains)
+    documents = list(read_documents(path))
+    columns = document_columns(documents)
+    prompts = any(record.target_row is not None for record in documents)
+    families = sample.families or tuple(dict.fromkeys([*usual_columns(columns), *(() if prompts else FAMILIES)]))
+    labels = row_labels(cache, rows, token_texts(cache), families, columns)
     enough = labels.with_enough(sample.min_positives)
-    groups = cache.doc_id.reshape(-1)[rows]
+    docs = cache.doc_id.reshape(-1)[rows]
+    groups = np.array([columns[WORD].get(int(doc), int(doc)) for doc in docs], str) if WORD in columns else docs
     splits = [split_rows(groups, sample.seed + number) for number in range(sample.splits)]
     enough = enough.columns([i for i in range(len(enough.names)) if _in_every_part(enough.values[:, i], splits)])
     kept = set(enough.names)
@@ -117,13 +120,25 @@ def _in_every_part(values: NDArray[np.int8], splits: Sequence[Split]) -> bool:
     return all((values[part] == answer).any() for part in parts for answer in (0, 1))
 
 
-def document_domains(cache: Cache) -> dict[int, str]:
-    """Domain of each document; empty where the cache names none."""
-    path = cache.path / DOCUMENTS
-    if not path.is_file():
-        return {}
-    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line)
-    return {int(line["doc_id"]): str(line["domain"]) for line in lines if line.get("domain")}
+def document_columns(documents: Sequence[DocumentRecord]) -> dict[str, dict[int, object]]:
+    """Name → document → value, of the labels and, where documents have one, the domain."""
+    columns: dict[str, dict[int, object]] = {}
+    for record in documents:
+        if record.domain:
+            columns.setdefault("domain", {})[record.doc_id] = record.domain
+        for name, value in record.labels.items():
+            columns.setdefault(name, {})[record.doc_id] = value
+    return columns
+
+
+def usual_columns(columns: Mapping[str, Mapping[int, object]]) -> list[str]:
+    """Columns whose values are categories: booleans or few texts. Numbers and identifiers are labels only if named."""
+    usual = []
+    for name, column in columns.items():
+        values = {value for value in column.values() if value is not None}
+        if all(isinstance(value, (bool, str)) for value in values) and 1 < len(values) <= MAX_CATEGORIES:
+            usual.append(name)
+    return usual
 
 
 class SampledCodes:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from analyze.text import Vocabulary
 from shared.cache import Cache, Flag
 from shared.errors import DataError, UsageError
+from shared.registry import did_you_mean
 
 UNKNOWN = -1
 SUFFIXES = ("s", "ed", "ing", "er", "ly", "tion", "al", "able")
@@ -171,8 +172,8 @@ NEXT_TOKEN_CLASSES: dict[str, Callable[[str], bool]] = {
 }
 """Classes of the token that follows."""
 
-ROW_FAMILIES = ("next_token", "position", "domain")
-FAMILIES = (*TOKEN_FAMILIES, *ROW_FAMILIES)
+FAMILIES = (*TOKEN_FAMILIES, "next_token", "position")
+"""Families that any cache with a tokenizer has; a cache's own columns come on top."""
 
 
 def token_table(texts: Sequence[str], family: str) -> Labels:
@@ -186,38 +187,40 @@ def row_labels(
     rows: NDArray[np.int64],
     texts: Sequence[str],
     families: Sequence[str],
-    domains: Mapping[int, str] | None = None,
+    columns: Mapping[str, Mapping[int, object]] | None = None,
 ) -> Labels:
     """Labels of some rows of a cache.
 
     Args:
         rows: [n] row numbers, sequence · ctx + position.
         texts: [V] the text of each token id (token_texts).
-        families: which of :data:`FAMILIES`.
-        domains: domain of each document, where the data has one.
+        families: which of :data:`FAMILIES` and of the columns; a column goes before a family of the same name.
+        columns: name → document → value: what the cache knows of its documents (or prompts).
 
     Raises:
-        UsageError: an unknown family, or `domain` without domains.
+        UsageError: an unknown family.
     """
-    unknown = [family for family in families if family not in FAMILIES]
+    columns = columns or {}
+    known = [*columns, *(family for family in FAMILIES if family not in columns)]
+    unknown = [family for family in families if family not in known]
     if unknown:
-        raise UsageError(f"no family of labels is called {unknown[0]!r} (known: {', '.join(FAMILIES)})")
+        raise UsageError(
+            f"{cache.path} has no labels {unknown[0]!r}{did_you_mean(unknown[0], known)}", f"one of: {', '.join(known)}"
+        )
     seq, position = np.divmod(rows, cache.ctx)
     tokens = cache.tokens[seq, position]
     parts = []
     for family in families:
-        if family in TOKEN_FAMILIES:
+        if family in columns:
+            column = columns[family]
+            parts.append(categories(family, [column.get(int(doc)) for doc in cache.doc_id[seq, position]]))
+        elif family in TOKEN_FAMILIES:
             table = token_table(texts, family)
             parts.append(Labels(table.names, table.values[tokens]))
         elif family == "next_token":
             parts.append(_next_token(cache, seq, position, texts))
-        elif family == "position":
-            parts.append(_position_bins(position, cache.ctx))
         else:
-            if not domains:
-                raise UsageError(f"{cache.path} names no domains of its documents, so `domain` is no label here")
-            of_row = [domains.get(int(doc), "") for doc in cache.doc_id[seq, position]]
-            parts.append(categories("domain", of_row))
+            parts.append(_position_bins(position, cache.ctx))
     return concatenate(parts)
 
 
@@ -275,9 +278,8 @@ def content_rows(cache: Cache) -> NDArray[np.int64]:
     return np.flatnonzero(usable.reshape(-1)).astype(np.int64)
 
 
-def sample_rows(cache: Cache, n: int, seed: int) -> NDArray[np.int64]:
-    """At most n of the rows that hold text, drawn evenly without replacement. Ascending."""
-    rows = content_rows(cache)
+def draw(rows: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:
+    """At most n of the rows, drawn evenly without replacement. Ascending."""
     if len(rows) <= n:
         return rows
     return np.sort(np.random.default_rng(seed).choice(rows, n, replace=False))

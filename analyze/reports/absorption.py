@@ -26,12 +26,12 @@ class AbsorptionConfig(ReportConfig):
 
     kind: Literal["absorption"] = "absorption"
     families: tuple[str, ...] | None = None
-    """Families of labels; null: all that the cache can have."""
+    """Families of labels; null: all that the cache can have (of a cache of prompts: the prompts' own)."""
     rows: int = 20_000
     """Rows to sample."""
     splits: int = 3
     """Splits into rows to learn from and rows to score; true positives are pooled."""
-    min_positives: int = 100
+    min_positives: int = 50
     """A label needs so many positive and negative rows in the sample."""
     min_probe_f1: float = 0.6
     """A label counts if its dense probe exceeds this F1 on held-out rows …"""
@@ -39,7 +39,7 @@ class AbsorptionConfig(ReportConfig):
     """… and rightly says yes to so many of them."""
     min_letters: int = 20
     """The first-letter family is evaluable with so many letters; other families with one label."""
-    min_main_mcc: float = 0.2
+    min_main_mcc: float = 0.3
     """The probe of a label's main latents needs this Matthews correlation: else the coder has no latents for the label,
     and it does not count. −1: not asked, as published."""
     origin: Literal["zero", "mean"] = "zero"

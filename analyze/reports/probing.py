@@ -22,10 +22,10 @@ class ProbingConfig(ReportConfig):
 
     kind: Literal["probing"] = "probing"
     families: tuple[str, ...] | None = None
-    """Families of labels; null: all that the cache can have."""
+    """Families of labels; null: all that the cache can have (of a cache of prompts: the prompts' own)."""
     rows: int = 20_000
     """Rows to sample."""
-    min_positives: int = 100
+    min_positives: int = 50
     """A label needs so many positive and negative rows in the sample."""
     ks: tuple[int, ...] = KS
     """Numbers of latents."""

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 
 from analyze.config import AnalyzeConfig, default_report
-from analyze.labelled import DOCUMENTS, Sample, labelled
+from analyze.labelled import Sample, labelled, usual_columns
 from analyze.labels import token_texts
 from analyze.reports import REPORTS, Subject
 from analyze.reports.absorption import AbsorptionConfig
@@ -23,6 +23,7 @@ from analyze.text import Vocabulary
 from shared.cache import Cache, Flag
 from shared.coders import Coder, build_coder
 from shared.coders.topk import TopKConfig
+from shared.documents import DOCUMENTS
 from shared.errors import UsageError
 from tests.planted import Hierarchy, absorbing_coder, hierarchy, true_rates
 from tests.synthetic import BOS_ID, EOS_ID, PAD_ID, TokenTable, make_cache
@@ -150,7 +151,7 @@ def test_probing_beside_its_controls(cache: Cache, tree: Hierarchy) -> None:
 def test_domains_come_from_the_cache(cache: Cache, tree: Hierarchy) -> None:
     sample = Sample(1000, None, 1, 50, 0)
     assert "domain" not in labelled(cache, SITE, sample).labels.families
-    with pytest.raises(UsageError, match="names no domains"):
+    with pytest.raises(UsageError, match="has no labels 'domain'"):
         labelled(cache, SITE, Sample(1000, ("domain",), 1, 50, 0))
     lines = [json.dumps({"doc_id": d, "domain": "even" if d % 2 == 0 else "odd"}) for d in range(cache.n_seq)]
     (cache.path / DOCUMENTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -161,6 +162,42 @@ def test_domains_come_from_the_cache(cache: Cache, tree: Hierarchy) -> None:
         assert np.array_equal(found.labels.values[:, 0] == 1, even)
     finally:
         (cache.path / DOCUMENTS).unlink()
+
+
+def test_prompts_are_measured_at_their_own_rows(cache: Cache, tree: Hierarchy) -> None:
+    """A cache of prompts: one row each, the labels its columns, and prompts of one word on one side of a split."""
+    targets = [s * CTX + 1 + s % (CTX - 1) for s in range(cache.n_seq)]
+    lines = [
+        json.dumps(
+            {"doc_id": s, "labels": {"colour": "red" if s % 3 else "blue", "word": f"w{s // 4}"}, "target_row": row}
+        )
+        for s, row in enumerate(targets)
+    ]
+    (cache.path / DOCUMENTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    try:
+        found = labelled(cache, SITE, Sample(5000, None, 2, 50, 1))
+        assert found.rows.tolist() == targets
+        assert found.labels.names == ("colour:blue", "colour:red")
+        assert torch.equal(found.x, cache.rows(SITE, targets).float())
+        for split, _ in found.splits:
+            words = [set((part // 4).tolist()) for part in (split.train, split.validation, split.test)]
+            assert sum(map(len, words)) == 250
+        config = AbsorptionConfig(families=("punctuation",), rows=9000, splits=1, min_true_positives=1)
+        result = report("absorption", config, cache, absorbing_coder(tree, 0.25))
+        assert result.data["rows"] == cache.n_seq
+    finally:
+        (cache.path / DOCUMENTS).unlink()
+
+
+def test_usual_columns_are_categories() -> None:
+    columns: dict[str, dict[int, object]] = {
+        "flag": {0: True, 1: False, 2: None},
+        "kind": {0: "a", 1: "b"},
+        "constant": {0: "a", 1: "a"},
+        "length": {0: 3, 1: 4},
+        "name": {i: f"n{i}" for i in range(65)},
+    }
+    assert usual_columns(columns) == ["flag", "kind"]
 
 
 def test_rare_labels_are_left_out(cache: Cache) -> None:

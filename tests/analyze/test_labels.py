@@ -12,8 +12,8 @@ from analyze.labels import (
     categories,
     concatenate,
     content_rows,
+    draw,
     row_labels,
-    sample_rows,
     token_table,
     token_texts,
     word_of,
@@ -88,25 +88,25 @@ def test_content_rows_are_neither_special_nor_padding(cache: Cache) -> None:
     others = np.setdiff1d(np.arange(cache.n_rows), rows)
     rest = cache.flags.reshape(-1)[others] & int(Flag.BOS | Flag.EOS | Flag.PADDING)
     assert (rest[others % cache.ctx != 0] != 0).all()
-    sample = sample_rows(cache, 10, seed=3)
+    sample = draw(rows, 10, seed=3)
     assert len(set(sample.tolist())) == 10
     assert np.isin(sample, rows).all()
-    assert np.array_equal(sample, sample_rows(cache, 10, seed=3))
-    assert np.array_equal(sample_rows(cache, 10**6, seed=3), rows)
+    assert np.array_equal(sample, draw(rows, 10, seed=3))
+    assert np.array_equal(draw(rows, 10**6, seed=3), rows)
 
 
 def test_domains_and_columns(cache: Cache) -> None:
     rows = content_rows(cache)
     docs = cache.doc_id.reshape(-1)[rows]
     names = {0: "news", 1: "code", 2: "code"}
-    labels = row_labels(cache, rows, TEXTS, ["domain"], names)
+    labels = row_labels(cache, rows, TEXTS, ["domain"], {"domain": names})
     assert labels.names == ("domain:code", "domain:news")
     expected = [[1, 0] if names.get(d) == "code" else [0, 1] if d == 0 else [-1, -1] for d in docs.tolist()]
     assert labels.values.tolist() == expected
-    with pytest.raises(UsageError, match="no domains"):
+    with pytest.raises(UsageError, match="has no labels 'domain'"):
         row_labels(cache, rows, TEXTS, ["domain"])
-    with pytest.raises(UsageError, match="colour"):
-        row_labels(cache, rows, TEXTS, ["colour"])
+    with pytest.raises(UsageError, match="has no labels 'domains'; did you mean 'domain'"):
+        row_labels(cache, rows, TEXTS, ["domains"], {"domain": names})
 
 
 def test_categories() -> None:
