@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from shared.errors import UsageError
 from shared.sites import Site
 
-_ISOLATION_ERROR = 0.05  # relative; rounding stays far below it in bfloat16, a document seen or not far above
+_ISOLATION_ERROR = _SAME_ATTENTION = 0.05  # relative; rounding in bfloat16 stays far below it
 
 Sink = Callable[[str, Tensor], None]
 
@@ -119,6 +119,47 @@ class SiteReader:
             raise _AllRead
 
 
+class CompiledReader(SiteReader):
+    """The same with the model compiled into one graph, for batches of one shape.
+
+    A graph cannot be left by an exception. Instead the sites' activations are the only results of the compiled
+    function: whatever they do not need, the rest of the model included, is dead code, which the compiler drops.
+    """
+
+    def __init__(self, model: nn.Module, body: nn.Module, sites: Sequence[Site]) -> None:
+        super().__init__(model, body, sites)
+        self._found: dict[str, Tensor] = {}
+        self._compiled = torch.compile(self._collect, fullgraph=True, dynamic=False)
+
+    @torch.inference_mode()
+    def read(self, ids: Tensor, mask: Tensor | None, sink: Sink, positions: Tensor | None = None) -> None:
+        """As :meth:`SiteReader.read`; the sites must have been met by that before.
+
+        Raises:
+            UsageError: the model cannot be compiled as one graph.
+        """
+        try:
+            values = self._compiled(ids, mask, positions)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise UsageError(
+                f"harvest.compile: this model does not compile as one graph: {str(error).splitlines()[0]}",
+                hint="--set harvest.compile=off",
+            ) from error
+        for site, value in zip(self._sites, values, strict=True):
+            sink(site.name, value)
+
+    def _collect(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> list[Tensor]:
+        self._found = {}
+        self._body(input_ids=ids, attention_mask=mask, **self._arguments(positions))
+        return [self._found[site.name] for site in self._sites]
+
+    def _hand_over(self, site: Site, values: Sequence[Any]) -> None:
+        for value in values:
+            if isinstance(value, Tensor):
+                self._found[site.name] = value
+                return
+
+
 def check_isolated(reader: SiteReader, bos: int, vocab: int, length: int, device: torch.device) -> None:
     """Makes sure that a document behind another one gives what it gives alone.
 
@@ -132,15 +173,10 @@ def check_isolated(reader: SiteReader, bos: int, vocab: int, length: int, device
     together: dict[str, Tensor] = {}
     alone: dict[str, Tensor] = {}
     try:
-        reader.read(
-            pair[None].to(device),
-            None,
-            lambda n, v: together.__setitem__(n, v.float().cpu()),
-            positions[None].to(device),
-        )
+        reader.read(pair[None].to(device), None, _into(together), positions[None].to(device))
     except TypeError as error:
         raise UsageError(f"harvest.cross_document_attention: this model takes no positions ({error})") from None
-    reader.read(pair[None, half:].to(device), None, lambda n, v: alone.__setitem__(n, v.float().cpu()))
+    reader.read(pair[None, half:].to(device), None, _into(alone))
     for name, value in alone.items():
         off = float((together[name][:, half:] - value).norm() / value.norm().clamp_min(1e-30))
         if not off < _ISOLATION_ERROR:
@@ -148,6 +184,41 @@ def check_isolated(reader: SiteReader, bos: int, vocab: int, length: int, device
                 f"harvest.cross_document_attention: at {name} a document behind another one differs by {off:.1%} "
                 "from the same document alone; this model or attention path cannot keep documents apart",
                 hint="--set harvest.packing=document, or harvest.attention=eager",
+            )
+
+
+def _into(values: dict[str, Tensor]) -> Sink:
+    def sink(name: str, value: Tensor) -> None:
+        values[name] = value.float().cpu().clone()
+
+    return sink
+
+
+def check_attention(
+    reader: SiteReader, body: nn.Module, bos: int, vocab: int, length: int, device: torch.device
+) -> None:
+    """Makes sure that the model's attention path gives what its plain one (eager) gives, up to rounding.
+
+    Raises:
+        UsageError: it does not; it may leave out soft-capping or a sliding window.
+    """
+    chosen = getattr(body.config, "_attn_implementation", "eager")
+    if chosen == "eager":
+        return
+    ids = (torch.arange(length) * 7919 + 11) % vocab
+    ids[0] = bos
+    found: dict[str, dict[str, Tensor]] = {chosen: {}, "eager": {}}
+    for path, values in found.items():
+        body.set_attn_implementation(path)  # type: ignore[operator]
+        reader.read(ids[None].to(device), None, _into(values))
+    body.set_attn_implementation(chosen)  # type: ignore[operator]
+    for name, value in found["eager"].items():
+        off = float((found[chosen][name] - value).norm() / value.norm().clamp_min(1e-30))
+        if not off < _SAME_ATTENTION:
+            raise UsageError(
+                f"harvest.attention: at {name} {chosen} differs by {off:.1%} from eager, which computes what the model "
+                "was trained with",
+                hint="--set harvest.attention=eager",
             )
 
 
@@ -169,9 +240,3 @@ def count_flops() -> Iterator[Any]:
 
     with FlopCounterMode(display=False) as counter:
         yield counter
-
-
-def rows_into(target: Tensor, start: int, activations: Tensor) -> None:
-    """Copies [batch, ctx, d] into rows of a host buffer [rows, d] in its dtype; asynchronously if it is pinned."""
-    flat = activations.reshape(-1, activations.shape[-1])
-    target[start : start + len(flat)].copy_(flat, non_blocking=True)

@@ -12,7 +12,7 @@ from shared.config import identity, to_dict
 from shared.sites import parse_site
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Attention = Literal["auto", "eager", "sdpa"]
+Attention = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"]
 Separator = Literal["eos", "none"]
 Packing = Literal["concat", "document", "prompts"]
 Storage = Literal["bfloat16", "float32"]
@@ -56,12 +56,17 @@ class HarvestConfig:
     """Whether tokens attend to earlier documents of their sequence; false: every document begins anew, with a BOS."""
     separator: Separator = "eos"
     """What closes a document: its EOS token, or nothing."""
-    batch_tokens: int = 8192
-    """Tokens in one call of the model; part of the cache's identity, since it decides how the hardware rounds."""
+    batch_tokens: int | None = 8192
+    """Tokens in one call of the model; part of the cache's identity, since it decides how the hardware rounds. null: as
+    many as fit into memory (65,536 at most, on a CPU 8192)."""
     dtype: Dtype = "auto"
     """What the model computes in; auto is the checkpoint's own dtype on CUDA and float32 on a CPU."""
     attention: Attention = "auto"
-    """Attention code path; auto is eager where attention logits are soft-capped (Gemma-2), else the model's default."""
+    """Attention code path; auto is eager where attention logits are soft-capped (Gemma-2), else the model's default.
+    Every path is held against eager before the harvest begins."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the cut model (torch.compile, one graph); auto does so on CUDA for the families with named sites. Takes a
+    minute at the start, so it pays for long harvests only."""
     storage: Storage = "bfloat16"
     """What the activations are stored as."""
     shard_rows: int = 0
@@ -89,7 +94,7 @@ class HarvestConfig:
         if self.shard_rows < 0 or self.shard_rows % self.ctx:
             raise ValueError(f"shard_rows: whole sequences of ctx {self.ctx}, found {self.shard_rows}")
         for field in ("batch_tokens", "writers", "buffers"):
-            if getattr(self, field) < 1:
+            if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"{field}: at least 1, found {getattr(self, field)}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"device: auto, cpu, cuda or cuda:N, found {self.device!r}")

@@ -37,7 +37,8 @@ class HarvestPlan:
         flops_share: matrix products of the cut forward pass as a share of those of the whole model with logits.
         flops_per_token: of the cut forward pass.
         device, dtype, attention: what the model runs on and computes in.
-        sequences_per_call: sequences in one call of the model.
+        sequences_per_call: sequences in one call of the model; with `batch_tokens: null`, at most.
+        compiled: whether the model will be compiled.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class HarvestPlan:
     dtype: str
     attention: str
     sequences_per_call: int
+    compiled: bool
 
     def to_dict(self) -> dict[str, Any]:
         """The ``--json`` document."""
@@ -88,6 +90,7 @@ class HarvestPlan:
                 "forward_share": self.flops_share,
                 "flops_per_token": self.flops_per_token,
                 "sequences_per_call": self.sequences_per_call,
+                "compiled": self.compiled,
             },
             "host_buffer_bytes": self.buffer_bytes,
         }
@@ -110,7 +113,7 @@ class HarvestPlan:
                 f"shards   {shapes.n_shards:,} of {shapes.shard_rows:,} rows",
                 f"disk     {size(shapes.bytes_on_disk())} to write, {size(self.free_disk)} free{short}",
                 f"model    {si(self.parameters)} parameters; {size(self.model_bytes)} of weights on {self.device} in "
-                f"{self.dtype}, attention {self.attention}, {self.sequences_per_call} sequences a call",
+                f"{self.dtype}, attention {self.attention}, {self.sequences_per_call} sequences a call{', compiled' if self.compiled else ''}",
                 f"forward  {self.flops_share:.0%} of the model is computed, {si(self.flops_per_token)} FLOP a token",
                 f"buffers  {size(self.buffer_bytes)} of host memory at most",
                 "sites",
@@ -148,6 +151,7 @@ def plan(config: HarvestConfig) -> HarvestPlan:
         dtype=str(checkpoint.dtype).removeprefix("torch."),
         attention=checkpoint.attention or "default",
         sequences_per_call=job.batch_seqs,
+        compiled=job.compiled,
     )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harvest.capture import SiteReader, count_flops, site_widths
-from harvest.config import HarvestConfig, content_settings
+from harvest.config import HarvestConfig, cache_path, content_settings
 from harvest.data.pack import Block, pack, pack_apart
 from harvest.data.sources import Source, open_source
 from harvest.data.tokenise import tokenise
@@ -25,7 +25,7 @@ from harvest.model import (
     load_tokenizer,
     special_tokens,
 )
-from harvest.sites import resolve_sites
+from harvest.sites import FAMILIES, resolve_sites
 from shared.cache import Layout, SiteSpec
 from shared.cache.format import default_shard_rows
 from shared.errors import UsageError
@@ -39,13 +39,31 @@ _PROBE_TOKENS = 8
 
 @dataclass(frozen=True)
 class Job:
-    """A harvest's inputs, found and checked; no weights loaded and no document read."""
+    """A harvest's inputs, found and checked; no weights loaded and no document read.
+
+    ``batch_tokens`` is the setting, or where that is null what the cache was begun with, else an estimate.
+    """
 
     config: HarvestConfig
     checkpoint: Checkpoint
     tokenizer: PreTrainedTokenizerBase
     specials: Specials
     source: Source
+    batch_tokens: int
+
+    @property
+    def compiled(self) -> bool:
+        """The model is compiled."""
+        if self.config.compile == "auto":
+            return self.checkpoint.device.type == "cuda" and self.checkpoint.model_type in FAMILIES
+        return self.config.compile == "on"
+
+    @property
+    def masked(self) -> bool:
+        """Padding must be hidden from the model: causal attention never looks at what comes after, other kinds do."""
+        config = self.checkpoint.config.get_text_config()
+        both_ways = getattr(config, "use_bidirectional_attention", False)
+        return bool(both_ways) or self.checkpoint.model_type not in FAMILIES
 
     @property
     def isolated(self) -> bool:
@@ -68,7 +86,7 @@ class Job:
     @property
     def batch_seqs(self) -> int:
         """Sequences in one call: a part of a shard, or a whole number of shards."""
-        wanted = max(1, self.config.batch_tokens // self.config.ctx)
+        wanted = max(1, self.batch_tokens // self.config.ctx)
         if wanted >= self.seqs_per_shard:
             return wanted // self.seqs_per_shard * self.seqs_per_shard
         return wanted
@@ -118,7 +136,12 @@ def prepare(config: HarvestConfig) -> Job:
     checkpoint = find_checkpoint(config)
     tokenizer = load_tokenizer(checkpoint, config.model)
     specials = special_tokens(tokenizer, config.model, config.separator)
-    return Job(config, checkpoint, tokenizer, specials, open_source(config))
+    job = Job(config, checkpoint, tokenizer, specials, open_source(config), config.batch_tokens or config.ctx)
+    if config.batch_tokens is None:
+        from harvest.batch_size import estimate, recorded
+
+        job = replace(job, batch_tokens=recorded(cache_path(config), config.ctx) or estimate(job))
+    return job
 
 
 def empty_dataset(config: HarvestConfig) -> UsageError:
@@ -150,6 +173,7 @@ def identity_of(job: Job) -> dict[str, Any]:
             "device": checkpoint.device.type,
             "dtype": str(checkpoint.dtype).removeprefix("torch."),
             "attention": checkpoint.attention or "default",
+            "compiled": job.compiled,
             "bos_token_id": specials.bos,
             "eos_token_id": specials.eos,
             "pad_token_id": specials.pad,

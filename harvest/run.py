@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import queue
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from torch import nn
 
-from harvest.capture import SiteReader, check_isolated, rows_into, site_widths
+from harvest import batch_size
+from harvest.capture import CompiledReader, SiteReader, check_attention, check_isolated, site_widths
 from harvest.config import HarvestConfig, cache_path
 from harvest.data.pack import Block
 from harvest.data.tokenise import Ahead
+from harvest.disk import Disk
+from harvest.forward import Forward
 from harvest.model import body_of, drop_later_layers, load_model
 from harvest.plan import HarvestPlan, free_disk, plan
 from harvest.prepare import Job, empty_dataset, identity_of, layout, prepare, probe_ids
 from harvest.sites import resolve_sites
+from harvest.stages import Stages
 from shared.cache import CacheWriter, Layout
 from shared.cache.commits import load_commit
 from shared.cache.files import sync_folder, write_file
-from shared.console import Console, Progress, duration, si, size
+from shared.console import Console, duration, si, size
 from shared.documents import DOCUMENTS, DocumentWriter, documents_summary
 from shared.errors import DataError, PipelineError
 from shared.provenance import provenance
 
 __all__ = ["HarvestPlan", "HarvestResult", "cache_path", "harvest", "plan"]
+
+_PROBE_LENGTH = 32
 
 TOKENIZER = "tokenizer/tokenizer.json"
 """The tokenizer's file in a cache, so that tokens can be read as text without the model."""
@@ -51,6 +54,7 @@ class HarvestResult:
         tokens_run: rows that this run put through the model.
         seconds: of this run, loading included.
         tokens_per_second: of this run, from the first batch to the last commit; 0.0 when there was nothing to do.
+        stages: share of that time in which the run waited for each stage (harvest.stages).
     """
 
     path: Path
@@ -63,6 +67,7 @@ class HarvestResult:
     tokens_run: int
     seconds: float
     tokens_per_second: float
+    stages: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """The ``--json`` document."""
@@ -97,14 +102,14 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
     drop_later_layers(model, job.checkpoint.model_type, sites)
     body = body_of(model).to(job.checkpoint.device)
     path = cache_path(config)
-    with SiteReader(model, body, sites) as reader:
-        widths = site_widths(reader, probe_ids(job).to(job.checkpoint.device))
+    with SiteReader(model, body, sites) as probe:
+        job = _settled(job, probe, body, path)
+        widths = site_widths(probe, probe_ids(job).to(job.checkpoint.device))
+    reader_class = CompiledReader if job.compiled else SiteReader
+    with reader_class(model, body, sites) as reader:
         shapes = layout(job, sites, widths)
         with CacheWriter.create(path, shapes, identity_of(job), provenance()) as writer:
             _keep_tokenizer(path, job)
-            if job.isolated and not writer.complete:
-                vocab = int(job.checkpoint.config.get_text_config().vocab_size)
-                check_isolated(reader, job.specials.bos, vocab, min(job.config.ctx, 32), job.checkpoint.device)
             work = _Work(job, reader, writer, console)
             if not writer.complete:
                 work.run()
@@ -121,7 +126,20 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
         tokens_run=work.rows_run,
         seconds=time.perf_counter() - started,
         tokens_per_second=work.rows_run / work.seconds if work.seconds else 0.0,
+        stages=work.stages.shares(),
     )
+
+
+def _settled(job: Job, probe: SiteReader, body: nn.Module, path: Path) -> Job:
+    """Checks what only the loaded model can tell, and with it settles the size of a batch."""
+    device, bos = job.checkpoint.device, job.specials.bos
+    vocab, length = int(job.checkpoint.config.get_text_config().vocab_size), min(job.config.ctx, _PROBE_LENGTH)
+    check_attention(probe, body, bos, vocab, length, device)
+    if job.isolated:
+        check_isolated(probe, bos, vocab, length, device)
+    if job.config.batch_tokens is None and batch_size.recorded(path, job.config.ctx) is None:
+        job = dataclasses.replace(job, batch_tokens=batch_size.probe(job, probe))
+    return job
 
 
 def _keep_tokenizer(path: Path, job: Job) -> None:
@@ -141,6 +159,7 @@ class _Work:
         self.shards_written = 0
         self.rows_run = 0
         self.seconds = 0.0
+        self.stages = Stages()
 
     def run(self) -> None:
         """Computes and writes every missing shard, then finishes the cache."""
@@ -151,6 +170,10 @@ class _Work:
             self._finish(_sequences_committed(writer))
             return
         self._check_disk(len(missing))
+        forward = Forward(job, self.reader, self.stages)
+        if missing and job.compiled:
+            self.console.info("compiling the model")
+            forward.warm_up()
         started = time.perf_counter()
         n_seq = 0
         done = planned.n_rows - sum(len(planned.rows_of(shard)) for shard in missing)
@@ -159,10 +182,10 @@ class _Work:
             self._interruptible(),
             DocumentWriter(writer.path) as documents,
             Ahead(job.blocks(), depth=2) as blocks,
-            _Disk(job, planned, writer, progress) as disk,
+            Disk(job, planned, writer, progress, self.stages) as disk,
         ):
             wanted = set(missing)
-            for unit, block in enumerate(blocks):
+            for unit, block in enumerate(self._waiting_for(blocks)):
                 n_seq += len(block)
                 documents.add(block.documents)
                 shards = _shards_of(block, unit * job.unit_shards, planned)
@@ -170,10 +193,10 @@ class _Work:
                 todo = [(shard, cut) for shard, cut in shards if shard in wanted]
                 if todo:
                     with disk.buffer() as buffer:
-                        self._compute(block, buffer)
-                        disk.write(block, todo, buffer)
+                        disk.write(block, todo, buffer, forward.compute(block, buffer))
                     self.shards_written += len(todo)
                     self.rows_run += block.tokens.size
+            forward.finish()
             documents.finish()
         self.seconds = time.perf_counter() - started
         if not n_seq:
@@ -185,6 +208,16 @@ class _Work:
             )
         self._finish(n_seq)
 
+    def _waiting_for(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        """The blocks, counting the time until the next one is there."""
+        iterator = iter(blocks)
+        while True:
+            with self.stages.of("tokenise"):
+                block = next(iterator, None)
+            if block is None:
+                return
+            yield block
+
     def _finish(self, n_seq: int) -> None:
         extra = {
             "tokenizer": TOKENIZER,
@@ -192,26 +225,6 @@ class _Work:
             "planned_sequences": self.writer.layout.n_seq,
         }
         self.writer.finish(n_seq, extra)
-
-    def _compute(self, block: Block, buffer: dict[str, Tensor]) -> None:
-        """Runs the model on every batch of a unit; the activations arrive in the buffer."""
-        job = self.job
-        device = job.checkpoint.device
-        row = 0
-
-        def sink(name: str, activations: Tensor) -> None:
-            rows_into(buffer[name], row, activations)
-
-        for start in range(0, len(block), job.batch_seqs):
-            batch = block[start : start + job.batch_seqs]
-            ids = torch.from_numpy(batch.tokens.astype(np.int64)).to(device)
-            mask = positions = None
-            if job.isolated:
-                positions = torch.from_numpy(batch.positions()).to(device)
-            elif batch.has_padding:
-                mask = torch.from_numpy(~batch.padding).to(device).long()
-            self.reader.read(ids, mask, sink, positions)
-            row += batch.tokens.size
 
     def _check_committed(self, shards: list[tuple[int, slice]], block: Block) -> None:
         """The dataset must still be the one whose tokens were committed, or the rest would be of another text."""
@@ -246,88 +259,6 @@ class _Work:
                 "the same command computes the rest"
             )
             raise
-
-
-class _Disk:
-    """Buffers in host memory and the threads that empty them onto the disk.
-
-    There are only so many buffers: when the disk is slower than the model, the model waits for one, and memory does not
-    grow.
-    """
-
-    def __init__(self, job: Job, shapes: Layout, writer: CacheWriter, progress: Progress) -> None:
-        self._writer, self._progress, self._ctx = writer, progress, shapes.ctx
-        self._cuda = job.checkpoint.device.type == "cuda"
-        self._device = job.checkpoint.device
-        self._row_bytes = sum(site.row_bytes for site in shapes.sites)
-        self._started = time.perf_counter()
-        self._bytes = 0
-        self._free: queue.SimpleQueue[dict[str, Tensor] | None] = queue.SimpleQueue()
-        self._rows, self._sites = job.unit_shards * shapes.shard_rows, shapes.sites
-        for _ in range(job.config.buffers):
-            self._free.put(None)  # made when first needed: a small harvest needs few
-        self._pool = ThreadPoolExecutor(job.config.writers, thread_name_prefix="write")
-        self._pending: deque[Future[None]] = deque()
-        self._handed_over = False
-
-    def _make(self) -> dict[str, Tensor]:
-        return {
-            site.name: torch.empty(
-                (self._rows, site.width), dtype=getattr(torch, site.logical_dtype), pin_memory=self._cuda
-            )
-            for site in self._sites
-        }
-
-    @contextmanager
-    def buffer(self) -> Iterator[dict[str, Tensor]]:
-        """A buffer to fill; goes back by itself unless it was handed to :meth:`write`."""
-        buffer = self._free.get() or self._make()
-        self._raise_failures()
-        self._handed_over = False
-        try:
-            yield buffer
-        finally:
-            if not self._handed_over:
-                self._free.put(buffer)
-
-    def write(self, block: Block, shards: list[tuple[int, slice]], buffer: dict[str, Tensor]) -> None:
-        """Writes these shards of the unit in the background, once the copies into the buffer have arrived."""
-        arrived = None
-        if self._cuda:
-            arrived = torch.cuda.current_stream(self._device).record_event()
-        self._pending.append(self._pool.submit(self._write, block, shards, buffer, arrived))
-        self._handed_over = True
-
-    def _write(self, block: Block, shards: list[tuple[int, slice]], buffer: dict[str, Tensor], arrived: Any) -> None:
-        try:
-            if arrived is not None:
-                arrived.synchronize()
-            for shard, cut in shards:
-                part = block[cut]
-                rows = slice(cut.start * self._ctx, (cut.start + len(part)) * self._ctx)
-                acts = {name: values[rows] for name, values in buffer.items()}
-                self._writer.write_shard(shard, part.tokens, part.doc_id, part.pos_in_doc, part.flags, acts)
-                n_rows = part.tokens.size
-                self._bytes += n_rows * self._row_bytes
-                rate = self._bytes / (time.perf_counter() - self._started)
-                self._progress.advance(n_rows, disk=f"{size(rate)}/s")
-        finally:
-            self._free.put(buffer)
-
-    def _raise_failures(self) -> None:
-        while self._pending and self._pending[0].done():
-            self._pending.popleft().result()
-
-    def __enter__(self) -> _Disk:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # What is computed is written, also after Ctrl-C; only when writing itself fails is the rest given up.
-        failed = kind is not None and not issubclass(kind, KeyboardInterrupt)
-        self._pool.shutdown(wait=True, cancel_futures=failed)
-        if kind is None:
-            while self._pending:
-                self._pending.popleft().result()
 
 
 def _shards_of(block: Block, first: int, shapes: Layout) -> list[tuple[int, slice]]:

@@ -359,19 +359,19 @@ def test_ctrl_c_keeps_what_is_committed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from harvest.run import _Work
+    from harvest.forward import Forward
 
     config = config_for(tiny_model, texts_file, tmp_path)
-    compute, calls = _Work._compute, 0
+    compute, calls = Forward.compute, 0
 
-    def interrupted(self: _Work, *args: Any) -> None:
+    def interrupted(self: Forward, *args: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 4:
             raise KeyboardInterrupt
-        compute(self, *args)
+        return compute(self, *args)
 
-    monkeypatch.setattr(_Work, "_compute", interrupted)
+    monkeypatch.setattr(Forward, "compute", interrupted)
     with pytest.raises(KeyboardInterrupt):
         harvest(config)
     assert "3 of 6 shards" in capsys.readouterr().err

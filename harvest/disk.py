@@ -1,0 +1,106 @@
+"""From host memory onto the disk, behind the model's back."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harvest.data.pack import Block
+from harvest.prepare import Job
+from harvest.stages import Stages
+from shared.cache import CacheWriter, Layout
+from shared.console import Progress, size
+
+
+class Disk:
+    """Buffers in host memory and the threads that empty them onto the disk.
+
+    There are only so many buffers: when the disk is slower than the model, the model waits for one, and memory does not
+    grow.
+    """
+
+    def __init__(self, job: Job, shapes: Layout, writer: CacheWriter, progress: Progress, stages: Stages) -> None:
+        self._writer, self._progress, self._ctx, self._stages = writer, progress, shapes.ctx, stages
+        self._cuda = job.checkpoint.device.type == "cuda"
+        self._row_bytes = sum(site.row_bytes for site in shapes.sites)
+        self._started = time.perf_counter()
+        self._bytes = 0
+        self._free: queue.SimpleQueue[dict[str, Tensor] | None] = queue.SimpleQueue()
+        self._rows, self._sites = job.unit_shards * shapes.shard_rows, shapes.sites
+        for _ in range(job.config.buffers):
+            self._free.put(None)  # made when first needed: a small harvest needs few
+        self._pool = ThreadPoolExecutor(job.config.writers, thread_name_prefix="write")
+        self._pending: deque[Future[None]] = deque()
+        self._handed_over = False
+
+    def _make(self) -> dict[str, Tensor]:
+        return {
+            site.name: torch.empty(
+                (self._rows, site.width), dtype=getattr(torch, site.logical_dtype), pin_memory=self._cuda
+            )
+            for site in self._sites
+        }
+
+    @contextmanager
+    def buffer(self) -> Iterator[dict[str, Tensor]]:
+        """A buffer to fill; goes back by itself unless it was handed to :meth:`write`."""
+        with self._stages.of("write"):
+            buffer = self._free.get()
+        self._raise_failures()
+        if buffer is None:
+            buffer = self._make()
+        self._handed_over = False
+        try:
+            yield buffer
+        finally:
+            if not self._handed_over:
+                self._free.put(buffer)
+
+    def write(self, block: Block, shards: list[tuple[int, slice]], buffer: dict[str, Tensor], arrived: Any) -> None:
+        """Writes these shards of the unit in the background, once the copies into the buffer have arrived.
+
+        Args:
+            arrived: a CUDA event after which they have; None where they already have.
+        """
+        self._pending.append(self._pool.submit(self._write, block, shards, buffer, arrived))
+        self._handed_over = True
+
+    def _write(self, block: Block, shards: list[tuple[int, slice]], buffer: dict[str, Tensor], arrived: Any) -> None:
+        try:
+            if arrived is not None:
+                arrived.synchronize()
+            for shard, cut in shards:
+                part = block[cut]
+                rows = slice(cut.start * self._ctx, (cut.start + len(part)) * self._ctx)
+                acts = {name: values[rows] for name, values in buffer.items()}
+                self._writer.write_shard(shard, part.tokens, part.doc_id, part.pos_in_doc, part.flags, acts)
+                n_rows = part.tokens.size
+                self._bytes += n_rows * self._row_bytes
+                rate = self._bytes / (time.perf_counter() - self._started)
+                self._progress.advance(n_rows, disk=f"{size(rate)}/s", **self._stages.fields())
+        finally:
+            self._free.put(buffer)
+
+    def _raise_failures(self) -> None:
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
+
+    def __enter__(self) -> Disk:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # What is computed is written, also after Ctrl-C; only when writing itself fails is the rest given up.
+        failed = kind is not None and not issubclass(kind, KeyboardInterrupt)
+        with self._stages.of("write"):
+            self._pool.shutdown(wait=True, cancel_futures=failed)
+        if kind is None:
+            while self._pending:
+                self._pending.popleft().result()
