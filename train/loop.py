@@ -18,7 +18,7 @@ from train.interrupt import Interrupt, interruptible
 from train.plan import Group, TrainPlan, plan
 from train.positions import bos_share
 from train.samplers import build_sampler
-from train.session import RunSummary, Session, begin, open_runs, summarise
+from train.session import RunSummary, Session, begin, open_runs, summarise, trackers_closed
 from train.step import train_step
 
 __all__ = ["RunSummary", "TrainPlan", "plan", "train"]
@@ -56,6 +56,7 @@ def train_group(group: Group, runs: Mapping[Path, Run], console: Console, interr
     data, sampler = group.configs[0].data, build_sampler(group.configs[0].sampler)
     label = f"train {sessions[0].run.name}" if len(sessions) == 1 else "train"
     with (
+        trackers_closed(sessions),
         open_stream(group.cache, group.sites, data, sampler, behind.position, group.device) as stream,
         console.progress(group.steps * data.batch_size, "tokens", label, behind.step * data.batch_size) as progress,
     ):

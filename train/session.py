@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,16 @@ def begin(group: Group, config: TrainConfig, run: Run) -> Session:
     run.rewind_metrics(trainee.step)
     position = None if saved is None else saved.state["position"]
     return Session(trainee, run, Tracker(config.wandb, run), position)
+
+
+@contextlib.contextmanager
+def trackers_closed(sessions: Sequence[Session]) -> Iterator[None]:
+    """Close every tracker on the way out, however training ends."""
+    try:
+        yield
+    finally:
+        for session in sessions:
+            session.tracker.finish()
 
 
 def summarise(run: Run, config: TrainConfig) -> RunSummary:

@@ -34,6 +34,7 @@ class Tracker:
             config=run.config,
             dir=str(folder),
             reinit="create_new",
+            settings=wandb.Settings(silent=True),
         )
 
     def log(self, metrics: Mapping[str, Any]) -> None:
@@ -47,5 +48,5 @@ class Tracker:
         if self._run is not None:
             if summary is not None:
                 self._run.summary.update(dict(summary))
-            self._run.finish(quiet=True)
+            self._run.finish()
             self._run = None

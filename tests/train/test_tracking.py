@@ -1,4 +1,4 @@
-"""What is sent to W&B, seen by a stand-in; and, slowly, the real thing offline."""
+"""What is sent to W&B, seen by a stand-in; and the real thing, offline."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import train.loop
 from shared.runs import open_run
 from train.config import TrainConfig, WandbConfig
 from train.loop import train as train_runs
@@ -24,7 +25,7 @@ class FakeRun:
     def log(self, numbers: dict[str, Any], step: int) -> None:
         self.lines.append((step, numbers))
 
-    def finish(self, quiet: bool) -> None:
+    def finish(self) -> None:
         self.finished = True
 
 
@@ -38,6 +39,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
 
     fake = types.ModuleType("wandb")
     fake.init = init  # type: ignore[attr-defined]
+    fake.Settings = dict  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
     return runs
 
@@ -65,12 +67,23 @@ def test_a_resumed_run_is_the_same_run(config: Callable[..., TrainConfig], start
     assert started[1].settings["resume"] == "allow"
 
 
+def test_an_interrupted_run_is_closed_too(
+    config: Callable[..., TrainConfig], started: list[FakeRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.loop, "train_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train_runs([config(wandb=WandbConfig(mode="offline"))])
+    assert started[0].finished
+
+
 def test_off_does_not_even_import_it(config: Callable[..., TrainConfig], started: list[FakeRun]) -> None:
     train_runs([config()])
     assert started == []
 
 
-@pytest.mark.slow
 def test_offline_for_real(config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     made = config(wandb=WandbConfig(mode="offline"))
