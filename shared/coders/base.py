@@ -65,6 +65,10 @@ class Coder(nn.Module, ABC):
     """
 
     config_class: ClassVar[type[CoderConfig]]
+    selection: ClassVar[Literal["row", "batch"] | None] = None
+    """Coders whose codes are ReLU of the k largest pre-activations of each row, or of the k·B largest of a batch, and
+    whose loss is that of their prefixes, say which of the two: the fused step (train/kernels) trains those. It tells a
+    `batch` coder the smallest code selected by `update_threshold(smallest: Tensor)`. None: any other coder."""
 
     def __init__(
         self, config: CoderConfig, d_in: int, d_out: int, *, tied: bool, generator: torch.Generator | None = None

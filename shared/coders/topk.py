@@ -32,6 +32,7 @@ class TopK(Coder):
 
     config_class: ClassVar[type[CoderConfig]] = TopKConfig
     config: TopKConfig
+    selection: ClassVar[Literal["row", "batch"] | None] = "row"
 
     def encode_normalised(self, u: Tensor) -> Codes:
         latents, pre = self.select(u)

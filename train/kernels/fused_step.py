@@ -92,7 +92,7 @@ class FusedStep:
     """The training step of one coder.
 
     Args:
-        coder: TopK, BatchTopK or Matryoshka, with float32 parameters that all require gradients.
+        coder: one with a `selection` (TopK, BatchTopK, Matryoshka), float32 parameters that all require gradients.
         optimizer: the Adam that owns the moments; its learning rate is passed to each step instead.
         grad_clip: largest global norm of the gradient; None: no clipping.
         dtype: of matrix products and gathers, torch.bfloat16 or torch.float32.
@@ -119,8 +119,8 @@ class FusedStep:
         self.device = coder.w_enc.device
         self.graphs = graphs and self.device.type == "cuda"
         self.k: int = coder.config.k  # type: ignore[attr-defined]
-        prefixes = coder.prefixes or (coder.n_latents,)
-        self.prefixes = torch.tensor(prefixes, dtype=torch.int32, device=self.device)
+        self._prefixes = coder.prefixes or (coder.n_latents,)
+        self.prefixes = torch.tensor(self._prefixes, dtype=torch.int32, device=self.device)
         self.whole = torch.tensor([coder.n_latents], dtype=torch.int32, device=self.device)
         self.state = torch.zeros(update.STATE_SIZE, device=self.device)
         self.hyper = torch.zeros(update.HYPER_SIZE, device=self.device)
@@ -199,6 +199,9 @@ class FusedStep:
             self.optimizer.defaults["eps"], self.grad_clip, float(want_norm),
         )  # fmt: skip
         self.hyper.copy_(torch.tensor(numbers), non_blocking=True)
+        if self.coder.prefixes not in (None, self._prefixes):  # redrawn; their number is fixed
+            self._prefixes = self.coder.prefixes or ()
+            self.prefixes.copy_(torch.tensor(self._prefixes, dtype=torch.int32), non_blocking=True)
         dead = self._dead_latents(b.u.shape[0])
         aux: AuxGradients | None = None
         if penalise is None and dead is None and self.graphs:
@@ -325,6 +328,8 @@ class FusedStep:
         """Counters that follow a step: Adam's, and how long each latent has been silent."""
         torch._foreach_add_(self._adam_steps, 1)
         self.coder.since_fired.add_(b.u.shape[0]).masked_fill_(b.lists.fired > 0, 0)
+        if b.codes.over_batch:
+            self.coder.update_threshold(b.codes.smallest_value())  # type: ignore[operator]
 
     # Penalties and AuxK
 
@@ -423,7 +428,7 @@ class FusedStep:
     def _allocate(self, n_rows: int) -> _Buffers:
         c, device, dtype = self.coder, self.device, self.dtype
         n_groups = self.prefixes.numel()
-        codes = select.allocate(n_rows, c.n_latents, self.k, dtype, device, over_batch=over_batch(c))
+        codes = select.allocate(n_rows, c.n_latents, self.k, dtype, device, over_batch=c.selection == "batch")
         by_latent = lists.allocate(codes)
         segments = max(1, by_latent.max_segments)
 
@@ -460,9 +465,8 @@ class FusedStep:
 
 def refusal(coder: Coder, optimizer: torch.optim.Optimizer | None = None) -> str | None:
     """Why this coder cannot be trained by the fused step, or None."""
-    architecture = coder.config.architecture
-    if architecture not in ARCHITECTURES:
-        return f"{architecture} is not one of {', '.join(sorted(ARCHITECTURES))}"
+    if coder.selection is None:
+        return f"{coder.config.architecture} does not select its latents by the k largest pre-activations"
     frozen = [name for name, parameter in coder.named_parameters() if not parameter.requires_grad]
     if frozen:
         return f"frozen parameters ({', '.join(frozen)})"
@@ -477,15 +481,6 @@ def refusal(coder: Coder, optimizer: torch.optim.Optimizer | None = None) -> str
         if unsupported:
             return f"Adam with {', '.join(unsupported)}"
     return None
-
-
-ARCHITECTURES = frozenset({"topk", "matryoshka"})
-"""Architectures whose step this is."""
-
-
-def over_batch(coder: Coder) -> bool:
-    """Whether the coder selects k·B over the batch (BatchTopK) rather than k on each row."""
-    return False
 
 
 def _k_aux(coder: Coder) -> int:

@@ -271,8 +271,8 @@ def _write_rows(
 class Selection:
     """The selected entries of a batch, and the scratch memory of selecting them; allocated once per batch size.
 
-    `latent`, `value` [B·k]: entries, flat. `start`, `count` [B] int32: the entries of each row. `last_key` [1]: the key
-    of the smallest selected value (BatchTopK only; 0 where fewer than k·B pre-activations are positive).
+    `latent`, `value` [B·k]: entries, flat. `start`, `count` [B] int32: the entries of each row. `last_key` [1]: the
+    last key that BatchTopK selected (0 where fewer than k·B pre-activations are positive).
     """
 
     k: int
@@ -295,8 +295,9 @@ class Selection:
         return 16 if self.dtype == torch.bfloat16 else 0
 
     def smallest_value(self) -> Tensor:
-        """BatchTopK: the smallest selected value as a float32 scalar (0 where fewer than k·B are positive)."""
-        return (self.last_key << self.shift).view(torch.float32).squeeze(0)
+        """The smallest selected value, a float32 scalar on the device; inf where nothing is selected."""
+        selected = self.scratch["entry"] < self.count.sum()
+        return torch.where(selected, self.value, float("inf")).amin()
 
 
 def allocate(
@@ -324,6 +325,7 @@ def allocate(
             "high_key": ints(1),
             "high_rank": ints(1),
             "ties": ints(1),
+            "entry": torch.arange(n_rows * k, device=device),
             "above": ints(n_rows),
             "tied": ints(n_rows),
             "quota": ints(n_rows),

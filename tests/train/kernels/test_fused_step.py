@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shared.coders import Coder, Codes, build_coder
 from shared.coders.matryoshka import MatryoshkaConfig
-from shared.coders.topk import TopKConfig
+from shared.coders.topk import TopK, TopKConfig
 from tests.train.kernels.oracles import relative
 from train.kernels.fused_step import FusedResult, FusedStep
 
@@ -85,7 +85,7 @@ def penalties(codes: Codes, coder: Coder) -> Tensor:
     """Terms that reach the codes and each parameter."""
     gram = coder.w_dec @ coder.w_dec.T
     return (
-        0.3 * codes.values.square().mean() + 0.1 * gram.square().mean() + 0.2 * coder.b_enc.square().sum()
+        0.3 * codes.values.square().sum() / codes.n_rows + 0.1 * gram.square().mean() + 0.2 * coder.b_enc.square().sum()
         + 0.1 * coder.b_dec.pow(3).sum()
     )  # fmt: skip
 
@@ -108,7 +108,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES, ids=list(CASES))
-def test_three_steps_of_the_reference(device: torch.device, case: str) -> None:
+def test_steps_of_the_reference(device: torch.device, case: str) -> None:
     config, d_in, d_out, tied, clip, extra = CASES[case]
     coder = made(config, d_in, d_out, tied)
     coder.dead_after = extra.get("dead_after")
@@ -118,7 +118,7 @@ def test_three_steps_of_the_reference(device: torch.device, case: str) -> None:
     step = FusedStep(coder, optimizer, grad_clip=clip, dtype=torch.float32)
     penalise = extra.get("penalise")
     dead = 0
-    for n in range(3):
+    for n in range(2):
         u, t = rows_for(coder, 7, extra.get("duplicates", False))
         dead += int(reference.coder.dead.sum())
         expected = reference.step(u, t, penalise)
@@ -129,6 +129,63 @@ def test_three_steps_of_the_reference(device: torch.device, case: str) -> None:
             assert result.grad_norm.item() == pytest.approx(expected["norm"], rel=1e-5)
     assert step.finite
     assert (dead > 0) == ("dead_after" in extra)
+    compare(step, reference, 1e-5, 1e-3)
+
+
+class OverBatch(TopK):
+    """BatchTopK as the fused step needs it: k·B codes of the batch, and a threshold to learn."""
+
+    selection = "batch"
+    smallest = 0.0
+
+    def encode_normalised(self, u: Tensor) -> Codes:
+        pre = torch.relu(torch.nn.functional.linear(u, self.w_enc, self.b_enc))
+        chosen = pre.flatten().topk(self.config.k * len(u)).indices
+        mask = torch.zeros(pre.numel(), dtype=torch.bool).scatter_(0, chosen, True).view(pre.shape)
+        values, latents = (pre * mask).topk(pre.shape[1], dim=1)
+        return Codes(values, latents, self.n_latents)
+
+    def update_threshold(self, smallest: Tensor) -> None:
+        self.smallest = smallest.item()
+
+
+@pytest.mark.parametrize("penalise", [None, penalties], ids=["plain", "penalties"])
+def test_selection_over_the_batch(device: torch.device, penalise: Callable[[Codes, Coder], Tensor] | None) -> None:
+    coder = OverBatch(TopKConfig(latents=16, k=3), 12, 10, tied=False, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        coder.w_dec.normal_()
+    coder.project_parameters()
+    reference = Reference(coder, 0.1)
+    coder = coder.to(device)
+    step = FusedStep(coder, torch.optim.Adam(coder.parameters()), grad_clip=0.1, dtype=torch.float32)
+    for _ in range(2):
+        u, t = rows_for(coder, 7)
+        u[0] *= 5  # takes most of the batch's codes
+        codes = reference.coder.encode_normalised(u.double())
+        expected = reference.step(u, t, penalise)
+        mine = None if penalise is None else lambda codes: penalise(codes, coder)
+        check(step.step(u.to(device), t.to(device), LR, penalise=mine), expected, 7)
+        assert coder.smallest == pytest.approx(codes.values[codes.values > 0].min().item(), rel=1e-5)
+        assert relative(step.codes().dense(), codes.dense()) < 1e-5
+    compare(step, reference, 1e-5, 1e-3)
+
+
+def test_prefixes_that_are_redrawn(device: torch.device) -> None:
+    class Redrawn(TopK):
+        drawn = (4, 9, 16)
+
+        @property
+        def prefixes(self) -> tuple[int, ...]:
+            return self.drawn
+
+    coder = Redrawn(TopKConfig(latents=16, k=3), 12, 12, tied=True, generator=torch.Generator().manual_seed(0))
+    reference = Reference(coder, None)
+    coder = coder.to(device)
+    step = FusedStep(coder, torch.optim.Adam(coder.parameters()), grad_clip=None, dtype=torch.float32)
+    for drawn in ((4, 9, 16), (1, 12, 16)):
+        coder.drawn = reference.coder.drawn = drawn  # type: ignore[attr-defined]
+        u, t = rows_for(coder, 6)
+        check(step.step(u.to(device), t.to(device), LR), reference.step(u, t, None), 6)
     compare(step, reference, 1e-5, 1e-3)
 
 
