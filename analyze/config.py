@@ -33,6 +33,8 @@ class AnalyzeConfig:
     """Rows of the cache to look at: whole shards, spread evenly; null: all."""
     controls: bool = True
     """Measure each run's coder as it was before training, beside it."""
+    compare: bool = True
+    """Compare the latents of several runs: CKA, CCA, matching."""
     device: str = "auto"
     """Where coders run: cpu, cuda, or auto."""
     seed: int = 0

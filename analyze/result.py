@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Number = float | int | None
+Role = Literal["data", "with_bos", "null", "reference"]
 Format = Literal["number", "integer", "percent", "text", "latent", "flag"]
 
 
@@ -49,7 +50,7 @@ class Series:
 
     name: str
     y: Sequence[Number]
-    role: Literal["data", "with_bos", "null", "reference"] = "data"
+    role: Role = "data"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Chart:
     log_y: bool = False
     marks: Sequence[tuple[float, str]] = ()
     """Vertical lines (x, label): thresholds."""
+    labels: Sequence[str] = ()
+    """Names of the points of a scatter."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,7 @@ def chart_dict(chart: Chart) -> dict[str, Any]:
         "y_label": chart.y_label,
         "log_y": chart.log_y,
         "marks": plain([list(mark) for mark in chart.marks]),
+        "labels": list(chart.labels),
     }
 
 

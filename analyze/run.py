@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from analyze.compare import CodeSample, compare, sample_rows
 from analyze.config import AnalyzeConfig
 from analyze.pairs import PairSums
 from analyze.reports import REPORTS, AnyReport, Subject
@@ -58,11 +59,13 @@ class AnalyzeResult:
     Attributes:
         report: index.html.
         runs: one summary per run, in the order given. controls: the same for what stands beside them.
+        comparison: groups of seeds, figures over them, likeness of pairs; None for one run.
     """
 
     report: Path
     runs: list[dict[str, Any]]
     controls: list[dict[str, Any]]
+    comparison: dict[str, Any] | None
     rows: int
     seconds: float
 
@@ -72,6 +75,7 @@ class AnalyzeResult:
             "report": str(self.report),
             "runs": self.runs,
             "controls": self.controls,
+            "comparison": self.comparison,
             "rows": self.rows,
             "seconds": round(self.seconds, 3),
         }
@@ -99,6 +103,7 @@ def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None
     names = _unique_names(opened)
     folder = config.out / (config.name or _folder_name(names))
     check_folder(folder)
+    samples: dict[str, CodeSample] = {}
     by_cache: dict[Path, list[tuple[str, Run]]] = {}
     for name, run in zip(names, opened, strict=True):
         by_cache.setdefault(_cache_path(run, config), []).append((name, run))
@@ -106,7 +111,11 @@ def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None
     rows = 0
     for path, members in by_cache.items():
         subjects = _subjects(path, members, config)
-        reports = _collect(subjects, config, console)
+        drawn = {}
+        if config.compare and len(runs) > 1:
+            drawn = {subject.name: CodeSample(subject, sample_rows(subjects)) for subject in subjects}
+        samples |= drawn
+        reports = _collect(subjects, config, console, drawn)
         rows += subjects[0].n_rows
         for subject, collectors in zip(subjects, reports, strict=True):
             console.info(f"finishing {subject.name}")
@@ -114,11 +123,13 @@ def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None
             analysed.append(Analysed(subject, _facts(subject, dict(members).get(subject.name)), results))
     order = {name: place for place, name in enumerate(names)}
     analysed.sort(key=lambda a: (order.get(a.subject.name, len(order)), a.subject.name))
-    index = write_report(folder, analysed, config, console)
+    comparison = compare(analysed, samples)
+    index = write_report(folder, analysed, comparison, config, console)
     return AnalyzeResult(
         index,
         [a.summary for a in analysed if a.subject.name in order],
         [a.summary for a in analysed if a.subject.name not in order],
+        None if comparison is None else comparison.document["data"],
         rows,
         time.perf_counter() - started,
     )
@@ -237,6 +248,9 @@ def untrained(subject: Subject, final: dict[str, Any]) -> Coder:
     generator = torch.Generator().manual_seed(int(final.get("training", {}).get("seed", 0)))
     fresh = build_coder(coder.config, coder.d_in, coder.d_out, tied=coder.tied, generator=generator)
     source, target = subject.cache.stats(subject.source).rest, subject.cache.stats(subject.target).rest
+    if "w_dec" in final.get("training", {}).get("freeze", ()):  # what never learned is what it began with
+        with torch.no_grad():
+            fresh.w_dec.copy_(coder.w_dec.cpu())
     fresh.set_normalisation(*(torch.from_numpy(v) for v in (source.mean, source.var, target.mean, target.var)))
     return fresh.to(subject.device).eval()
 
@@ -254,7 +268,9 @@ def _agree(a: Subject, b: Subject) -> bool:
         )
 
 
-def _collect(subjects: Sequence[Subject], config: AnalyzeConfig, console: Console) -> list[dict[str, AnyReport]]:
+def _collect(
+    subjects: Sequence[Subject], config: AnalyzeConfig, console: Console, samples: Mapping[str, CodeSample]
+) -> list[dict[str, AnyReport]]:
     """One pass: every report of every subject, fed."""
     collectors = [
         {
@@ -276,9 +292,11 @@ def _collect(subjects: Sequence[Subject], config: AnalyzeConfig, console: Consol
     label = f"analyze {' '.join(s.name for s in subjects if s.role == 'run') or first.name}"
     with console.progress(first.n_rows, "tokens", label) as progress:
         for batches in stream(first.cache, sources, first.shards, first.device):
-            for batch, reports in zip(batches, collectors, strict=True):
+            for subject, batch, reports in zip(subjects, batches, collectors, strict=True):
                 for report in reports.values():
                     report.update(batch)
+                if subject.name in samples:
+                    samples[subject.name].update(batch)
             progress.advance(len(batches[0].rows))
     return collectors
 
@@ -300,6 +318,7 @@ def _facts(subject: Subject, run: Run | None) -> dict[str, Any]:
     return {
         **facts,
         "trained": True,
+        "settings": run.final.get("training", {}),
         "path": str(run.path),
         "training": {key: summary[key] for key in keys if key in summary},
     }

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analyze.compare import Comparison
 from analyze.config import AnalyzeConfig
 from analyze.render.document import SCHEMA, build_document
 from analyze.render.html import write_html
@@ -34,7 +35,13 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def write_report(folder: Path, analysed: Sequence[Analysed], config: AnalyzeConfig, console: Console) -> Path:
+def write_report(
+    folder: Path,
+    analysed: Sequence[Analysed],
+    comparison: Comparison | None,
+    config: AnalyzeConfig,
+    console: Console,
+) -> Path:
     """Write the folder whole, in place of an older report of the same name; returns index.html."""
     check_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +50,7 @@ def write_report(folder: Path, analysed: Sequence[Analysed], config: AnalyzeConf
         if leftover.exists():
             shutil.rmtree(leftover)
     partial.mkdir()
-    document = build_document(analysed, config)
+    document = build_document(analysed, comparison, config)
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1)
     (partial / "report.json").write_text(text, encoding="utf-8")
     (partial / "report.md").write_text(to_markdown(document), encoding="utf-8")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from analyze.compare import Comparison
 from analyze.config import AnalyzeConfig
 from analyze.result import plain
 from shared.config import to_dict
@@ -17,12 +18,14 @@ SCHEMA = "sparse-coder-analysis"
 SCHEMA_VERSION = 1
 
 
-def build_document(analysed: Sequence[Analysed], config: AnalyzeConfig) -> dict[str, Any]:
+def build_document(
+    analysed: Sequence[Analysed], comparison: Comparison | None, config: AnalyzeConfig
+) -> dict[str, Any]:
     """Everything but per-latent data.
 
-    {"schema", "schema_version", "config", "caches": [...], "definitions": [[term, text]], "runs": [{"name",
-    "role", "trained", "folder", "facts", "summary", "reports": {name: {"title", "lead", "figures", "charts", "tables",
-    "data"}}}]}
+    {"schema", "schema_version", "config", "caches": [...], "comparison", "definitions": [[term, text]], "runs":
+    [{"name", "role", "trained", "folder", "facts", "summary", "reports": {name: {"title", "lead", "figures", "charts",
+    "tables", "data"}}}]}
     """
     caches = {}
     for one in analysed:
@@ -42,6 +45,8 @@ def build_document(analysed: Sequence[Analysed], config: AnalyzeConfig) -> dict[
     for one in analysed:
         for result in one.results.values():
             definitions |= dict(result.definitions)
+    if comparison is not None:
+        definitions |= dict(comparison.definitions)
     folders = _folders([one.subject.name for one in analysed])
     return {
         "schema": SCHEMA,
@@ -60,6 +65,7 @@ def build_document(analysed: Sequence[Analysed], config: AnalyzeConfig) -> dict[
             }
             for one, folder in zip(analysed, folders, strict=True)
         ],
+        "comparison": None if comparison is None else comparison.document,
         "definitions": [list(item) for item in definitions.items()],
     }
 

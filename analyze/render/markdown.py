@@ -60,6 +60,11 @@ def to_markdown(document: dict[str, Any]) -> str:
         *_figure_table(runs),
         "",
     ]
+    comparison = document.get("comparison")
+    if comparison:
+        lines += [f"## {comparison['title']}", "", _escape(comparison["lead"]), ""]
+        for table in comparison["tables"]:
+            lines += _table(table)
     for run in runs:
         note = " (control)" if run["role"] == "control" else ""
         lines += [f"## {_escape(run['name'])}{note}", ""]

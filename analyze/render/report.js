@@ -115,7 +115,8 @@
     if (!spec.log_y) high += (high - low) * 0.04;
     const bottom = height - BOTTOM, right = W - RIGHT;
     const fy = spec.log_y ? (v) => bottom - ((Math.log10(v) - Math.log10(low)) / (Math.log10(high) - Math.log10(low))) * (bottom - TOP) : (v) => bottom - ((v - low) / (high - low)) * (bottom - TOP);
-    const x0 = names ? 0 : spec.x[0], x1 = names ? n : spec.x[spec.x.length - 1];
+    let x0 = names ? 0 : spec.x[0], x1 = names ? n : spec.x[spec.x.length - 1];
+    if (kind === "scatter") { x0 = 0; x1 = x1 * 1.15 || 1; }
     const fx = (v) => LEFT + ((v - x0) / (x1 - x0 || 1)) * (right - LEFT);
     const yTicks = [];
     if (spec.log_y) for (let p = Math.ceil(Math.log10(low)); p <= Math.round(Math.log10(high)); p += Math.max(1, Math.ceil(Math.log10(high / low) / 6))) yTicks.push(10 ** p);
@@ -148,7 +149,11 @@
         svg.append(el("path", { class: `area ${s.role}`, d: `${area} L ${fx(spec.x[n])} ${base} Z` }), el("path", { class: `line ${s.role}`, d: line || "M 0 0" }));
       }
     } else if (kind === "scatter") {
-      for (const s of spec.series) s.y.forEach((v, i) => { if (ok(v)) svg.append(el("circle", { class: `point ${s.role}`, cx: fx(spec.x[i]), cy: fy(v), r: 4 })); });
+      for (const s of spec.series) s.y.forEach((v, i) => {
+        if (!ok(v)) return;
+        const x = fx(spec.x[i]), after = x < W * 0.7;
+        svg.append(el("circle", { class: `point ${s.role}`, cx: x, cy: fy(v), r: 4 }), el("text", { x: x + (after ? 8 : -8), y: fy(v) + 4, "text-anchor": after ? "start" : "end" }, (spec.labels || [])[i]));
+      });
     } else {
       for (const s of spec.series) {
         let d = "", pen = false;
@@ -159,6 +164,7 @@
     }
     for (const [x, label] of spec.marks || []) svg.append(el("line", { class: "mark", x1: fx(x), x2: fx(x), y1: TOP, y2: bottom }), el("text", { x: fx(x) + (fx(x) > W * 0.8 ? -5 : 5), y: TOP + 9, "text-anchor": fx(x) > W * 0.8 ? "end" : "start" }, label));
     for (let i = 0; i < n; i++) {
+      if (kind === "scatter") break;
       const a = names ? fx(i) : edges ? fx(spec.x[i]) : fx(i ? (spec.x[i] + spec.x[i - 1]) / 2 : spec.x[i]);
       const b = names ? fx(i + 1) : edges ? fx(spec.x[i + 1]) : fx(i + 1 < n ? (spec.x[i] + spec.x[i + 1]) / 2 : spec.x[i]);
       const where = names ? spec.x[i] : edges ? `${tickLabel(spec.x[i])} … ${tickLabel(spec.x[i + 1])}` : tickLabel(spec.x[i]);

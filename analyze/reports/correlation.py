@@ -143,6 +143,15 @@ def _result(
             better="lower",
         ),
         Figure(
+            "largest_r",
+            "largest r",
+            float(np.nanmax(nearest)) if np.isfinite(nearest).any() else None,
+            "The largest r of any pair of scored latents.",
+            with_bos=float(np.nanmax(nearest_bos)) if np.isfinite(nearest_bos).any() else None,
+            null=float(null.near_r.max()) if null.near_r.max(initial=-2) > -2 else None,
+            better="lower",
+        ),
+        Figure(
             "mean_max_r",
             "mean nearest r",
             _mean(nearest),

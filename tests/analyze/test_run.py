@@ -63,8 +63,10 @@ def nested(made: Planted, folder: Path, name: str, seed: int = 0, freeze: tuple[
     )
     source, target = made.cache.stats(SOURCE).rest, made.cache.stats(TARGET).rest
     coder.set_normalisation(*(torch.from_numpy(v) for v in (source.mean, source.var, target.mean, target.var)))
+    generator = torch.Generator().manual_seed(100 + seed)
     with torch.no_grad():
-        coder.w_enc.add_(0.2 * torch.randn_like(coder.w_enc))
+        coder.w_enc.add_(0.2 * torch.randn(coder.w_enc.shape, generator=generator))
+        coder.w_dec.copy_(torch.nn.functional.normalize(torch.randn(coder.w_dec.shape, generator=generator), dim=1))
     run = create_run(folder, name, {"seed": seed}, {})
     run.finish(
         coder,
@@ -96,7 +98,7 @@ def test_every_file_of_a_report(made: Planted, run: Path, tmp_path: Path) -> Non
         found = {path.name for path in (folder / entry["folder"]).iterdir()}
         tables = {"pairs.parquet", "position.parquet", "latents.parquet"}
         assert found == tables | ({"latents.jsonl.gz"} if entry["trained"] else set())
-    assert set(result.to_dict()) == {"report", "runs", "controls", "rows", "seconds"}
+    assert set(result.to_dict()) == {"report", "runs", "controls", "comparison", "rows", "seconds"}
     assert {
         "name",
         "n_pairs_above",
@@ -135,7 +137,7 @@ def test_prefix_reconstruction_is_that_of_the_cut_coder(made: Planted, tmp_path:
     assert rows[0][-1] == pytest.approx(float(fvu), rel=1e-5)
 
 
-def test_a_run_with_a_frozen_decoder_is_a_control_and_equal_starts_share_one(made: Planted, tmp_path: Path) -> None:
+def test_a_run_with_a_frozen_decoder_is_a_control(made: Planted, tmp_path: Path) -> None:
     paths = [
         nested(made, tmp_path / "runs", "frozen", freeze=("w_dec",)),
         nested(made, tmp_path / "runs", "trained"),
@@ -147,8 +149,15 @@ def test_a_run_with_a_frozen_decoder_is_a_control_and_equal_starts_share_one(mad
         ("trained", "run"),
         ("other_seed", "run"),
     ]
-    assert [r["name"] for r in result.controls] == ["untrained (frozen, trained)", "untrained (other_seed)"]
+    assert [r["name"] for r in result.controls] == [f"untrained ({n})" for n in ("frozen", "other_seed", "trained")]
     assert result.report.parent.name == "frozen+trained+other_seed"
+
+
+def test_runs_that_began_alike_share_a_control(made: Planted, tmp_path: Path) -> None:
+    paths = [nested(made, tmp_path / "runs", name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    result = analyze(paths, AnalyzeConfig(out=tmp_path / "reports", reports={"global": GlobalConfig()}))
+    assert [r["name"] for r in result.controls] == ["untrained (a, b)", "untrained (c)"]
+    assert result.controls[0]["fvu"] == pytest.approx(1)  # a transcoder begins by predicting the mean
 
 
 def test_the_untrained_control_is_the_coder_before_its_first_step(made: Planted, tmp_path: Path) -> None:
@@ -378,5 +387,5 @@ def test_reports_of_a_subject_are_fed_by_one_read(made: Planted, run: Path, monk
     )
     subjects = _subjects(made.cache.path, [("planted", open_run(run))], AnalyzeConfig())
     reads.clear()
-    _collect(subjects, AnalyzeConfig(), Console(quiet=True))
+    _collect(subjects, AnalyzeConfig(), Console(quiet=True), {})
     assert sorted(reads) == sorted((site, shard) for site in (SOURCE, TARGET) for shard in range(8))
