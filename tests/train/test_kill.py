@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,22 +18,32 @@ from train.config import TrainConfig
 from train.loop import train as train_runs
 
 PROGRAM = """
-import sys, torch
+import itertools, os, signal, sys, torch
 torch.set_num_threads(1)
+import shared.runs, train.loop
 from shared.config import load_yaml, validate
 from train.config import TrainConfig
-from train.loop import train
-train([validate(TrainConfig, load_yaml(path)) for path in sys.argv[1:]], resume=True)
+
+place, number, *paths = sys.argv[1:]
+module, name = {"write": (shared.runs, "write_file"), "step": (train.loop, "train_step")}.get(place, (None, ""))
+if module:
+    call, count = getattr(module, name), itertools.count(1)
+
+    def deadly(*arguments, **named):
+        result = call(*arguments, **named)
+        if next(count) == int(number):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(module, name, deadly)
+train.loop.train([validate(TrainConfig, load_yaml(path)) for path in paths], resume=True)
 """
 
 
-def start(paths: list[Path], root: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, paths)], cwd=root, env=environment)
-
-
-def steps_on_disk(config: TrainConfig) -> int:
-    return len(list((config.path / "checkpoints").glob("step_*"))) if config.path.exists() else 0
+def run(paths: list[Path], root: Path, place: str = "nowhere", number: int = 0) -> int:
+    """Train or resume in a process of its own, which kill -9 ends right after the n-th call of `place`."""
+    command = [sys.executable, "-c", PROGRAM, place, str(number), *map(str, paths)]
+    return subprocess.run(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240).returncode
 
 
 def test_kill_and_resume_gives_the_same_bytes(config: Callable[..., TrainConfig], tmp_path: Path, root: Path) -> None:
@@ -48,21 +58,16 @@ def test_kill_and_resume_gives_the_same_bytes(config: Callable[..., TrainConfig]
         path = tmp_path / f"{member.run_name}.yaml"
         path.write_text(dump_yaml(to_dict(member)))
         paths.append(path)
-    moments = random.Random()
-    for extra in (2, 8):  # checkpoints to wait for before the kill
-        process = start(paths, root)
-        goal, deadline = steps_on_disk(made[0]) + extra, time.monotonic() + 120
-        while steps_on_disk(made[0]) < goal and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        time.sleep(moments.random() * 0.05)
-        assert process.poll() is None, "it ended before it could be killed"
-        process.kill()
-        process.wait()
-    assert not open_run(made[0].path, allow_incomplete=True).complete
-    assert start(paths, root).wait(timeout=240) == 0
+    chance = random.Random()
+    # between two steps or two saves; between the files of a checkpoint (a few calls are the settings and the metrics)
+    moments = [("step", chance.randint(1, 80)), ("write", chance.randint(6, 20))]
+    for place, number in moments:
+        assert run(paths, root, place, number) == -signal.SIGKILL, moments
+        assert not open_run(made[0].path, allow_incomplete=True).complete
+    assert run(paths, root) == 0
     for ours, theirs in zip(made, whole, strict=True):
         name = "final/coder.safetensors"
-        assert (ours.path / name).read_bytes() == (theirs.path / name).read_bytes()
+        assert (ours.path / name).read_bytes() == (theirs.path / name).read_bytes(), moments
         assert not list(ours.path.rglob("*.partial"))
         steps = [line["step"] for line in open_run(ours.path).metrics()]
         assert steps == sorted(set(steps))
