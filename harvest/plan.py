@@ -105,6 +105,7 @@ class HarvestPlan:
         if self.conflicts:
             state = "REFUSED: it holds a cache of another config\n" + "\n".join(f"  {line}" for line in self.conflicts)
         known = "" if self.counted else ", if the dataset holds as many"
+        calls = f"{self.sequences_per_call} sequences a call" + (", compiled" if self.compiled else "")
         short = "" if shapes.bytes_on_disk() <= self.free_disk or self.complete else "  NOT ENOUGH"
         return "\n".join(
             [
@@ -113,7 +114,7 @@ class HarvestPlan:
                 f"shards   {shapes.n_shards:,} of {shapes.shard_rows:,} rows",
                 f"disk     {size(shapes.bytes_on_disk())} to write, {size(self.free_disk)} free{short}",
                 f"model    {si(self.parameters)} parameters; {size(self.model_bytes)} of weights on {self.device} in "
-                f"{self.dtype}, attention {self.attention}, {self.sequences_per_call} sequences a call{', compiled' if self.compiled else ''}",
+                f"{self.dtype}, attention {self.attention}, {calls}",
                 f"forward  {self.flops_share:.0%} of the model is computed, {si(self.flops_per_token)} FLOP a token",
                 f"buffers  {size(self.buffer_bytes)} of host memory at most",
                 "sites",

@@ -14,6 +14,7 @@ from shared.cache.reader import open_cache
 from shared.config import load_yaml
 from shared.console import Console, si, size
 from shared.errors import DataError, UsageError
+from shared.massive import massive_activations, massive_text
 from shared.runs import Run, open_run
 
 
@@ -169,6 +170,7 @@ def describe_cache(path: Path) -> dict[str, Any]:
             "io": site.io,
             "mean_sq_norm": _finite(cache.stats(name).rest.mean_sq_norm),
             "nonfinite": int(cache.stats(name).nonfinite),
+            "massive_activations": massive_activations(cache.stats(name)),
         }
         for name, site in cache.sites.items()
     }
@@ -230,6 +232,8 @@ def describe_text(document: dict[str, Any]) -> str:
         for name, site in document["sites"].items():
             shape = " × ".join(f"{n:,}" for n in site["shape"])
             lines.append(f"  {name}: {shape} {site['logical_dtype']}, {site['module_path']}:{site['io']}")
+            massive = massive_text(site["massive_activations"])
+            lines += [f"    {massive}"] if massive else []
         lines.append(f"  identity {document['identity']}")
     else:
         lines.append(f"  variant {document['variant']}, architecture {document['architecture'] or 'unknown yet'}")
