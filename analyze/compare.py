@@ -260,7 +260,7 @@ def _before_after(groups: dict[str, list[Analysed]]) -> Table:
             base = by_group.get(labels[0])
             if label != labels[0] and base and base["mean"]:
                 change = 100 * (found["mean"] - base["mean"]) / abs(base["mean"])
-                text += f" ({change:+.0f}%)"
+                text += f" ({change:+.0f}%)" if abs(change) >= 0.5 else " (same)"
             row.append(text)
         rows.append(row)
     seeds = ", ".join(f"{label}: {len(members)}" for label, members in groups.items() if len(members) > 1)

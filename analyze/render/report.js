@@ -149,10 +149,14 @@
         svg.append(el("path", { class: `area ${s.role}`, d: `${area} L ${fx(spec.x[n])} ${base} Z` }), el("path", { class: `line ${s.role}`, d: line || "M 0 0" }));
       }
     } else if (kind === "scatter") {
+      const placed = [];
       for (const s of spec.series) s.y.forEach((v, i) => {
         if (!ok(v)) return;
         const x = fx(spec.x[i]), after = x < W * 0.7;
-        svg.append(el("circle", { class: `point ${s.role}`, cx: x, cy: fy(v), r: 4 }), el("text", { x: x + (after ? 8 : -8), y: fy(v) + 4, "text-anchor": after ? "start" : "end" }, (spec.labels || [])[i]));
+        let line = fy(v) + 4; // names of neighbouring points stand below one another
+        while (placed.some(([px, py]) => Math.abs(px - x) < 120 && Math.abs(py - line) < 12)) line += 12;
+        placed.push([x, line]);
+        svg.append(el("circle", { class: `point ${s.role}`, cx: x, cy: fy(v), r: 4 }), el("text", { x: x + (after ? 8 : -8), y: line, "text-anchor": after ? "start" : "end" }, (spec.labels || [])[i]));
       });
     } else {
       for (const s of spec.series) {
