@@ -28,6 +28,8 @@ def save(run: Run, trainee: Trainee, position: Mapping[str, Any]) -> None:
     tensors = {f"adam.{name}": value for name, value in _optimizer_tensors(trainee).items()}
     penalty_tensors, penalty_state = trainee.objective.state()
     tensors |= {f"penalty.{name}": value for name, value in penalty_tensors.items()}
+    if trainee.watch is not None:
+        tensors |= {f"monitor.{name}": value for name, value in trainee.watch.state().items()}
     tensors["rng"] = trainee.generator.get_state()
     if trainee.loss_ema is not None:
         tensors["loss_ema"] = trainee.loss_ema
@@ -59,6 +61,9 @@ def restore(run: Run, trainee: Trainee, checkpoint: Checkpoint) -> None:
     _load_optimizer(trainee, own)
     penalty = {k.removeprefix("penalty."): v for k, v in checkpoint.optimizer.items() if k.startswith("penalty.")}
     trainee.objective.load_state(penalty, state["penalties"])
+    if trainee.watch is not None:
+        seen = {k.removeprefix("monitor."): v for k, v in checkpoint.optimizer.items() if k.startswith("monitor.")}
+        trainee.watch.load_state(seen, device)
     trainee.generator.set_state(checkpoint.optimizer["rng"])
     ema = checkpoint.optimizer.get("loss_ema")
     trainee.loss_ema = None if ema is None else ema.to(device)

@@ -9,6 +9,7 @@ from typing import Literal
 from shared.coders import AnyCoderConfig
 from shared.coders.matryoshka import MatryoshkaConfig
 from train.data.config import DataConfig
+from train.monitors import Monitors
 from train.penalties import Penalties
 from train.samplers import AnySamplerConfig, UniformConfig
 from train.schedules import default_lr
@@ -90,6 +91,12 @@ class TrainConfig:
     """Parameters that keep their initial values: w_enc, b_enc, w_dec, b_dec, w_skip."""
     penalties: Penalties = field(default_factory=dict)
     """Penalties added to the loss, by kind."""
+    monitors: Monitors = field(default_factory=dict)
+    """What is looked at while the coder trains, by kind; reports go to anti_duplication_logs/."""
+    monitor_every: int = 100
+    """Steps between reports of the monitors; there is one after the last step too."""
+    monitor_window: int = 50
+    """Batches that a report looks at."""
     sampler: AnySamplerConfig = field(default_factory=UniformConfig)
     """Which rows are trained on."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -120,7 +127,7 @@ class TrainConfig:
     """Weights & Biases."""
 
     def __post_init__(self) -> None:
-        for name in ("min_steps", "log_every", "checkpoint_every", "eval_rows"):
+        for name in ("min_steps", "log_every", "checkpoint_every", "eval_rows", "monitor_every", "monitor_window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.keep_checkpoints is not None and self.keep_checkpoints < 1:
@@ -129,6 +136,13 @@ class TrainConfig:
         for name in self.freeze:
             if name not in known:
                 raise ValueError(f"freeze: {name!r} is not a parameter (known: {', '.join(known)})")
+        for name, penalty in self.penalties.items():
+            metric = getattr(penalty.schedule, "metric", None)
+            if metric is not None and metric.partition("/")[0] not in self.monitors:
+                raise ValueError(
+                    f"penalties.{name}.schedule.metric: {metric!r} is no figure of a monitor "
+                    f"(monitors: {', '.join(self.monitors) or 'none'})"
+                )
         if self.target is None and self.coder.skip:
             raise ValueError("coder.skip: a skip connection lets an SAE copy its input; it is for transcoders")
 

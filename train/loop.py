@@ -90,6 +90,7 @@ def _step(session: Session, rows: Batch, stream: Stream) -> dict[str, Any]:
         result = train_step(session.trainee, rows, measure=due)
         if stream.sampler.config.follows_training:
             stream.sampler.observe(bos_share(result.codes(), rows.position))
+        session.look(result, rows)
     return session.log(result, stream) if due else {}
 
 

@@ -79,6 +79,13 @@ class Objective:
             total = weight * value if total is None else total + weight * value
         return total
 
+    def hear(self, figures: Mapping[str, float | None]) -> None:
+        """Tell the weights that follow a monitor what it found."""
+        for schedule in self.schedules.values():
+            value = None if schedule.metric is None else figures.get(schedule.metric)
+            if value is not None:
+                schedule.observe(value)
+
     def metrics(self) -> dict[str, float]:
         """What the penalties report beside their values, as name/number."""
         return {f"{name}/{key}": number for name, p in self.penalties.items() for key, number in p.metrics().items()}

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shared.batch import Batch
 from shared.cache import Cache
 from shared.cache.format import differences
 from shared.config import to_dict
@@ -19,6 +20,7 @@ from train import checkpoint
 from train.config import OPERATIONAL, TrainConfig
 from train.data.stream import Stream
 from train.evaluate import Evaluation
+from train.monitors.log import DuplicationLog
 from train.plan import Group
 from train.step import StepResult
 from train.tracking import Tracker
@@ -65,6 +67,8 @@ class Session:
     """One run in the loop.
 
     Attributes:
+        duplicates: where the monitors' reports go.
+        figures: what the monitors found after the step just done, for its line of metrics.
         clock: (time, seconds waited for data, tokens) at the last line of metrics.
     """
 
@@ -72,6 +76,8 @@ class Session:
     run: Run
     tracker: Tracker
     position: dict[str, Any] | None
+    duplicates: DuplicationLog | None = None
+    figures: dict[str, float | int | None] = field(default_factory=dict, repr=False)
     clock: tuple[float, float, int] | None = field(default=None, repr=False)
 
     @property
@@ -80,14 +86,29 @@ class Session:
 
     @property
     def log_due(self) -> bool:
-        """Whether the next step is one to log: the first, every `log_every`-th, the last."""
-        number = self.step + 1
-        return number in (1, self.trainee.total_steps) or number % self.trainee.config.log_every == 0
+        """Whether the next step is one to log: the first, every `log_every`-th, the last, and where monitors report."""
+        number, watch = self.step + 1, self.trainee.watch
+        if number in (1, self.trainee.total_steps) or number % self.trainee.config.log_every == 0:
+            return True
+        return watch is not None and watch.due(number)
 
     @property
     def checkpoint_due(self) -> bool:
         """Whether the step just done is one to save: every `checkpoint_every`-th, the last."""
         return self.step == self.trainee.total_steps or self.step % self.trainee.config.checkpoint_every == 0
+
+    def look(self, result: StepResult, rows: Batch) -> None:
+        """Show the monitors the step just done; tell the weights that follow them what they found."""
+        watch = self.trainee.watch
+        if watch is None or self.duplicates is None:
+            return
+        if watch.wants(self.step):
+            watch.observe(result.codes(), rows.position)
+        if watch.due(self.step):
+            report = watch.report(self.step, self.trainee.coder)
+            self.trainee.objective.hear(report.figures)
+            self.duplicates.write(report)
+            self.figures = report.figures
 
     def log(self, result: StepResult, stream: Stream) -> dict[str, Any]:
         """Write one line of metrics.jsonl about the step just done."""
@@ -105,11 +126,13 @@ class Session:
             **{f"{name}/weight": weight for name, weight in result.terms.weights.items()},
             **trainee.objective.metrics(),
             **result.measures,
+            **self.figures,
             "lr": result.lr,
             "grad_norm": float(result.grad_norm),
             "tokens_per_second": tokens / seconds if seconds > 0 else None,
             "wait_share": waited / seconds if seconds > 0 else None,
         }
+        self.figures = {}
         self.run.log(line)
         self.tracker.log(line)
         return line
@@ -184,7 +207,8 @@ def begin(group: Group, config: TrainConfig, run: Run) -> Session:
         checkpoint.restore(run, trainee, saved)
     run.rewind_metrics(trainee.step)
     position = None if saved is None else saved.state["position"]
-    return Session(trainee, run, Tracker(config.wandb, run), position)
+    duplicates = DuplicationLog(run.path, trainee.step) if config.monitors else None
+    return Session(trainee, run, Tracker(config.wandb, run), position, duplicates)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from torch import Tensor
 from shared.cache import Cache
 from shared.coders import Coder, build_coder
 from train.config import TrainConfig
+from train.monitors.watch import Watch
 from train.objective import Objective
 from train.schedules import warmup_constant, warmup_cosine
 
@@ -39,6 +40,7 @@ class Trainee:
         ctx: tokens in a sequence of the cache.
         bos_shift: [d_out] what separates the mean of all rows from that of the rows without position 0, normalised.
         untrained: what evaluation said before the first step.
+        watch: its monitors; None: nothing is looked at.
         fused: the fused step, where it trains this coder; None: autograd does.
     """
 
@@ -55,6 +57,7 @@ class Trainee:
     loss_ema: Tensor | None = None
     seconds: float = 0.0
     untrained: dict[str, Any] = field(default_factory=dict)
+    watch: Watch | None = None
     fused: FusedStep | None = None
 
     def advance(self, loss: Tensor, n_rows: int) -> None:
@@ -122,5 +125,7 @@ def new_trainee(
     )
     objective = Objective(config.penalties)
     trainee = Trainee(config, coder, objective, optimizer, generator, total_steps, cache.ctx, shift.to(device))
+    if config.monitors:
+        trainee.watch = Watch(config.monitors, config.monitor_every, config.monitor_window, total_steps, cache.ctx)
     trainee.fused = fused_step_for(trainee, device)
     return trainee

@@ -32,12 +32,17 @@ class WeightSchedule(ABC):
         """The factor at update number `step` (1 … total_steps)."""
 
     def observe(self, value: float) -> None:  # noqa: B027 (only the adaptive schedule listens)
-        """Hear the penalty's unweighted value after a step that computed it."""
+        """Hear the penalty's unweighted value after a step that computed it, or what `metric` names."""
 
     @property
     def listens(self) -> bool:
-        """Whether `observe` matters: reading a value off a device costs a wait."""
+        """Whether `observe` is to hear the penalty's value: reading it off a device costs a wait."""
         return False
+
+    @property
+    def metric(self) -> str | None:
+        """The figure of a monitor that `observe` is to hear instead."""
+        return None
 
     def state(self) -> dict[str, float]:
         """What a resumed run needs to go on exactly."""
@@ -113,12 +118,15 @@ class AdaptiveConfig(WeightScheduleConfig):
     """A weight that follows what it is meant to reduce."""
 
     kind: Literal["adaptive"] = "adaptive"
+    metric: str | None = None
+    """The figure of a monitor to follow, such as correlation/mean_max_r, heard at each of its reports; null: the
+    penalty's own value, at each step."""
     target: float
-    """Value of the penalty (its moving average) at which the weight rests; above it the weight grows."""
+    """Value (its moving average) at which the weight rests; above it the weight grows."""
     rate: float = 1.0
     """Speed η."""
     ema: float = 0.99
-    """Decay of the moving average."""
+    """Decay of the moving average, for each value heard."""
     min: float = 0.1
     """Smallest factor."""
     max: float = 10.0
@@ -126,7 +134,7 @@ class AdaptiveConfig(WeightScheduleConfig):
 
 
 class Adaptive(WeightSchedule):
-    """λ ← clip(λ·exp(η·(m − target)), min, max), with m the moving average of the penalty's value; λ starts at 1."""
+    """λ ← clip(λ·exp(η·(m − target)), min, max), with m the moving average of what is heard; λ starts at 1."""
 
     config_class: ClassVar[type[WeightScheduleConfig]] = AdaptiveConfig
     config: AdaptiveConfig
@@ -141,7 +149,11 @@ class Adaptive(WeightSchedule):
 
     @property
     def listens(self) -> bool:
-        return True
+        return self.config.metric is None
+
+    @property
+    def metric(self) -> str | None:
+        return self.config.metric
 
     def observe(self, value: float) -> None:
         c = self.config

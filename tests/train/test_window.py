@@ -1,0 +1,143 @@
+"""Pair statistics of a window against NumPy's corrcoef on the dense codes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from shared.coders import Codes
+from train.window import CodeWindow, Moments, scan_pairs
+
+CTX, F = 6, 12
+
+
+def batch(seed: int, n_rows: int = 60, k: int = 4) -> tuple[Codes, torch.Tensor]:
+    """Latents 0 and 1 fire together with proportional values, 2 and 3 only at position 0; the rest at random."""
+    g = torch.Generator().manual_seed(seed)
+    position = torch.arange(n_rows) % CTX
+    values, latents = torch.zeros(n_rows, k), torch.zeros(n_rows, k, dtype=torch.int64)
+    for r in range(n_rows):
+        if position[r] == 0:
+            chosen = [2, 3]
+        elif torch.rand((), generator=g) < 0.3:
+            chosen = [1, 0]
+        else:
+            chosen = (4 + torch.randperm(F - 5, generator=g)[: k - 1]).tolist()
+        values[r, : len(chosen)] = torch.rand(len(chosen), generator=g) + 0.5
+        latents[r, : len(chosen)] = torch.tensor(chosen)
+        if chosen == [1, 0]:
+            values[r, 1] = values[r, 0] * 1.5 + 0.02 * torch.rand((), generator=g)
+    return Codes(values, latents, F), position
+
+
+def filled(batches: int, pushed: int, dense: bool = False) -> tuple[CodeWindow, np.ndarray, np.ndarray]:
+    window, z, position = CodeWindow(batches), [], []
+    for seed in range(pushed):
+        codes, at = batch(seed)
+        window.push(Codes(codes.dense(), None, F) if dense else codes, at)
+        z.append(codes.dense().numpy().astype(np.float64))
+        position.append(at.numpy())
+    return window, np.concatenate(z[-batches:]), np.concatenate(position[-batches:])
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_every_pair_that_fires_together_has_pearsons_r(dense: bool) -> None:
+    window, z, position = filled(3, 5, dense)
+    found = scan_pairs(window.rows(), -2.0, min_fired=1, min_both=1)
+    rest = z[position > 0]
+    with np.errstate(invalid="ignore"):
+        r = np.corrcoef(rest.T)
+    both = (rest > 0).T.astype(int) @ (rest > 0)
+    expected = {(i, j) for i in range(F) for j in range(i + 1, F) if both[i, j]}
+    assert set(zip(found.i.tolist(), found.j.tolist(), strict=True)) == expected
+    np.testing.assert_allclose(found.r, r[found.i, found.j], rtol=1e-6, atol=1e-9)
+    assert found.both.tolist() == both[found.i, found.j].tolist()
+    assert found.histogram.sum() == len(expected)
+    assert found.histogram[-1] == 1  # the planted pair
+    for i in range(F):
+        partners = [r[i, j] for j in range(F) if j != i and both[i, j]]
+        if rest[:, i].std() == 0:
+            assert np.isnan(found.largest[i])
+        else:
+            assert found.largest[i] == pytest.approx(max([0.0, *partners]), rel=1e-6)
+
+
+def test_the_planted_pair_is_found_and_one_at_position_zero_only_with_it() -> None:
+    window, z, _ = filled(3, 3)
+    found = scan_pairs(window.rows(), 0.8, min_fired=10, min_both=10)
+    assert list(zip(found.i, found.j, strict=True)) == [(0, 1)]
+    assert found.with_bos == 2
+    with np.errstate(invalid="ignore"):
+        assert (np.abs(np.corrcoef(z.T))[np.triu_indices(F, 1)] > 0.8).sum() == 2
+
+
+def test_rare_latents_and_rare_pairs_are_left_out() -> None:
+    window, z, position = filled(2, 2)
+    n = (z[position > 0] > 0).sum(axis=0)
+    least = int(np.sort(n)[-3])
+    found = scan_pairs(window.rows(), -2.0, min_fired=least, min_both=1)
+    assert set(found.i) | set(found.j) <= set(np.flatnonzero(n >= least))
+    both = scan_pairs(window.rows(), -2.0, min_fired=1, min_both=8).both
+    assert len(both)
+    assert both.min() >= 8
+
+
+def test_pairs_with_a_large_jaccard_index_are_listed_whatever_their_r() -> None:
+    window, z, position = filled(2, 2)
+    rest = z[position > 0] > 0
+    both = rest.T.astype(int) @ rest
+    n = rest.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        jaccard = both / (n[:, None] + n[None, :] - both)
+    found = scan_pairs(window.rows(), 2.0, min_fired=1, min_both=1, jaccard=0.35)
+    expected = {(i, j) for i in range(F) for j in range(i + 1, F) if jaccard[i, j] >= 0.35}
+    assert set(zip(found.i.tolist(), found.j.tolist(), strict=True)) == expected
+    assert (0, 1) in expected
+
+
+def test_more_pairs_than_room_are_all_found() -> None:
+    g = torch.Generator().manual_seed(0)
+    z = torch.rand(300, 120, generator=g) + 0.1
+    window = CodeWindow(1)
+    window.push(Codes(z, None, 120), torch.ones(300, dtype=torch.int64))
+    assert len(scan_pairs(window.rows(), -2.0, 1, 1).r) == 120 * 119 // 2 > 4096
+
+
+def test_moments() -> None:
+    window, z, position = filled(2, 2)
+    rows = window.rows()
+    found = Moments.of(rows, rows.position > 0)
+    rest = z[position > 0]
+    assert found.rows == len(rest)
+    np.testing.assert_array_equal(found.n, (rest > 0).sum(axis=0))
+    np.testing.assert_allclose(found.mean, rest.mean(axis=0))
+    np.testing.assert_allclose(found.std, rest.std(axis=0), atol=1e-9)
+
+
+def test_the_ring_forgets_the_oldest_and_its_state_brings_it_back() -> None:
+    window, _, _ = filled(3, 5)
+    assert len(window) == 3
+    assert len(window.rows()) == 180
+    other = CodeWindow(3)
+    other.load_state(window.state(), torch.device("cpu"))
+    for name in ("indptr", "latents", "values", "position"):
+        np.testing.assert_array_equal(getattr(other.rows(), name), getattr(window.rows(), name))
+    codes, at = batch(9)
+    for ring in (window, other):
+        ring.push(codes, at)
+    np.testing.assert_array_equal(other.rows().values, window.rows().values)
+    assert other.rows().n_latents == F
+    window.clear()
+    assert (len(window), window.state()) == (0, {})
+    other.load_state({}, torch.device("cpu"))
+    assert len(other.rows()) == 0
+
+
+def test_an_empty_window_has_no_pairs() -> None:
+    window = CodeWindow(2)
+    codes, at = batch(0)
+    window.push(Codes(codes.values * 0, codes.latents, F), at)
+    found = scan_pairs(window.rows(), 0.8, 1, 1)
+    assert len(found.r) == 0
+    assert np.isnan(found.largest).all()

@@ -1,0 +1,29 @@
+"""Monitors: one per file, one line in MONITORS. They look at the codes of the last batches while a coder trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shared.registry import keyed
+from train.monitors.base import Finding, Monitor, MonitorConfig, Seen
+from train.monitors.correlation import Correlation
+from train.monitors.position import Position
+from train.monitors.utilisation import Utilisation
+
+__all__ = ["MONITORS", "Finding", "Monitor", "MonitorConfig", "Monitors", "Seen", "build_monitor"]
+
+MONITORS: dict[str, type[Monitor]] = {
+    "correlation": Correlation,
+    "position": Position,
+    "utilisation": Utilisation,
+}
+
+if TYPE_CHECKING:
+    Monitors = dict[str, MonitorConfig]
+else:
+    Monitors = keyed({name: monitor.config_class for name, monitor in MONITORS.items()})
+
+
+def build_monitor(config: MonitorConfig) -> Monitor:
+    """The monitor that the settings name."""
+    return MONITORS[config.kind](config)

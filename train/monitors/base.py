@@ -1,0 +1,65 @@
+"""What a monitor is shown, what it answers, and how its settings begin."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+from shared.coders import Coder
+from train.window import WindowRows
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The codes of the last steps, as a monitor is shown them.
+
+    Attributes:
+        rows: the active codes of all rows of the window, on the host.
+        coder: as it is now. Monitors do not touch it.
+        ctx: tokens in a sequence.
+    """
+
+    rows: WindowRows
+    coder: Coder = field(repr=False)
+    ctx: int
+
+    @cached_property
+    def rest(self) -> Any:
+        """[R] bool: the rows without position 0."""
+        return self.rows.position > 0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a monitor found.
+
+    Attributes:
+        figures: numbers for metrics.jsonl, logged as <monitor>/<name>; None where there is nothing to measure.
+        details: the JSON-able rest, for the report of the step.
+    """
+
+    figures: dict[str, float | int | None]
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    """Settings common to all monitors."""
+
+    kind: str
+    """Which monitor: a key of MONITORS."""
+
+
+class Monitor(ABC):
+    """Looks at the codes of the last steps, every so often. Has no state: all it says follows from what it is shown."""
+
+    config_class: ClassVar[type[MonitorConfig]]
+
+    def __init__(self, config: MonitorConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def look(self, seen: Seen) -> Finding:
+        """The figures of a window."""

@@ -1,0 +1,64 @@
+"""Where in the sequence the rows lie that were trained on, and where latents fire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from train.monitors.base import Finding, Monitor, MonitorConfig, Seen
+from train.positions import position_bins
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionConfig(MonitorConfig):
+    """Distribution over position bins."""
+
+    kind: Literal["position"] = "position"
+    bins: int = 10
+    """Equal bins of the positions after 0, which is a bin of its own."""
+    bos_share: float = 0.2
+    """A latent with a larger share of its firings at position 0 is counted as locked to it."""
+    min_fired: int = 20
+    """Rows of the window that a latent must fire on to be counted so."""
+
+    def __post_init__(self) -> None:
+        if self.bins < 1:
+            raise ValueError(f"bins must be at least 1, not {self.bins}")
+        if not 0 <= self.bos_share <= 1:
+            raise ValueError(f"bos_share: a share in [0, 1], not {self.bos_share}")
+
+
+class Position(Monitor):
+    """Rows drawn, and activation Σ z, by position bin: what the sampler achieved and what the coder made of it."""
+
+    config_class: ClassVar[type[MonitorConfig]] = PositionConfig
+    config: PositionConfig
+
+    def look(self, seen: Seen) -> Finding:
+        c, rows = self.config, seen.rows
+        row_bin = position_bins(torch.from_numpy(rows.position), seen.ctx, c.bins).numpy()
+        drawn = np.bincount(row_bin, minlength=c.bins + 1)
+        bins = np.repeat(row_bin, np.diff(rows.indptr))
+        activation = np.bincount(bins, rows.values, c.bins + 1)
+        fired = np.bincount(rows.latents, minlength=rows.n_latents)
+        at_bos = np.bincount(rows.latents[bins == 0], minlength=rows.n_latents)
+        often = fired >= c.min_fired
+        total = float(activation.sum())
+        shares = drawn[1:] / drawn[1:].sum() if drawn[1:].sum() else np.zeros(0)
+        return Finding(
+            {
+                "bos_rows": float(drawn[0] / len(rows)) if len(rows) else None,
+                "bos_activation": float(activation[0]) / total if total > 0 else None,
+                "bos_locked": int((at_bos[often] > c.bos_share * fired[often]).sum()),
+                "evenness": float(_entropy(shares) / np.log(c.bins)) if c.bins > 1 and len(shares) else None,
+            },
+            {"bins": c.bins, "rows": drawn.tolist(), "activation": [round(float(a), 3) for a in activation]},
+        )
+
+
+def _entropy(p: np.ndarray) -> float:
+    positive = p[p > 0]
+    return float(-(positive * np.log(positive)).sum())
