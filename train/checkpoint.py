@@ -59,7 +59,8 @@ def restore(run: Run, trainee: Trainee, checkpoint: Checkpoint) -> None:
     trainee.coder.load_state_dict(checkpoint.coder)
     own = {name.removeprefix("adam."): v for name, v in checkpoint.optimizer.items() if name.startswith("adam.")}
     _load_optimizer(trainee, own)
-    penalty = {k.removeprefix("penalty."): v for k, v in checkpoint.optimizer.items() if k.startswith("penalty.")}
+    kept = {k: v.to(device) for k, v in checkpoint.optimizer.items() if k.startswith("penalty.")}
+    penalty = {k.removeprefix("penalty."): v for k, v in kept.items()}
     trainee.objective.load_state(penalty, state["penalties"])
     if trainee.watch is not None:
         seen = {k.removeprefix("monitor."): v for k, v in checkpoint.optimizer.items() if k.startswith("monitor.")}

@@ -12,6 +12,7 @@ from train.penalties.ortsae import OrtSAE
 from train.penalties.position_diversity import PositionDiversity
 from train.penalties.self_contrastive import SelfContrastive
 from train.penalties.topk_pairs import TopkPairs
+from train.penalties.tracked_pairs import TrackedPairs
 
 __all__ = ["PENALTIES", "Penalties", "Penalty", "PenaltyConfig", "StepBatch", "build_penalty"]
 
@@ -21,6 +22,7 @@ PENALTIES: dict[str, type[Penalty]] = {
     "activation_correlation": ActivationCorrelation,
     "position_diversity": PositionDiversity,
     "topk_pairs": TopkPairs,
+    "tracked_pairs": TrackedPairs,
     "self_contrastive": SelfContrastive,
 }
 
