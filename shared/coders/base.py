@@ -20,7 +20,7 @@ ENCODER_NORM = 0.4
 """Initial length of encoder rows. With rows of length 1 the first codes are so large that the reconstruction starts
 worse than the mean, and training spends its first epochs on shrinking them (docs/training.md has the figures)."""
 
-TRAINING_BUFFERS = frozenset({"since_fired"})
+TRAINING_BUFFERS = frozenset({"since_fired", "threshold_steps"})
 """State that only training reads: kept in checkpoints, left out of a finished coder."""
 
 

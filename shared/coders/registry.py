@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from shared.coders.base import Coder, CoderConfig
+from shared.coders.batchtopk import BatchTopK
+from shared.coders.jumprelu import JumpReLU
 from shared.coders.matryoshka import Matryoshka
+from shared.coders.relu import ReLU
 from shared.coders.topk import TopK
 from shared.registry import tagged
 
 ARCHITECTURES: dict[str, type[Coder]] = {
     "topk": TopK,
+    "batchtopk": BatchTopK,
     "matryoshka": Matryoshka,
+    "relu": ReLU,
+    "jumprelu": JumpReLU,
 }
 
 if TYPE_CHECKING:

@@ -1,0 +1,104 @@
+"""JumpReLU: a learnt threshold for each latent, trained on L0 itself (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from shared.coders.base import CoderConfig
+from shared.coders.codes import Codes
+from shared.coders.dense import DenseCoder, DenseCodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class JumpReLUConfig(CoderConfig):
+    """JumpReLU with an L0 penalty."""
+
+    architecture: Literal["jumprelu"] = "jumprelu"
+    l0_coef: float = 1e-3
+    """Weight of the mean number of active latents beside a reconstruction loss on the FVU scale."""
+    threshold: float = 0.4
+    """Where all thresholds start. 0.4 is one standard deviation of the first pre-activations of white input."""
+    bandwidth: float = 0.05
+    """Width ε of the window around its threshold in which a pre-activation moves it. Inputs have E‖u‖² = d_in here; the
+    0.001 of the paper, for E‖x‖² = 1, is 0.001·√d_in: 0.05 at a width of 2,304."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.l0_coef < 0:
+            raise ValueError(f"l0_coef must be 0 or more, not {self.l0_coef}")
+        for name in ("threshold", "bandwidth"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+
+
+class JumpReLU(DenseCoder):
+    """z = π·[π > θ], θ = exp(log_threshold) > 0; the loss adds l0_coef · mean Σ_i [π_i > θ_i].
+
+    Neither has a gradient for θ. Straight-through ones stand in, those of the expected loss by a kernel estimate with a
+    rectangle K(x) = [|x| < ½] of width ε (section 3 and appendix of the paper):
+    ∂z/∂θ = −(θ/ε) K((π − θ)/ε), ∂[π > θ]/∂θ = −(1/ε) K((π − θ)/ε).
+    """
+
+    config_class: ClassVar[type[CoderConfig]] = JumpReLUConfig
+    config: JumpReLUConfig
+
+    def __init__(
+        self, config: CoderConfig, d_in: int, d_out: int, *, tied: bool, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(config, d_in, d_out, tied=tied, generator=generator)
+        self.log_threshold = nn.Parameter(torch.full((self.n_latents,), math.log(self.config.threshold)))
+
+    def encode_normalised(self, u: Tensor) -> Codes:
+        pre = self.pre(u)
+        values = _Jump.apply(pre, self.log_threshold.exp(), self.config.bandwidth)  # type: ignore[no-untyped-call]
+        return DenseCodes(values, None, self.n_latents, pre=pre)
+
+    def losses(self, u: Tensor, t: Tensor, codes: Codes) -> dict[str, Tensor]:
+        threshold = self.log_threshold.exp()
+        active = _Step.apply(  # type: ignore[no-untyped-call]
+            self.pre_of(u, codes).detach(), threshold, self.config.bandwidth
+        )
+        return self.fit(u, t, codes) | {"sparsity": self.config.l0_coef * active.sum(dim=1).mean()}
+
+
+class _Jump(torch.autograd.Function):
+    """pre·[pre > threshold] of pre [B, F], threshold [F]."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return pre * (pre > threshold)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        pre, threshold = ctx.saved_tensors
+        (grad,) = grads
+        to_pre = grad * (pre > threshold)
+        inside = _window(pre, threshold, ctx.bandwidth)
+        return to_pre, -(threshold / ctx.bandwidth) * (grad * inside).sum(dim=0), None
+
+
+class _Step(torch.autograd.Function):
+    """[pre > threshold] as numbers; a gradient for the threshold alone."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return (pre > threshold).to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        pre, threshold = ctx.saved_tensors
+        inside = _window(pre, threshold, ctx.bandwidth)
+        return None, -(grads[0] * inside).sum(dim=0) / ctx.bandwidth, None
+
+
+def _window(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    return (pre - threshold).abs() < bandwidth / 2

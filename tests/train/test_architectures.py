@@ -1,0 +1,78 @@
+"""Every architecture trains as SAE, transcoder and skip transcoder, resumes to the same bits and loads again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import train.loop
+from shared.cache import Cache
+from shared.coders import ARCHITECTURES, CoderConfig
+from shared.runs import open_run
+from tests.train.conftest import SOURCE, TARGET
+from train.config import TrainConfig
+from train.loop import train as train_runs
+
+MakeConfig = Callable[..., TrainConfig]
+SHAPES: dict[str, dict[str, Any]] = {"sae": {}, "transcoder": {}, "skip": {"skip": True}}
+EXTRA: dict[str, list[dict[str, Any]]] = {}
+
+
+def coder_config(name: str, **settings: Any) -> CoderConfig:
+    config_class = ARCHITECTURES[name].config_class
+    if "k" in config_class.__dataclass_fields__:
+        settings["k"] = 4
+    return config_class(latents=64, **settings)  # type: ignore[call-arg]
+
+
+CASES = [(name, {}) for name in ARCHITECTURES] + [(name, extra) for name, more in EXTRA.items() for extra in more]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("name", "extra"), CASES, ids=str)
+def test_it_trains_resumes_exactly_and_loads(
+    name: str,
+    extra: dict[str, Any],
+    shape: str,
+    config: MakeConfig,
+    cache: Cache,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = config(
+        name="whole",
+        data={"epochs": 1},
+        coder=coder_config(name, **extra, **SHAPES[shape]),
+        target=None if shape == "sae" else TARGET,
+    )
+    (summary,) = train_runs([made])
+    run = open_run(made.path)
+    losses = [line["loss"] for line in run.metrics()]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+    assert summary.fvu is not None
+    assert np.isfinite(summary.fvu)
+    coder = run.load_coder()
+    with torch.no_grad():
+        x = cache.rows(SOURCE, np.arange(1, 9))
+        assert torch.isfinite(coder.decode(coder.encode(x), x)).all()
+
+    cut = config(name="cut", data={"epochs": 1}, coder=made.coder, target=made.target)
+    real, left = train.loop.train_step, [30]
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("power cut")
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.loop, "train_step", interrupted)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train_runs([cut])
+    train_runs([cut], resume=True)
+    file = "final/coder.safetensors"
+    assert (cut.path / file).read_bytes() == (made.path / file).read_bytes()
