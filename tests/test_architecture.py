@@ -99,7 +99,11 @@ def test_modules_say_what_they_are_for(path: Path) -> None:
 
 
 ONE_FILE = "a report is one file: settings, collector, figures, charts and tables"
-LONGER = {f"analyze/reports/{name}.py": ONE_FILE for name in ("correlation", "position", "top_activations")}
+FRONT_DOOR = "the front door is one module: every command, its errors and exit codes, and the Python API"
+LONGER = {
+    "pipeline.py": FRONT_DOOR,
+    **{f"analyze/reports/{name}.py": ONE_FILE for name in ("correlation", "position", "top_activations")},
+}
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=name_of)
