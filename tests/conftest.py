@@ -7,6 +7,7 @@ import sys
 
 # Before any library is imported: nothing here may look at a hub or an account.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command does: several test processes share the cores
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
