@@ -530,9 +530,9 @@ def config_validate(console: Console, files: tuple[str, ...], sets: tuple[str, .
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script."""
-    # GNU OpenMP lets an idle thread spin for about a millisecond, which costs nothing on an idle machine and
-    # nearly everything on a shared one. Measured on two cores, `pipeline demo`: idle 62 s by default and 68 s with this,
-    # beside other work 353 s and 95 s. Read when torch is loaded, so it must be said before.
+    # GNU OpenMP lets an idle thread spin for about a millisecond, which costs nothing on an idle machine and nearly
+    # everything on a shared one. Measured on two cores, `pipeline demo`: idle, 62 s by default and 68 s with this;
+    # beside other work, 353 s and 95 s. It is read when torch is loaded, so it must be said before.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     signal.signal(signal.SIGTERM, _interrupt)
