@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyze.keep import Keeper
+from analyze.logit_lens import LogitLens
 from analyze.specialisation import Concentration, concentration
 from analyze.stream import mix
 
@@ -33,7 +34,8 @@ class Statistics:
         density_all.
         unique: share of distinct contexts among its raw_top activations.
         favourites: [F, 3] most common tokens of its sample, −1 where there are fewer.
-        tokens, documents: concentration of its firings. verdict: specialised (on what) or general.
+        tokens: concentration of its firings on tokens. documents: on domains or documents; source says which.
+        verdict: specialised (on what) or general.
         context_mean, context_min, context_max: tokens of the document up to the peak, over its top examples.
     """
 
@@ -45,6 +47,7 @@ class Statistics:
     favourites: NDArray[np.int64]
     tokens: Concentration
     documents: Concentration
+    source: str
     verdict: NDArray[np.str_]
     context_mean: NDArray[np.float64]
     context_min: NDArray[np.float64]
@@ -62,9 +65,9 @@ class Statistics:
         by_token = concentration(
             labels, full, np.bincount(tokens[seen]), report.subject.seed, config.specialised_q, config.specialised_share
         )
-        documents = doc_id[rows].astype(np.int64)
-        by_document = concentration(
-            documents, full, np.bincount(doc_id[seen].astype(np.int64)), report.subject.seed + 1,
+        source, of_row = _sources(report, doc_id)
+        by_source = concentration(
+            of_row[rows], full, np.bincount(of_row[seen]), report.subject.seed + 1,
             config.specialised_q, config.specialised_share,
         )  # fmt: skip
         alive = report.fired > 0
@@ -72,11 +75,11 @@ class Statistics:
             [
                 ~alive,
                 ~full,
-                by_token.specialised & by_document.specialised,
+                by_token.specialised & by_source.specialised,
                 by_token.specialised,
-                by_document.specialised,
+                by_source.specialised,
             ],
-            ["dead", "rare", "token + document", "token", "document"],
+            ["dead", "rare", f"token + {source}", "token", source],
             "general",
         )
         top_rows = np.where(report.top.score > 0, report.top.row, 0)
@@ -90,12 +93,27 @@ class Statistics:
                 _unique_share(report.raw),
                 _favourites(labels, kept),
                 by_token,
-                by_document,
+                by_source,
+                source,
                 verdict,
                 _nan(np.nanmean, length),
                 _nan(np.nanmin, length),
                 _nan(np.nanmax, length),
             )
+
+
+def _sources(report: TopActivations, doc_id: NDArray[Any]) -> tuple[str, NDArray[np.int64]]:
+    """("domain", domain of each row) where the data names domains, else ("document", document of each row)."""
+    documents: NDArray[np.int64] = doc_id.astype(np.int64)
+    domains = report.subject.domains
+    if not domains:
+        return "document", documents
+    number = {name: n for n, name in enumerate(sorted({"", *domains.values()}))}
+    of_document = np.full(int(documents.max()) + 1, number[""], np.int64)
+    for document, name in domains.items():
+        if document < len(of_document):
+            of_document[document] = number[name]
+    return "domain", of_document[documents]
 
 
 def _nan(function: Any, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -192,8 +210,8 @@ class Panels:
     largest activation, "" where the latent is silent throughout.
     """
 
-    def __init__(self, report: TopActivations, s: Statistics) -> None:
-        self.report, self.s = report, s
+    def __init__(self, report: TopActivations, s: Statistics, lens: LogitLens | None) -> None:
+        self.report, self.s, self.lens = report, s, lens
         cache = report.subject.cache
         self.tokens, self.doc_id, self.ctx = cache.tokens.reshape(-1), cache.doc_id.reshape(-1), cache.ctx
         self.by_token: dict[int, list[int]] = {}
@@ -205,7 +223,7 @@ class Panels:
         top = report.top
         n = int(top.kept_of(latent))
         if not n:
-            return []
+            return self._lens(latent)
         groups = [
             {
                 "title": "Top activations",
@@ -232,6 +250,28 @@ class Panels:
                 "x_label": "activation (log scale)",
                 "y_label": "rows",
             },
+            *self._lens(latent),
+        ]
+
+    def _lens(self, latent: int) -> list[dict[str, Any]]:
+        """Output tokens that the decoder row promotes and suppresses."""
+        if self.lens is None:
+            return []
+        label, lens = self.report.subject.vocabulary.label, self.lens
+        rows = [
+            [label(int(up)), float(f"{more:.3g}"), label(int(down)), float(f"{less:.3g}")]
+            for up, more, down, less in zip(
+                lens.top[latent], lens.top_value[latent], lens.bottom[latent], lens.bottom_value[latent], strict=True
+            )
+        ]
+        return [
+            {
+                "type": "table",
+                "title": "Output tokens",
+                "note": "logit lens, last norm's gain; later layers left out",
+                "columns": [["promotes", "text"], ["logit", "number"], ["suppresses", "text"], ["logit", "number"]],
+                "rows": rows,
+            }
         ]
 
     def _example(self, latent: int, keeper: Keeper, k: int) -> list[Any]:

@@ -65,7 +65,8 @@ def concentration(
     Args:
         labels: [F, m] of the drawn firings; rows that are not scored may hold anything.
         corpus: [n_labels] rows of the corpus that carry each label.
-        gate: the C that a specialised latent reaches at least.
+        gate: the C that a specialised latent reaches at least; raised to twice the corpus's own where that is more (to
+            halfway between it and 1 where it exceeds 1/3).
     """
     share = corpus / max(1, corpus.sum())
     m = labels.shape[1]
@@ -80,4 +81,7 @@ def concentration(
     q = benjamini_hochberg(p)
     with np.errstate(divide="ignore", invalid="ignore"):
         effective = np.minimum(1 / observed, m)
-    return Concentration(observed, effective, q, float((share**2).sum()), (q < level) & (observed >= gate))
+    base = float((share**2).sum())
+    # Where the corpus itself agrees often (few domains), the gate rises with it.
+    gate = max(gate, min(2 * base, (1 + base) / 2))
+    return Concentration(observed, effective, q, base, (q < level) & (observed >= gate))

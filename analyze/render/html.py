@@ -85,7 +85,15 @@ def _blocks(
                     yield f"panels-{r}-{start // PANEL_BLOCK}", deflated(block)
                     progress.advance(len(block))
     special = {token for one in analysed for token in one.subject.vocabulary.special}
-    yield "vocabulary", deflated({"pieces": tokens, "special": sorted(special & tokens.keys())})
+    yield (
+        "vocabulary",
+        deflated({"pieces": tokens, "special": sorted(special & tokens.keys()), "domains": _domains(analysed)}),
+    )
+
+
+def _domains(analysed: Sequence[Analysed]) -> dict[str, dict[int, str]]:
+    """Cache → document → domain; a cache whose documents have none is left out."""
+    return {str(one.subject.cache.path): one.subject.domains for one in analysed if one.subject.domains}
 
 
 def _panels(one: Analysed, latent: int, tokens: dict[int, str]) -> list[Any]:

@@ -36,6 +36,7 @@ class LatentsFile:
     def __init__(self, path: Path, one: Analysed) -> None:
         self.file = gzip.GzipFile(path, "wb", compresslevel=3, mtime=0)
         self.piece = one.subject.vocabulary.piece
+        self.domains = one.subject.domains
         self.columns = [
             (column.key, plain(column.values)) for result in one.results.values() for column in result.columns
         ]
@@ -74,6 +75,7 @@ class LatentsFile:
             "sequence": sequence,
             "position": position,
             "document": document,
+            **({"domain": self.domains[document]} if document in self.domains else {}),
             "peak": peak,
             "token": pieces[peak],
             "token_id": tokens[peak],

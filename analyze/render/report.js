@@ -366,7 +366,7 @@
     }
     return out;
   }
-  function example(item, max, vocabulary, silent) {
+  function example(item, max, vocabulary, silent, domains) {
     const [value, sequence, position, documentId, peak, tokens, heat] = item;
     const text = el("div", { class: "ctx" }, tokens.map((token, i) => {
       const piece = vocabulary.pieces[token] === undefined ? `<${token}>` : vocabulary.pieces[token];
@@ -376,10 +376,10 @@
       if (h) { node.classList.add("hot"); node.style.setProperty("--h", (h / 99).toFixed(3)); }
       return node;
     }));
-    return el("div", { class: "example" }, el("div", { class: "act" }, silent ? "0" : significant(value)), text, el("div", { class: "where" }, `sequence ${grouped.format(sequence)} · position ${position}${position === 0 ? " (BOS)" : ""} · document ${grouped.format(documentId)}`));
+    return el("div", { class: "example" }, el("div", { class: "act" }, silent ? "0" : significant(value)), text, el("div", { class: "where" }, `sequence ${grouped.format(sequence)} · position ${position}${position === 0 ? " (BOS)" : ""} · document ${grouped.format(documentId)}${domains && domains[documentId] ? ` (${domains[documentId]})` : ""}`));
   }
   function panelBlock(b, r, vocabulary) {
-    if (b.type === "examples") return b.groups.map((g) => [el("h3", { class: "group-head" }, g.title, " ", el("small", {}, g.note || "")), g.items.map((item) => example(item, b.max, vocabulary, item[0] === 0))]);
+    if (b.type === "examples") return b.groups.map((g) => [el("h3", { class: "group-head" }, g.title, " ", el("small", {}, g.note || "")), g.items.map((item) => example(item, b.max, vocabulary, item[0] === 0, vocabulary.domains[runs[r].facts.cache]))]);
     const title = el("h3", {}, b.title, " ", b.note ? el("small", { class: "note" }, b.note) : null);
     if (b.type === "table") return el("figure", {}, title, el("table", {}, el("thead", {}, el("tr", {}, b.columns.map(([label, format]) => headCell({ label, format })))), el("tbody", {}, b.rows.map((row) => el("tr", {}, row.map((v, k) => cell(v, b.columns[k][1], r)))))));
     if (b.type === "latents") return el("figure", {}, title, el("div", { class: "links" }, b.ids.map((id) => latentLink(id, r))));

@@ -16,6 +16,7 @@ from analyze.stream import Source, StreamBatch
 from analyze.text import Vocabulary
 from shared.cache import Cache, Flag
 from shared.coders import Coder
+from shared.documents import read_documents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,11 @@ class Subject:
         """Encoder rows [F, d_in]."""
         rows: NDArray[np.float32] = self.coder.w_enc.detach().float().cpu().numpy()
         return rows
+
+    @cached_property
+    def domains(self) -> dict[int, str]:
+        """Domain of each document that has one."""
+        return {record.doc_id: record.domain for record in read_documents(self.cache.path) if record.domain}
 
     @cached_property
     def geometry(self) -> Geometry:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from analyze.examples import LOWEST_OCTAVE, OCTAVES, PER_OCTAVE, Panels, Statistics, common_peaks, common_words, text_of
 from analyze.keep import Keeper
 from analyze.kernels import over_latents, value_histogram
+from analyze.logit_lens import LogitLens, lens_of
 from analyze.reports.base import Report, ReportConfig, Subject
 from analyze.result import Chart, Column, Figure, ReportResult, Series, Table, TableColumn
 from analyze.stream import StreamBatch, mix
@@ -44,6 +45,8 @@ class TopActivationsConfig(ReportConfig):
     """Tokens shown after the peak."""
     silent_rows: int = 20_000
     """Rows of the cache drawn to look for silent examples."""
+    lens: int = 10
+    """Output tokens that each latent promotes and suppresses most (logit lens), where the model is at hand; 0: none."""
     specialised_q: float = 0.01
     """False discovery rate of the tests of specialisation."""
     specialised_share: float = 0.1
@@ -54,8 +57,8 @@ class TopActivationsConfig(ReportConfig):
     def __post_init__(self) -> None:
         if min(self.top, self.bands, self.sample, self.raw_top) < 1 or min(self.per_band, self.silent) < 0:
             raise ValueError("top, bands, sample and raw_top are at least 1; per_band and silent at least 0")
-        if min(self.before, self.after) < 0:
-            raise ValueError("before and after are at least 0")
+        if min(self.before, self.after, self.lens) < 0:
+            raise ValueError("before, after and lens are at least 0")
         if self.sample < 8:
             raise ValueError("sample is at least 8: the statistics need something to count")
 
@@ -117,24 +120,25 @@ class TopActivations(Report[TopActivationsConfig]):
         self.silent |= other.silent
 
     def finalise(self) -> ReportResult:
-        return _result(self, Statistics.of(self))
+        lens = lens_of(self.subject, self.config.lens) if self.config.lens and self.subject.role == "run" else None
+        return _result(self, Statistics.of(self), lens)
 
 
-def _result(report: TopActivations, s: Statistics) -> ReportResult:
+def _result(report: TopActivations, s: Statistics, lens: LogitLens | None) -> ReportResult:
     config, subject = report.config, report.subject
     vocabulary = subject.vocabulary
     alive = report.fired > 0
     names = [" ".join(vocabulary.label(int(t)) for t in row if t >= 0) for row in s.favourites]
     peak = [vocabulary.label(int(subject.cache.tokens.reshape(-1)[r])) if r >= 0 else "" for r in report.top.row[:, 0]]
     verdicts = {str(v): int(n) for v, n in zip(*np.unique(s.verdict, return_counts=True), strict=True)}
-    specialised = sum(n for v, n in verdicts.items() if v in ("token", "document", "token + document"))
+    specialised = sum(n for v, n in verdicts.items() if v not in ("dead", "rare", "general"))
     scored = int(np.isfinite(s.tokens.collision).sum())
     figures = [
         Figure(
             "specialised_share",
             "specialised latents",
             specialised / scored if scored else None,
-            f"Share of scored latents whose firings agree in token or document at least "
+            f"Share of scored latents whose firings agree in token or {s.source} at least "
             f"{config.specialised_share:.0%} of the time, "
             f"far beyond the corpus (q < {config.specialised_q:g}).",
             "percent",
@@ -172,7 +176,7 @@ def _result(report: TopActivations, s: Statistics) -> ReportResult:
             for i in _ranking(s)[:100]
         ],
         "specialisation": verdicts,
-        "base_agreement": {"token": s.tokens.base, "document": s.documents.base},
+        "base_agreement": {"token": s.tokens.base, s.source: s.documents.base},
         "samples": {
             "per_latent": {"mean": float(report.raw.kept.mean()), "max": int(report.raw.kept.max(initial=0))},
             "total": int(report.raw.kept.sum()),
@@ -187,11 +191,12 @@ def _result(report: TopActivations, s: Statistics) -> ReportResult:
         "common_words": words,
         "common_peaks": peaks,
         "text": vocabulary.known,
+        "logit_lens": lens is not None,
     }
     lead = (
         f"{int(alive.sum()):,} of {subject.n_latents:,} latents fired. Of {scored:,} that fired often enough, "
         f"{specialised:,} are "
-        f"specialised in a few tokens or documents and {verdicts.get('general', 0):,} are general."
+        f"specialised in a few tokens or {s.source}s and {verdicts.get('general', 0):,} are general."
         + ("" if vocabulary.known else " The cache carries no tokenizer: tokens are shown as ids.")
     )
     return ReportResult(
@@ -212,7 +217,7 @@ def _result(report: TopActivations, s: Statistics) -> ReportResult:
             ),
             Column("max", "max", "Largest activation.", s.largest),
             Column("mean", "mean", "Mean activation where it fires.", s.mean, shown=False),
-            Column("specialised", "specialised", "On what: token, document, both; or general, rare, dead.", [str(v)
+            Column("specialised", "specialised", f"On what: token, {s.source}, both; or general, rare, dead.", [str(v)
             for v in s.verdict], "text"),
             Column(
                 "effective_tokens",
@@ -222,9 +227,9 @@ def _result(report: TopActivations, s: Statistics) -> ReportResult:
                 shown=False,
             ),
             Column(
-                "effective_documents",
-                "effective documents",
-                "The same for documents.",
+                f"effective_{s.source}s",
+                f"effective {s.source}s",
+                f"The same for {s.source}s.",
                 s.documents.effective,
                 shown=False,
             ),
@@ -232,7 +237,7 @@ def _result(report: TopActivations, s: Statistics) -> ReportResult:
             "percent", shown=False),
         ],
         data,
-        Panels(report, s),
+        Panels(report, s, lens),
         {
             "latents": {
                 "latent": np.arange(subject.n_latents),
@@ -245,8 +250,8 @@ def _result(report: TopActivations, s: Statistics) -> ReportResult:
                 "specialised": s.verdict,
                 "token_agreement": s.tokens.collision,
                 "token_q": s.tokens.q,
-                "document_agreement": s.documents.collision,
-                "document_q": s.documents.q,
+                f"{s.source}_agreement": s.documents.collision,
+                f"{s.source}_q": s.documents.q,
                 "context_diversity": s.unique,
             }
         },
@@ -383,10 +388,10 @@ def _definitions(config: TopActivationsConfig, s: Statistics) -> list[tuple[str,
         ),
         (
             "Specialised",
-            f"Two random firings agree in token (or document) with a chance of at least "
+            f"Two random firings agree in token (or {s.source}) with a chance of at least "
             f"{config.specialised_share:.0%}, and more often "
             f"than rows of the corpus (simulated null, Benjamini–Hochberg q < {config.specialised_q:g}). Corpus: token "
-            f"{s.tokens.base:.2%}, document {s.documents.base:.2%}. Otherwise general.",
+            f"{s.tokens.base:.2%}, {s.source} {s.documents.base:.2%}. Otherwise general.",
         ),
         ("Rare", f"Fewer than {config.sample} firings outside position 0: not scored."),
     ]

@@ -1,0 +1,139 @@
+"""A checkpoint's output side, read straight from its safetensors: a direction in the residual stream, in tokens.
+
+No model is built. What is needed is on disk already: the folder that a cache was harvested from, or the hub's own local
+copy of it. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+UNEMBEDDINGS = (
+    "lm_head.weight",
+    "model.language_model.lm_head.weight",
+    "model.embed_tokens.weight",
+    "model.language_model.embed_tokens.weight",
+    "language_model.model.embed_tokens.weight",
+    "transformer.wte.weight",
+    "wte.weight",
+    "gpt_neox.embed_out.weight",
+    "embed_out.weight",
+)
+"""Where families keep W_U [V, d], in the order of preference; the tied embedding where there is no head."""
+
+FINAL_NORMS = (
+    "model.norm.weight",
+    "model.language_model.norm.weight",
+    "language_model.model.norm.weight",
+    "model.final_layernorm.weight",
+    "transformer.ln_f.weight",
+    "ln_f.weight",
+    "gpt_neox.final_layer_norm.weight",
+)
+"""Where families keep the gain of the last norm [d]."""
+
+
+@dataclass(frozen=True)
+class Unembedding:
+    """W_U and the last norm's gain.
+
+    Attributes:
+        weight: [V, d] in the checkpoint's dtype.
+        gain: [d] float32, as it multiplies (Gemma's 1 + w); ones where the model has no such norm.
+    """
+
+    weight: Tensor
+    gain: Tensor
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.weight.shape[0])
+
+
+def model_folder(name: str | None, revision: str | None = None) -> Path | None:
+    """The folder that holds a model's files, if they are on this machine: `demo`, a folder, or a hub name."""
+    if name is None:
+        return None
+    if name == "demo":
+        spec = importlib.util.find_spec("harvest")
+        places = spec.submodule_search_locations if spec is not None else None
+        folder = Path(next(iter(places))) / "demo" / "model" if places else Path()
+        return folder if (folder / "config.json").is_file() else None
+    path = Path(name).expanduser()
+    if (path / "config.json").is_file():
+        return path
+    if path.is_absolute() or name.count("/") > 1 or name.startswith("."):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def load_unembedding(folder: Path | None, width: int) -> Unembedding | None:
+    """The unembedding of a checkpoint whose residual stream has `width` dimensions; None where it cannot be had."""
+    if folder is None:
+        return None
+    files = tensor_files(folder)
+    name = next((name for name in UNEMBEDDINGS if name in files), None)
+    if name is None:
+        return None
+    try:
+        weight = read_tensor(files, name)
+        if weight.dim() != 2 or weight.shape[1] != width:
+            return None
+        norm = next((norm for norm in FINAL_NORMS if norm in files), None)
+        gain = torch.ones(width) if norm is None else read_tensor(files, norm).float()
+    except (OSError, SafetensorError):
+        return None
+    if norm is not None and _adds_one(folder):
+        gain = gain + 1
+    return Unembedding(weight, gain)
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Tensor name → the safetensors file that holds it; empty where the checkpoint has none that can be read."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names: Mapping[str, Any] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        except (OSError, ValueError, KeyError):
+            return {}
+        return {name: folder / file for name, file in names.items() if (folder / file).is_file()}
+    single = folder / "model.safetensors"
+    if not single.is_file():
+        return {}
+    try:
+        with safe_open(single, "pt") as file:
+            return dict.fromkeys(file.keys(), single)
+    except (OSError, SafetensorError):
+        return {}
+
+
+def read_tensor(files: Mapping[str, Path], name: str) -> Tensor:
+    """One tensor of a checkpoint."""
+    with safe_open(files[name], "pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+    return tensor
+
+
+def _adds_one(folder: Path) -> bool:
+    """Whether the family's RMS norm multiplies by 1 + w (Gemma, Gemma-2, Gemma-3)."""
+    try:
+        kind = str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
+    except (OSError, ValueError):
+        return False
+    return kind in ("gemma", "gemma2", "gemma3", "gemma3_text")
