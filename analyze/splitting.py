@@ -55,8 +55,10 @@ def choose_k(f1_by_k: tuple[float, ...] | list[float], jump: float = F1_JUMP) ->
 
 
 def code_unit(codes: sparse.csr_array) -> float:
-    """The mean active value: dividing by it makes the L1 penalty mean the same for every coder and site."""
-    return float(codes.data.mean()) if codes.nnz else 1.0
+    """The mean active value: dividing by it makes the L1 penalty mean the same for every coder and site. 1 if all are 0
+    (an untrained transcoder writes nothing)."""
+    active = codes.data[codes.data > 0]
+    return float(active.mean()) if len(active) else 1.0
 
 
 def k_sparse_probes(

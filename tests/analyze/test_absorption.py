@@ -236,6 +236,17 @@ def test_a_coder_without_latents_for_the_labels_is_not_evaluable() -> None:
     assert family.full is None
 
 
+def test_a_decoder_of_zeros_is_not_evaluable() -> None:
+    """A transcoder before its first step writes nothing, whatever its codes say."""
+    tree = hierarchy(n=2000)
+    coder = absorbing_coder(tree, 0.25)
+    with torch.no_grad():
+        coder.w_dec.zero_()
+    family, _, _ = measured(tree, coder)
+    assert family.status == "not evaluable"
+    assert "the coder has latents" in family.reason
+
+
 # Sparse probing
 
 
