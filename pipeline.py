@@ -312,16 +312,23 @@ def train_command(
 @cli.command("analyze")
 @click.argument("runs", nargs=-1, metavar="[RUN]...")
 @click.option("--only", multiple=True, metavar="REPORT", help="Only this report; may be repeated.")
+@click.option("--ce", is_flag=True, help="Also the model's loss with the coder spliced in (runs the model).")
 @_settings
 @_common
 def analyze_command(
-    console: Console, runs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, ...], only: tuple[str, ...]
+    console: Console,
+    runs: tuple[str, ...],
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    only: tuple[str, ...],
+    ce: bool,
 ) -> None:
     """Report what the coders learned; several runs are compared.
 
     RUN is a run's folder or its name; without one, every finished run there is. Settings: the analyze section.
     """
     whole = resolve(files, sets)
+    only = (*(only or whole.analyze.reports), "cross_entropy") if ce else only
     from analyze.run import analyze as analyzed
 
     result = analyzed(_run_paths(runs, whole.train.runs), _only(whole.analyze, only), console)
@@ -416,8 +423,8 @@ def demo_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]
             console.info(f"{config.path}: finished by an earlier demo, used again")
     runs = trained(configs, console, resume=True)
     console.info("3/3 analyze: what did they learn?")
-    config = dataclasses.replace(whole.analyze, name=whole.analyze.name or "demo")
-    report = analyzed([Path(one.path) for one in runs], config, console)
+    named = dataclasses.replace(whole.analyze, name=whole.analyze.name or "demo")
+    report = analyzed([Path(one.path) for one in runs], named, console)
     document = {"harvest": cache.to_dict(), "runs": [one.to_dict() for one in runs], "analysis": report.to_dict()}
     console.result({**document, "report": str(report.report)}, _demo_text(runs, report))
 
