@@ -27,7 +27,7 @@ KEPT_OUT = {
     # who may not see what: training and the shared code know nothing of where activations come from
     "train": {"transformers", "datasets", "tokenizers"},
     "shared": {"transformers", "datasets", "tokenizers", "wandb", "click"},
-    "analyze": {"transformers", "datasets", "wandb", "click"},
+    "analyze": {"datasets", "wandb", "click"},  # transformers is seen by analyze/splice.py, which runs the model
     "harvest": {"wandb", "click"},
 }
 

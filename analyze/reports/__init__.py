@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from analyze.reports.absorption import Absorption
 from analyze.reports.base import AnyReport, Report, ReportConfig, Subject
 from analyze.reports.correlation import Correlation
+from analyze.reports.cross_entropy import CrossEntropy
 from analyze.reports.global_report import Global
 from analyze.reports.position import Position
 from analyze.reports.probing import Probing
@@ -20,6 +21,7 @@ REPORTS: dict[str, type[AnyReport]] = {
     "correlation": Correlation,
     "position": Position,
     "top_activations": TopActivations,
+    "cross_entropy": CrossEntropy,
     "absorption": Absorption,
     "probing": Probing,
 }

@@ -1,0 +1,213 @@
+"""A coder in place of what it reconstructs: the language model's loss with the target site replaced.
+
+The replacement is made where the cache was read. A site that is a module's output is exchanged there. One that is a
+module's input is overwritten in place, so that a residual stream that passes by the module (`residual = x; x =
+norm(x)`)
+carries the replacement too: both names stand for one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from shared.cache import Cache, Flag, SiteSpec
+from shared.errors import DataError, UsageError
+from shared.models import model_folder
+
+Replace = Callable[[Tensor, Tensor], Tensor]
+"""(source activations [B, T, d_in], target activations [B, T, d_out]) → what stands in the target's place."""
+
+TOLERANCE = 0.05
+"""Largest relative difference between a cached sequence and what the model says of it now."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Sums over next-token predictions, by the position they are made at.
+
+    Attributes:
+        ce: [T] cross-entropy in nats. kl: [T] KL(clean ‖ this). tokens: [T].
+    """
+
+    ce: NDArray[np.float64]
+    kl: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+
+    def __add__(self, other: Loss) -> Loss:
+        return Loss(self.ce + other.ce, self.kl + other.kl, self.tokens + other.tokens)
+
+    def mean(self, which: str, first: int) -> float | None:
+        """Mean of "ce" or "kl" over the predictions made from position `first` on."""
+        tokens = int(self.tokens[first:].sum())
+        return float(getattr(self, which)[first:].sum() / tokens) if tokens else None
+
+
+@lru_cache(maxsize=1)
+def load_model(folder: Path, attention: str | None, device: str) -> nn.Module:
+    """The causal language model in a folder, from local files only.
+
+    Raises:
+        UsageError: it is not a causal language model that `transformers` can build.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    extra = {} if attention in (None, "default") else {"attn_implementation": attention}
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **extra)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{folder} is not a causal language model that can be loaded: {error}") from None
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    return model.to(device).eval()
+
+
+def model_of(cache: Cache, device: str) -> nn.Module:
+    """The model that a cache was harvested from.
+
+    Raises:
+        UsageError: it is not on this machine.
+    """
+    harvest, resolved = cache.config.get("harvest", {}), cache.config.get("resolved", {})
+    name = harvest.get("model")
+    folder = model_folder(name, resolved.get("model_revision") or harvest.get("model_revision"))
+    if folder is None:
+        raise UsageError(
+            f"cross-entropy needs the model of {cache.path} ({name}), which is not on this machine",
+            "leave the cross_entropy report out, or bring the model's folder back",
+        )
+    return load_model(folder, resolved.get("attention"), device)
+
+
+def _tensor(value: Any) -> Tensor:
+    tensor: Tensor = value[0] if isinstance(value, tuple) else value
+    return tensor
+
+
+@contextmanager
+def spliced(model: nn.Module, source: SiteSpec, target: SiteSpec, replace: Replace) -> Iterator[dict[str, Tensor]]:
+    """Inside, every forward pass has replace(source, target) at the target site; yields what the source site held."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(x: Tensor) -> None:
+        seen["source"] = x.clone()
+
+    def new(y: Tensor) -> Tensor:
+        if source.name == target.name:
+            keep(y)
+        return replace(seen["source"], y).to(y.dtype)
+
+    def pre_source(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(_first(args, kwargs))
+
+    def post_source(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        keep(_tensor(output))
+
+    def pre_target(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        held = _first(args, kwargs)
+        held.copy_(new(held))
+
+    def post_target(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        changed = new(_tensor(output))
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    with ExitStack() as stack:
+        if source.name != target.name:
+            module = model.get_submodule(source.module_path)
+            if source.io == "in":
+                stack.callback(module.register_forward_pre_hook(pre_source, with_kwargs=True).remove)
+            else:
+                stack.callback(module.register_forward_hook(post_source).remove)
+        module = model.get_submodule(target.module_path)
+        if target.io == "in":
+            stack.callback(module.register_forward_pre_hook(pre_target, with_kwargs=True).remove)
+        else:
+            stack.callback(module.register_forward_hook(post_target).remove)
+        yield seen
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    value: Tensor = args[0] if args else kwargs["hidden_states"]
+    return value
+
+
+def choose_sequences(cache: Cache, shards: tuple[int, ...], n: int) -> NDArray[np.int64]:
+    """At most n sequences of those shards, spread evenly."""
+    seqs = np.concatenate([np.arange(s.start, s.stop) for s in map(cache.layout.seqs_of, shards)])
+    return seqs[np.unique(np.linspace(0, len(seqs) - 1, min(n, len(seqs))).round().astype(np.int64))]
+
+
+@torch.inference_mode()
+def losses(
+    model: nn.Module,
+    cache: Cache,
+    source: str,
+    target: str,
+    sequences: NDArray[np.int64],
+    batch: int,
+    replacements: dict[str, Replace],
+) -> dict[str, Loss]:
+    """Loss of the model as it is ("clean") and under each replacement, over the same sequences.
+
+    Raises:
+        DataError: the model's activations are not the cached ones: it is not the model that was harvested.
+    """
+    device = next(model.parameters()).device
+    sites = cache.sites[source], cache.sites[target]
+    totals = {
+        name: Loss(*(np.zeros(cache.ctx, t) for t in (float, float, np.int64))) for name in ("clean", *replacements)
+    }
+    for start in range(0, len(sequences), batch):
+        part = sequences[start : start + batch]
+        ids = torch.from_numpy(cache.tokens[part].astype(np.int64)).to(device)
+        real = torch.from_numpy((cache.flags[part] & int(Flag.PADDING)) == 0).to(device)
+        mask = None if bool(real.all()) else real.long()
+        with spliced(model, *sites, lambda _, y: y) as seen:
+            clean = model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
+        if start == 0:
+            _check(cache, source, int(part[0]), seen["source"][0], real[0])
+        totals["clean"] += _loss(clean, clean, ids, real)
+        for name, replace in replacements.items():
+            with spliced(model, *sites, replace):
+                logits = model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
+            totals[name] += _loss(logits, clean, ids, real)
+    return totals
+
+
+def _loss(logits: Tensor, clean: Tensor, ids: Tensor, real: Tensor) -> Loss:
+    """Sums by position of log-probabilities [B, T, V]; a prediction counts where its token and the next are real."""
+    counted = real[:, :-1] & real[:, 1:]
+    ce = -logits[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    kl = (clean[:, :-1].exp() * (clean[:, :-1] - logits[:, :-1])).sum(-1)
+
+    def by_position(values: Tensor) -> NDArray[Any]:
+        summed = torch.where(counted, values, torch.zeros_like(values)).double().sum(0)
+        return np.append(summed.cpu().numpy(), 0.0)
+
+    return Loss(by_position(ce), by_position(kl), np.append(counted.sum(0).cpu().numpy(), 0))
+
+
+def _check(cache: Cache, source: str, sequence: int, found: Tensor, real: Tensor) -> None:
+    rows = np.arange(sequence * cache.ctx, (sequence + 1) * cache.ctx)
+    cached = cache.rows(source, rows).float().to(found.device)
+    off = float((found.float() - cached)[real].norm() / cached[real].norm().clamp_min(1e-12))
+    if not off <= TOLERANCE:
+        raise DataError(
+            f"the model gives other activations at {source} than {cache.path} holds: {100 * off:.1f}% off in sequence "
+            f"{sequence}, expected at most {100 * TOLERANCE:.0f}%",
+            "splice into the model that the cache was harvested from",
+        )

@@ -1,0 +1,167 @@
+"""The model's loss with a coder spliced in, against the plain Hugging Face model and hooks of the test's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from analyze.config import AnalyzeConfig
+from analyze.reports.cross_entropy import CrossEntropyConfig
+from analyze.run import analyze
+from analyze.splice import choose_sequences, load_model, losses, model_of, spliced
+from harvest.config import HarvestConfig
+from harvest.run import harvest
+from shared.cache import Cache, open_cache
+from shared.coders import build_coder
+from shared.coders.topk import TopKConfig
+from shared.errors import DataError, UsageError
+from shared.models import model_folder
+from shared.runs import create_run
+from tests.synthetic import make_cache
+
+MID, OUT, POST = "layer_02.resid_mid", "layer_02.mlp_out", "layer_02.resid_post"
+D = 128
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    folder = tmp_path_factory.mktemp("splice")
+    (folder / "text.txt").write_text("Return a list of the words in the string, using sep as the delimiter.\n" * 60)
+    config = HarvestConfig(
+        dataset=str(folder / "text.txt"), sites=(MID, OUT, POST), ctx=24, tokens=480, cache_dir=folder, name="c"
+    )
+    harvest(config)
+    return open_cache(folder / "c")
+
+
+@pytest.fixture(scope="module")
+def plain() -> torch.nn.Module:
+    """The model as anyone would load it."""
+    return AutoModelForCausalLM.from_pretrained(
+        model_folder("demo"), dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+def ids_of(cache: Cache, sequences: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(cache.tokens[sequences].astype(np.int64))
+
+
+def test_clean_loss_is_transformers_own(cache: Cache, plain: torch.nn.Module) -> None:
+    sequences = choose_sequences(cache, tuple(cache.shards), 6)
+    found = losses(model_of(cache, "cpu"), cache, MID, OUT, sequences, 4, {"same": lambda _, y: y})
+    ids = ids_of(cache, sequences)
+    with torch.no_grad():
+        want = plain(input_ids=ids, labels=ids).loss
+    assert found["clean"].mean("ce", 0) == pytest.approx(float(want), rel=1e-5)
+    assert found["clean"].tokens.tolist() == [6] * 23 + [0]
+    assert found["same"].mean("ce", 1) == pytest.approx(found["clean"].mean("ce", 1), rel=1e-6)
+    assert found["same"].mean("kl", 1) == pytest.approx(0, abs=1e-6)
+
+
+def test_zero_at_an_output_is_a_plain_hook(cache: Cache, plain: torch.nn.Module) -> None:
+    sequences = choose_sequences(cache, tuple(cache.shards), 4)
+    found = losses(model_of(cache, "cpu"), cache, MID, OUT, sequences, 4, {"zero": lambda _, y: torch.zeros_like(y)})
+    ids = ids_of(cache, sequences)
+    layer = plain.model.layers[2]
+    handle = layer.post_feedforward_layernorm.register_forward_hook(lambda *_: torch.zeros(4, 24, D))
+    try:
+        with torch.no_grad():
+            want = plain(input_ids=ids, labels=ids).loss
+    finally:
+        handle.remove()
+    assert found["zero"].mean("ce", 0) == pytest.approx(float(want), rel=1e-5)
+    assert found["zero"].mean("kl", 0) > 0.01
+
+
+def test_overwriting_an_input_reaches_the_residual_stream_too(cache: Cache, plain: torch.nn.Module) -> None:
+    """resid_mid := 0, against the same done from the other side: attention writes the negative of what came in."""
+    ids = ids_of(cache, np.array([0, 3]))
+    spec = cache.sites[MID]
+    assert spec.io == "in"
+    with torch.inference_mode(), spliced(model_of(cache, "cpu"), spec, spec, lambda _, y: torch.zeros_like(y)):
+        found = model_of(cache, "cpu")(input_ids=ids).logits
+    layer, held = plain.model.layers[2], {}
+    handles = [
+        layer.register_forward_pre_hook(lambda _, args: held.update(x=args[0])),
+        layer.post_attention_layernorm.register_forward_hook(lambda *_: -held["x"]),
+    ]
+    try:
+        with torch.no_grad():
+            want = plain(input_ids=ids).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("site", [MID, OUT, POST])
+def test_what_is_seen_is_what_was_cached_and_nothing_stays_behind(cache: Cache, site: str) -> None:
+    model = model_of(cache, "cpu")
+    ids = ids_of(cache, np.array([1]))
+    with torch.inference_mode():
+        before = model(input_ids=ids).logits
+        with spliced(model, cache.sites[site], cache.sites[site], lambda x, _: x * 0.5) as seen:
+            changed = model(input_ids=ids).logits
+        after = model(input_ids=ids).logits
+    cached = cache.rows(site, np.arange(24, 48)).float()
+    assert float((seen["source"][0] - cached).norm() / cached.norm()) < 0.01
+    assert torch.equal(before, after)
+    assert not torch.allclose(before, changed, atol=1e-3)
+
+
+def run_with(cache: Cache, folder: Path, exact: bool) -> Path:
+    """An SAE on resid_mid: x = relu(x) − relu(−x) exactly, or weights at random."""
+    coder = build_coder(TopKConfig(latents=2 * D, k=2 * D), D, D, tied=True, generator=torch.Generator().manual_seed(0))
+    if exact:
+        with torch.no_grad():
+            signed = torch.cat([torch.eye(D), -torch.eye(D)])
+            coder.w_enc.copy_(signed)
+            coder.w_dec.copy_(signed)
+    run = create_run(folder, "exact" if exact else "random", {}, {})
+    where = {"path": str(cache.path), "identity": cache.identity}
+    run.finish(coder, {}, {"source": MID, "target": MID, "cache": where, "training": {"seed": 0}})
+    return run.path
+
+
+def test_a_perfect_coder_recovers_everything_and_an_untrained_one_does_not(cache: Cache, tmp_path: Path) -> None:
+    config = AnalyzeConfig(
+        out=tmp_path / "reports", reports={"cross_entropy": CrossEntropyConfig(sequences=8, batch=3)}
+    )
+    result = analyze([run_with(cache, tmp_path / "runs", exact=True)], config)
+    (run,), (control,) = result.runs, result.controls
+    assert run["ce_recovered"] == pytest.approx(1, abs=1e-4)
+    assert run["ce_recovered_with_bos"] == pytest.approx(1, abs=1e-4)
+    assert run["kl"] == pytest.approx(0, abs=1e-5)
+    assert control["ce_recovered"] < 0.9
+    document = json.loads((result.report.parent / "report.json").read_text())
+    losses_of = document["runs"][0]["reports"]["cross_entropy"]["data"]["losses"]
+    assert losses_of["the model as it is"][0] < losses_of["the mean"][0]
+
+
+def test_another_models_cache_is_refused(tmp_path: Path) -> None:
+    settings = {"harvest": {"model": "demo"}, "resolved": {"attention": "eager"}}
+    wrong = make_cache(tmp_path / "wrong", 8, 24, {MID: D}, config=settings)
+    spec = wrong.sites[MID]
+    object.__setattr__(spec, "module_path", "model.layers.2.pre_feedforward_layernorm")
+    object.__setattr__(spec, "io", "in")
+    with pytest.raises(DataError, match="other activations"):
+        losses(model_of(wrong, "cpu"), wrong, MID, MID, np.array([0]), 1, {})
+
+
+def test_a_model_that_is_gone_is_named(tmp_path: Path) -> None:
+    gone = make_cache(tmp_path / "gone", 4, 8, {MID: 8}, config={"harvest": {"model": "/no/such/model"}})
+    with pytest.raises(UsageError, match="not on this machine"):
+        model_of(gone, "cpu")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="cannot be|can be loaded"):
+        load_model(tmp_path, None, "cpu")
+
+
+def test_sequences_are_spread_and_never_repeated(cache: Cache) -> None:
+    assert choose_sequences(cache, tuple(cache.shards), 3).tolist() == [0, 10, 19]
+    assert choose_sequences(cache, tuple(cache.shards), 10**6).tolist() == list(range(cache.n_seq))
