@@ -10,7 +10,7 @@ from train.penalties.tracked_pairs import TrackedPairs, TrackedPairsConfig
 
 
 def build(**settings: object) -> TrackedPairs:
-    small = {"threshold": 0.05, "period": 1, "window": 1, "start": 1, "min_fired": 2, "min_both": 1}
+    small = {"threshold": 0.05, "margin": 0.0, "period": 1, "window": 1, "start": 1, "min_fired": 2, "min_both": 1}
     return TrackedPairs(TrackedPairsConfig(**{**small, **settings}))  # type: ignore[arg-type]
 
 
@@ -33,8 +33,8 @@ def test_value_and_gradient_are_the_closed_forms_where_the_batch_is_the_window(c
     exact = hinge(case.values, case, 0.05)
     (expected,) = torch.autograd.grad(exact, case.values)
     active = case.values.detach() > 0
-    assert value.item() == pytest.approx(exact.item(), rel=1e-5)  # the window holds float32
-    torch.testing.assert_close(found[active], expected[active], rtol=1e-4, atol=1e-9)
+    assert value.item() == pytest.approx(exact.item(), rel=1e-9)
+    torch.testing.assert_close(found[active], expected[active], rtol=1e-9, atol=1e-12)
     assert bool((expected[active] != 0).any())
 
 
