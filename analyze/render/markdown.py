@@ -17,6 +17,7 @@ SUMMARY = (
     ("n_pairs_above_with_bos", "with pos. 0", "integer"),
     ("bos_share_top", "pos. 0 in top", "percent"),
     ("bos_share_top_distinct", "distinct", "percent"),
+    ("ce_recovered", "loss recovered", "percent"),
 )
 """What is worth a line in a terminal, in the order of the columns."""
 
