@@ -24,7 +24,7 @@ class TrackedPairsConfig(PenaltyConfig):
     """Squared correlation beyond a threshold, of pairs nominated from a window of batches."""
 
     kind: Literal["tracked_pairs"] = "tracked_pairs"
-    weight: float = 30.0
+    weight: float = 15.0
     threshold: float = 0.7
     """τ: |r| up to it is free; a little under the r that is reported as a duplicate."""
     margin: float = 0.05
