@@ -119,7 +119,9 @@ def test_a_closed_pipe_is_not_an_error_message(failing: Callable[[BaseException]
 def test_signals_interrupt(number: signal.Signals, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     code = (
-        "import pathlib, sys, time, pipeline\n"
+        "import pathlib, signal, sys, time, pipeline\n"
+        # a shell without job control starts background jobs, and so their children, with SIGINT ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"def wait(**_):\n  pathlib.Path({str(ready)!r}).touch()\n  while True: time.sleep(0.01)\n"
         "pipeline.cli.commands['train'].callback = wait\n"
         "pipeline.main(['train', '--name', 'a'])"
