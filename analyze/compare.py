@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +17,36 @@ from torch import Tensor
 from analyze.intervals import over_seeds
 from analyze.reports.base import Subject
 from analyze.result import Chart, Number, Role, Series, Table, TableColumn, chart_dict, plain, show, table_dict
-from analyze.similarity import CCA, Components, Matching, cca, chance_cca, cka, match, principal_components
+from analyze.similarity import (
+    CCA,
+    EXACT_PCA,
+    RANDOM_RANK,
+    Components,
+    Grams,
+    Matching,
+    cca,
+    chance_cca,
+    cka,
+    match,
+    principal_components,
+)
 from analyze.sparse import SparseCodes
 from analyze.stream import StreamBatch
 
 if TYPE_CHECKING:
     from analyze.run import Analysed
 
-ROWS_PER_LATENT = 10
-"""Rows that canonical correlations are computed on, for each latent of the larger dictionary …"""
+ROWS_PER_DIM = 10
+"""Rows that canonical correlations are computed on, for each component that a coder may have …"""
 
-MIN_ROWS, MAX_ROWS = 10_240, 40_960
-"""… within these bounds."""
+MIN_ROWS = 10_240
+"""… and at least so many. As dense float32: 0.75 GB at F = 18,432, twice while it is centred."""
 
 BATCH = 512
 """Rows in one minibatch of CKA."""
+
+SAME_START, OTHER_START = "setting, same seed", "setting and seed"
+"""How two runs of different settings are related: coders that began alike keep many latents in place."""
 
 MAX_PAIRS = 45
 """Pairs of coders compared by activations and weights; of more, the ones named first (seeds of one setting come
@@ -87,14 +103,19 @@ class CodeSample:
 
     def dense(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Activations [n, F] float32 of the drawn rows, in the order of the cache."""
-        codes = SparseCodes.stack([self.parts[key] for key in sorted(self.parts)])
-        dense: NDArray[np.float32] = codes.csr()[start:stop].toarray()
+        dense: NDArray[np.float32] = self._rows[start:stop].toarray()
         return torch.from_numpy(dense)
+
+    @cached_property
+    def _rows(self) -> Any:
+        """All drawn rows as one sparse matrix; asked for when the pass is over."""
+        return SparseCodes.stack([self.parts[key] for key in sorted(self.parts)]).csr()
 
 
 def sample_rows(subjects: Sequence[Subject]) -> int:
     """How many rows to draw for these coders."""
-    return min(MAX_ROWS, max(MIN_ROWS, ROWS_PER_LATENT * max(s.n_latents for s in subjects)))
+    dims = (s.n_latents if s.n_latents <= EXACT_PCA else RANDOM_RANK for s in subjects)
+    return max(MIN_ROWS, ROWS_PER_DIM * max(dims))
 
 
 @dataclass(frozen=True)
@@ -328,6 +349,10 @@ def _frontier(runs: Sequence[Analysed]) -> Chart | None:
     )
 
 
+def _seed(one: Analysed) -> Any:
+    return dict(one.facts.get("settings") or {}).get("seed")
+
+
 # --- likeness -------------------------------------------------------------------------------------------------------
 
 
@@ -338,10 +363,11 @@ def _pairs(
     for members in groups.values():
         wanted += [(a, b, "seeds of one setting") for a, b in combinations(members, 2)]
     for these, those in combinations(groups.values(), 2):
-        wanted += [(a, b, "settings") for a in these for b in those]
+        wanted += [(a, b, SAME_START if _seed(a) == _seed(b) else OTHER_START) for a in these for b in those]
     trained = [one for members in groups.values() for one in members]
     wanted += [(a, b, "against untrained") for a in trained for b in untrained]
     components: dict[str, Components | None] = {}
+    grams: dict[str, Grams | None] = {}
 
     def of(name: str) -> Components | None:
         if name not in components:
@@ -353,7 +379,11 @@ def _pairs(
         one, other = a.subject, b.subject
         likeness = correlations = matching = null = None
         if one.cache.path == other.cache.path and one.name in samples and other.name in samples:
-            likeness = _cka(samples[one.name], samples[other.name])
+            for name in (one.name, other.name):
+                if name not in grams:
+                    grams[name] = _grams(samples[name])
+            k, other_k = grams[one.name], grams[other.name]
+            likeness = cka(k, other_k) if k is not None and other_k is not None else None
             x, y = of(one.name), of(other.name)
             correlations = cca(x, y) if x is not None and y is not None else None
         if (one.coder.d_in, one.coder.d_out) == (other.coder.d_in, other.coder.d_out):
@@ -364,10 +394,10 @@ def _pairs(
     return pairs
 
 
-def _cka(a: CodeSample, b: CodeSample) -> float | None:
-    n = min(len(a.wanted), MIN_ROWS)
+def _grams(sample: CodeSample) -> Grams | None:
+    n = min(len(sample.wanted), MIN_ROWS)
     spans = [(start, start + BATCH) for start in range(0, n - BATCH + 1, BATCH)] or ([(0, n)] if n >= 4 else [])
-    return cka([(a.dense(*span).double(), b.dense(*span).double()) for span in spans]) if spans else None
+    return Grams.of(sample.dense(*span) for span in spans) if spans else None
 
 
 def random_mmcs(n: int, m: int, d: int, seed: int, sample: int = 512) -> float:
@@ -431,11 +461,20 @@ def _lead(groups: dict[str, list[Analysed]], pairs: Sequence[Pair]) -> str:
     if "fvu" in estimates and len(labels) > 1:
         parts.append("FVU: " + ", ".join(f"{label} {show(estimates['fvu'][label]['mean'])}" for label in labels) + ".")
     seeds = [pair.matching.share for pair in pairs if pair.relation == "seeds of one setting" and pair.matching]
-    others = [pair.matching.share for pair in pairs if pair.relation == "settings" and pair.matching]
+    same, others = (
+        [pair.matching.share for pair in pairs if pair.relation == relation and pair.matching]
+        for relation in (SAME_START, OTHER_START)
+    )
     if seeds:
         parts.append(f"Two seeds of one setting share {100 * float(np.mean(seeds)):.0f}% of their latents.")
     if others:
-        parts.append(f"Different settings share {100 * float(np.mean(others)):.0f}%.")
+        parts.append(f"Different settings from different seeds share {100 * float(np.mean(others)):.0f}%.")
+    if same:
+        parts.append(
+            f"Different settings from the same seed share {100 * float(np.mean(same)):.0f}%, much of which is that "
+            f"they "
+            "began with the same weights."
+        )
     return " ".join(parts)
 
 
@@ -450,6 +489,11 @@ DEFINITIONS = [
         "Canonical correlations after reducing each coder's activations to the principal components that hold 99 % "
         "of their "
         "variance. With many components even unrelated sets correlate: the null is Wachter's law for that many rows.",
+    ),
+    (
+        "Same seed",
+        "Coders of one size and seed begin with the same weights, and a latent that stays where it was counts as "
+        "shared. Only runs from different seeds say what the setting makes coders agree on.",
     ),
     ("MMCS", "Mean over latents of the largest decoder cosine with a latent of the other coder."),
     (

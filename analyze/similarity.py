@@ -5,6 +5,7 @@ Rows are the same tokens in both sets. CKA and matching are float64; principal c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,19 +34,28 @@ def hsic(k: Tensor, other: Tensor) -> float:
     return cross / (n * (n - 3))
 
 
-def cka(batches: list[tuple[Tensor, Tensor]]) -> float | None:
-    """Debiased linear CKA over minibatches of rows (a [n, F_a], b [n, F_b]) (Nguyen, Raghu & Kornblith 2021, eq. 3).
+@dataclass(frozen=True)
+class Grams:
+    """Gram matrices [n, n] of the minibatches of one set of activations, and Σ HSIC of each with itself."""
+
+    batches: list[Tensor]
+    own: float
+
+    @classmethod
+    def of(cls, batches: Iterable[Tensor]) -> Grams:
+        """Of minibatches [n, F]; float64 whatever they are."""
+        grams = [gram.double() for gram in (x @ x.T for x in batches)]
+        return cls(grams, sum(hsic(gram, gram) for gram in grams))
+
+
+def cka(a: Grams, b: Grams) -> float | None:
+    """Debiased linear CKA over the same minibatches of rows (Nguyen, Raghu & Kornblith 2021, eq. 3).
 
     mean HSIC(K, L) / √(mean HSIC(K, K) · mean HSIC(L, L)) with the unbiased estimator, which is about 0, not large, for
     unrelated features however many there are. None where a set does not vary.
     """
-    ab = aa = bb = 0.0
-    for a, b in batches:
-        k, other = a @ a.T, b @ b.T
-        ab += hsic(k, other)
-        aa += hsic(k, k)
-        bb += hsic(other, other)
-    return ab / float(np.sqrt(aa * bb)) if aa > 0 and bb > 0 else None
+    cross = sum(hsic(k, other) for k, other in zip(a.batches, b.batches, strict=True))
+    return cross / float(np.sqrt(a.own * b.own)) if a.own > 0 and b.own > 0 else None
 
 
 @dataclass(frozen=True)

@@ -149,15 +149,19 @@
         svg.append(el("path", { class: `area ${s.role}`, d: `${area} L ${fx(spec.x[n])} ${base} Z` }), el("path", { class: `line ${s.role}`, d: line || "M 0 0" }));
       }
     } else if (kind === "scatter") {
+      const points = spec.series.flatMap((s) => s.y.map((v, i) => [v, i, s.role])).filter(([v]) => ok(v)).map(([v, i, role]) => ({ x: fx(spec.x[i]), y: fy(v), role, name: (spec.labels || [])[i] }));
+      // From the top down, so that a name that has to give way moves down and never past the name of a lower point; a
+      // moved name is tied to its point by a line.
+      points.sort((p, q) => p.y - q.y || p.x - q.x);
       const placed = [];
-      for (const s of spec.series) s.y.forEach((v, i) => {
-        if (!ok(v)) return;
-        const x = fx(spec.x[i]), after = x < W * 0.7;
-        let line = fy(v) + 4; // names of neighbouring points stand below one another
-        while (placed.some(([px, py]) => Math.abs(px - x) < 120 && Math.abs(py - line) < 12)) line += 12;
-        placed.push([x, line]);
-        svg.append(el("circle", { class: `point ${s.role}`, cx: x, cy: fy(v), r: 4 }), el("text", { x: x + (after ? 8 : -8), y: line, "text-anchor": after ? "start" : "end" }, (spec.labels || [])[i]));
-      });
+      for (const p of points) {
+        const side = p.x < W * 0.7 ? 1 : -1;
+        let line = p.y + 4;
+        while (placed.some((q) => Math.abs(q.x - p.x) < 150 && Math.abs(q.line - line) < 12)) line += 1;
+        placed.push({ x: p.x, line });
+        if (line > p.y + 5) svg.append(el("line", { class: "axis", x1: p.x, y1: p.y, x2: p.x + side * 8, y2: line - 4 }));
+        svg.append(el("circle", { class: `point ${p.role}`, cx: p.x, cy: p.y, r: 4 }), el("text", { x: p.x + side * 10, y: line, "text-anchor": side > 0 ? "start" : "end" }, p.name));
+      }
     } else {
       for (const s of spec.series) {
         let d = "", pen = false;

@@ -194,3 +194,18 @@ def test_a_phone_shows_no_sideways_scroll(open_page: Any, browser: Any) -> None:
             assert wide <= 0, where
     finally:
         browser.set_window_size(before["width"], before["height"])
+
+
+def test_the_names_of_points_stand_in_the_order_of_the_points(open_page: Any) -> None:
+    """Two runs at nearly one place: whichever point is higher has the higher name."""
+    browser = open_page("comparison/0")
+    names = browser.execute_script(
+        "const svg = [...document.querySelectorAll('figure')].find(f => "
+        "f.textContent.startsWith('Reconstruction')).querySelector('svg');"
+        "const at = (e, a) => Number(e.getAttribute(a));"
+        "return [...svg.querySelectorAll('circle')].map(c => [at(c, 'cy'), at(c.nextElementSibling, 'y'), "
+        "c.nextElementSibling.textContent])"
+    )
+    assert {name for _, _, name in names} == {"planted", "nested <i>"}
+    assert [name for _, _, name in sorted(names)] == [name for _, _, name in sorted(names, key=lambda n: n[1])]
+    assert sorted(names)[-1][2] == "planted"  # the lower FVU lies lower on the page
