@@ -221,6 +221,7 @@ class _Work:
     def _finish(self, n_seq: int) -> None:
         extra = {
             "tokenizer": TOKENIZER,
+            "tokenizer_sha256": hashlib.sha256((self.writer.path / TOKENIZER).read_bytes()).hexdigest(),
             "documents": documents_summary(self.writer.path),
             "planned_sequences": self.writer.layout.n_seq,
         }

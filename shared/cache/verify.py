@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ class Problem:
     path: Path
     found: str
     expected: str
+    beside: bool = False  # of a file beside the arrays: documents, tokenizer
 
     def __str__(self) -> str:
         return f"{self.path}: found {self.found}, expected {self.expected}"
@@ -74,10 +75,12 @@ class VerifyReport:
         """The next step when something is wrong."""
         if self.ok:
             return None
-        return (
-            "remove the commit files (commits/NNNNNN.json) of the shards named above and run the same harvest again: "
-            "only those shards are written anew"
-        )
+        steps = []
+        if not all(problem.beside for problem in self.problems):
+            steps.append("the commit files (commits/NNNNNN.json) of the shards named above")
+        if any(problem.beside for problem in self.problems):
+            steps.append(f"{MANIFEST} and the damaged files beside the arrays")
+        return f"remove {' and '.join(steps)} and run the same harvest again: only what is gone is written anew"
 
     def to_dict(self) -> dict[str, Any]:
         problems = [{"path": str(p.path), "found": p.found, "expected": p.expected} for p in self.problems]
@@ -133,6 +136,8 @@ def verify_cache(path: Path | str, console: Console | None = None) -> VerifyRepo
                     records[shard] = record
     if finished and len(records) == layout.n_shards:
         problems += _manifest_problems(path, layout, head, [records[shard] for shard in shards])
+    if finished:
+        problems += _side_file_problems(path, head.get("extra", {}))
     return VerifyReport(path, finished and not missing, tuple(problems), len(shards), reader.bytes)
 
 
@@ -196,6 +201,30 @@ class _ShardReader:
 
 
 _TOKEN_NAMES = {array.name for array in TOKEN_ARRAYS}
+
+
+def side_files(extra: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name, sha256) of each file beside the arrays that a manifest's ``extra`` vouches for."""
+    documents = extra.get("documents")
+    for part in documents if isinstance(documents, list) else [documents]:
+        if isinstance(part, Mapping) and "sha256" in part:  # any program may put what it likes into extra
+            yield str(part["file"]), str(part["sha256"])
+    if "tokenizer" in extra and "tokenizer_sha256" in extra:
+        yield str(extra["tokenizer"]), str(extra["tokenizer_sha256"])
+
+
+def _side_file_problems(path: Path, extra: Mapping[str, Any]) -> Iterator[Problem]:
+    """What the manifest says of the files beside the arrays: the documents and the tokenizer."""
+    for name, expected in side_files(extra):
+        file = path / name
+        try:
+            with file.open("rb") as data:
+                digest = hashlib.file_digest(data, "sha256").hexdigest()
+        except FileNotFoundError:
+            yield Problem(file, "no file", f"sha256 {expected}", beside=True)
+            continue
+        if digest != expected:
+            yield Problem(file, f"sha256 {digest}", f"{expected}", beside=True)
 
 
 def _manifest_problems(

@@ -22,7 +22,7 @@ from harvest.data.sources import open_source
 from harvest.model import body_of
 from harvest.run import harvest
 from harvest.sites import FAMILIES, resolve_sites
-from shared.cache import Cache, open_cache
+from shared.cache import Cache, open_cache, verify_cache
 from shared.documents import DocumentRecord, read_documents
 from shared.errors import DataError, UsageError
 from shared.sites import format_site
@@ -178,6 +178,32 @@ PROMPTS: list[dict[str, Any]] = [
     {"text": "while error", "target_char": 3},
     {"text": "import class 42", "target": -2, "labels": None},
 ]
+
+
+@pytest.mark.parametrize("name", ["documents.jsonl", "tokenizer/tokenizer.json"])
+def test_verify_finds_a_flipped_bit_beside_the_arrays(
+    tiny_model: Path, texts_file: Path, tmp_path: Path, name: str
+) -> None:
+    """Neither file has a commit; the manifest holds its sha256. The hint mends both."""
+    config = config_for(tiny_model, texts_file, tmp_path)
+    path = harvest(config).path
+    file = path / name
+    whole = file.read_bytes()
+    extra = open_cache(path).manifest["extra"]
+    said = {"documents.jsonl": extra["documents"]["sha256"], extra["tokenizer"]: extra["tokenizer_sha256"]}
+    assert said[name] == hashlib.sha256(whole).hexdigest()
+    assert verify_cache(path).ok
+    at = len(whole) // 2
+    for damaged in (whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :], whole[:-1], None):
+        file.unlink() if damaged is None else file.write_bytes(damaged)
+        report = verify_cache(path)
+        assert [problem.path for problem in report.problems] == [file]
+        assert report.problems[0].expected.endswith(said[name])
+        assert "remove manifest.json and the damaged files" in str(report.hint)
+    (path / "manifest.json").unlink()
+    assert harvest(config).shards_written == 0
+    assert verify_cache(path).ok
+    assert file.read_bytes() == whole
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
