@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from analyze.keep import Keeper
 from analyze.logit_lens import LogitLens
-from analyze.specialisation import Concentration, concentration
 from analyze.stream import mix
+from shared.specialisation import Concentration, concentration
 
 if TYPE_CHECKING:
     from analyze.reports.top_activations import TopActivations

@@ -16,9 +16,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from analyze.labels import word_of
-from analyze.text import Vocabulary
 from shared.cache.files import write_file
 from shared.errors import DataError, UsageError
+from shared.text import Vocabulary
 
 TEMPLATE = "{word} has the first letter:"
 N_EXAMPLES = 10

@@ -7,9 +7,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analyze.kernels import offer, over_latents, windows
+from analyze.kernels import over_latents, windows
 from analyze.sparse import SparseCodes
 from analyze.stream import ShardRows, mix
+from shared.keep import offer
 
 SAMPLE_SEED = np.uint64(0x5EED)
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analyze.text import Vocabulary
 from shared.cache import Cache, Flag
 from shared.errors import DataError, UsageError
 from shared.registry import did_you_mean
+from shared.text import Vocabulary
 
 UNKNOWN = -1
 SUFFIXES = ("s", "ed", "ing", "er", "ly", "tion", "al", "able")

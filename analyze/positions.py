@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyze.keep import Keeper
-from analyze.statistics import (
+from analyze.stream import ShardRows
+from shared.statistics import (
     benjamini_hochberg,
     binomial_upper,
     gamma_upper,
@@ -17,7 +18,6 @@ from analyze.statistics import (
     mutual_information,
     spearman_rows,
 )
-from analyze.stream import ShardRows
 
 if TYPE_CHECKING:
     from analyze.reports.position import Position

@@ -16,12 +16,12 @@ from analyze.pairs import PairSums
 from analyze.reports import REPORTS, AnyReport, Subject
 from analyze.result import ReportResult, number
 from analyze.stream import stream
-from analyze.text import Vocabulary
 from shared.cache import Cache, open_cache
 from shared.coders import Coder, build_coder
 from shared.console import Console, duration, size
 from shared.errors import DataError, UsageError
 from shared.runs import Run, open_run
+from shared.text import Vocabulary
 
 PROBE_ROWS = 256
 """Rows on which two untrained coders must agree to be one control."""

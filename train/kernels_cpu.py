@@ -5,23 +5,15 @@ SciPy's sparse XᵀX is the alternative for pairs: it takes ten times as long, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-F = TypeVar("F", bound=Callable[..., Any])
+from shared.compiled import compiled
 
 BINS = 40
 """Bins of the histogram of r."""
-
-
-def compiled(function: F) -> F:
-    """Compile to machine code that runs without the interpreter's lock; the code is kept on disk between runs."""
-    kernel: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    return cast(F, kernel)
 
 
 @compiled

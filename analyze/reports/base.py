@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from analyze.geometry import Geometry
 from analyze.result import ReportResult
 from analyze.stream import Source, StreamBatch
-from analyze.text import Vocabulary
 from shared.cache import Cache, Flag
 from shared.coders import Coder
 from shared.documents import read_documents
+from shared.text import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)

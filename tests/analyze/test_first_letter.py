@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from analyze.first_letter import first_letter_prompts, vocabulary_words, write_prompts
-from analyze.text import Vocabulary
 from shared.errors import DataError, UsageError
+from shared.text import Vocabulary
 
 
 @pytest.fixture(scope="module")

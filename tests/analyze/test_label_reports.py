@@ -19,12 +19,12 @@ from analyze.reports.absorption import AbsorptionConfig
 from analyze.reports.probing import ProbingConfig
 from analyze.result import ReportResult
 from analyze.stream import stream
-from analyze.text import Vocabulary
 from shared.cache import Cache, Flag
 from shared.coders import Coder, build_coder
 from shared.coders.topk import TopKConfig
 from shared.documents import DOCUMENTS
 from shared.errors import UsageError
+from shared.text import Vocabulary
 from tests.planted import Hierarchy, absorbing_coder, hierarchy, true_rates
 from tests.synthetic import BOS_ID, EOS_ID, PAD_ID, TokenTable, make_cache
 

@@ -16,10 +16,10 @@ from analyze.config import AnalyzeConfig
 from analyze.logit_lens import lens_of, logit_lens
 from analyze.reports.top_activations import TopActivationsConfig
 from analyze.run import _subjects, analyze
-from analyze.specialisation import concentration
 from shared.documents import DOCUMENTS, DocumentRecord
 from shared.models import Unembedding, load_unembedding, model_folder
 from shared.runs import open_run
+from shared.specialisation import concentration
 from tests.analyze.planted import ONE_TOKEN, planted
 from tests.synthetic import make_cache
 

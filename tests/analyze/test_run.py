@@ -19,13 +19,13 @@ from analyze.reports import REPORTS
 from analyze.reports.global_report import GlobalConfig
 from analyze.run import _collect, _subjects, analyze, choose_shards
 from analyze.stream import stream
-from analyze.text import Vocabulary
 from shared.coders import build_coder
 from shared.coders.matryoshka import MatryoshkaConfig
 from shared.coders.topk import TopKConfig
 from shared.config import to_dict, validate
 from shared.errors import ConfigError, DataError, UsageError
 from shared.runs import create_run, open_run
+from shared.text import Vocabulary
 from tests.analyze.planted import CTX, N_SEQ, SOURCE, TARGET, Planted, planted
 from tests.synthetic import make_cache
 

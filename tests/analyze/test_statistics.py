@@ -12,8 +12,8 @@ from analyze.geometry import Geometry, random_geometry
 from analyze.kernels import over_latents
 from analyze.positions import coarse_bins, profile_bins
 from analyze.result import number, plain, show
-from analyze.specialisation import collisions, concentration
-from analyze.statistics import (
+from shared.specialisation import collisions, concentration
+from shared.statistics import (
     benjamini_hochberg,
     binomial_upper,
     gamma_upper,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analyze.statistics import benjamini_hochberg, gamma_upper
+from shared.statistics import benjamini_hochberg, gamma_upper
 
 REPLICATES = 4000
 
