@@ -50,7 +50,7 @@ C = TypeVar("C")
 F = TypeVar("F", bound=Callable[..., Any])
 SETTINGS_FILE = Path("pipeline.yaml")
 DEMO_ROWS = 131_072  # half of the demo's cache: the report in half the time
-DEMO_VARIANTS = ("matryoshka", "topk", "frozen_random_decoder")
+DEMO_VARIANTS = ("matryoshka", "topk", "frozen-random-decoder")
 
 
 # --- settings -------------------------------------------------------------------------------------------------------

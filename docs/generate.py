@@ -50,7 +50,7 @@ dedicated flags such as `--name`. Without `-c`, `pipeline.yaml` in the current f
   settings it was made with.
 - YAML is read as version 1.2: `3e-4` is a number, `off` is text, a key given twice is an error.
 - Mappings merge, lists replace. Where `architecture` or `kind` changes, keys that the new one does not know are
-  dropped. `null` removes a penalty or a report.
+  dropped. `null` removes a penalty or a report, `penalties: null` all of them.
 - A mapping of penalties or reports has names of one's own choice as keys; an entry without `kind` takes its key.
 - Unknown keys, wrong types and unknown names are refused, all at once, with what was probably meant.
 """

@@ -111,7 +111,8 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any], like: Any = None)
     Args:
         like: the config class the settings belong to. With it, a mapping whose tag (`architecture`, `kind`) changes
             keeps the keys that the new tag knows and drops the rest, and `null` removes an entry of a mapping of
-            penalties or reports. Without it, a mapping whose tag changes is replaced whole.
+            penalties or reports, or in place of such a mapping all of them. Without it, a mapping whose tag changes is
+            replaced whole.
     """
     return _merge(base, overlay, shape_of(like) if like is not None else None, None)
 
@@ -131,6 +132,8 @@ def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any], shape: Shape | N
             inner = shape_of(field_types(cls).get(name)) if cls else None
         if value is None and shape is not None and shape.value is not None:
             kept.pop(name, None)
+        elif value is None and inner is not None and inner.value is not None:
+            kept[name] = {}
         elif isinstance(value, Mapping) and isinstance(kept.get(name), Mapping):
             kept[name] = _merge(kept[name], value, inner, name if shape and shape.keyed else None)
         else:

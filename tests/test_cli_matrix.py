@@ -95,6 +95,39 @@ def test_train_and_inspect_run(cli: Cli, here: Path) -> None:
     assert coders[0].read_bytes() == coders[1].read_bytes(), "trained alone or beside another variant: the same bits"
 
 
+@pytest.mark.parametrize("target", ["null", "layer_02.mlp_out"], ids=["sae", "transcoder"])
+def test_every_variant_trains(target: str, cli: Cli, here: Path) -> None:
+    """All of them, by name: those that share a sampler on one read of the cache."""
+    names = [word for name in pipeline.variants() for word in ("--variant", name)]
+    small = ["train.data.epochs=1", "train.coder.latents=64", "train.source=layer_02.resid_mid"]
+    sets = [word for text in (*small, f"train.target={target}") for word in ("--set", text)]
+    document = cli("train", "--name", "each", *names, *sets)
+    runs = {run["variant"]: run for run in document["runs"]}
+    assert runs.keys() == pipeline.variants().keys()
+    for name, run in runs.items():
+        assert 0 < run["fvu"] < run["fvu_untrained"], name
+        assert run["l0"] > 0, name
+        coder = pipeline.load_coder(here / run["path"])
+        assert coder.is_transcoder is (target != "null"), name
+        lines = [json.loads(line) for line in (here / run["path"] / "metrics.jsonl").read_text().splitlines()]
+        penalties = pipeline.resolve(variant=name).train.penalties
+        assert all(f"{penalty}/weight" in lines[0] for penalty in penalties), name
+
+
+@pytest.mark.parametrize("preset", ["demo-layer8", "demo-antidup", "demo-self-contrastive", "demo-topk-pairs"])
+def test_every_demo_preset_trains(preset: str, cli: Cli, here: Path) -> None:
+    """On the small cache of these tests; in their own size they read the demo's."""
+    small = [
+        "train.cache=cache/demo",
+        "train.data.batch_size=256",
+        "train.data.epochs=2",
+        "train.optimizer.warmup_steps=10",
+    ]
+    sets = [word for text in small for word in ("--set", text)]
+    (run,) = cli("train", "-c", preset, "--name", preset, *sets, "--set", "train.min_steps=50")["runs"]
+    assert 0 < run["fvu"] < run["fvu_untrained"]
+
+
 def test_analyze(cli: Cli, here: Path) -> None:
     document = cli("analyze", "topk", "runs/matryoshka")
     assert Path(document["report"]).is_file()

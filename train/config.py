@@ -12,7 +12,7 @@ from train.data.config import DataConfig
 from train.monitors import Monitors
 from train.penalties import Penalties
 from train.samplers import AnySamplerConfig, UniformConfig
-from train.schedules import default_lr
+from train.schedules import default_lr, warmup_constant, warmup_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,8 @@ class OptimizerConfig:
     """Steps of linear warm-up; null: a tenth of all steps, at most 200."""
     decay: Literal["cosine", "constant"] = "cosine"
     """What follows the warm-up."""
+    decay_steps: int | None = None
+    """Steps from the end of the warm-up to the end of the cosine, after which the rate stays; null: all that remain."""
     lr_final_fraction: float = 0.01
     """Where the cosine ends, as a share of the peak."""
     grad_clip: float | None = 1.0
@@ -39,6 +41,10 @@ class OptimizerConfig:
             raise ValueError(f"lr must be positive, not {self.lr}")
         if self.warmup_steps is not None and self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be 0 or more, not {self.warmup_steps}")
+        if self.decay_steps is not None and self.decay_steps < 1:
+            raise ValueError(f"decay_steps must be at least 1, not {self.decay_steps}")
+        if self.decay_steps is not None and self.decay != "cosine":
+            raise ValueError("decay_steps: a constant rate has no decay; leave it null, or decay: cosine")
         if self.grad_clip is not None and self.grad_clip <= 0:
             raise ValueError(f"grad_clip must be positive or null, not {self.grad_clip}")
 
@@ -49,6 +55,14 @@ class OptimizerConfig:
     def warmup(self, total_steps: int) -> int:
         """The length of the warm-up in use."""
         return min(200, total_steps // 10) if self.warmup_steps is None else self.warmup_steps
+
+    def rate(self, step: int, total_steps: int, latents: int) -> float:
+        """The learning rate of update number `step` (1 … total_steps)."""
+        peak, warmup = self.peak_lr(latents), self.warmup(total_steps)
+        if self.decay == "constant":
+            return warmup_constant(step, peak, warmup)
+        end = total_steps if self.decay_steps is None else warmup + self.decay_steps
+        return warmup_cosine(step, peak, warmup, end, self.lr_final_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)

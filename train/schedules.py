@@ -6,7 +6,7 @@ import math
 
 
 def warmup_cosine(step: int, peak: float, warmup_steps: int, total_steps: int, final_fraction: float) -> float:
-    """The rate of update number `step` (1 … total_steps): linear to `peak`, then half a cosine to final_fraction·peak.
+    """The rate of update `step`, from 1: linear to `peak`, half a cosine to final_fraction·peak at `total_steps`.
 
     warm-up:  peak · step/warmup_steps                                        for step ≤ warmup_steps
     decay:    peak · (f + (1 − f)·½(1 + cos π·(step − w)/(total − w)))        after, so the last update has f·peak

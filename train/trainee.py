@@ -16,7 +16,6 @@ from shared.coders import Coder, build_coder
 from train.config import TrainConfig
 from train.monitors.watch import Watch
 from train.objective import Objective
-from train.schedules import warmup_constant, warmup_cosine
 
 if TYPE_CHECKING:
     from train.kernels.fused_step import FusedStep
@@ -67,11 +66,7 @@ class Trainee:
 
     def learning_rate(self, step: int) -> float:
         """The rate of update number `step`, from 1."""
-        c = self.config.optimizer
-        peak, warmup = c.peak_lr(self.coder.n_latents), c.warmup(self.total_steps)
-        if c.decay == "constant":
-            return warmup_constant(step, peak, warmup)
-        return warmup_cosine(step, peak, warmup, self.total_steps, c.lr_final_fraction)
+        return self.config.optimizer.rate(step, self.total_steps, self.coder.n_latents)
 
     @contextmanager
     def timed(self) -> Iterator[None]:

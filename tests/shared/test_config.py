@@ -194,6 +194,8 @@ def test_null_removes_a_penalty_and_clears_a_field() -> None:
     changed = merge(base, {"train": {"penalties": {"ortho": None}, "cache": None}}, Whole)
     assert changed["train"]["penalties"] == {"pairs": {}}
     assert changed["train"]["cache"] is None
+    assert merge(base, {"train": {"penalties": None}}, Whole)["train"]["penalties"] == {}
+    assert apply_set(base, ["train.penalties=null"], Whole)["train"]["penalties"] == {}
 
 
 def test_apply_set() -> None:
