@@ -8,6 +8,7 @@ import torch
 
 from shared.coders.base import Coder, CoderConfig
 from shared.coders.batchtopk import BatchTopK
+from shared.coders.gated import Gated
 from shared.coders.jumprelu import JumpReLU
 from shared.coders.matryoshka import Matryoshka
 from shared.coders.relu import ReLU
@@ -20,6 +21,7 @@ ARCHITECTURES: dict[str, type[Coder]] = {
     "matryoshka": Matryoshka,
     "relu": ReLU,
     "jumprelu": JumpReLU,
+    "gated": Gated,
 }
 
 if TYPE_CHECKING:

@@ -1,0 +1,64 @@
+"""Gated: which latents fire and how strongly are two questions (Rajamanoharan et al. 2024, arXiv 2404.16014).
+
+An L1 penalty on the codes themselves shrinks them. Here it falls on the gate alone, which says only whether a latent
+fires; the magnitude, from the same direction with a scale and a bias of its own, is left to the reconstruction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from shared.coders.base import CoderConfig
+from shared.coders.codes import Codes
+from shared.coders.dense import DenseCoder, DenseCodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedConfig(CoderConfig):
+    """Gated, with L1 on the gate."""
+
+    architecture: Literal["gated"] = "gated"
+    l1_coef: float = 0.04
+    """Weight of Σ ReLU(π_i)·‖w_i‖ for targets of mean squared norm 1, π the gate; the larger, the sparser."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.l1_coef < 0:
+            raise ValueError(f"l1_coef must be 0 or more, not {self.l1_coef}")
+
+
+class Gated(DenseCoder):
+    """z = [π > 0] · ReLU(e^r ⊙ (u W_encᵀ) + b_mag), π = u W_encᵀ + b_enc the gate (eq. 6 and 7 of the paper).
+
+    Beside the reconstruction (eq. 8): l1_coef · mean Σ_i ReLU(π_i) ‖w_i‖ / √d_out as "sparsity", and as "gate" the
+    reconstruction from ReLU(π) by a frozen copy of the decoder, without which nothing but the L1 would move the gate.
+
+    Since r ties the two, a coder like this is a JumpReLU over its magnitudes m: [π > 0] = [m > b_mag − e^r b_enc].
+    """
+
+    config_class: ClassVar[type[CoderConfig]] = GatedConfig
+    config: GatedConfig
+
+    def __init__(
+        self, config: CoderConfig, d_in: int, d_out: int, *, tied: bool, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(config, d_in, d_out, tied=tied, generator=generator)
+        self.log_scale = nn.Parameter(torch.zeros(self.n_latents))
+        self.b_mag = nn.Parameter(torch.zeros(self.n_latents))
+
+    def encode_normalised(self, u: Tensor) -> Codes:
+        gate = self.pre(u)
+        magnitude = torch.relu((gate - self.b_enc) * self.log_scale.exp() + self.b_mag)
+        return DenseCodes(magnitude * (gate > 0), None, self.n_latents, pre=gate)
+
+    def losses(self, u: Tensor, t: Tensor, codes: Codes) -> dict[str, Tensor]:
+        active = torch.relu(self.pre_of(u, codes))
+        frozen = active @ self.w_dec.detach() + self.offset(u).detach()
+        return self.fit(u, t, codes) | {
+            "sparsity": self.config.l1_coef * self.weighted_l1(active),
+            "gate": (t - frozen).square().mean(),
+        }
