@@ -68,6 +68,7 @@ def fused_train_step(trainee: Trainee, rows: Batch, measure: bool) -> StepResult
     fused, coder, config = trainee.fused, trainee.coder, trainee.config
     assert fused is not None
     step = trainee.step + 1
+    coder.begin_step(config.seed, step)
     lr = trainee.learning_rate(step)
     x, y = rows.acts[config.source], rows.acts[config.target_site]
     values: dict[str, Tensor] = {}

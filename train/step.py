@@ -42,6 +42,7 @@ def train_step(trainee: Trainee, rows: Batch, measure: bool = False) -> StepResu
         return fused_train_step(trainee, rows, measure)
     coder, config = trainee.coder, trainee.config
     step = trainee.step + 1
+    coder.begin_step(config.seed, step)
     u = coder.normalise_input(rows.acts[config.source])
     t = coder.normalise_target(rows.acts[config.target_site])
     batch = StepBatch(u, t, rows, step, trainee.total_steps, trainee.generator, trainee.ctx)

@@ -65,7 +65,7 @@ class Coder(nn.Module, ABC):
     """
 
     config_class: ClassVar[type[CoderConfig]]
-    selection: ClassVar[Literal["row", "batch"] | None] = None
+    selection: Literal["row", "batch"] | None = None
     """Coders whose codes are ReLU of the k largest pre-activations of each row, or of the k·B largest of a batch, and
     whose loss is that of their prefixes, say which of the two: the fused step (train/kernels) trains those. It tells a
     `batch` coder the smallest code selected by `update_threshold(smallest: Tensor)`. None: any other coder."""
@@ -176,6 +176,14 @@ class Coder(nn.Module, ABC):
         return self.b_dec + u @ self.w_skip.T
 
     # Training
+
+    def begin_step(self, seed: int, step: int) -> None:
+        """Draw what the architecture draws anew for each step, from (seed, step) alone: a resumed run draws the same.
+
+        Args:
+            seed: the run's.
+            step: number of the update about to be made, from 1.
+        """
 
     @abstractmethod
     def losses(self, u: Tensor, t: Tensor, codes: Codes) -> dict[str, Tensor]:

@@ -40,28 +40,35 @@ class BatchTopKConfig(TopKConfig):
         if self.threshold_warmup < 1:
             raise ValueError(f"threshold_warmup must be at least 1, not {self.threshold_warmup}")
 
+    @property
+    def selects_over(self) -> Literal["row", "batch"]:
+        return "batch"
+
 
 class BatchTopK(TopK):
     """Training: z = the k·B largest of relu(u W_encᵀ + b_enc) over the batch. Evaluation: all of them above θ.
 
     Until the first step there is no θ (it is 0), and evaluation selects over the batch as training does.
+    (An architecture that builds on this one may select over each row instead; it is a TopK then, without a θ.)
     """
 
     config_class: ClassVar[type[CoderConfig]] = BatchTopKConfig
     config: BatchTopKConfig
-    selection: ClassVar[Literal["row", "batch"] | None] = "batch"
 
     def __init__(
         self, config: CoderConfig, d_in: int, d_out: int, *, tied: bool, generator: torch.Generator | None = None
     ) -> None:
         super().__init__(config, d_in, d_out, tied=tied, generator=generator)
-        self.register_buffer("threshold", torch.zeros(()))
-        self.register_buffer("threshold_steps", torch.zeros((), dtype=torch.int64))
+        if self.selection == "batch":
+            self.register_buffer("threshold", torch.zeros(()))
+            self.register_buffer("threshold_steps", torch.zeros((), dtype=torch.int64))
 
     threshold: Tensor
     threshold_steps: Tensor
 
     def encode_normalised(self, u: Tensor) -> Codes:
+        if self.selection == "row":
+            return super().encode_normalised(u)
         with torch.no_grad():
             latents, pre, kept = self._chosen(u)
         lists = LatentLists(latents, self.n_latents)
@@ -83,8 +90,9 @@ class BatchTopK(TopK):
     @torch.no_grad()
     def after_step(self, codes: Codes) -> None:
         super().after_step(codes)
-        active = codes.values.detach()
-        self.update_threshold(torch.where(active > 0, active, torch.inf).amin())
+        if self.selection == "batch":
+            active = codes.values.detach()
+            self.update_threshold(torch.where(active > 0, active, torch.inf).amin())
 
     @torch.no_grad()
     def update_threshold(self, smallest: Tensor) -> None:

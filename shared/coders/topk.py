@@ -26,13 +26,23 @@ class TopKConfig(CoderConfig):
         if not 1 <= self.k <= self.latents:
             raise ValueError(f"k must be between 1 and latents = {self.latents}, not {self.k}")
 
+    @property
+    def selects_over(self) -> Literal["row", "batch"]:
+        """What the k are kept of: each row, or on average over the rows of a batch."""
+        return "row"
+
 
 class TopK(Coder):
     """z = ReLU(the k largest of u W_encᵀ + b_enc)."""
 
     config_class: ClassVar[type[CoderConfig]] = TopKConfig
     config: TopKConfig
-    selection: ClassVar[Literal["row", "batch"] | None] = "row"
+
+    def __init__(
+        self, config: CoderConfig, d_in: int, d_out: int, *, tied: bool, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(config, d_in, d_out, tied=tied, generator=generator)
+        self.selection = self.config.selects_over
 
     def encode_normalised(self, u: Tensor) -> Codes:
         latents, pre = self.select(u)

@@ -19,7 +19,9 @@ from train.loop import train as train_runs
 
 MakeConfig = Callable[..., TrainConfig]
 SHAPES: dict[str, dict[str, Any]] = {"sae": {}, "transcoder": {}, "skip": {"skip": True}}
-EXTRA: dict[str, list[dict[str, Any]]] = {}
+EXTRA: dict[str, list[dict[str, Any]]] = {
+    "matryoshka": [{"prefixes": "random", "selection": "batchtopk"}, {"prefixes": "random"}, {"selection": "batchtopk"}]
+}
 
 
 def coder_config(name: str, **settings: Any) -> CoderConfig:

@@ -22,6 +22,7 @@ CONFIGS = [
     TopKConfig(latents=13, k=13),
     MatryoshkaConfig(latents=13, k=3),
     MatryoshkaConfig(latents=13, k=4, groups=(2, 1, 10)),
+    MatryoshkaConfig(latents=13, k=3, prefixes="random", n_prefixes=4),
     MatryoshkaConfig(latents=13, k=3, skip=True, input_transform="rms", decoder_norm="free"),
 ]
 

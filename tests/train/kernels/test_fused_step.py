@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from shared.coders import Coder, Codes, build_coder
+from shared.coders.batchtopk import BatchTopKConfig
 from shared.coders.matryoshka import MatryoshkaConfig
-from shared.coders.topk import TopK, TopKConfig
+from shared.coders.topk import TopKConfig
 from tests.train.kernels.oracles import relative
 from train.kernels.fused_step import FusedResult, FusedStep
 
@@ -132,29 +133,18 @@ def test_steps_of_the_reference(device: torch.device, case: str) -> None:
     compare(step, reference, 1e-5, 1e-3)
 
 
-class OverBatch(TopK):
-    """BatchTopK as the fused step needs it: k·B codes of the batch, and a threshold to learn."""
-
-    selection = "batch"
-    smallest = 0.0
-
-    def encode_normalised(self, u: Tensor) -> Codes:
-        pre = torch.relu(torch.nn.functional.linear(u, self.w_enc, self.b_enc))
-        chosen = pre.flatten().topk(self.config.k * len(u)).indices
-        mask = torch.zeros(pre.numel(), dtype=torch.bool).scatter_(0, chosen, True).view(pre.shape)
-        values, latents = (pre * mask).topk(pre.shape[1], dim=1)
-        return Codes(values, latents, self.n_latents)
-
-    def update_threshold(self, smallest: Tensor) -> None:
-        self.smallest = smallest.item()
+OVER_BATCH = {
+    "plain": BatchTopKConfig(latents=16, k=3),
+    "nested": MatryoshkaConfig(latents=16, k=3, groups=(4, 12), selection="batchtopk"),
+}
 
 
 @pytest.mark.parametrize("penalise", [None, penalties], ids=["plain", "penalties"])
-def test_selection_over_the_batch(device: torch.device, penalise: Callable[[Codes, Coder], Tensor] | None) -> None:
-    coder = OverBatch(TopKConfig(latents=16, k=3), 12, 10, tied=False, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        coder.w_dec.normal_()
-    coder.project_parameters()
+@pytest.mark.parametrize("config", OVER_BATCH.values(), ids=OVER_BATCH)
+def test_selection_over_the_batch(
+    device: torch.device, config: BatchTopKConfig, penalise: Callable[[Codes, Coder], Tensor] | None
+) -> None:
+    coder = made(config, 12, 10, tied=False)
     reference = Reference(coder, 0.1)
     coder = coder.to(device)
     step = FusedStep(coder, torch.optim.Adam(coder.parameters()), grad_clip=0.1, dtype=torch.float32)
@@ -165,27 +155,25 @@ def test_selection_over_the_batch(device: torch.device, penalise: Callable[[Code
         expected = reference.step(u, t, penalise)
         mine = None if penalise is None else lambda codes: penalise(codes, coder)
         check(step.step(u.to(device), t.to(device), LR, penalise=mine), expected, 7)
-        assert coder.smallest == pytest.approx(codes.values[codes.values > 0].min().item(), rel=1e-5)
+        smallest = codes.values[codes.values > 0].min().item()
+        assert coder.threshold.item() == pytest.approx(smallest, rel=1e-5)  # type: ignore[operator]
         assert relative(step.codes().dense(), codes.dense()) < 1e-5
     compare(step, reference, 1e-5, 1e-3)
 
 
 def test_prefixes_that_are_redrawn(device: torch.device) -> None:
-    class Redrawn(TopK):
-        drawn = (4, 9, 16)
-
-        @property
-        def prefixes(self) -> tuple[int, ...]:
-            return self.drawn
-
-    coder = Redrawn(TopKConfig(latents=16, k=3), 12, 12, tied=True, generator=torch.Generator().manual_seed(0))
+    coder = made(MatryoshkaConfig(latents=16, k=3, prefixes="random", n_prefixes=3), 12, 12, tied=True)
     reference = Reference(coder, None)
     coder = coder.to(device)
     step = FusedStep(coder, torch.optim.Adam(coder.parameters()), grad_clip=None, dtype=torch.float32)
-    for drawn in ((4, 9, 16), (1, 12, 16)):
-        coder.drawn = reference.coder.drawn = drawn  # type: ignore[attr-defined]
+    drawn = set()
+    for n in range(1, 4):
+        for one in (coder, reference.coder):
+            one.begin_step(5, n)
+        drawn.add(coder.prefixes)
         u, t = rows_for(coder, 6)
         check(step.step(u.to(device), t.to(device), LR), reference.step(u, t, None), 6)
+    assert len(drawn) == 3
     compare(step, reference, 1e-5, 1e-3)
 
 

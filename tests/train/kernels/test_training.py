@@ -57,6 +57,19 @@ def test_the_same_run_with_and_without_it(device: torch.device, tmp_path: Path) 
     }
 
 
+def test_random_prefixes_over_batchtopk_are_the_same_with_and_without_it(device: torch.device, tmp_path: Path) -> None:
+    coder = MatryoshkaConfig(latents=12, k=2, prefixes="random", n_prefixes=3, selection="batchtopk")
+    base = replace(config(tmp_path, device), coder=coder)
+    train([replace(base, name=name, fused=name) for name in ("on", "off")])  # type: ignore[arg-type]
+    on, off = (open_run(tmp_path / "runs" / name) for name in ("on", "off"))
+    for mine, theirs in zip(on.metrics(), off.metrics(), strict=True):
+        assert mine["reconstruction"] == pytest.approx(theirs["reconstruction"], rel=1e-4)
+    a, b = on.load_coder().state_dict(), off.load_coder().state_dict()
+    assert a["threshold"] > 0
+    for name in a:
+        assert relative(a[name], b[name]) < 1e-5 or torch.equal(a[name], b[name]), name
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, from the interpreter
 def test_a_loss_that_is_not_finite_ends_the_run(device: torch.device, tmp_path: Path) -> None:
     base = config(tmp_path, device, fused="on", name="bad")
