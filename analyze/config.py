@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from analyze.reports import REPORTS, ReportConfig, Reports
 
@@ -29,6 +30,8 @@ class AnalyzeConfig:
     """Name of the report's folder below `out`; null: made of the runs' names."""
     reports: Reports = field(default_factory=_usual_reports)
     """Reports to make, by name; null in place of one leaves it out. absorption and probing are made when named."""
+    documents: Literal["all", "heldout"] = "all"
+    """Which documents to look at: all, or the ones that the runs' training held out (train.data.heldout)."""
     max_tokens: int | None = None
     """Rows of the cache to look at: whole shards, spread evenly; null: all."""
     controls: bool = True

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from analyze.geometry import Geometry
 from analyze.kernels import scan_pairs
 from analyze.pairs import FirstRows, Moments, PairBlock, PairSums
-from analyze.stream import mix
+from shared.hashing import mix
 
 if TYPE_CHECKING:
     from analyze.reports.correlation import CorrelationConfig

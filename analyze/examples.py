@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from analyze.keep import Keeper
 from analyze.logit_lens import LogitLens
-from analyze.stream import mix
+from shared.hashing import mix
 from shared.specialisation import Concentration, concentration
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from analyze.kernels import over_latents, windows
 from analyze.sparse import SparseCodes
-from analyze.stream import ShardRows, mix
+from analyze.stream import ShardRows
+from shared.hashing import mix
 from shared.keep import offer
 
 SAMPLE_SEED = np.uint64(0x5EED)

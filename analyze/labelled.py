@@ -21,6 +21,7 @@ from analyze.stream import StreamBatch
 from shared.cache import Cache, open_cache
 from shared.documents import DocumentRecord, read_documents
 from shared.errors import UsageError
+from shared.split import split_rows as rows_of_heldout
 
 if TYPE_CHECKING:
     from analyze.reports.base import Subject
@@ -48,6 +49,7 @@ class Sample:
     seed: int
     threshold: ThresholdRule = "tuned"
     shards: tuple[int, ...] | None = None
+    heldout: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ def sampled_rows(cache: Cache, sample: Sample) -> NDArray[np.int64]:
     rows = np.unique(np.array(targets, np.int64)) if targets else content_rows(cache)
     if sample.shards is not None and len(sample.shards) < cache.layout.n_shards:
         rows = rows[np.isin(rows // cache.layout.shard_rows, sample.shards)]
+    if sample.heldout is not None:
+        rows = rows[rows_of_heldout(cache, sample.heldout).heldout[rows]]
     return draw(rows, sample.rows, sample.seed)
 
 

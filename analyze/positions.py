@@ -63,13 +63,14 @@ def shift_slots(
         to_bin: [ctx] bin of each position, counted from 0 for position 0; with skip 1 the bins are counted from 1.
     """
     keep = rows.keep.reshape(-1, rows.ctx)
-    length = keep.sum(axis=1) - skip
+    inside = keep & (np.arange(rows.ctx) >= skip)
+    length = inside.sum(axis=1)
     shift = rng.integers(0, np.maximum(length, 1)[:, None], (len(length), shifts))
-    position = np.arange(rows.ctx)
-    inside = keep & (position >= skip)
-    rank = np.where(inside, position - skip, 0)
-    rotated = (rank[:, :, None] + shift[:, None, :]) % np.maximum(length, 1)[:, None, None] + skip
-    slot = (to_bin[np.minimum(rotated, rows.ctx - 1)] - skip + np.arange(shifts) * n_bins).astype(np.uint16)
+    kept = np.argsort(~inside, axis=1, kind="stable")  # positions that count come first, in order
+    rank = np.maximum(np.cumsum(inside, axis=1) - 1, 0)
+    rotated = (rank[:, :, None] + shift[:, None, :]) % np.maximum(length, 1)[:, None, None]
+    bins = to_bin[kept][np.arange(len(kept))[:, None, None], rotated]
+    slot = (bins - skip + np.arange(shifts) * n_bins).astype(np.uint16)
     slot[~inside] = LEFT_OUT
     by_row: NDArray[np.uint16] = slot.reshape(len(rows), shifts)
     return by_row

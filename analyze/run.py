@@ -176,6 +176,7 @@ def _subjects(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeCon
         raise UsageError(f"analyze.device is {device}, and there is no CUDA device", "--set analyze.device=cpu")
     shards = choose_shards(cache, config.max_tokens)
     vocabulary = Vocabulary.of(cache)
+    heldout = _heldout(members) if config.documents == "heldout" else None
     subjects = []
     for name, run in members:
         final = run.final
@@ -185,7 +186,7 @@ def _subjects(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeCon
         subjects.append(
             Subject(
                 name, "control" if frozen else "run", coder, cache, final["source"], final["target"], vocabulary,
-                shards, device, config.seed,
+                shards, device, config.seed, heldout,
             )
         )  # fmt: skip
     if config.controls:
@@ -214,6 +215,23 @@ def _check(run: Run, final: dict[str, Any], cache: Cache, given: bool) -> None:
             f"{cache.identity[:12]}…",
             f"--set analyze.cache={cache.path} to analyze it on that cache all the same",
         )
+
+
+def _heldout(members: Sequence[tuple[str, Run]]) -> float:
+    """The share of documents that the runs held out."""
+    shares = {name: float(run.final.get("training", {}).get("data", {}).get("heldout", 0.0)) for name, run in members}
+    for name, share in shares.items():
+        if not share:
+            raise UsageError(
+                f"run {name} trained on every document, and analyze.documents is heldout",
+                "--set analyze.documents=all",
+            )
+    if len(set(shares.values())) > 1:
+        raise UsageError(
+            f"the runs hold out different documents: {', '.join(f'{n} {s:g}' for n, s in shares.items())}",
+            "analyze them apart, or --set analyze.documents=all",
+        )
+    return next(iter(shares.values()))
 
 
 def choose_shards(cache: Cache, max_tokens: int | None) -> tuple[int, ...]:
@@ -291,7 +309,7 @@ def _collect(
     first = subjects[0]
     label = f"analyze {' '.join(s.name for s in subjects if s.role == 'run') or first.name}"
     with console.progress(first.n_rows, "tokens", label) as progress:
-        for batches in stream(first.cache, sources, first.shards, first.device):
+        for batches in stream(first.cache, sources, first.shards, first.device, first.only):
             for subject, batch, reports in zip(subjects, batches, collectors, strict=True):
                 for report in reports.values():
                     report.update(batch)

@@ -42,11 +42,11 @@ class SparseCodes:
     n_latents: int
 
     @classmethod
-    def from_parts(cls, parts: Sequence[Codes], n_latents: int, keep: NDArray[np.bool_] | None = None) -> SparseCodes:
-        """Join the codes of consecutive rows; rows that are not kept (padding) become empty.
+    def from_parts(cls, parts: Sequence[Codes], n_latents: int, inside: NDArray[np.bool_] | None = None) -> SparseCodes:
+        """Join the codes of consecutive rows.
 
         Args:
-            keep: [R].
+            inside: [R] which of R rows were encoded; the others are empty. None: all were.
         """
         rows, latents, values, start = [], [], [], 0
         for part in parts:
@@ -56,9 +56,8 @@ class SparseCodes:
             values.append(active.value.float().cpu().numpy())
             start += part.n_rows
         row, latent, value = np.concatenate(rows), np.concatenate(latents).astype(np.int32), np.concatenate(values)
-        if keep is not None and not keep.all():
-            inside = keep[row]
-            row, latent, value = row[inside], latent[inside], value[inside]
+        if inside is not None:
+            row, start = np.flatnonzero(inside)[row], len(inside)
         indptr = np.zeros(start + 1, np.int64)
         np.cumsum(np.bincount(row, minlength=start), out=indptr[1:])
         return cls.sorted(indptr, latent, value, n_latents)

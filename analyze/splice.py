@@ -145,9 +145,13 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return value
 
 
-def choose_sequences(cache: Cache, shards: tuple[int, ...], n: int) -> NDArray[np.int64]:
-    """At most n sequences of those shards, spread evenly."""
+def choose_sequences(
+    cache: Cache, shards: tuple[int, ...], n: int, only: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
+    """At most n sequences of those shards, spread evenly; with `only` [n_rows], those with at least one such row."""
     seqs = np.concatenate([np.arange(s.start, s.stop) for s in map(cache.layout.seqs_of, shards)])
+    if only is not None:
+        seqs = seqs[only.reshape(-1, cache.ctx)[seqs].any(1)]
     return seqs[np.unique(np.linspace(0, len(seqs) - 1, min(n, len(seqs))).round().astype(np.int64))]
 
 
@@ -160,8 +164,13 @@ def losses(
     sequences: NDArray[np.int64],
     batch: int,
     replacements: dict[str, Replace],
+    only: NDArray[np.bool_] | None = None,
 ) -> dict[str, Loss]:
     """Loss of the model as it is ("clean") and under each replacement, over the same sequences.
+
+    Args:
+        only: [n_rows] rows at which predictions count (the token they are made at and the next one); None: all but
+            padding.
 
     Raises:
         DataError: the model's activations are not the cached ones: it is not the model that was harvested.
@@ -176,15 +185,18 @@ def losses(
         ids = torch.from_numpy(cache.tokens[part].astype(np.int64)).to(device)
         real = torch.from_numpy((cache.flags[part] & int(Flag.PADDING)) == 0).to(device)
         mask = None if bool(real.all()) else real.long()
+        counted = real
+        if only is not None:
+            counted = real & torch.from_numpy(only.reshape(-1, cache.ctx)[part]).to(device)
         with spliced(model, *sites, lambda _, y: y) as seen:
             clean = model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
         if start == 0:
             _check(cache, source, int(part[0]), seen["source"][0], real[0])
-        totals["clean"] += _loss(clean, clean, ids, real)
+        totals["clean"] += _loss(clean, clean, ids, counted)
         for name, replace in replacements.items():
             with spliced(model, *sites, replace):
                 logits = model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
-            totals[name] += _loss(logits, clean, ids, real)
+            totals[name] += _loss(logits, clean, ids, counted)
     return totals
 
 

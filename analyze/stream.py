@@ -20,13 +20,14 @@ from torch import Tensor
 from analyze.sparse import SparseCodes
 from shared.cache import Cache, Flag
 from shared.coders import Coder
+from shared.hashing import mix
 
 ENCODE_BYTES = 128 << 20
 """A coder's dense pre-activations [rows, F] are kept below this: rows are encoded in pieces."""
 
 T = TypeVar("T")
 
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ShardRows:
         shard: its number.
         start: the cache row of its first row.
         tokens, pos_in_doc, doc_id: [R].
-        keep: [R] rows that count: not padding.
+        keep: [R] rows that count: not padding, and of the documents that are looked at.
     """
 
     shard: int
@@ -64,7 +65,7 @@ class ShardRows:
 
     @cached_property
     def first(self) -> NDArray[np.bool_]:
-        """Position 0, not padding [R]."""
+        """Position 0, of the rows that count [R]."""
         rows: NDArray[np.bool_] = self.keep & (self.position == 0)
         return rows
 
@@ -85,7 +86,7 @@ class ShardRows:
             factor = 1
             for back in range(min(before + 1, self.ctx)):
                 total[:, back:] += mixed[:, : self.ctx - back] * np.uint64(factor)
-                factor = factor * int(_MULTIPLIER) & 0xFFFFFFFFFFFFFFFF
+                factor = factor * _MULTIPLIER & 0xFFFFFFFFFFFFFFFF
             return mix(total.reshape(-1))
 
         return self.once(("context", before), make)
@@ -98,16 +99,12 @@ class ShardRows:
         return made
 
 
-def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser: a bijection of 64-bit integers that spreads every bit."""
-    x = x + _MULTIPLIER
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def shard_rows(cache: Cache, shard: int, only: NDArray[np.bool_] | None = None) -> ShardRows:
+    """The token arrays of one shard.
 
-
-def shard_rows(cache: Cache, shard: int) -> ShardRows:
-    """The token arrays of one shard."""
+    Args:
+        only: [n_rows] the cache's rows that count (padding never does); None: all.
+    """
     seqs = cache.layout.seqs_of(shard)
     cut = slice(seqs.start, seqs.stop)
 
@@ -115,6 +112,8 @@ def shard_rows(cache: Cache, shard: int) -> ShardRows:
         return array[cut].reshape(-1).astype(np.int64)
 
     keep = (cache.flags[cut].reshape(-1) & int(Flag.PADDING)) == 0
+    if only is not None:
+        keep &= only[seqs.start * cache.ctx : seqs.stop * cache.ctx]
     return ShardRows(
         shard, seqs.start * cache.ctx, cache.ctx, flat(cache.tokens), flat(cache.pos_in_doc), flat(cache.doc_id), keep
     )
@@ -126,9 +125,9 @@ class StreamBatch:
 
     Attributes:
         rows: tokens and positions.
-        codes: the active codes; padding rows are empty.
+        codes: the active codes; rows that do not count are empty.
         y: [R, d_out] the target, as cached.
-        y_hat: [R, d_out] float32 the reconstruction; None unless a report asked for it.
+        y_hat: [R, d_out] float32 the reconstruction, zero in rows that do not count; None unless a report asked for it.
     """
 
     rows: ShardRows
@@ -151,25 +150,41 @@ Consumer = Callable[[StreamBatch], None]
 
 
 def encode(source: Source, x: Tensor, keep: NDArray[np.bool_]) -> tuple[SparseCodes, Tensor | None]:
-    """(codes, reconstruction) of raw activations [R, d_in]."""
+    """(codes, reconstruction) of raw activations [R, d_in]; only the rows of `keep` are looked at."""
     coder = source.coder
     step = max(256, ENCODE_BYTES // (4 * coder.n_latents))
+    inside = None if keep.all() else torch.from_numpy(keep).to(x.device)
+    if inside is not None:
+        x = x[inside]
     parts, decoded = [], []
     with torch.inference_mode():
-        for start in range(0, len(x), step):
+        for start in range(0, max(1, len(x)), step):
             piece = x[start : start + step]
             codes = coder.encode(piece)
             parts.append(codes)
             if source.reconstruct:
                 decoded.append(coder.decode(codes, piece).float())
-    sparse = SparseCodes.from_parts(parts, coder.n_latents, keep)
-    return sparse, torch.cat(decoded) if decoded else None
+    sparse = SparseCodes.from_parts(parts, coder.n_latents, None if inside is None else keep)
+    if not source.reconstruct:
+        return sparse, None
+    y_hat = torch.cat(decoded)
+    if inside is not None:
+        y_hat = y_hat.new_zeros(len(keep), y_hat.shape[1]).masked_scatter_(inside[:, None], y_hat)
+    return sparse, y_hat
 
 
 def stream(
-    cache: Cache, sources: Sequence[Source], shards: Iterable[int], device: str = "cpu"
+    cache: Cache,
+    sources: Sequence[Source],
+    shards: Iterable[int],
+    device: str = "cpu",
+    only: NDArray[np.bool_] | None = None,
 ) -> Iterator[list[StreamBatch]]:
-    """For each shard, one batch per source, in order. The next shard is read while this one is worked on."""
+    """For each shard, one batch per source, in order. The next shard is read while this one is worked on.
+
+    Args:
+        only: [n_rows] the cache's rows that count; None: all but padding.
+    """
     sites = dict.fromkeys(site for source in sources for site in (source.source, source.target))
 
     def read(shard: int) -> tuple[ShardRows, dict[str, Tensor]]:
@@ -177,7 +192,7 @@ def stream(
         for site in sites:
             chunk = cache.chunk(site, shard)
             acts[site] = chunk.clone() if device == "cpu" else chunk.to(device)
-        return shard_rows(cache, shard), acts
+        return shard_rows(cache, shard, only), acts
 
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
         pending = None

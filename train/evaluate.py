@@ -14,8 +14,8 @@ from shared.batch import Batch
 from shared.cache import Cache
 from shared.coders import Coder
 from shared.metrics import FVU
+from shared.split import Split
 from train.data.rows import row_batches, thin
-from train.data.split import Split
 
 ROWS_AT_ONCE = 4096
 

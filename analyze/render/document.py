@@ -39,6 +39,7 @@ def build_document(
             "ctx": cache.ctx,
             "rows": cache.n_rows,
             "rows_analysed": one.subject.n_rows,
+            "documents": "all" if one.subject.heldout is None else "heldout",
             "sites": list(cache.sites),
         }
     definitions: dict[str, str] = {}

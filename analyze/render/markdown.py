@@ -49,6 +49,7 @@ def to_markdown(document: dict[str, Any]) -> str:
     for cache in document["caches"]:
         lines.append(
             f"Cache `{cache['path']}`: {cache['rows_analysed']:,} of {cache['rows']:,} rows of {cache['ctx']} tokens"
+            + (", held-out documents alone" if cache["documents"] == "heldout" else "")
             + (f", model `{cache['model']}`, text `{cache['dataset']}`" if cache["model"] else "")
             + "."
         )

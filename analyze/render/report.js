@@ -500,7 +500,7 @@
     else if ((event.key === "j" || event.key === "k") && current) current.step(event.key === "j" ? 1 : -1);
   });
 
-  $("about").textContent = doc.caches.map((c) => `${c.model ? `${c.model} on ${c.dataset}, ` : ""}${grouped.format(c.rows_analysed)} rows of ${c.path}`).join(" · ");
+  $("about").textContent = doc.caches.map((c) => `${c.model ? `${c.model} on ${c.dataset}, ` : ""}${grouped.format(c.rows_analysed)} rows of ${c.documents === "heldout" ? "held-out documents of " : ""}${c.path}`).join(" · ");
   addEventListener("hashchange", route);
   route();
 })();

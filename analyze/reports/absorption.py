@@ -66,7 +66,13 @@ class Absorption(Report[AbsorptionConfig]):
     def __init__(self, config: AbsorptionConfig, subject: Subject) -> None:
         super().__init__(config, subject)
         self.sample = Sample(
-            config.rows, config.families, config.splits, config.min_positives, subject.seed, shards=subject.shards
+            config.rows,
+            config.families,
+            config.splits,
+            config.min_positives,
+            subject.seed,
+            shards=subject.shards,
+            heldout=subject.heldout,
         )
         self.codes = SampledCodes(subject, self.sample)
 

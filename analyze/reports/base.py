@@ -16,6 +16,7 @@ from analyze.stream import Source, StreamBatch
 from shared.cache import Cache, Flag
 from shared.coders import Coder
 from shared.documents import read_documents
+from shared.split import split_rows
 from shared.text import Vocabulary
 
 
@@ -35,6 +36,8 @@ class Subject:
         name: the run's name; a control's says what it is.
         role: a control is measured for comparison only.
         shards: the shards that the whole analysis looks at.
+        heldout: only the documents that training held out are looked at: the share of them (`data.heldout` of the
+            run); None: all documents.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Subject:
     shards: tuple[int, ...]
     device: str = "cpu"
     seed: int = 0
+    heldout: float | None = None
 
     @property
     def n_latents(self) -> int:
@@ -79,18 +83,27 @@ class Subject:
         return Geometry.of(self.coder.w_dec.detach())
 
     @cached_property
+    def only(self) -> NDArray[np.bool_] | None:
+        """Rows of the documents under analysis [n_rows]; None: all."""
+        return None if self.heldout is None else split_rows(self.cache, self.heldout).heldout
+
+    @cached_property
     def rest_rows(self) -> NDArray[np.bool_]:
         """Rows under analysis that are neither padding nor at position 0 [n_rows]."""
         keep = np.zeros((self.cache.n_seq, self.cache.ctx), np.bool_)
         for shard in self.shards:
             seqs = self.cache.layout.seqs_of(shard)
             keep[seqs.start : seqs.stop, 1:] = (self.cache.flags[seqs.start : seqs.stop, 1:] & int(Flag.PADDING)) == 0
-        return keep.reshape(-1)
+        rows = keep.reshape(-1)
+        return rows if self.only is None else rows & self.only
 
     @cached_property
     def n_rows(self) -> int:
-        """Rows in those shards, padding included."""
-        return sum(len(self.cache.layout.rows_of(shard)) for shard in self.shards)
+        """Rows under analysis, in whole shards padding included."""
+        spans = [self.cache.layout.rows_of(shard) for shard in self.shards]
+        if self.only is None:
+            return sum(map(len, spans))
+        return sum(int(self.only[span.start : span.stop].sum()) for span in spans)
 
     def stream_source(self, reconstruct: bool) -> Source:
         """What the pass needs to know."""

@@ -50,7 +50,7 @@ class CrossEntropy(Report[CrossEntropyConfig]):
     def finalise(self) -> ReportResult:
         subject, config = self.subject, self.config
         model = model_of(subject.cache, subject.device)
-        sequences = choose_sequences(subject.cache, subject.shards, config.sequences)
+        sequences = choose_sequences(subject.cache, subject.shards, config.sequences, subject.only)
         stats = subject.cache.stats(subject.target)
         mean = torch.from_numpy(stats.rest.mean).float().to(subject.device)
 
@@ -65,7 +65,9 @@ class CrossEntropy(Report[CrossEntropyConfig]):
         }
         replacements = {name: _but_first(replace) for name, replace in plain.items()}
         replacements |= {f"{name}_all": replace for name, replace in plain.items()}
-        found = losses(model, subject.cache, subject.source, subject.target, sequences, config.batch, replacements)
+        found = losses(
+            model, subject.cache, subject.source, subject.target, sequences, config.batch, replacements, subject.only
+        )
         return _result(self, found, len(sequences))
 
 

@@ -44,7 +44,15 @@ class Probing(Report[ProbingConfig]):
 
     def __init__(self, config: ProbingConfig, subject: Subject) -> None:
         super().__init__(config, subject)
-        self.sample = Sample(config.rows, config.families, 1, config.min_positives, subject.seed, shards=subject.shards)
+        self.sample = Sample(
+            config.rows,
+            config.families,
+            1,
+            config.min_positives,
+            subject.seed,
+            shards=subject.shards,
+            heldout=subject.heldout,
+        )
         self.codes = SampledCodes(subject, self.sample)
 
     def update(self, batch: StreamBatch) -> None:

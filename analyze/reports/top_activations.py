@@ -19,7 +19,8 @@ from analyze.kernels import over_latents, value_histogram
 from analyze.logit_lens import LogitLens, lens_of
 from analyze.reports.base import Report, ReportConfig, Subject
 from analyze.result import Chart, Column, Figure, ReportResult, Series, Table, TableColumn
-from analyze.stream import StreamBatch, mix
+from analyze.stream import StreamBatch
+from shared.hashing import mix
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,8 +150,9 @@ def test_codes_of_any_order_become_sorted_rows() -> None:
     assert starts.tolist() == [0, 1, 3, 3, 3, 4, 4, 4, 6, 6, 7]
     assert rows.tolist() == [1, 0, 3, 1, 0, 3, 1]
     np.testing.assert_array_equal(codes.latents[entry], np.repeat(np.arange(10), np.diff(starts)))
-    kept = SparseCodes.from_parts([Codes(values, latents, 10)], 10, np.array([False, True, True]))
-    assert kept.l0.tolist() == [0, 3, 0]
+    inside = np.array([False, True, True, False, True])
+    kept = SparseCodes.from_parts([Codes(values, latents, 10)], 10, inside)
+    assert kept.l0.tolist() == [0, 2, 3, 0, 0]
 
 
 def test_rows_and_columns_of_codes() -> None:

@@ -6,8 +6,8 @@ import torch
 
 from shared.cache import Cache
 from shared.coders import build_coder
+from shared.split import split_rows
 from tests.train.conftest import MATRYOSHKA, SOURCE, TARGET, TOPK
-from train.data.split import split_rows
 from train.evaluate import evaluate, evaluation_rows
 
 

@@ -20,10 +20,10 @@ from shared.cache import Cache
 from shared.coders import Coder
 from shared.errors import DataError, PipelineError, UsageError
 from shared.runs import open_run
+from shared.split import split_rows
 from tests.synthetic import make_cache, sparse_acts, token_table
 from tests.train.conftest import MATRYOSHKA, SOURCE, TARGET, TOPK
 from train.config import OptimizerConfig, TrainConfig
-from train.data.split import split_rows
 from train.data.stream import open_stream
 from train.loop import plan
 from train.loop import train as train_runs

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from shared.split import Split, split_rows
 from train.data.config import DataConfig
 from train.data.rows import heldout_batches, row_batches
-from train.data.split import Split, split_rows
 from train.data.stream import Stream, StreamPlan, open_stream
 
 __all__ = [

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shared.batch import Batch
 from shared.cache import Cache
-from train.data.split import split_rows
+from shared.split import split_rows
 from train.data.stream import describe_rows
 
 

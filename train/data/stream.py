@@ -19,11 +19,11 @@ from torch import Tensor
 from shared.batch import Batch
 from shared.cache import Cache
 from shared.errors import DataError, UsageError
+from shared.split import Split, split_rows
 from train.data.blocks import Blocks, Index, Position, WindowPlan, expand, make_blocks, segments, window_rows
 from train.data.config import DataConfig
 from train.data.memory import choose_pool, free_memory
 from train.data.reader import BlockReader, Pool, Segment
-from train.data.split import Split, split_rows
 from train.samplers.base import Sampler, Window
 
 META_BYTES = 64

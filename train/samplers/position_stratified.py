@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from shared.cache.format import Flag
-from train.data.split import mix
+from shared.hashing import mix
 from train.positions import position_bins
 from train.samplers.base import Sampler, SamplerConfig, Window
 

@@ -8,10 +8,10 @@ import pytest
 
 from shared.cache import Flag
 from shared.errors import UsageError
+from shared.hashing import mix
 from tests.synthetic import make_cache, token_table
 from train.data import heldout_batches, row_batches, split_rows
 from train.data.rows import thin
-from train.data.split import mix
 
 
 @pytest.mark.parametrize("packing", ["concat", "document"])

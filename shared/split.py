@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from shared.cache import Cache, Flag
 from shared.errors import UsageError
+from shared.hashing import mix
 
 Mask = NDArray[np.bool_]
 
@@ -63,11 +64,3 @@ def split_rows(cache: Cache, heldout: float) -> Split:
             hint="lower data.heldout, or harvest more text",
         )
     return Split(train, mask, len(documents), n_heldout)
-
-
-def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea & Flood 2014): a fixed bijection that scrambles 64-bit integers."""
-    z = values + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
