@@ -9,6 +9,7 @@ Nothing heavy is imported before a command needs it, so `pipeline --help` answer
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -17,7 +18,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from shared.coders.base import Coder
     from train.config import TrainConfig
     from train.loop import RunSummary
+    from train.sweep import Cell, SweepConfig
 
     class PipelineConfig:
         """The three sections of a settings file."""
@@ -44,6 +46,11 @@ if TYPE_CHECKING:
         harvest: HarvestConfig
         train: TrainConfig
         analyze: AnalyzeConfig
+
+    class SweepFile(PipelineConfig):
+        """A sweep file: the same, and what is varied."""
+
+        sweep: SweepConfig
 
 
 C = TypeVar("C")
@@ -66,6 +73,17 @@ def pipeline_class() -> type[PipelineConfig]:
     sections = {"harvest": HarvestConfig, "train": TrainConfig, "analyze": AnalyzeConfig}
     fields = [(name, cls, dataclasses.field(default_factory=cls)) for name, cls in sections.items()]
     made: type[Any] = dataclasses.make_dataclass("PipelineConfig", fields, frozen=True)
+    return made
+
+
+@functools.cache
+def sweep_class() -> type[SweepFile]:
+    """The class of a sweep file."""
+    from train.sweep import SweepConfig
+
+    base: Any = pipeline_class()
+    fields = [("sweep", SweepConfig, dataclasses.field(kw_only=True))]
+    made: type[Any] = dataclasses.make_dataclass("SweepFile", fields, bases=(base,), frozen=True)
     return made
 
 
@@ -98,19 +116,57 @@ def resolve(
     for source in sources:
         settings = settings_of.merge(settings, _read(source), cls)
     if variant is not None:
-        known = variants()
-        if variant not in known:
-            close = did_you_mean(variant, known)
-            raise UsageError(f"--variant {variant}: unknown variant{close}", f"one of: {', '.join(known)}")
-        overlay = {"variant": variant, **settings_of.load_yaml(known[variant])}
-        settings = settings_of.merge(settings, {"train": overlay}, cls)
+        settings = settings_of.merge(settings, {"train": _overlay(variant)}, cls)
     settings = settings_of.apply_set(settings, sets, cls)
-    try:
+    with _came_from([*sources, *([f"--variant {variant}"] if variant else []), *(f"--set {text}" for text in sets)]):
         return settings_of.validate(cls, settings)
+
+
+def _overlay(variant: str) -> dict[str, Any]:
+    """What a variant lays over the train section."""
+    known = variants()
+    if variant not in known:
+        close = did_you_mean(variant, known)
+        raise UsageError(f"--variant {variant}: unknown variant{close}", f"one of: {', '.join(known)}")
+    return {"variant": variant, **settings_of.load_yaml(known[variant])}
+
+
+@contextlib.contextmanager
+def _came_from(read: Sequence[str]) -> Iterator[None]:
+    """Say of settings that do not validate where they came from."""
+    try:
+        yield
     except ConfigError as error:
-        read = [*sources, *([f"--variant {variant}"] if variant else []), *(f"--set {text}" for text in sets)]
         places = f"settings came from {', '.join(read) or 'the embedded default'}"
         raise ConfigError(error.problems, f"pipeline config schema   ({places})") from None
+
+
+def resolve_sweep(file: str, files: Sequence[str], sets: Sequence[str]) -> tuple[SweepFile, list[Cell]]:
+    """A sweep file and its runs: defaults < base < FILE < settings files < variants and grid < `--set`."""
+    from harvest.config import cache_path
+    from train.sweep import SweepConfig, check_sets, expand
+
+    if not Path(file).is_file():
+        raise UsageError(f"{file}: there is no such sweep file", "give a YAML file; docs/sweeps.md shows one")
+    cls, own = sweep_class(), settings_of.load_yaml(Path(file))
+    with _came_from([file]):
+        base = settings_of.validate(SweepConfig, own.get("sweep") or {}, "sweep").base
+    sources = ([str(SETTINGS_FILE)] if SETTINGS_FILE.is_file() else []) if base is None else list(base)
+    settings = settings_of.to_dict(pipeline_class()())
+    for layer in [*map(_read, sources), own, *map(_read, files)]:
+        settings = settings_of.merge(settings, layer, cls)
+    training = [text for text in sets if text.partition("=")[0].strip().partition(".")[0] == "train"]
+    with _came_from([*sources, file, *files, *(f"--set {text}" for text in sets)]):
+        whole = settings_of.validate(cls, settings_of.apply_set(settings, sets, cls))
+        check_sets(whole.sweep, [text.partition("=")[0].strip().removeprefix("train.") for text in training])
+        section = settings_of.to_dict(whole.train)
+        section["cache"] = section["cache"] or str(cache_path(whole.harvest))
+
+        def finish(one: dict[str, Any]) -> dict[str, Any]:
+            """`--set` lies over variants and grid too."""
+            return cast("dict[str, Any]", settings_of.apply_set({"train": one}, training, cls)["train"])
+
+        return whole, expand(whole.sweep, section, _overlay, finish)
 
 
 def train_configs(
@@ -331,28 +387,49 @@ def analyze_command(
     whole = resolve(files, sets)
     only = (*(only or whole.analyze.reports), "cross_entropy") if ce else only
     from analyze.run import analyze as analyzed
+    from shared.overview import run_paths
 
-    result = analyzed(_run_paths(runs, whole.train.runs), _only(whole.analyze, only), console)
+    result = analyzed(run_paths(runs, whole.train.runs), _only(whole.analyze, only), console)
     console.result(result.to_dict(), str(result))
 
 
-def _run_paths(names: Sequence[str], folder: Path) -> list[Path]:
-    """The folders that `[RUN]...` means: paths, or names below the folder of runs, or every finished run in it."""
-    if names:
-        return [Path(name) if Path(name).is_dir() else _below(name, folder, "run") for name in names]
-    from shared.runs import open_run
+@cli.command("sweep")
+@click.argument("file", metavar="FILE")
+@click.option("--only", multiple=True, metavar="SETTING", help="Train only this setting; may be repeated.")
+@_dry_run
+@_settings
+@_common
+def sweep_command(
+    console: Console, file: str, files: tuple[str, ...], sets: tuple[str, ...], only: tuple[str, ...], dry_run: bool
+) -> None:
+    """Train every setting that FILE lists, side by side where memory allows, and compare them.
 
-    found = [path for path in sorted(folder.glob("*/config.yaml")) if open_run(path.parent, True).complete]
-    if not found:
-        raise DataError(f"there is no finished run in {folder}", "pipeline train")
-    return [path.parent for path in found]
+    FILE has a section `sweep` beside the usual ones; -c and --set lie over it. Finished runs are not trained again, the
+    others go on where they stopped. The comparison covers every run that is finished: comparison.csv, .md and .json,
+    and plots of all curves and of the final figures.
+    """
+    whole, cells = resolve_sweep(file, files, sets)
+    from train.sweep import plan_sweep, portable_command, train_sweep
 
+    if whole.sweep.harvest and whole.train.cache is None and not dry_run:
+        from harvest.run import harvest as harvested
 
-def _below(name: str, folder: Path, what: str) -> Path:
-    if (folder / name).is_dir():
-        return folder / name
-    known = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    raise DataError(f"there is no {what} {name!r} in {folder}{did_you_mean(name, known)}", "pipeline status")
+        console.info(str(harvested(whole.harvest, console)))
+    planned = plan_sweep(whole.sweep, cells, only)
+    if dry_run:
+        console.result(planned.to_dict(), str(planned))
+        return
+    train_sweep(planned, console)
+    from analyze.sweep import Heading, Member, compare_runs
+    from shared.provenance import machine
+
+    sweep = whole.sweep
+    command = portable_command(file, files, sets)
+    title, baseline = sweep.title or sweep.name, sweep.baseline or cells[0].setting
+    heading = Heading(sweep.label, title, sweep.about, baseline, command, machine())
+    members = [Member(cell.setting, cell.seed, cell.config.path) for cell in cells]
+    result = compare_runs(heading, members, whole.analyze, sweep.folder, sweep.plots, console)
+    console.result(result.to_dict(), str(result))
 
 
 def _only(config: AnalyzeConfig, only: Sequence[str]) -> AnalyzeConfig:
@@ -602,7 +679,7 @@ def _plain_text(error: click.ClickException) -> str:
 
 def _after_interrupt(arguments: list[str]) -> str | None:
     """How to go on: the same command, for training with --resume."""
-    if arguments[:1] not in (["harvest"], ["train"], ["demo"]):
+    if arguments[:1] not in (["harvest"], ["train"], ["sweep"], ["demo"]):
         return None
     extra = ["--resume"] if arguments[0] == "train" and "--resume" not in arguments else []
     return shlex.join(["pipeline", *arguments, *extra])

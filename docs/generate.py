@@ -77,7 +77,7 @@ def pages() -> dict[Path, str]:
     cls = pipeline.pipeline_class()
     return {
         ROOT / "docs/commands.md": COMMANDS + "".join(commands(pipeline.cli)),
-        ROOT / "docs/configuration.md": CONFIGURATION + "\n" + markdown(cls),
+        ROOT / "docs/configuration.md": CONFIGURATION + "\n" + markdown(pipeline.sweep_class()),
         ROOT / "pipeline.yaml": YAML + commented_yaml(cls()),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from shared.config import load_yaml
 from shared.console import Console, si, size
 from shared.errors import DataError, UsageError
 from shared.massive import massive_activations, massive_text
+from shared.registry import did_you_mean
 from shared.runs import Run, open_run
 
 
@@ -47,6 +49,26 @@ def frozen_settings(path: Path) -> dict[str, Any]:
     if kind == "run":
         return {"train": load_yaml(path / "config.yaml")}
     raise UsageError(f"-c {path}: a folder, but neither a cache nor a run", "pipeline status lists what exists")
+
+
+def run_paths(names: Sequence[str], folder: Path) -> list[Path]:
+    """The folders that runs are named by: paths, or names below the folder of runs, or every finished run in it.
+
+    Raises DataError when there is none.
+    """
+    if names:
+        return [Path(name) if Path(name).is_dir() else _below(name, folder) for name in names]
+    found = [path for path in sorted(folder.glob("*/config.yaml")) if open_run(path.parent, True).complete]
+    if not found:
+        raise DataError(f"there is no finished run in {folder}", "pipeline train")
+    return [path.parent for path in found]
+
+
+def _below(name: str, folder: Path) -> Path:
+    if (folder / name).is_dir():
+        return folder / name
+    known = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    raise DataError(f"there is no run {name!r} in {folder}{did_you_mean(name, known)}", "pipeline status")
 
 
 # --- status ---------------------------------------------------------------------------------------------------------

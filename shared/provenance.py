@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +27,18 @@ def provenance() -> dict[str, object]:
         "packages": versions,
         "git_commit": git_commit(),
     }
+
+
+def machine() -> str:
+    """The processor, how many cores of it this process may use, and the packages that decide how fast it is."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        named = re.search(r"^model name\s*: (.+)$", info.read_text(encoding="utf-8"), re.MULTILINE)
+        name = named[1] if named else name
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch = importlib.metadata.version("torch")
+    return f"{name}, {cores} core{'' if cores == 1 else 's'}, Python {sys.version.split()[0]}, torch {torch}"
 
 
 def git_commit() -> str | None:

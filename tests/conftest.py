@@ -58,9 +58,16 @@ analyze: {name: demo}
 """
 
 
+SWEEP = """
+sweep: {name: width, variants: {topk: topk, nested: matryoshka}, grid: {coder.latents: [64, 128]}, plots: [png]}
+train: {data: {epochs: 1}}
+analyze: {reports: {top_activations: null, position: null}}
+"""
+
+
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a user has it after an afternoon: settings, a text, a cache named demo, runs topk and matryoshka.
+    """A folder as a user has it after an afternoon: settings, a text, a sweep file, a cache named demo, two runs.
 
     Copy it before changing anything in it.
     """
@@ -70,6 +77,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("workshop")
     (folder / "pipeline.yaml").write_text(WORKSHOP, encoding="utf-8")
+    (folder / "width.yaml").write_text(SWEEP, encoding="utf-8")
     texts = (f"The {n}th document says that {n} plus {n} is {2 * n}. " * 12 for n in range(60))
     (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     before = Path.cwd()

@@ -170,8 +170,8 @@ class Session:
         self.tracker.finish(summary)
 
 
-def open_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
-    """The folder of every run, by path: new ones, or with `resume` the ones that are there.
+def existing_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
+    """The runs that have a folder already, by path.
 
     Raises:
         UsageError: a name is taken and `resume` is off.
@@ -187,10 +187,18 @@ def open_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
                     "--resume to go on with it, or --name (train.name) for another",
                 )
             _refuse_other_settings(found[config.path], config, group.cache)
-    for config, group in pairs:
-        if config.path not in found:
-            made_with = {**provenance(), "cache": {"path": str(group.cache.path), "identity": group.cache.identity}}
-            found[config.path] = create_run(config.runs, config.run_name, to_dict(config), made_with)
+    return found
+
+
+def open_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
+    """The folder of every run, by path: new ones, or with `resume` the ones that are there. Raises: as
+    `existing_runs`."""
+    found = existing_runs(groups, resume)
+    for group in groups:
+        for config in group.configs:
+            if config.path not in found:
+                made_with = {**provenance(), "cache": {"path": str(group.cache.path), "identity": group.cache.identity}}
+                found[config.path] = create_run(config.runs, config.run_name, to_dict(config), made_with)
     return found
 
 

@@ -1,0 +1,69 @@
+"""Many runs of one sweep side by side: measured one by one and only once, then one table and the plots.
+
+The runs are given as members (`Member`): analysis does not know what a sweep file is, only which run belongs to which
+setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analyze.config import AnalyzeConfig
+from analyze.sweep.measure import Measured, Member, measure_runs
+from analyze.sweep.plots import write_plots
+from analyze.sweep.table import Heading, aligned, compare_settings, settings_table, write_comparison
+from shared.console import Console
+from shared.errors import DataError
+
+__all__ = ["Heading", "Measured", "Member", "SweepResult", "compare_runs"]
+
+SHOWN = ("fvu", "l0", "dead", "n_pairs_above", "n_pairs_above_with_bos", "mean_max_cosine", "bos_share_top", "step_ms")
+"""Columns of the table on the terminal; the files have all."""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The comparison as plain data, and the files it was written to."""
+
+    document: dict[str, Any]
+    folder: Path
+    files: list[Path]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The --json document."""
+        return {**self.document, "folder": str(self.folder), "files": [str(path) for path in self.files]}
+
+    def __str__(self) -> str:
+        missing = self.document["missing"]
+        left = f"\nnot finished: {', '.join(missing)}" if missing else ""
+        return f"{aligned(settings_table(self.document, SHOWN))}{left}\ncomparison: {self.folder / 'comparison.md'}"
+
+
+def compare_runs(
+    heading: Heading,
+    members: Sequence[Member],
+    config: AnalyzeConfig,
+    folder: Path,
+    plots: Sequence[str],
+    console: Console,
+) -> SweepResult:
+    """Measure every finished run, and write the tables and the plots into `folder`.
+
+    Raises:
+        DataError: no run is finished.
+    """
+    finished = [member for member in members if member.finished]
+    if not finished:
+        raise DataError(f"no run of {heading.name} is finished", heading.command)
+    settings = {member.setting for member in finished}
+    controls_of = heading.baseline if heading.baseline in settings else finished[0].setting
+    measured = measure_runs(finished, config, heading.name, controls_of, console)
+    document = compare_settings(
+        heading, measured, controls_of, [member.path.name for member in members if not member.finished]
+    )
+    files = write_comparison(document, folder)
+    files += write_plots(measured, document, folder, plots)
+    return SweepResult(document, folder, files)

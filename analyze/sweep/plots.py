@@ -1,0 +1,280 @@
+"""The plots of a sweep: every curve of training for all runs on one axis, and bars of the final figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from analyze.result import show
+from analyze.sweep.measure import Measured
+
+Line = Mapping[str, Any]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#8C510A")
+"""Okabe and Ito's colours (yellow left out: it is too light for lines), and two more."""
+GREY = "#999999"
+STYLES = ("-", "--", ":", "-.")
+"""Line styles, one per round of the colours."""
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sweep",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One panel of the curves.
+
+    Attributes:
+        pick: its value in a line of metrics.jsonl, or None.
+        log: on a logarithmic axis.
+        absent: what an empty panel says.
+    """
+
+    key: str
+    title: str
+    pick: Callable[[Line], float | None]
+    log: bool = False
+    absent: str = "no run logs it"
+
+
+def named(name: str) -> Callable[[Line], float | None]:
+    """The metric of that name."""
+    return lambda line: line.get(name)
+
+
+def ending(*names: str) -> Callable[[Line], float | None]:
+    """The first metric that ends so, whichever penalty logged it; several penalties: the largest."""
+
+    def pick(line: Line) -> float | None:
+        for name in names:
+            found = [value for key, value in line.items() if key.endswith(f"/{name}") and value is not None]
+            if found:
+                return float(max(found))
+        return None
+
+    return pick
+
+
+def penalties(line: Line) -> float | None:
+    """What all penalties add to the loss: Σ weight · value."""
+    terms = [key.removesuffix("/weight") for key in line if key.endswith("/weight")]
+    found = [line[name] * line[f"{name}/weight"] for name in terms if line.get(name) is not None]
+    return float(sum(found)) if found else None
+
+
+NO_PAIRS = "no run has a penalty on pairs"
+CURVES = (
+    Curve("loss", "Total loss", named("loss"), log=True),
+    Curve("reconstruction", "L2 (reconstruction)", named("reconstruction"), log=True),
+    Curve("sparsity", "Sparsity loss", named("sparsity"), True, "no run has one: k fixes\nthe sparsity of TopK coders"),
+    Curve("orthogonality", "Orthogonality loss (weighted)", penalties, True, "no run has a penalty"),
+    Curve("l0", "Active latents per row", named("l0")),
+    Curve("unique", "Unique latents in the pairs", ending("unique_latents"), absent=NO_PAIRS),
+    Curve("max_pair", "Largest correlation of a pair", ending("max_overlap", "max_r"), absent=NO_PAIRS),
+    Curve("mean_pair", "Mean correlation of the pairs", ending("mean_overlap", "mean_max_r"), absent=NO_PAIRS),
+)
+"""Row by row, the panels of the figure of curves."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One panel of the bars: a figure by its key in the comparison."""
+
+    key: str
+    title: str
+    scale: float = 1.0
+
+
+BARS = (
+    Bar("fvu", "FVU, held out"),
+    Bar("n_pairs_above", "Pairs beyond |r| threshold"),
+    Bar("n_pairs_above_with_bos", "The same, with BOS"),
+    Bar("mean_max_cosine", "Mean nearest decoder cosine"),
+    Bar("bos_share_top", "BOS in top 100 (%)", 100),
+    Bar("dead", "Dead latents"),
+    Bar("stability", "Stability of the pairs"),
+    Bar("step_ms", "Milliseconds per step"),
+)
+EXTRA = (("absorption_", "Absorption, {} (%)", 100.0), ("probing_auc_", "Probing AUC, k = {}", 1.0))
+"""Bars of every figure that begins so."""
+
+
+def style_of(roles: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Colour and line style of each setting, in order; controls are grey.
+
+    Args:
+        roles: setting → run or control.
+    """
+    n, styles = len(COLOURS), len(STYLES)
+    counts = {"run": 0, "control": 0}
+    out = {}
+    for name, role in roles.items():
+        place = counts[role]
+        counts[role] += 1
+        out[name] = (
+            (COLOURS[place % n], STYLES[place // n % styles]) if role == "run" else (GREY, STYLES[place % styles])
+        )
+    return out
+
+
+def series(lines: Sequence[Line], curve: Curve) -> tuple[list[int], list[float]]:
+    """Steps and values of a curve, where the run logged it (on a logarithmic axis: where it is positive)."""
+    steps, values = [], []
+    for line in lines:
+        value = curve.pick(line)
+        if value is not None and math.isfinite(value) and not (curve.log and value <= 0):
+            steps.append(int(line["step"]))
+            values.append(float(value))
+    return steps, values
+
+
+def curves_figure(measured: Sequence[Measured], title: str) -> Figure:
+    """All curves of all runs. Each run is a thin line with its name as gid, the mean over a setting's seeds a thick
+    one."""
+    roles = {one.member.setting: one.role for one in measured}
+    styles = style_of(roles)
+    metrics = [(one, one.member.run.metrics()) for one in measured]
+    figure, axes, legend_rows = _panels(len(CURVES), title, len(roles))
+    for ax, curve in zip(axes, CURVES, strict=True):
+        drawn: dict[str, list[tuple[list[int], list[float]]]] = {}
+        for one, lines in metrics:
+            steps, values = series(lines, curve)
+            if steps:
+                drawn.setdefault(one.member.setting, []).append((steps, values))
+        for one, lines in metrics:
+            steps, values = series(lines, curve)
+            alone = len(drawn.get(one.member.setting, ())) == 1
+            colour, dash = styles[one.member.setting]
+            if steps:
+                width, alpha = (1.5, 0.95) if alone else (0.6, 0.4)
+                ax.plot(steps, values, dash, color=colour, lw=width, alpha=alpha, gid=one.member.run.name)
+        for setting, members in drawn.items():
+            if len(members) > 1 and all(steps == members[0][0] for steps, _ in members):
+                colour, dash = styles[setting]
+                mean = np.mean([values for _, values in members], axis=0)
+                ax.plot(members[0][0], mean, dash, color=colour, lw=1.6, gid=f"mean of {setting}")
+        _dress(ax, curve, bool(drawn))
+    handles = [Line2D([], [], color=colour, ls=dash, lw=2, label=name) for name, (colour, dash) in styles.items()]
+    figure.legend(handles=handles, loc="lower center", ncols=-(-len(roles) // legend_rows), frameon=False)
+    return figure
+
+
+def _dress(ax: Axes, curve: Curve, drawn: bool) -> None:
+    ax.set_title(curve.title, loc="left")
+    if not drawn:
+        ax.text(0.5, 0.5, curve.absent, ha="center", va="center", color="#666666", transform=ax.transAxes)
+        ax.set_axis_off()
+        return
+    ax.set_xlabel("step")
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.get_lines()])
+    if curve.log and values.max() > 2 * values.min():
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if values.max() < 30 * values.min() else (1,)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    elif values.max() - values.min() < 1e-6 * max(1.0, abs(values.max())):
+        ax.set_ylim(0, 1.15 * values.max() or 1)
+    ax.margins(x=0.02)
+
+
+def _panels(n: int, title: str, settings: int) -> tuple[Figure, list[Axes], int]:
+    """n panels in rows of four, room for the legend below."""
+    rows = -(-n // 4)
+    legend_rows = -(-settings // 6)
+    height = 2.45 * rows + 0.5 + 0.22 * legend_rows
+    bottom = 0.26 * (legend_rows + 0.4) / height
+    figure = Figure(figsize=(13, height), layout=ConstrainedLayoutEngine(rect=(0, bottom, 1, 1 - bottom)))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    grid = figure.subplots(rows, 4, squeeze=False)
+    flat = list(grid.flat)
+    for ax in flat[n:]:
+        ax.set_axis_off()
+    return figure, flat[:n], legend_rows
+
+
+def bars_figure(document: Mapping[str, Any], title: str) -> Figure:
+    """The final figures of every setting: bars with the mean beside them, a whisker for the interval over seeds, a dot
+    for each run."""
+    rows = document["settings"]
+    keys = {column["key"] for column in document["columns"]}
+    bars = [bar for bar in BARS if bar.key in keys]
+    for prefix, label, scale in EXTRA:
+        bars += [
+            Bar(key, label.format(key.removeprefix(prefix)), scale) for key in sorted(keys) if key.startswith(prefix)
+        ]
+    names = [row["setting"] for row in rows]
+    styles = style_of({row["setting"]: row["role"] for row in rows})
+    n_rows = -(-len(bars) // 4)
+    figure = Figure(figsize=(13, n_rows * (0.75 + 0.24 * len(rows)) + 0.5), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    grid = figure.subplots(n_rows, 4, squeeze=False, sharey=True)
+    for ax, bar in zip(grid.flat, bars, strict=False):
+        top = 0.0
+        for place, row in enumerate(rows):
+            value = row["figures"].get(bar.key)
+            if value is None:
+                text = "not evaluable" if bar.key in row["figures"] else "–"
+                ax.text(0.02, place, text, va="center", color="#666666", fontsize=8, transform=ax.get_yaxis_transform())
+                continue
+            mean = bar.scale * value["mean"]
+            colour = styles[row["setting"]][0]
+            ax.barh(place, mean, height=0.72, color=colour, alpha=0.85, gid=f"{bar.key} {row['setting']}")
+            reach = mean
+            if value["low"] is not None:
+                low, high = bar.scale * value["low"], bar.scale * value["high"]
+                ax.plot([low, high], [place, place], color="black", lw=1)
+                reach = max(reach, high)
+            dots = [run.get(bar.key) for run in document["runs"] if run["setting"] == row["setting"]]
+            shown = [bar.scale * dot for dot in dots if dot is not None]
+            if len(shown) > 1:
+                ax.plot(shown, [place] * len(shown), "o", color="black", ms=2.2, alpha=0.7)
+            ax.annotate(
+                show(mean), (max([reach, *shown]), place), (4, 0), textcoords="offset points", va="center", fontsize=8
+            )
+            top = max([top, reach, *shown])
+        ax.set_title(bar.title, loc="left")
+        ax.set_xlim(0, 1.25 * top if top > 0 else 1)
+        ax.set_yticks(range(len(names)), names)
+        ax.grid(visible=False, axis="y")
+    grid.flat[0].invert_yaxis()  # the first setting on top; all panels share the axis
+    for ax in list(grid.flat)[len(bars) :]:
+        ax.set_axis_off()
+    return figure
+
+
+def write_plots(
+    measured: Sequence[Measured], document: Mapping[str, Any], folder: Path, kinds: Sequence[str]
+) -> list[Path]:
+    """curves.* and bars.* in `folder`, the same bytes for the same runs."""
+    from matplotlib import rc_context
+
+    written = []
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        title = str(document["title"])
+        figures = {"curves": curves_figure(measured, title), "bars": bars_figure(document, title)}
+        for name, figure in figures.items():
+            for kind in kinds:
+                path = folder / f"{name}.{kind}"
+                metadata = {"Date": None} if kind == "svg" else {"Software": None}
+                figure.savefig(path, dpi=110, metadata=metadata)
+                written.append(path)
+    return written

@@ -1,0 +1,392 @@
+"""The comparison of a sweep: settings with intervals over seeds, every run, what takes absorption away at what cost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analyze.efficiency import Trained, reduction_efficiency
+from analyze.intervals import over_seeds
+from analyze.result import Number, show
+from analyze.sweep.measure import Measured
+
+SCHEMA, SCHEMA_VERSION = "sparse-coder-sweep", 1
+ABSORPTION, PROBING = "absorption_", "probing_auc_"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of the tables.
+
+    Attributes:
+        key: name in the figures.
+        definition: one sentence.
+    """
+
+    key: str
+    label: str
+    definition: str
+    format: str = "number"
+
+
+COLUMNS = (
+    Column("fvu", "FVU", "Fraction of variance unexplained on held-out documents, without position 0."),
+    Column("fvu_with_bos", "FVU with BOS", "The same with position 0."),
+    Column("l0", "L0", "Mean number of active latents per held-out row, without position 0."),
+    Column("dead", "dead", "Latents that had not fired for `dead_after` tokens when training ended.", "integer"),
+    Column(
+        "n_pairs_above",
+        "pairs",
+        "Pairs of latents whose token-aligned activations correlate beyond the threshold, without position 0.",
+        "integer",
+    ),
+    Column("n_pairs_above_with_bos", "pairs with BOS", "The same with position 0 counted in.", "integer"),
+    Column("mean_max_r", "mean nearest r", "Mean over latents of the largest r with another one, without position 0."),
+    Column("mean_max_cosine", "nearest cosine", "Mean over latents of the largest decoder cosine with another one."),
+    Column(
+        "bos_share_top", "BOS in top 100", "Share of all latents' 100 largest activations at position 0.", "percent"
+    ),
+    Column("ce_recovered", "CE recovered", "Share of the model's loss that survives the coder in its place."),
+    Column(
+        "stability",
+        "stability",
+        "Jaccard index of the pairs that the penalty selected at two successive steps, mean of the second half.",
+    ),
+    Column("step_ms", "ms per step", "The run's own time per step, on the machine named below."),
+    Column("seconds", "seconds", "The run's own time in training."),
+)
+"""Figures with a column; one that no run has is left out."""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What the comparison is called and says of itself.
+
+    Attributes:
+        baseline: the setting that others are compared with.
+        command: how to make it again; `--only SETTING` makes one row.
+        machine: what it was measured on.
+    """
+
+    name: str
+    title: str
+    about: str
+    baseline: str
+    command: str
+    machine: str
+
+
+# --- the numbers ----------------------------------------------------------------------------------------------------
+
+
+def columns_of(figures: Iterable[dict[str, Number]]) -> list[Column]:
+    """The columns that at least one run can fill: the usual ones, then absorption and probing as they were measured."""
+    seen = dict.fromkeys(key for one in figures for key in one)
+    out = [column for column in COLUMNS if column.key in seen]
+    for key in seen:
+        if key.startswith(ABSORPTION):
+            family = key.removeprefix(ABSORPTION)
+            text = f"Full absorption of the labels of family {family}; n. e.: not evaluable (the reports say why)."
+            out.append(Column(key, f"absorption, {family}", text, "percent"))
+        elif key.startswith(PROBING):
+            k = key.removeprefix(PROBING)
+            text = f"Mean area under the ROC curve of probes of {k} latents; 0.5 is a guess."
+            out.append(Column(key, f"probing k={k}", text))
+    return out
+
+
+def compare_settings(
+    heading: Heading, measured: Sequence[Measured], controls_of: str, missing: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The comparison over all runs that are there, as plain data.
+
+    Args:
+        controls_of: the setting whose untrained coders were measured.
+        missing: names of runs that are not finished: named, never silently left out.
+    """
+    settings: dict[str, list[Measured]] = {}
+    for one in measured:
+        settings.setdefault(one.member.setting, []).append(one)
+    base = settings.get(heading.baseline, [])
+    columns = columns_of([m.figures for m in measured])
+    controls = [one for one in measured if one.untrained is not None]
+    rows = [_setting(heading, setting, members, base, columns) for setting, members in settings.items()]
+    if controls:
+        rows.append(
+            {
+                "setting": f"untrained ({controls_of})",
+                "role": "control",
+                "seeds": [one.member.seed for one in controls],
+                "figures": _estimates([one.untrained or {} for one in controls], columns),
+                "against": {},
+                "command": heading.command,
+            }
+        )
+    return {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "name": heading.name,
+        "title": heading.title,
+        "about": heading.about,
+        "command": heading.command,
+        "machine": heading.machine,
+        "baseline": heading.baseline,
+        "rows_analysed": max((one.rows for one in measured), default=0),
+        "columns": [{"key": c.key, "label": c.label, "format": c.format, "definition": c.definition} for c in columns],
+        "settings": rows,
+        "efficiency": _efficiency(settings, base, heading.baseline),
+        "runs": [
+            {
+                "run": one.member.run.name,
+                "setting": one.member.setting,
+                "seed": one.member.seed,
+                "role": one.role,
+                **one.figures,
+            }
+            for one in measured
+        ],
+        "missing": list(missing),
+    }
+
+
+def _setting(
+    heading: Heading, setting: str, members: Sequence[Measured], base: Sequence[Measured], columns: Sequence[Column]
+) -> dict[str, Any]:
+    return {
+        "setting": setting,
+        "role": members[0].role,
+        "seeds": [one.member.seed for one in members],
+        "figures": _estimates([one.figures for one in members], columns),
+        "against": {} if setting == heading.baseline else _against(members, base),
+        "command": f"{heading.command} --only {setting}",
+    }
+
+
+def estimate(values: Sequence[float]) -> dict[str, Any]:
+    """Mean over seeds and, from three on, Student's 95 % interval."""
+    interval = over_seeds(values)
+    return {
+        "mean": float(np.mean(values)),
+        "low": interval.low if interval else None,
+        "high": interval.high if interval else None,
+        "n": len(values),
+    }
+
+
+def _estimates(figures: Sequence[dict[str, Number]], columns: Sequence[Column]) -> dict[str, Any]:
+    """A figure of which one seed has no value has none here: a mean of the others would be of other seeds."""
+    out: dict[str, Any] = {}
+    for column in columns:
+        values = [one.get(column.key) for one in figures]
+        whole = [float(value) for value in values if value is not None]
+        if any(column.key in one for one in figures):
+            out[column.key] = estimate(whole) if len(whole) == len(values) else None
+    return out
+
+
+def _against(members: Sequence[Measured], base: Sequence[Measured]) -> dict[str, Any]:
+    """Relative change of FVU and of time per step, paired by seed."""
+    before = {one.member.seed: one for one in base}
+    out = {}
+    for key in ("fvu", "step_ms"):
+        pairs = [
+            (before[one.member.seed].figures.get(key), one.figures.get(key))
+            for one in members
+            if one.member.seed in before
+        ]
+        changes = [float(b) / float(a) - 1 for a, b in pairs if a and b is not None]
+        if changes and len(changes) == len(members):
+            out[key] = estimate(changes)
+    return out
+
+
+def _efficiency(settings: dict[str, list[Measured]], base: Sequence[Measured], baseline: str) -> list[dict[str, Any]]:
+    """Absorption reduction efficiency of every trained setting, for each family of labels."""
+    families = dict.fromkeys(key for one in base for key in one.figures if key.startswith(ABSORPTION))
+    out = []
+    for setting, members in settings.items():
+        if setting == baseline or members[0].role != "run":
+            continue
+        for key in families:
+            result = reduction_efficiency([_trained(one, key) for one in base], [_trained(one, key) for one in members])
+            out.append(
+                {
+                    "setting": setting,
+                    "family": key.removeprefix(ABSORPTION),
+                    "status": result.status,
+                    "reduction": result.mean_reduction,
+                    "low": result.reduction.low if result.reduction else None,
+                    "high": result.reduction.high if result.reduction else None,
+                    "fvu_cost": result.fvu_cost,
+                    "time_cost": result.time_cost,
+                    "per_fvu": result.per_fvu,
+                    "per_time": result.per_time,
+                    "seeds": result.seeds,
+                }
+            )
+    return out
+
+
+def _trained(one: Measured, family: str) -> Trained:
+    rate, figures = one.figures.get(family), one.figures
+    absorption = None if rate is None else float(rate)
+    fvu, l0, seconds = (float(figures[key] or 0) for key in ("fvu", "l0", "seconds"))
+    return Trained(one.member.seed, absorption, fvu, l0, seconds)
+
+
+# --- as text --------------------------------------------------------------------------------------------------------
+
+
+def cell(value: dict[str, Any] | None, format: str, key: str = "") -> str:
+    """ "0.276 [0.27, 0.28]"; n. e. for absorption that cannot be evaluated."""
+    if value is None:
+        return "n. e." if key.startswith(ABSORPTION) else "–"
+    form = "number" if format == "integer" else format
+    text = show(value["mean"], form)
+    return (
+        text
+        if value["low"] in (None, value["high"])
+        else f"{text} [{show(value['low'], form)}, {show(value['high'], form)}]"
+    )
+
+
+def change(value: dict[str, Any] | None) -> str:
+    """ "+0.5 % [+0.2, +0.8]"."""
+    if value is None:
+        return "–"
+    text = f"{100 * value['mean']:+.1f} %"
+    return text if value["low"] is None else f"{text} [{100 * value['low']:+.1f}, {100 * value['high']:+.1f}]"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown; first column left, the others right."""
+    escaped = [[text.replace("|", "\\|") for text in row] for row in rows]
+    head = [text.replace("|", "\\|") for text in header]
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in escaped)])
+
+
+def settings_table(document: dict[str, Any], keys: Sequence[str] | None = None) -> str:
+    """One line per setting, and the controls.
+
+    Args:
+        keys: the columns to show; None: all.
+    """
+    columns = [column for column in document["columns"] if keys is None or column["key"] in keys]
+    against = any(row["against"] for row in document["settings"])
+    header = ["setting", "seeds", *(column["label"] for column in columns)]
+    if against:
+        header += [f"FVU vs. {document['baseline']}", f"time vs. {document['baseline']}"]
+    rows = []
+    for row in document["settings"]:
+        name = f"*{row['setting']}*" if row["role"] == "control" else row["setting"]
+        cells = [cell(row["figures"].get(c["key"]), c["format"], c["key"]) if c["key"] in row["figures"] else "–"
+                 for c in columns]  # fmt: skip
+        if against:
+            cells += [change(row["against"].get("fvu")), change(row["against"].get("step_ms"))]
+        rows.append([name, str(len(row["seeds"])), *cells])
+    return markdown_table(header, rows)
+
+
+def aligned(table: str) -> str:
+    """A table of Markdown for a terminal: columns of one width, no bars."""
+    rows = [re.split(r" (?<!\\)\| ", line[2:-2]) for line in table.splitlines() if not line.startswith("|---")]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if n == 0 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def efficiency_table(document: dict[str, Any]) -> str:
+    """Absorption reduction efficiency; empty where absorption was not measured."""
+    if not document["efficiency"]:
+        return ""
+    rows = []
+    for one in document["efficiency"]:
+        if one["status"] != "measured":
+            rows.append([one["setting"], one["family"], "–", "–", "–", "–", "–", one["status"]])
+            continue
+        reduction = {"mean": one["reduction"], "low": one["low"], "high": one["high"]}
+        ratios = [show(one[key]) if one[key] is not None else "no cost" for key in ("per_fvu", "per_time")]
+        costs = [f"{100 * one[key]:+.1f} %" for key in ("fvu_cost", "time_cost")]
+        rows.append([one["setting"], one["family"], change(reduction), *costs, *ratios, ""])
+    header = ["setting", "family", "absorption taken away", "FVU", "time", "per % of FVU", "per % of time", "why not"]
+    return markdown_table(header, rows)
+
+
+def runs_table(document: dict[str, Any]) -> str:
+    """One line per run."""
+    columns = document["columns"]
+    rows = [
+        [
+            run["run"],
+            str(run["seed"]),
+            *(_plain(run.get(c["key"]), c["format"], c["key"], c["key"] in run) for c in columns),
+        ]
+        for run in document["runs"]
+    ]
+    return markdown_table(["run", "seed", *(column["label"] for column in columns)], rows)
+
+
+def _plain(value: Number, format: str, key: str, there: bool) -> str:
+    return "n. e." if value is None and there and key.startswith(ABSORPTION) else show(value, format)
+
+
+def to_markdown(document: dict[str, Any]) -> str:
+    """The whole comparison."""
+    n = max((len(row["seeds"]) for row in document["settings"]), default=0)
+    intervals = (
+        "Means over seeds with Student's 95 % intervals. Seeds differ in the initial weights and the penalties' random "
+        "numbers; the order of the data is the same."
+        if n >= 3
+        else "Fewer than three seeds: no intervals, and no telling what chance alone would change."
+    )
+    parts = [f"# {document['title']}", document["about"].strip()]
+    parts.append(
+        f"{intervals} Reports looked at {document['rows_analysed']:,} rows of the cache. *Controls* in italics."
+    )
+    parts.append(settings_table(document))
+    if document["missing"]:
+        parts.append(f"Not finished, and not in the table: {', '.join(document['missing'])}.")
+    if efficiency := efficiency_table(document):
+        parts += ["## Absorption reduction efficiency", efficiency]
+    parts += ["## Every run", runs_table(document)]
+    parts.append("\n".join(f"- **{c['label']}**: {c['definition']}" for c in document["columns"]))
+    commands = [f"$ {row['command']}" for row in document["settings"] if row["command"] != document["command"]]
+    block = "\n".join([f"$ {document['command']}", *commands])
+    parts += ["## Again", f"Measured on {document['machine']}.", f"```console\n{block}\n```"]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def to_csv(document: dict[str, Any]) -> str:
+    """One line per run, every figure that a report calls a headline, in full precision."""
+    names = list(dict.fromkeys(key for run in document["runs"] for key in run))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(document["runs"])
+    return text.getvalue()
+
+
+def write_comparison(document: dict[str, Any], folder: Path) -> list[Path]:
+    """comparison.csv, .md and .json in `folder`, in place of older ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "comparison.csv": to_csv(document),
+        "comparison.md": to_markdown(document),
+        "comparison.json": json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in texts]

@@ -1,0 +1,246 @@
+"""The comparison of a sweep: means and intervals against scipy, the plots' data against metrics.jsonl."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from scipy import stats
+
+from analyze.config import AnalyzeConfig
+from analyze.reports.correlation import CorrelationConfig
+from analyze.reports.global_report import GlobalConfig
+from analyze.sweep import Heading, Measured, Member, compare_runs
+from analyze.sweep.measure import measure_runs
+from analyze.sweep.plots import CURVES, bars_figure, curves_figure
+from analyze.sweep.table import aligned, compare_settings, settings_table, to_csv, to_markdown, write_comparison
+from shared.console import Console
+from shared.errors import DataError
+from shared.runs import Run, create_run
+from tests.analyze.planted import Planted, planted, run_extra
+
+HEADING = Heading("s", "A sweep", "What it asks.", "plain", "pipeline sweep s.yaml", "a machine")
+QUIET = Console(quiet=True)
+FVU = {"plain": (0.30, 0.31, 0.29), "pairs": (0.303, 0.312, 0.294), "frozen": (0.7, 0.72, 0.71)}
+STEPS = (1, 10, 20, 30)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    return planted(tmp_path_factory.mktemp("planted") / "cache")
+
+
+def metrics_of(setting: str, seed: int) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    for step in STEPS:
+        line = {"step": step, "loss": (2.0 + seed) / step, "reconstruction": 1.0 / step, "l0": 16.0}
+        if setting == "pairs":
+            line |= {
+                "topk_pairs": 0.5 * step, "topk_pairs/weight": 0.1, "topk_pairs/unique_latents": 10 + step,
+                "topk_pairs/max_overlap": 0.9 / step, "topk_pairs/mean_overlap": 0.4 / step,
+                "topk_pairs/stability": 0.01 * (step + seed),
+            }  # fmt: skip
+        lines.append(line)
+    return lines
+
+
+@pytest.fixture(scope="module")
+def members(source: Planted, tmp_path_factory: pytest.TempPathFactory) -> list[Member]:
+    """Three settings of three seeds; the coder is the planted one, the figures of training are written by hand."""
+    folder = tmp_path_factory.mktemp("runs")
+    out = []
+    for setting, values in FVU.items():
+        for seed, fvu in enumerate(values):
+            run = create_run(folder, f"s-{setting}-seed{seed}", {"seed": seed}, {})
+            for line in metrics_of(setting, seed):
+                run.log(line)
+            summary = {"steps": 30, "tokens": 300, "fvu": fvu, "fvu_with_bos": fvu + 0.01, "l0": 16.0, "dead": seed}
+            extra = run_extra(source.cache)
+            training = {"seed": seed, "freeze": ["w_dec"] if setting == "frozen" else []}
+            seconds = (1.0 + 0.1 * seed) * (1.5 if setting == "pairs" else 1.0)
+            run.finish(
+                source.coder, {**summary, "seconds": seconds, "fvu_untrained": 1.0}, {**extra, "training": training}
+            )
+            out.append(Member(setting, seed, run.path))
+    return out
+
+
+@pytest.fixture(scope="module")
+def measured(members: list[Member], tmp_path_factory: pytest.TempPathFactory) -> list[Measured]:
+    config = AnalyzeConfig(
+        out=tmp_path_factory.mktemp("reports"),
+        reports={"correlation": CorrelationConfig(), "global": GlobalConfig()},
+        max_tokens=5000,
+    )
+    return measure_runs(members, config, "s", "plain", QUIET)
+
+
+def setting_of(document: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(row for row in document["settings"] if row["setting"] == name)
+    return found
+
+
+def test_intervals_over_seeds_are_scipys(measured: list[Measured]) -> None:
+    document = compare_settings(HEADING, measured, "plain")
+    for setting, values in FVU.items():
+        found = setting_of(document, setting)["figures"]["fvu"]
+        low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+        assert (found["mean"], found["low"], found["high"]) == pytest.approx((np.mean(values), low, high))
+        assert found["n"] == 3
+    against = setting_of(document, "pairs")["against"]
+    changes = np.array(FVU["pairs"]) / np.array(FVU["plain"]) - 1
+    low, high = stats.t.interval(0.95, 2, changes.mean(), stats.sem(changes))
+    assert [against["fvu"][key] for key in ("mean", "low", "high")] == pytest.approx([changes.mean(), low, high])
+    assert against["step_ms"]["mean"] == pytest.approx(0.5)
+    assert setting_of(document, "plain")["against"] == {}
+    assert [row["role"] for row in document["settings"]] == ["run", "run", "control", "control"]
+    assert setting_of(document, "untrained (plain)")["figures"]["fvu"]["mean"] == 1.0
+
+
+def test_the_table_has_the_numbers_of_the_runs_and_of_their_reports(measured: list[Measured]) -> None:
+    document = compare_settings(HEADING, measured, "plain")
+    assert len(document["runs"]) == 9
+    for one, row in zip(measured, document["runs"], strict=True):
+        run = one.member.run
+        assert (row["run"], row["setting"], row["seed"]) == (run.name, one.member.setting, one.member.seed)
+        for key in ("fvu", "fvu_with_bos", "l0", "dead", "seconds"):
+            assert row[key] == run.summary[key]
+        assert row["step_ms"] == pytest.approx(1000 * run.summary["seconds"] / 30)
+        report = json.loads((one.report.parent / "report.json").read_text())["runs"][0]["reports"]
+        pairs = report["correlation"]["figures"]["n_pairs_above"]
+        assert (row["n_pairs_above"], row["n_pairs_above_with_bos"]) == (pairs["value"], pairs["with_bos"])
+        assert row["mean_max_cosine"] == report["global"]["figures"]["mean_max_cosine"]["value"]
+    stability = [row.get("stability") for row in document["runs"]]
+    assert stability[:3] == [None] * 3
+    # Of the lines in the second half, at steps 20 and 30.
+    assert stability[3:6] == pytest.approx([0.01 * (25 + seed) for seed in range(3)])
+    read = list(csv.DictReader(io.StringIO(to_csv(document))))
+    assert [float(row["fvu"]) for row in read] == [row["fvu"] for row in document["runs"]]
+    assert [row["n_pairs_above"] for row in read] == [str(row["n_pairs_above"]) for row in document["runs"]]
+
+
+def test_what_was_measured_is_not_measured_again(
+    measured: list[Measured], members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import analyze.sweep.measure as module
+
+    out = measured[0].report.parent.parent.parent
+    reports: Any = {"correlation": CorrelationConfig(), "global": GlobalConfig()}
+    config = AnalyzeConfig(out=out, reports=reports, max_tokens=5000)
+    seen: list[Path] = []
+    real = module.analyze
+
+    def counted(runs: Any, *rest: Any) -> Any:
+        seen.extend(runs)
+        return real(runs, *rest)
+
+    monkeypatch.setattr(module, "analyze", counted)
+    again = measure_runs(members, config, "s", "plain", QUIET)
+    assert [one.figures for one in again] == [one.figures for one in measured]
+    assert seen == []
+    measure_runs(members[:1], AnalyzeConfig(out=out, reports=reports, max_tokens=3000), "s", "plain", QUIET)
+    assert seen == [members[0].path], "other settings of analysis are another measurement"
+
+
+def lines_of(figure: Figure, panel: int) -> dict[str, tuple[list[float], list[float]]]:
+    lines = figure.axes[panel].get_lines()
+    return {str(line.get_gid()): (list(line.get_xdata()), list(line.get_ydata())) for line in lines}  # type: ignore[arg-type]
+
+
+def test_curves_are_the_metrics(measured: list[Measured]) -> None:
+    figure = curves_figure(measured, "title")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [curve.title for curve in CURVES]
+    places = {curve.key: place for place, curve in enumerate(CURVES)}
+    assert len(places) == 8
+    losses = lines_of(figure, places["loss"])
+    for one in measured:
+        lines = one.member.run.metrics()
+        assert losses[one.member.run.name] == (list(STEPS), [line["loss"] for line in lines])
+    x, y = losses["mean of plain"]
+    assert x == list(STEPS)
+    assert y == pytest.approx([3.0 / step for step in STEPS])
+    expected = {
+        "orthogonality": [0.05 * step for step in STEPS],
+        "unique": [10 + step for step in STEPS],
+        "max_pair": [0.9 / step for step in STEPS],
+        "mean_pair": [0.4 / step for step in STEPS],
+    }
+    for key, values in expected.items():
+        found = lines_of(figure, places[key])
+        assert found["s-pairs-seed1"][1] == pytest.approx(values)
+        assert not any(name.startswith("s-plain") for name in found), "what a run did not log is not drawn as 0"
+    assert "no run has one" in figure.axes[places["sparsity"]].texts[0].get_text()
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert shown == list(FVU)
+
+
+def test_bars_are_the_table(measured: list[Measured]) -> None:
+    document = compare_settings(HEADING, measured, "plain")
+    figure = bars_figure(document, "title")
+    by_title = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    widths = {str(bar.get_gid()): bar.get_width() for bar in by_title["FVU, held out"].patches}  # type: ignore[attr-defined]
+    means = {f"fvu {row['setting']}": row["figures"]["fvu"]["mean"] for row in document["settings"]}
+    assert widths == pytest.approx(means)
+    assert "0.303" in {text.get_text() for text in by_title["FVU, held out"].texts}
+
+
+def fake(setting: str, seed: int, absorption: float | None, run: Run, **figures: float) -> Measured:
+    base: dict[str, Any] = {
+        "fvu": 0.3,
+        "l0": 16.0,
+        "seconds": 10.0,
+        "step_ms": 1.0,
+        "absorption_capitalised": absorption,
+    }
+    return Measured(Member(setting, seed, run.path), "run", base | figures, None, 100, Path("x"))
+
+
+def test_absorption_and_its_efficiency(members: list[Member]) -> None:
+    run = members[0].run
+    rates = {"plain": (0.4, 0.5, 0.44), "pairs": (0.2, 0.25, 0.33), "blind": (0.1, None, 0.1)}
+    costs = {"plain": (0.3, 10.0), "pairs": (0.309, 12.0), "blind": (0.3, 10.0)}
+    measured = [
+        fake(setting, seed, rate, run, fvu=costs[setting][0], seconds=costs[setting][1])
+        for setting, values in rates.items()
+        for seed, rate in enumerate(values)
+    ]
+    document = compare_settings(HEADING, measured, "plain")
+    pairs, blind = document["efficiency"]
+    reductions = np.array([0.5, 0.5, 0.25])
+    low, high = stats.t.interval(0.95, 2, reductions.mean(), stats.sem(reductions))
+    assert [pairs[key] for key in ("reduction", "low", "high")] == pytest.approx([reductions.mean(), low, high])
+    assert pairs["per_fvu"] == pytest.approx(reductions.mean() / 0.03)
+    assert pairs["per_time"] == pytest.approx(reductions.mean() / 0.2)
+    assert blind["status"] == "absorption was not evaluable (seed 1)"
+    assert setting_of(document, "blind")["figures"]["absorption_capitalised"] is None, "no mean of the other seeds"
+    text = to_markdown(document)
+    assert "n. e." in next(line for line in text.splitlines() if line.startswith("| blind | 3"))
+    assert "absorption was not evaluable (seed 1)" in text
+
+
+def test_markdown_says_what_to_run_and_what_is_missing(measured: list[Measured], tmp_path: Path) -> None:
+    document = compare_settings(HEADING, measured[:8], "plain", ["s-frozen-seed2"])
+    text = to_markdown(document)
+    assert "$ pipeline sweep s.yaml --only pairs" in text
+    assert "Not finished, and not in the table: s-frozen-seed2." in text
+    assert "*frozen*" in text
+    assert setting_of(document, "frozen")["figures"]["fvu"]["low"] is None, "two seeds have no interval"
+    header, *rows = aligned(settings_table(document)).splitlines()
+    assert len({len(line) for line in (header, *rows)}) == 1
+    assert "|" not in header
+    files = write_comparison(document, tmp_path / "new")
+    assert [path.name for path in files] == ["comparison.csv", "comparison.md", "comparison.json"]
+    assert json.loads(files[2].read_text()) == document
+    assert str(tmp_path) not in files[1].read_text() + files[2].read_text()
+
+
+def test_nothing_finished(tmp_path: Path) -> None:
+    members = [Member("a", 0, tmp_path / "absent")]
+    with pytest.raises(DataError, match="no run of s is finished"):
+        compare_runs(HEADING, members, AnalyzeConfig(), tmp_path, ("png",), QUIET)

@@ -1,0 +1,354 @@
+"""Sweeps: variants × a grid × seeds over one cache, trained side by side, and nothing twice."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from shared.config import identity, merge, to_dict, validate
+from shared.console import Console, si, size
+from shared.errors import ConfigError, UsageError
+from shared.registry import did_you_mean
+from shared.runs import open_run
+from train.config import TrainConfig
+from train.data.memory import free_memory
+from train.loop import train
+from train.plan import Group, TrainPlan, plan
+from train.session import existing_runs, is_run
+
+SHARE_OF_MEMORY = 0.5
+"""How much of the free memory runs that train side by side may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """What is varied, how often, and where the comparison goes."""
+
+    name: str
+    """Name of the sweep: runs are called after it, and the folder of its comparison."""
+    size: str | None = None
+    """A word for how large this sweep is (demo, …): part of the names, so that sizes of one sweep stay apart."""
+    title: str = ""
+    """Heading of the comparison; empty: the name."""
+    about: str = ""
+    """What the sweep asks, and what others have claimed; printed above the comparison."""
+    base: tuple[str, ...] | None = None
+    """Presets or settings files below the sections of this file; null: ./pipeline.yaml where it exists."""
+    variants: dict[str, str | dict[str, Any]] = field(default_factory=dict)
+    """Settings to compare, by name: the name of a variant, or train settings (`variant` in them: on top of it)."""
+    grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Values of train settings by dotted key; every combination is trained, of every variant."""
+    seeds: tuple[int, ...] = ()
+    """Each setting is trained once per seed; empty: once, with train.seed."""
+    baseline: str | None = None
+    """The setting that others are compared with; null: the first."""
+    at_once: int | None = None
+    """Runs that train side by side on one read of the data; null: as many as half of the free memory holds."""
+    harvest: bool = False
+    """Write the cache first where it is missing, as the harvest section says."""
+    out: Path = Path("sweeps")
+    """Folder of comparisons."""
+    plots: tuple[Literal["png", "svg"], ...] = ("png", "svg")
+    """Kinds of files that the plots are written as."""
+
+    def __post_init__(self) -> None:
+        for what, text in (("name", self.name), ("size", self.size)):
+            if text is not None and (not text or text.startswith(".") or "/" in text):
+                raise ValueError(f"{what}: {text!r} cannot be part of the name of a folder")
+        for key, values in self.grid.items():
+            if not values:
+                raise ValueError(f"grid.{key} has no values")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: a seed is given twice in {list(self.seeds)}")
+        if self.at_once is not None and self.at_once < 1:
+            raise ValueError(f"at_once must be at least 1 or null, not {self.at_once}")
+
+    @property
+    def label(self) -> str:
+        """Name and size."""
+        return self.name if self.size is None else f"{self.name}-{self.size}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the comparison goes."""
+        return self.out / self.name if self.size is None else self.out / self.name / self.size
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+        setting: what is compared: the variant and the grid's values, without the seed.
+    """
+
+    setting: str
+    seed: int
+    config: TrainConfig
+
+
+# --- from the file to the runs --------------------------------------------------------------------------------------
+
+
+def expand(
+    sweep: SweepConfig,
+    base: Mapping[str, Any],
+    overlay_of: Callable[[str], Mapping[str, Any]],
+    finish: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> list[Cell]:
+    """Every run of a sweep: variants × grid × seeds, in that order.
+
+    Args:
+        base: the train section that everything is laid over.
+        overlay_of: train settings of a named variant, `variant` included. Raises UsageError for an unknown one.
+        finish: what is laid over every run last (`--set`).
+
+    Raises:
+        ConfigError: settings of a run do not validate.
+        UsageError: two runs would have the same name or the same settings; the baseline is not among the settings.
+    """
+    cells = []
+    for name, variant in (sweep.variants or {"": {}}).items():
+        own = {"variant": variant} if isinstance(variant, str) else dict(variant)
+        shipped = own.pop("variant", None)
+        settings = dict(base)
+        if shipped is not None:
+            settings = merge(settings, overlay_of(str(shipped)), TrainConfig)
+        settings = merge(settings, own, TrainConfig)
+        for values in itertools.product(*sweep.grid.values()):
+            point = dict(zip(sweep.grid, values, strict=True))
+            label = "-".join(part for part in (name, *_point_names(sweep.grid, point)) if part) or "base"
+            whole = settings
+            for key, value in point.items():
+                whole = merge(whole, nested(key, value), TrainConfig)
+            whole = finish(whole)
+            for seed in sweep.seeds or (whole["seed"],):
+                run = f"{sweep.label}-{label}" + (f"-seed{seed}" if sweep.seeds else "")
+                cells.append(Cell(label, seed, _validated({**whole, "seed": seed, "name": run}, f"{label}: train")))
+    _refuse_twins(cells)
+    labels = list(dict.fromkeys(cell.setting for cell in cells))
+    if sweep.baseline is not None and sweep.baseline not in labels:
+        close = did_you_mean(sweep.baseline, labels)
+        raise UsageError(
+            f"sweep.baseline: there is no setting {sweep.baseline!r}{close}", f"one of: {', '.join(labels)}"
+        )
+    return cells
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """ "a.b" and 3 → {"a": {"b": 3}}."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    result: dict[str, Any] = value
+    return result
+
+
+def _point_names(grid: Mapping[str, tuple[Any, ...]], point: Mapping[str, Any]) -> list[str]:
+    """ "k=16" for each key: its last word (more, where two keys end alike) and its value (its place, if it has no
+    short text)."""
+    names = []
+    for key, value in point.items():
+        words = key.split(".")
+        short = next(
+            ".".join(words[-n:])
+            for n in range(1, len(words) + 1)
+            if n == len(words) or sum(other.split(".")[-n:] == words[-n:] for other in grid) == 1
+        )
+        plain = value if isinstance(value, str) else json.dumps(value)
+        usable = isinstance(value, (str, int, float)) or value is None
+        text = plain.replace("/", "_") if usable and len(plain) <= 40 else f"#{grid[key].index(value) + 1}"
+        names.append(f"{short}={text}")
+    return names
+
+
+def _validated(settings: dict[str, Any], where: str) -> TrainConfig:
+    return validate(TrainConfig, settings, where)
+
+
+def _refuse_twins(cells: Sequence[Cell]) -> None:
+    names: dict[Path, Cell] = {}
+    same: dict[str, Cell] = {}
+    for cell in cells:
+        other = names.setdefault(cell.config.path, cell)
+        if other is not cell:
+            raise UsageError(f"two runs of the sweep would be named {cell.config.run_name}", "name the variants apart")
+        settings = to_dict(cell.config)
+        key = identity({name: value for name, value in settings.items() if name not in ("name", "variant")})
+        other = same.setdefault(key, cell)
+        if other is not cell:
+            raise UsageError(
+                f"{other.setting} and {cell.setting} are the same settings (seed {cell.seed})",
+                "leave one of them out; a --set over what the sweep varies makes settings alike",
+            )
+
+
+def check_sets(sweep: SweepConfig, keys: Sequence[str]) -> None:
+    """Refuse `--set train.KEY=…` where the sweep itself decides KEY. Raises ConfigError."""
+    decided = {key: f"sweep.grid varies it: --set 'sweep.grid={{{key}: [VALUE]}}'" for key in sweep.grid}
+    decided |= {"name": "runs are named after the sweep: --set sweep.name=NAME"}
+    if sweep.seeds:
+        decided |= {"seed": "sweep.seeds decides it: --set sweep.seeds=[SEED]"}
+    problems = [
+        f"--set train.{key}: {reason}"
+        for key in keys
+        for other, reason in decided.items()
+        if key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.")
+    ]
+    if problems:
+        raise ConfigError(problems, "pipeline sweep FILE --dry-run lists the runs")
+
+
+# --- the plan and the work ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What a sweep is about to do.
+
+    Attributes:
+        parts: the runs that train side by side, in order; finished runs are in none.
+    """
+
+    sweep: SweepConfig
+    cells: list[Cell]
+    train: TrainPlan
+    parts: list[list[TrainConfig]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The --json document of a dry run."""
+        groups = {config.path: group for group in self.train.groups for config in group.configs}
+        sizes = {run["name"]: run for group in self.train.groups for run in group.to_dict()["runs"]}
+        turn = {config.path: number for number, part in enumerate(self.parts, 1) for config in part}
+        runs = [
+            {
+                "setting": cell.setting,
+                "seed": cell.seed,
+                "state": _state(cell.config),
+                "part": turn.get(cell.config.path),
+                "steps": groups[cell.config.path].steps,
+                "tokens": groups[cell.config.path].steps * cell.config.data.batch_size,
+                **sizes[cell.config.run_name],
+            }
+            for cell in self.cells
+        ]
+        return {
+            "sweep": self.sweep.label,
+            "folder": str(self.sweep.folder),
+            "runs": runs,
+            "parts": [[config.run_name for config in part] for part in self.parts],
+            "bytes": max((sum(sizes[c.run_name]["bytes"] for c in part) for part in self.parts), default=0),
+        }
+
+    def __str__(self) -> str:
+        document = self.to_dict()
+        rows = [("setting", "seed", "state", "part", "steps", "tokens", "architecture", "latents", "memory")]
+        rows += [
+            (
+                run["setting"],
+                str(run["seed"]),
+                run["state"],
+                "–" if run["part"] is None else str(run["part"]),
+                f"{run['steps']:,}",
+                si(run["tokens"]),
+                run["architecture"],
+                f"{run['latents']:,}",
+                size(run["bytes"]),
+            )
+            for run in document["runs"]
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        left = sum(map(len, self.parts))
+        lines.append(
+            f"{len(self.cells)} runs, {left} to train in {len(self.parts)} parts; runs of one part share each batch "
+            f"that is read, at most {size(document['bytes'])} of weights, gradients and moments at a time"
+        )
+        lines.append(f"comparison: {document['folder']}")
+        return "\n".join(lines)
+
+
+def _state(config: TrainConfig) -> str:
+    if not is_run(config.path):
+        return "new"
+    run = open_run(config.path, allow_incomplete=True)
+    if run.complete:
+        return "finished"
+    saved = run.checkpoints()
+    return f"at step {int(saved[-1].name.removeprefix('step_')):,}" if saved else "begun"
+
+
+def plan_sweep(sweep: SweepConfig, cells: Sequence[Cell], only: Sequence[str] = ()) -> SweepPlan:
+    """Work out what there is to train; everything that can be refused is refused here.
+
+    Args:
+        only: the settings to train; empty: all.
+
+    Raises:
+        UsageError: a run would take too few steps, a site is not in the cache, `only` names no setting.
+        DataError: the cache is missing; a run of that name was trained with other settings (with every difference).
+    """
+    labels = list(dict.fromkeys(cell.setting for cell in cells))
+    for name in only:
+        if name not in labels:
+            close = did_you_mean(name, labels)
+            raise UsageError(f"--only {name}: no such setting{close}", f"one of: {', '.join(labels)}")
+    planned = plan([cell.config for cell in cells])
+    existing_runs(planned.groups, resume=True)
+    wanted = {cell.config.path for cell in cells if not only or cell.setting in only}
+    parts = [part for group in planned.groups for part in side_by_side(group, sweep.at_once, wanted)]
+    return SweepPlan(sweep, list(cells), planned, parts)
+
+
+def side_by_side(
+    group: Group, at_once: int | None, wanted: Container[Path], free: int | None = None
+) -> list[list[TrainConfig]]:
+    """The unfinished runs of a group, in parts that fit: at most `at_once`, or what half of the free memory holds.
+
+    Args:
+        wanted: folders of the runs to train.
+        free: bytes; None: what is free on the group's device.
+    """
+    sizes = {run["name"]: run["bytes"] for run in group.to_dict()["runs"]}
+    budget = (free_memory(group.device) if free is None else free) * SHARE_OF_MEMORY - group.stream.pool_bytes
+    parts: list[list[TrainConfig]] = []
+    taken = 0
+    for config in group.configs:
+        if config.path not in wanted or _state(config) == "finished":
+            continue
+        need = sizes[config.run_name]
+        full = not parts or (len(parts[-1]) >= at_once if at_once is not None else taken + need > budget)
+        if full:
+            parts.append([])
+            taken = 0
+        parts[-1].append(config)
+        taken += need
+    return parts
+
+
+def train_sweep(planned: SweepPlan, console: Console) -> None:
+    """Train what is unfinished, part by part.
+
+    Raises: as train.loop.train. What was finished or saved stays; the same sweep goes on from there.
+    """
+    done = sum(_state(cell.config) == "finished" for cell in planned.cells)
+    if done:
+        console.info(f"{done} of {len(planned.cells)} runs are finished already")
+    for number, part in enumerate(planned.parts, 1):
+        console.info(f"part {number} of {len(planned.parts)}: {', '.join(config.run_name for config in part)}")
+        train(part, console, resume=True)
+
+
+def portable_command(file: str, files: Sequence[str], sets: Sequence[str]) -> str:
+    """The command line as another machine can use it: folders that lie elsewhere on this one are named by what they
+    are (CACHE for the value of train.cache)."""
+    words = [file, *itertools.chain.from_iterable(("-c", name) for name in files)]
+    words = [Path(word).name if Path(word).is_absolute() else word for word in words]
+    for text in sets:
+        key, _, value = text.partition("=")
+        words += ["--set", f"{key}={key.rpartition('.')[2].upper()}" if value.startswith(("/", "~", "..")) else text]
+    return shlex.join(["pipeline", "sweep", *words])
