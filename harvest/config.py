@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +15,13 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Attention = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"]
 Separator = Literal["eos", "none"]
 Packing = Literal["concat", "document", "prompts"]
-Storage = Literal["bfloat16", "float32"]
+Storage = Literal["bfloat16", "float32", "fp8", "int8"]
 
 _RUNTIME = frozenset({"cache_dir", "name", "device", "writers", "buffers"})
 """Settings that say where and how the work is done. All others decide what is in the cache."""
+
+_LATER = ("storage_of", "layout", "chunk_rows")
+"""Settings that came after the first caches: left out at their defaults, so that those keep name and identity."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,16 @@ class HarvestConfig:
     """Compile the cut model (torch.compile, one graph); auto does so on CUDA for the families with named sites. Takes a
     minute at the start, so it pays for long harvests only."""
     storage: Storage = "bfloat16"
-    """What the activations are stored as."""
+    """What the activations are stored as; fp8 and int8 take half of bfloat16 (a byte for each number, a scale for each
+    row), at an error that docs/harvest.md measures."""
+    storage_of: dict[str, Storage] = field(default_factory=dict)
+    """Site → storage, for sites that are not to be stored as `storage` says."""
+    layout: Literal["chunked", "sharded"] = "chunked"
+    """chunked: a shard is one Zarr chunk. sharded: it is one file of Zarr's sharding codec with chunks of `chunk_rows`,
+    for programs that read a few rows at a time through Zarr. Training reads both alike."""
+    chunk_rows: int = 0
+    """Rows of a chunk of the sharded layout, whole sequences; 0 takes as many as fit into 1024 rows and divide a
+    shard."""
     shard_rows: int = 0
     """Rows of a shard, whole sequences; 0 takes as many as fit into 8192 rows."""
     cache_dir: Path = Path("cache")
@@ -91,20 +103,34 @@ class HarvestConfig:
             raise ValueError(f"ctx: a sequence is BOS and at least one token, found {self.ctx}")
         if self.tokens is not None and self.tokens < 1:
             raise ValueError(f"tokens: at least 1 (null for all of a local dataset), found {self.tokens}")
+        if unknown := sorted(set(self.storage_of) - set(self.sites)):
+            raise ValueError(f"storage_of: {', '.join(unknown)} is not among the sites {', '.join(self.sites)}")
+        if self.chunk_rows and self.layout != "sharded":
+            raise ValueError(f"chunk_rows: {self.chunk_rows} is for layout: sharded, found layout: {self.layout}")
+        if self.chunk_rows < 0 or self.chunk_rows % self.ctx:
+            raise ValueError(f"chunk_rows: whole sequences of ctx {self.ctx}, found {self.chunk_rows}")
+        if self.chunk_rows and self.shard_rows % self.chunk_rows:
+            raise ValueError(f"chunk_rows: a shard of {self.shard_rows} rows is not whole chunks of {self.chunk_rows}")
         if self.shard_rows < 0 or self.shard_rows % self.ctx:
             raise ValueError(f"shard_rows: whole sequences of ctx {self.ctx}, found {self.shard_rows}")
-        for field in ("batch_tokens", "writers", "buffers"):
-            if getattr(self, field) is not None and getattr(self, field) < 1:
-                raise ValueError(f"{field}: at least 1, found {getattr(self, field)}")
+        for name in ("batch_tokens", "writers", "buffers"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}: at least 1, found {getattr(self, name)}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"device: auto, cpu, cuda or cuda:N, found {self.device!r}")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", self.name):
             raise ValueError(f"name: letters, digits and . _ + - only, found {self.name!r}")
 
+    def storage_at(self, site: str) -> Storage:
+        """What a site is stored as."""
+        return self.storage_of.get(site, self.storage)
+
 
 def content_settings(config: HarvestConfig) -> dict[str, Any]:
     """The settings that decide what is in the cache, as plain JSON-able values."""
-    return {key: value for key, value in to_dict(config).items() if key not in _RUNTIME}
+    settings = {key: value for key, value in to_dict(config).items() if key not in _RUNTIME}
+    untouched = to_dict(HarvestConfig())
+    return {key: value for key, value in settings.items() if key not in _LATER or value != untouched[key]}
 
 
 def cache_path(config: HarvestConfig) -> Path:

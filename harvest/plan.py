@@ -77,6 +77,7 @@ class HarvestPlan:
                 site.name: {
                     "shape": [self.layout.n_rows, site.width],
                     "logical_dtype": site.logical_dtype,
+                    "storage": site.storage,
                     "module_path": f"{site.module_path}:{site.io}",
                 }
                 for site in self.layout.sites
@@ -98,7 +99,7 @@ class HarvestPlan:
     def __str__(self) -> str:
         shapes = self.layout
         sites = [
-            f"  {site.name:<24} {site.logical_dtype} [{shapes.n_rows:,}, {site.width}]  {site.module_path}:{site.io}"
+            f"  {site.name:<24} {site.storage} [{shapes.n_rows:,}, {site.width}]  {site.module_path}:{site.io}"
             for site in shapes.sites
         ]
         state = "complete" if self.complete else f"{self.committed} of {shapes.n_shards} shards are there"
@@ -106,12 +107,13 @@ class HarvestPlan:
             state = "REFUSED: it holds a cache of another config\n" + "\n".join(f"  {line}" for line in self.conflicts)
         known = "" if self.counted else ", if the dataset holds as many"
         calls = f"{self.sequences_per_call} sequences a call" + (", compiled" if self.compiled else "")
+        chunks = f", in chunks of {shapes.chunk_rows:,}" if shapes.chunk_rows else ""
         short = "" if shapes.bytes_on_disk() <= self.free_disk or self.complete else "  NOT ENOUGH"
         return "\n".join(
             [
                 f"cache    {self.path}  ({state})",
                 f"rows     {shapes.n_rows:,} = {shapes.n_seq:,} sequences of {shapes.ctx} tokens{known}",
-                f"shards   {shapes.n_shards:,} of {shapes.shard_rows:,} rows",
+                f"shards   {shapes.n_shards:,} of {shapes.shard_rows:,} rows{chunks}",
                 f"disk     {size(shapes.bytes_on_disk())} to write, {size(self.free_disk)} free{short}",
                 f"model    {si(self.parameters)} parameters; {size(self.model_bytes)} of weights on {self.device} in "
                 f"{self.dtype}, attention {self.attention}, {calls}",
@@ -166,7 +168,9 @@ def free_disk(path: Path) -> int:
 
 def buffer_bytes(job: Job, shapes: Layout) -> int:
     """Host memory of the buffers between the model and the disk."""
-    return job.config.buffers * job.unit_shards * shapes.shard_rows * sum(site.row_bytes for site in shapes.sites)
+    return (
+        job.config.buffers * job.unit_shards * shapes.shard_rows * sum(site.logical_row_bytes for site in shapes.sites)
+    )
 
 
 def _conflicts(path: Path, job: Job, shapes: Layout) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harvest.capture import SiteReader, count_flops, site_widths
-from harvest.config import HarvestConfig, cache_path, content_settings
+from harvest.config import HarvestConfig, Storage, cache_path, content_settings
 from harvest.data.pack import Block, pack, pack_apart
 from harvest.data.sources import Source, open_source
 from harvest.data.tokenise import tokenise
@@ -27,7 +27,7 @@ from harvest.model import (
 )
 from harvest.sites import FAMILIES, resolve_sites
 from shared.cache import Layout, SiteSpec
-from shared.cache.format import default_shard_rows
+from shared.cache.format import default_chunk_rows, default_shard_rows
 from shared.errors import UsageError
 from shared.sites import Site
 
@@ -153,11 +153,19 @@ def empty_dataset(config: HarvestConfig) -> UsageError:
 
 def layout(job: Job, sites: list[Site], widths: dict[str, int], counted: int | None = None) -> Layout:
     """The shapes of the cache: of as many sequences as were asked for, or as were counted."""
-    specs = tuple(
-        SiteSpec(site.name, widths[site.name], job.config.storage, site.module_path, site.layer, site.kind, site.io)
-        for site in sites
-    )
-    return Layout(counted or job.wanted_sequences, job.config.ctx, job.seqs_per_shard * job.config.ctx, specs)
+    config = job.config
+    specs = tuple(_spec(site, widths[site.name], config.storage_at(site.name)) for site in sites)
+    shard_rows, chunk_rows = job.seqs_per_shard * config.ctx, 0
+    if config.layout == "sharded":
+        chunk_rows = config.chunk_rows or default_chunk_rows(config.ctx, shard_rows)
+    return Layout(counted or job.wanted_sequences, config.ctx, shard_rows, specs, chunk_rows)
+
+
+def _spec(site: Site, width: int, storage: Storage) -> SiteSpec:
+    where = (site.module_path, site.layer, site.kind, site.io)
+    if storage == "fp8" or storage == "int8":
+        return SiteSpec(site.name, width, "bfloat16", *where, quantised=storage)
+    return SiteSpec(site.name, width, storage, *where)
 
 
 def identity_of(job: Job) -> dict[str, Any]:

@@ -188,6 +188,7 @@ def describe_cache(path: Path) -> dict[str, Any]:
         name: {
             "shape": [cache.n_rows, site.width],
             "logical_dtype": site.logical_dtype,
+            "storage": site.storage,
             "module_path": site.module_path,
             "io": site.io,
             "mean_sq_norm": _finite(cache.stats(name).rest.mean_sq_norm),
@@ -253,7 +254,7 @@ def describe_text(document: dict[str, Any]) -> str:
         )
         for name, site in document["sites"].items():
             shape = " × ".join(f"{n:,}" for n in site["shape"])
-            lines.append(f"  {name}: {shape} {site['logical_dtype']}, {site['module_path']}:{site['io']}")
+            lines.append(f"  {name}: {shape} {site['storage']}, {site['module_path']}:{site['io']}")
             massive = massive_text(site["massive_activations"])
             lines += [f"    {massive}"] if massive else []
         lines.append(f"  identity {document['identity']}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
@@ -107,6 +107,8 @@ def make_cache(
     packing: str = "concat",
     table: TokenTable | None = None,
     config: Mapping[str, Any] | None = None,
+    quantised: Mapping[str, Literal["fp8", "int8"]] | None = None,
+    chunk_rows: int = 0,
 ) -> Cache:
     """Writes a finished cache below ``path`` and opens it.
 
@@ -116,11 +118,14 @@ def make_cache(
         shard_rows: rounded down to whole sequences, at least one. Small, so that a small cache has several shards.
         table: the token arrays; random documents when not given.
         config: the harvest config to record; a stand-in made of the arguments when not given.
+        quantised: name → storage, for the sites that are quantised.
+        chunk_rows: of the sharded layout; 0 is the chunked one.
     """
     sites = dict(sites or (DEFAULT_SITES if acts is None else {name: value.shape[1] for name, value in acts.items()}))
     table = table or token_table(n_seq, ctx, seed, doc_length, vocab, packing)
     acts = dict(sparse_acts(table, sites, seed) if acts is None else acts)
-    layout = Layout(n_seq, ctx, max(1, shard_rows // ctx) * ctx, tuple(_spec(n, w, acts[n]) for n, w in sites.items()))
+    specs = tuple(replace(_spec(n, w, acts[n]), quantised=(quantised or {}).get(n)) for n, w in sites.items())
+    layout = Layout(n_seq, ctx, max(1, shard_rows // ctx) * ctx, specs, chunk_rows)
     settings = dict(config or {"model": "synthetic", "seed": seed, "n_seq": n_seq, "ctx": ctx, "sites": list(sites)})
     # a test folder need not outlive a power cut, and syncing is most of what a small cache costs
     with mock.patch("os.fsync"), CacheWriter.create(path, layout, settings, {"made_by": "tests"}) as writer:

@@ -16,7 +16,7 @@ from shared.errors import DataError
 
 @dataclass(frozen=True)
 class ChunkFile:
-    """Size of a chunk file and the CRC-32C of its payload (its last four bytes repeat it)."""
+    """Size of a chunk file and the CRC-32C of its payload."""
 
     bytes: int
     crc32c: int
@@ -88,9 +88,7 @@ def load_commit(path: Path, shard: int) -> CommitRecord:
     try:
         record = CommitRecord.from_dict(value)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{file} is not a commit of format version 1: {error!r}", hint=f"pipeline verify {path}"
-        ) from None
+        raise DataError(f"{file} is not a commit of this format: {error!r}", hint=f"pipeline verify {path}") from None
     if record.shard != shard:
         raise DataError(
             f"{file} says it commits shard {record.shard}, expected {shard}", hint=f"pipeline verify {path}"

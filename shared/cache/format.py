@@ -1,20 +1,31 @@
-"""Cache format, version 1: names, shapes and sizes. The written specification is docs/cache-format.md."""
+"""Cache format, versions 1 and 2: names, shapes and sizes. The written specification is docs/cache-format.md."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import IntFlag
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
+from shared.cache.files import crc32c
+from shared.cache.quantise import CODES, SCALE, Quantised
 from shared.errors import DataError, UsageError
 
 FORMAT_NAME = "activation-cache"
 FORMAT_VERSION = 1
+"""What a cache is written as unless it holds what a reader of version 1 would misread."""
+
+QUANTISED_OR_SHARDED = 2
+"""Version of a cache with quantised sites or with the sharding codec."""
+
+VERSIONS = (FORMAT_VERSION, QUANTISED_OR_SHARDED)
+"""Versions that this code reads."""
 
 PLAN = "plan.json"
 MANIFEST = "manifest.json"
@@ -23,9 +34,13 @@ ARRAYS = "acts.zarr"
 LOCK = ".lock"
 
 CRC_BYTES = 4
-"""Every chunk file ends in the little-endian CRC-32C of its payload."""
+"""A CRC-32C, little-endian."""
+
+INDEX_ENTRY = np.dtype([("offset", "<u8"), ("bytes", "<u8")])
+"""What the index at the end of a file with the sharding codec says of each of its chunks."""
 
 DEFAULT_SHARD_ROWS = 8192
+DEFAULT_CHUNK_ROWS = 1024
 
 LogicalDtype = Literal["bfloat16", "float32"]
 
@@ -62,6 +77,56 @@ TOKEN_ARRAYS = (
 
 
 @dataclass(frozen=True)
+class StoredArray:
+    """One Zarr array: each shard of the cache is one file of it.
+
+    A file is a payload, the C-order memory of the shard from byte 0, and a trailer. With Zarr's sharding codec the
+    payload still is that: its chunks are tiled on the first axis, in order, and the trailer is their index.
+
+    Attributes:
+        name: folder below ``acts.zarr``.
+        dtype, fill: of its numbers.
+        shape: of the whole array.
+        shard: shape of what one file holds.
+        chunk: shape of a chunk of the sharding codec; None without that codec.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    fill: int
+    shape: tuple[int, ...]
+    shard: tuple[int, ...]
+    chunk: tuple[int, ...] | None = None
+
+    def file(self, shard: int) -> str:
+        """Path below ``acts.zarr`` (Zarr's default key encoding, "."-separated: one flat folder)."""
+        return f"{self.name}/c.{shard}" + ".0" * (len(self.shape) - 1)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one step along the first axis."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def payload_bytes(self) -> int:
+        return self.shard[0] * self.row_bytes
+
+    @property
+    def file_bytes(self) -> int:
+        return self.payload_bytes + len(self.trailer(0))
+
+    def trailer(self, payload_crc: int) -> bytes:
+        """What follows the payload: its CRC-32C; with the sharding codec the index and the CRC-32C of that."""
+        if self.chunk is None:
+            return payload_crc.to_bytes(CRC_BYTES, "little")
+        index = np.empty(self.shard[0] // self.chunk[0], INDEX_ENTRY)
+        index["bytes"] = self.chunk[0] * self.row_bytes
+        index["offset"] = np.arange(len(index)) * self.chunk[0] * self.row_bytes
+        data = index.tobytes()
+        return data + crc32c(data).to_bytes(CRC_BYTES, "little")
+
+
+@dataclass(frozen=True)
 class SiteSpec:
     """One array of activations.
 
@@ -73,6 +138,7 @@ class SiteSpec:
         layer: index of the layer, None for a free module path.
         kind: ``resid_mid``, …; None for a free module path.
         io: which side of the module.
+        quantised: stored as one byte for each number and a scale for each row (shared.cache.quantise); None: as it is.
     """
 
     name: str
@@ -82,8 +148,13 @@ class SiteSpec:
     layer: int | None = None
     kind: str | None = None
     io: Literal["in", "out"] = "out"
+    quantised: Quantised | None = None
 
     def __post_init__(self) -> None:
+        if self.quantised is not None and (self.quantised not in CODES or self.logical_dtype != "bfloat16"):
+            raise UsageError(
+                f"site {self.name}: no {self.quantised!r} of {self.logical_dtype}; {', '.join(CODES)} are of bfloat16"
+            )
         if self.logical_dtype not in STORED:
             raise UsageError(f"site {self.name}: dtype {self.logical_dtype!r} is not one of {', '.join(STORED)}")
         if self.width < 1:
@@ -93,21 +164,43 @@ class SiteSpec:
 
     @property
     def stored_dtype(self) -> np.dtype[Any]:
-        return STORED[self.logical_dtype]
+        return CODES[self.quantised] if self.quantised else STORED[self.logical_dtype]
+
+    @property
+    def storage(self) -> str:
+        """``bfloat16``, ``float32``, ``fp8`` or ``int8``."""
+        return self.quantised or self.logical_dtype
+
+    @property
+    def scale(self) -> str | None:
+        """Name of the array with the rows' scales; None where there is none."""
+        return f"{self.name}.scale" if self.quantised else None
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The arrays that its rows are made of: itself, and the scales where it is quantised."""
+        return (self.name, self.scale) if self.scale else (self.name,)
 
     @property
     def row_bytes(self) -> int:
-        return self.width * self.stored_dtype.itemsize
+        """Bytes of a row on disk, its scale included."""
+        return self.width * self.stored_dtype.itemsize + (SCALE.itemsize if self.quantised else 0)
+
+    @property
+    def logical_row_bytes(self) -> int:
+        """Bytes of a row in the logical dtype."""
+        return self.width * STORED[self.logical_dtype].itemsize
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain JSON-able; without ``quantised`` where it is not, as version 1 has it."""
+        return {key: value for key, value in asdict(self).items() if key != "quantised" or value is not None}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> SiteSpec:
         unknown = set(value) - {entry.name for entry in fields(cls)}
         if unknown:
             raise DataError(
-                f"a site of the cache has fields that format version {FORMAT_VERSION} does not know: {unknown}"
+                f"a site of the cache has fields that format version {VERSIONS[-1]} does not know: {unknown}"
             )
         return cls(**value)
 
@@ -125,12 +218,15 @@ class Layout:
         shard_rows: rows in a shard (= in a chunk), a multiple of ctx; 0 chooses the most that fit into 8192 rows,
             at least one sequence.
         sites: the arrays of activations.
+        chunk_rows: rows in a chunk of Zarr's sharding codec, whole sequences that divide the shard; 0: without that
+            codec, a shard is one chunk.
     """
 
     n_seq: int
     ctx: int
     shard_rows: int = field(default=0)
     sites: tuple[SiteSpec, ...] = ()
+    chunk_rows: int = 0
 
     def __post_init__(self) -> None:
         if self.n_seq < 1 or self.ctx < 1:
@@ -142,13 +238,44 @@ class Layout:
             raise UsageError(
                 f"a shard holds whole sequences: shard_rows {self.shard_rows} is not a multiple of ctx {self.ctx}"
             )
+        if self.chunk_rows and (self.chunk_rows < 0 or self.chunk_rows % self.ctx or self.shard_rows % self.chunk_rows):
+            raise UsageError(
+                f"a chunk holds whole sequences, and a shard whole chunks: chunk_rows {self.chunk_rows} is no multiple "
+                f"of ctx {self.ctx}, or does not divide shard_rows {self.shard_rows}"
+            )
         names = [site.name for site in self.sites]
         if len(set(names)) != len(names):
             raise UsageError(f"a site is named twice: {', '.join(sorted(names))}")
 
     @property
+    def format_version(self) -> int:
+        """The lowest version that has what the layout needs."""
+        new = self.chunk_rows or any(site.quantised for site in self.sites)
+        return QUANTISED_OR_SHARDED if new else FORMAT_VERSION
+
+    @property
     def n_rows(self) -> int:
         return self.n_seq * self.ctx
+
+    @cached_property
+    def arrays(self) -> dict[str, StoredArray]:
+        """Every Zarr array by its name: the tokens', then the sites' with their scales."""
+        found: list[StoredArray] = []
+
+        def add(name: str, dtype: np.dtype[Any], fill: int, unit: int, *inner: int) -> None:
+            """``unit``: rows of the cache to a step along the first axis."""
+            length, shard, chunk = (rows // unit for rows in (self.n_rows, self.shard_rows, self.chunk_rows))
+            found.append(
+                StoredArray(name, dtype, fill, (length, *inner), (shard, *inner), (chunk, *inner) if chunk else None)
+            )
+
+        for array in TOKEN_ARRAYS:
+            add(array.name, array.dtype, array.fill, self.ctx, self.ctx)
+        for site in self.sites:
+            add(site.name, site.stored_dtype, 0, 1, site.width)
+            if site.scale:
+                add(site.scale, SCALE, 0, 1)
+        return {array.name: array for array in found}
 
     @property
     def seqs_per_shard(self) -> int:
@@ -182,21 +309,21 @@ class Layout:
     def files_of(self, shard: int) -> dict[str, int]:
         """Path below ``acts.zarr`` → bytes of every chunk file of a shard; a short shard's too have full size."""
         self._check(shard)
-        sizes = {token_chunk(a.name, shard): self.shard_rows * a.dtype.itemsize + CRC_BYTES for a in TOKEN_ARRAYS}
-        sizes |= {site_chunk(site.name, shard): self.shard_rows * site.row_bytes + CRC_BYTES for site in self.sites}
-        return sizes
+        return {array.file(shard): array.file_bytes for array in self.arrays.values()}
 
     def bytes_on_disk(self) -> int:
-        """Exact bytes of all chunk files, payload and checksum. Metadata and commits come on top."""
+        """Exact bytes of all chunk files, payload and trailer. Metadata and commits come on top."""
         return self.n_shards * sum(self.files_of(0).values())
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"sites": [site.to_dict() for site in self.sites]}
+        """Plain JSON-able; without ``chunk_rows`` where it is 0, as version 1 has it."""
+        found = asdict(self) | {"sites": [site.to_dict() for site in self.sites]}
+        return {key: value for key, value in found.items() if key != "chunk_rows" or value}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Layout:
         sites = tuple(SiteSpec.from_dict(site) for site in value["sites"])
-        return cls(n_seq=value["n_seq"], ctx=value["ctx"], shard_rows=value["shard_rows"], sites=sites)
+        return cls(value["n_seq"], value["ctx"], value["shard_rows"], sites, value.get("chunk_rows", 0))
 
 
 def default_shard_rows(ctx: int) -> int:
@@ -204,12 +331,10 @@ def default_shard_rows(ctx: int) -> int:
     return max(1, DEFAULT_SHARD_ROWS // ctx) * ctx
 
 
-def token_chunk(array: str, shard: int) -> str:
-    """Path of a chunk file below ``acts.zarr`` (Zarr's default key encoding, "."-separated: one flat folder)."""
-    return f"{array}/c.{shard}.0"
-
-
-site_chunk = token_chunk
+def default_chunk_rows(ctx: int, shard_rows: int) -> int:
+    """As many whole sequences as fit into 1024 rows and divide the shard, at least one."""
+    most = max(1, DEFAULT_CHUNK_ROWS // ctx)
+    return max(n for n in range(1, most + 1) if shard_rows // ctx % n == 0) * ctx
 
 
 def commit_name(shard: int) -> str:
@@ -225,9 +350,10 @@ def shard_of_commit(name: str) -> int | None:
 def check_version(path: object, head: Mapping[str, Any]) -> None:
     """Raises a DataError unless the plan or manifest is of the format and the version this code reads."""
     found = (head.get("format"), head.get("format_version"))
-    if found != (FORMAT_NAME, FORMAT_VERSION):
+    if found[0] != FORMAT_NAME or found[1] not in VERSIONS:
         raise DataError(
-            f"{path} is {found[0]!r} of version {found[1]!r}, expected {FORMAT_NAME!r} of version {FORMAT_VERSION}",
+            f"{path} is {found[0]!r} of version {found[1]!r}, expected {FORMAT_NAME!r} of version "
+            f"{' or '.join(map(str, VERSIONS))}",
             hint="read it with the version of this tool that wrote it, or harvest it again",
         )
 

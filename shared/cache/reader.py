@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +25,8 @@ from shared.cache.format import (
     Layout,
     SiteSpec,
     check_version,
-    site_chunk,
-    token_chunk,
 )
+from shared.cache.quantise import CODE_DTYPES, dequantise
 from shared.cache.stats import SiteStats, merge_stats
 from shared.errors import DataError, UsageError
 
@@ -109,9 +109,11 @@ class Cache:
     def chunk(self, site: str, shard: int) -> Tensor:
         """The rows of one shard, [rows, d] in the logical dtype: a view of the mapped file, not a copy.
 
-        The map is private: writing to the tensor changes neither the file nor another map of it.
+        The map is private: writing to the tensor changes neither the file nor another map of it. A quantised site is
+        dequantised, which is a copy.
         """
-        return _logical(self._stored(site, shard), self.spec(site))
+        spec = self.spec(site)
+        return _logical({name: self._stored(name, shard) for name in spec.arrays}, spec)
 
     def rows(self, site: str, index: Sequence[int] | NDArray[Any] | Tensor) -> Tensor:
         """Gathers rows [len(index), d] in the logical dtype, in the order of ``index``: small sets, for examples."""
@@ -119,21 +121,28 @@ class Cache:
         wanted = np.asarray(index, dtype=np.int64).reshape(-1)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.n_rows):
             raise IndexError(f"rows are 0 … {self.n_rows - 1}, found {wanted.min()} … {wanted.max()}")
-        out = np.empty((len(wanted), spec.width), spec.stored_dtype)
+        stored = {name: self.layout.arrays[name] for name in spec.arrays}
+        out = {name: np.empty((len(wanted), *array.shape[1:]), array.dtype) for name, array in stored.items()}
         shard_of = wanted // self.layout.shard_rows
         for shard in np.unique(shard_of):
             places = np.flatnonzero(shard_of == shard)
-            out[places] = self._stored(site, int(shard))[wanted[places] - int(shard) * self.layout.shard_rows]
+            for name, values in out.items():
+                values[places] = self._stored(name, int(shard))[wanted[places] - int(shard) * self.layout.shard_rows]
         return _logical(out, spec)
 
-    def chunk_file(self, site: str, shard: int) -> tuple[Path, int]:
-        """The file that holds a shard's rows and the offset of the first one, for readers that do their own I/O."""
-        self.spec(site)
+    def chunk_file(self, array: str, shard: int) -> tuple[Path, int]:
+        """The file that holds a shard's rows and the offset of the first one, for readers that do their own I/O.
+
+        Args:
+            array: a site, or the scales of a quantised one (``SiteSpec.arrays``).
+        """
+        if array not in self.layout.arrays:
+            self.spec(array)
         if shard not in self._shard_set:
             raise DataError(
                 f"shard {shard} of {self.path} has no commit", hint="run the same harvest again to finish the cache"
             )
-        return self.path / ARRAYS / site_chunk(site, shard), 0
+        return self.path / ARRAYS / self.layout.arrays[array].file(shard), 0
 
     def stats(self, site: str) -> SiteStats:
         """Statistics of a site over the whole cache (of an incomplete one, over the committed shards)."""
@@ -154,21 +163,21 @@ class Cache:
     def _shard_set(self) -> frozenset[int]:
         return frozenset(self.shards)
 
-    def _stored(self, site: str, shard: int) -> NDArray[Any]:
-        """The rows of one shard as they are stored, mapped."""
-        spec = self.spec(site)
-        file, offset = self.chunk_file(site, shard)
-        rows = len(self.layout.rows_of(shard))
+    def _stored(self, name: str, shard: int) -> NDArray[Any]:
+        """The rows of one shard of an array as they are stored, mapped."""
+        file, offset = self.chunk_file(name, shard)
+        array = self.layout.arrays[name]
+        shape = (len(self.layout.rows_of(shard)), *array.shape[1:])
         with file.open("rb") as handle:
             mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
-        return np.frombuffer(mapped, spec.stored_dtype, rows * spec.width, offset).reshape(rows, spec.width)
+        return np.frombuffer(mapped, array.dtype, math.prod(shape), offset).reshape(shape)
 
     def _token_array(self, which: int) -> NDArray[Any]:
-        array = TOKEN_ARRAYS[which]
+        array = self.layout.arrays[TOKEN_ARRAYS[which].name]
         out = np.full((self.n_seq, self.ctx), array.fill, array.dtype)
         for shard in self.shards:
             seqs = self.layout.seqs_of(shard)
-            file = self.path / ARRAYS / token_chunk(array.name, shard)
+            file = self.path / ARRAYS / array.file(shard)
             out[seqs.start : seqs.stop] = np.fromfile(file, array.dtype, len(seqs) * self.ctx).reshape(
                 len(seqs), self.ctx
             )
@@ -176,9 +185,22 @@ class Cache:
         return out
 
 
-def _logical(stored: NDArray[Any], spec: SiteSpec) -> Tensor:
-    """Stored numbers as a tensor of the site's logical dtype, without a copy."""
-    return torch.from_numpy(stored).view(TORCH_DTYPES[spec.logical_dtype])
+def stored_dtype(array: str, spec: SiteSpec) -> torch.dtype:
+    """What holds an array of a site in memory: the logical dtype itself, or codes and float32 scales."""
+    if not spec.quantised:
+        return TORCH_DTYPES[spec.logical_dtype]
+    return torch.float32 if array == spec.scale else CODE_DTYPES[spec.quantised]
+
+
+def logical_rows(stored: Mapping[str, Tensor], spec: SiteSpec) -> Tensor:
+    """Rows of a site's arrays (array → tensor, as stored) in its logical dtype; a copy only where it is quantised."""
+    if spec.quantised:
+        return dequantise(stored[spec.name], stored[str(spec.scale)], spec.quantised)
+    return stored[spec.name].view(TORCH_DTYPES[spec.logical_dtype])
+
+
+def _logical(stored: Mapping[str, NDArray[Any]], spec: SiteSpec) -> Tensor:
+    return logical_rows({name: torch.from_numpy(values) for name, values in stored.items()}, spec)
 
 
 def open_cache(path: Path | str, allow_incomplete: bool = False) -> Cache:

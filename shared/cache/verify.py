@@ -18,14 +18,12 @@ from shared.cache.commits import CommitRecord, commit_path, committed_shards, lo
 from shared.cache.files import crc32c, read_json
 from shared.cache.format import (
     ARRAYS,
-    CRC_BYTES,
     MANIFEST,
     PLAN,
     TOKEN_ARRAYS,
     Flag,
     Layout,
     check_version,
-    token_chunk,
 )
 from shared.cache.stats import SiteStats
 from shared.config import identity
@@ -153,7 +151,7 @@ class _ShardReader:
         try:
             record = load_commit(self.path, shard)
         except DataError as error:
-            return None, [Problem(commit_path(self.path, shard), error.message, "a commit of format version 1")]
+            return None, [Problem(commit_path(self.path, shard), error.message, "a commit")]
         expected = set(self.layout.files_of(shard))
         if set(record.files) != expected:
             names = ", ".join(sorted(set(record.files) ^ expected))
@@ -161,18 +159,19 @@ class _ShardReader:
             return record, [problem]
         problems: list[Problem] = []
         payloads: dict[str, NDArray[np.uint8]] = {}
-        for name, chunk in record.files.items():
-            file = self.path / ARRAYS / name
+        for array in self.layout.arrays.values():
+            file, chunk = self.path / ARRAYS / array.file(shard), record.files[array.file(shard)]
             if file in self.skip:
                 continue
             data = np.fromfile(file, np.uint8)
-            payload, stored = data[:-CRC_BYTES], int.from_bytes(data[-CRC_BYTES:].tobytes(), "little")
-            actual = crc32c(payload)
-            if actual != chunk.crc32c or stored != chunk.crc32c:
-                found = f"crc32c {actual:08x}" if actual != chunk.crc32c else f"a trailer of {stored:08x}"
-                problems.append(Problem(file, found, f"{chunk.crc32c:08x}"))
-            elif name.partition("/")[0] in _TOKEN_NAMES:
-                payloads[name] = payload
+            payload, trailer = data[: array.payload_bytes], data[array.payload_bytes :].tobytes()
+            actual, expected_trailer = crc32c(payload), array.trailer(chunk.crc32c)
+            if actual != chunk.crc32c:
+                problems.append(Problem(file, f"crc32c {actual:08x}", f"{chunk.crc32c:08x}"))
+            elif trailer != expected_trailer:
+                problems.append(Problem(file, f"a trailer of {trailer.hex()}", expected_trailer.hex()))
+            elif array.name in _TOKEN_NAMES:
+                payloads[array.name] = payload
             with self._lock:
                 self.bytes += len(data)
             self.progress.advance(len(data))
@@ -185,12 +184,12 @@ class _ShardReader:
         if record.sequences > expected or (self.finished and record.sequences != expected):
             yield Problem(file, f"{record.sequences} sequences", f"{expected}")
         rows = record.sequences * self.layout.ctx
-        tokens = payloads.get(token_chunk("tokens", record.shard))
+        tokens = payloads.get("tokens")
         if tokens is not None:
             digest = hashlib.sha256(tokens[: rows * 4].tobytes()).hexdigest()
             if digest != record.tokens_sha256:
                 yield Problem(file, f"a token slice with sha256 {record.tokens_sha256}", digest)
-        flags = payloads.get(token_chunk("flags", record.shard))
+        flags = payloads.get("flags")
         if flags is not None:
             counted = int(((flags[:rows] & int(Flag.PADDING)) == 0).sum())
             if counted != record.tokens:

@@ -32,22 +32,20 @@ from shared.cache.files import (
 from shared.cache.format import (
     ARRAYS,
     COMMITS,
-    CRC_BYTES,
     FORMAT_NAME,
-    FORMAT_VERSION,
     LOCK,
     MANIFEST,
     PLAN,
+    STORED,
     TOKEN_ARRAYS,
     Flag,
     Layout,
     SiteSpec,
     check_version,
     differences,
-    site_chunk,
-    token_chunk,
 )
 from shared.cache.lock import WriterLock
+from shared.cache.quantise import dequantise, quantise
 from shared.cache.stats import SiteStats, site_stats
 from shared.config import identity
 from shared.errors import DataError
@@ -105,7 +103,7 @@ class CacheWriter:
         try:
             plan = {
                 "format": FORMAT_NAME,
-                "format_version": FORMAT_VERSION,
+                "format_version": layout.format_version,
                 "identity": identity(config),
                 "config": config,
                 "layout": layout.to_dict(),
@@ -152,7 +150,8 @@ class CacheWriter:
             shard: its index.
             tokens, doc_id, pos_in_doc, flags: [sequences, ctx]; only the last shard of a cache may hold
                 fewer sequences than planned.
-            acts: site → [sequences · ctx, d]: a bfloat16 tensor or its uint16 bits; float32 for a float32 site.
+            acts: site → [sequences · ctx, d]: a bfloat16 tensor or its uint16 bits (of a quantised site too:
+                it is quantised here); float32 for a float32 site.
             stats: statistics made elsewhere (on the device, say) by the rules of shared.cache.stats; None computes them
                 here.
 
@@ -177,15 +176,16 @@ class CacheWriter:
             array.name: _checked(arrays[array.name], array.dtype, (n_seq, self.layout.ctx)) for array in TOKEN_ARRAYS
         }
         for array in TOKEN_ARRAYS:
-            filler = np.full(self.layout.shard_rows - n_seq * self.layout.ctx, array.fill, array.dtype)
-            self._write_chunk(token_chunk(array.name, shard), stored_tokens[array.name], filler, files)
+            self._write_chunk(array.name, shard, stored_tokens[array.name], files)
 
         padding = (stored_tokens["flags"].reshape(-1) & int(Flag.PADDING)) != 0
         measured: dict[str, SiteStats] = {}
         for site in self.layout.sites:
             stored = _stored(acts[site.name], site, n_seq * self.layout.ctx)
-            filler = np.zeros((self.layout.shard_rows - len(stored)) * site.width, site.stored_dtype)
-            self._write_chunk(site_chunk(site.name, shard), stored, filler, files)
+            if site.quantised:
+                stored = self._write_quantised(site, shard, stored, files)
+            else:
+                self._write_chunk(site.name, shard, stored, files)
             measured[site.name] = (
                 stats[site.name] if stats is not None else site_stats(stored, self.layout.ctx, padding)
             )
@@ -270,11 +270,26 @@ class CacheWriter:
     ) -> None:
         self.close()
 
-    def _write_chunk(self, name: str, stored: NDArray[Any], filler: NDArray[Any], files: dict[str, ChunkFile]) -> None:
-        payload, rest = as_bytes(stored), as_bytes(filler)
+    def _write_chunk(self, name: str, shard: int, stored: NDArray[Any], files: dict[str, ChunkFile]) -> None:
+        array = self.layout.arrays[name]
+        payload = as_bytes(stored)
+        missing = (array.payload_bytes - len(payload)) // array.dtype.itemsize
+        rest = as_bytes(np.full(missing, array.fill, array.dtype))
         crc = crc32c(rest, crc32c(payload))
-        write_file(self.path / ARRAYS / name, [payload, rest, crc.to_bytes(CRC_BYTES, "little")])
-        files[name] = ChunkFile(len(payload) + len(rest) + CRC_BYTES, crc)
+        write_file(self.path / ARRAYS / array.file(shard), [payload, rest, array.trailer(crc)])
+        files[array.file(shard)] = ChunkFile(array.file_bytes, crc)
+
+    def _write_quantised(
+        self, site: SiteSpec, shard: int, bits: NDArray[Any], files: dict[str, ChunkFile]
+    ) -> NDArray[Any]:
+        """Writes codes and scales of bfloat16 bits; the bits that a reader will find, which the statistics are of."""
+        assert site.quantised is not None
+        assert site.scale is not None
+        codes, scales = quantise(torch.from_numpy(bits).view(torch.bfloat16), site.quantised)
+        self._write_chunk(site.name, shard, codes.numpy(), files)
+        self._write_chunk(site.scale, shard, scales.numpy(), files)
+        found: NDArray[Any] = dequantise(codes, scales, site.quantised).view(torch.uint16).numpy()
+        return found
 
 
 def _refuse_foreign_folder(path: Path) -> None:
@@ -319,7 +334,7 @@ def _checked(array: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) 
 
 
 def _stored(acts: Tensor | NDArray[Any], site: SiteSpec, rows: int) -> NDArray[Any]:
-    """The rows as the array stores them: C order, uint16 bits or float32."""
+    """The rows in C order as the logical dtype has them: uint16 bits of bfloat16, or float32."""
     if isinstance(acts, Tensor):
         found = str(acts.dtype).removeprefix("torch.")
         if found != site.logical_dtype:
@@ -328,9 +343,10 @@ def _stored(acts: Tensor | NDArray[Any], site: SiteSpec, rows: int) -> NDArray[A
         stored = (acts.view(torch.uint16) if site.logical_dtype == "bfloat16" else acts).numpy()
     else:
         stored = np.ascontiguousarray(acts)
-    if stored.dtype != site.stored_dtype or stored.shape != (rows, site.width):
+    dtype = STORED[site.logical_dtype]
+    if stored.dtype != dtype or stored.shape != (rows, site.width):
         raise ValueError(
-            f"site {site.name}: found {stored.dtype} {stored.shape}, expected {site.stored_dtype} {(rows, site.width)}"
+            f"site {site.name}: found {stored.dtype} {stored.shape}, expected {dtype} {(rows, site.width)}"
         )
     return stored
 

@@ -19,14 +19,14 @@ import torch
 import zarr
 
 import shared.cache.files
-from harvest.config import HarvestConfig
+from harvest.config import HarvestConfig, content_settings
 from harvest.data.documents import Columns
 from harvest.data.local import documents
 from harvest.data.pack import Block
 from harvest.prepare import prepare
 from harvest.run import HarvestResult, cache_path, harvest, plan
 from harvest.sites import FAMILIES
-from shared.cache import open_cache
+from shared.cache import open_cache, verify_cache
 from shared.config import to_dict, validate
 from shared.errors import ConfigError, DataError, PipelineError, UsageError
 from shared.sites import format_site
@@ -301,7 +301,7 @@ _CHILD = """
 import os, signal, sys
 from pathlib import Path
 import shared.cache.files as files
-from harvest.config import HarvestConfig
+from harvest.config import HarvestConfig, content_settings
 from harvest.run import harvest
 from shared.config import load_yaml, validate
 
@@ -550,3 +550,72 @@ def test_names_of_caches(tmp_path: Path) -> None:
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate(HarvestConfig, settings, "harvest")
+
+
+# --- storage ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "float32", "fp8", "int8"])
+@pytest.mark.parametrize("shards", ["chunked", "sharded"])
+def test_dry_run_predicts_the_bytes_of_every_storage(
+    tiny_model: Path, texts_file: Path, tmp_path: Path, storage: Any, shards: Any
+) -> None:
+    """45 sequences, so that the last shard is short; one of the two sites is stored as something else."""
+    config = config_for(
+        tiny_model,
+        texts_file,
+        tmp_path,
+        tokens=45 * CTX,
+        storage=storage,
+        storage_of={"layer_01.mlp_out": "int8" if storage == "fp8" else "fp8"},
+        layout=shards,
+        chunk_rows=4 * CTX if shards == "sharded" else 0,
+    )
+    planned = plan(config)
+    result = harvest(config)
+    written = sum(file.stat().st_size for file in result.path.joinpath("acts.zarr").glob("*/c.*"))
+    assert planned.to_dict()["bytes"] == written == result.bytes
+    assert planned.to_dict()["sites"]["layer_01.resid_mid"]["storage"] == storage
+    assert f" {storage} [" in str(planned)
+    assert verify_cache(result.path).ok
+    assert plan(config).complete
+    cache = open_cache(result.path)
+    exact = open_cache(
+        harvest(dataclasses.replace(config, storage="float32", storage_of={}, layout="chunked", chunk_rows=0)).path
+    )
+    for site in cache.sites:
+        x, y = (one.rows(site, range(45 * CTX)).double() for one in (exact, cache))
+        off = (x - y).norm(dim=1) / x.norm(dim=1)
+        kind = config.storage_at(site)
+        assert off.max() <= {"float32": 0, "bfloat16": 2**-8, "fp8": 0.05, "int8": 0.05}[kind]
+        assert kind in ("float32", "bfloat16") or off.min() > 2**-9
+
+
+def test_settings_that_came_later_leave_older_caches_their_names(texts_file: Path) -> None:
+    before = to_dict(HarvestConfig())
+    assert set(before) - set(content_settings(HarvestConfig())) == {
+        *("cache_dir", "name", "device", "writers", "buffers"),
+        *("storage_of", "layout", "chunk_rows"),
+    }
+    assert "layout" in content_settings(HarvestConfig(layout="sharded"))
+    assert cache_path(HarvestConfig(layout="sharded")) != cache_path(HarvestConfig())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"storage": "fp4"}, "harvest.storage"),
+        ({"storage_of": {"layer_09.mlp_out": "fp8"}}, "layer_09.mlp_out is not among the sites"),
+        ({"storage_of": {"layer_02.mlp_out": "fp4"}}, "harvest.storage_of"),
+        ({"layout": "flat"}, "harvest.layout"),
+        ({"chunk_rows": 128}, "chunk_rows: 128 is for layout: sharded"),
+        ({"layout": "sharded", "chunk_rows": 100}, "chunk_rows: whole sequences of ctx 128, found 100"),
+        (
+            {"layout": "sharded", "chunk_rows": 384, "shard_rows": 1024},
+            "a shard of 1024 rows is not whole chunks of 384",
+        ),
+    ],
+)
+def test_a_bad_storage_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        validate(HarvestConfig, changes, where="harvest")

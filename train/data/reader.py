@@ -1,7 +1,8 @@
 """Reads blocks of rows from chunk files into pools: a few threads, `preadv` straight into place.
 
-A pool is one preallocated tensor for each site. On the CPU the threads read into it. On a CUDA device they read into
-pinned staging buffers, and each filled buffer is copied to the pool on a stream of its own while the next one is read.
+A pool is one preallocated tensor for each stored array: a site's rows, or a quantised site's codes and scales. Rows are
+dequantised when they are drawn. On the CPU the threads read into it. On a CUDA device they read into pinned staging
+buffers, and each filled buffer is copied to the pool on a stream of its own while the next one is read.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.cache import Cache
-from shared.cache.reader import TORCH_DTYPES
+from shared.cache import Cache, SiteSpec
+from shared.cache.reader import logical_rows, stored_dtype
 from shared.errors import DataError
 
 SEGMENT_BYTES = 8 << 20
@@ -45,31 +46,35 @@ class Segment:
 
 @dataclass
 class Pool:
-    """Rows in memory: site → [capacity, d]; on CUDA, with the device's last read of them, awaited before refilling."""
+    """Rows in memory: array → [capacity, …] as stored; on CUDA, with the device's last read of them, awaited before
+    refilling."""
 
-    acts: dict[str, Tensor]
+    arrays: dict[str, Tensor]
+    sites: tuple[SiteSpec, ...]
     last_use: torch.cuda.Event | None = field(default=None)
 
     @classmethod
     def allocate(cls, cache: Cache, sites: Sequence[str], rows: int, device: torch.device) -> Pool:
-        return cls({site: _empty(cache, site, rows, device) for site in sites})
+        return cls(_empty(cache, sites, rows, device), tuple(cache.spec(site) for site in sites))
 
     @property
     def bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.acts.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.arrays.values())
 
     def gather(self, slots: Tensor) -> dict[str, Tensor]:
-        """Copies rows out: site → [len(slots), d]."""
+        """Copies rows out: site → [len(slots), d] in its logical dtype."""
         if slots.device.type != "cpu":
-            return {site: tensor.index_select(0, slots) for site, tensor in self.acts.items()}
-        # NumPy copies whole rows on this thread; a parallel region of torch's would take longer to begin than to work,
-        # many times longer while the cores are busy
-        rows = slots.numpy()
-        return {site: take_rows(tensor, rows) for site, tensor in self.acts.items()}
+            stored = {name: tensor.index_select(0, slots) for name, tensor in self.arrays.items()}
+        else:
+            # NumPy copies whole rows on this thread; a parallel region of torch's would take longer to begin than to
+            # work, many times longer while the cores are busy
+            rows = slots.numpy()
+            stored = {name: take_rows(tensor, rows) for name, tensor in self.arrays.items()}
+        return {spec.name: logical_rows(stored, spec) for spec in self.sites}
 
     def mark_used(self) -> None:
         """Remembers, on the current stream, that everything enqueued so far may still read the pool."""
-        device = next(iter(self.acts.values())).device
+        device = next(iter(self.arrays.values())).device
         if device.type == "cuda":
             self.last_use = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.last_use.record(torch.cuda.current_stream(device))
@@ -108,7 +113,8 @@ class BlockReader:
         self._beyond_memory = beyond_memory
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="block-reader")
         self._cancelled = threading.Event()
-        self._row_bytes = {site: cache.sites[site].row_bytes for site in self.sites}
+        names = [name for site in self.sites for name in cache.spec(site).arrays]
+        self._row_bytes = {name: cache.layout.arrays[name].row_bytes for name in names}
         self._staging = _Staging(cache, self.sites, device) if staged or device.type != "cpu" else None
 
     def segment_blocks(self, block_rows: int) -> int:
@@ -119,7 +125,7 @@ class BlockReader:
         """Begins to fill a pool; :meth:`wait` for what this returns. With staging it reads at once."""
         pool.wait_unused()
         if self._staging is None:
-            views = {site: _bytes_of(tensor) for site, tensor in pool.acts.items()}
+            views = {name: _bytes_of(tensor) for name, tensor in pool.arrays.items()}
             return self._read(segments, views, base_slot=0)
         for piece, buffer in self._staging.pieces(segments):
             base = piece[0].slot
@@ -143,18 +149,18 @@ class BlockReader:
         for segment in segments:
             by_shard.setdefault(segment.shard, []).append(segment)
         return [
-            self._threads.submit(self._read_file, site, shard, group, views[site], base_slot)
+            self._threads.submit(self._read_file, name, shard, group, views[name], base_slot)
             for shard, group in by_shard.items()
-            for site in self.sites
+            for name in self._row_bytes
         ]
 
     def _read_file(
-        self, site: str, shard: int, segments: list[Segment], view: NDArray[np.uint8], base_slot: int
+        self, name: str, shard: int, segments: list[Segment], view: NDArray[np.uint8], base_slot: int
     ) -> None:
         if self._cancelled.is_set():
             raise ClosedError
-        path, offset = self.cache.chunk_file(site, shard)
-        size = self._row_bytes[site]
+        path, offset = self.cache.chunk_file(name, shard)
+        size = self._row_bytes[name]
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if self._beyond_memory:
@@ -196,8 +202,8 @@ class _Staging:
         self._buffers = [self._make(cache, sites) for _ in range(2)]
 
     def _make(self, cache: Cache, sites: Sequence[str]) -> _Buffer:
-        tensors = {site: _empty(cache, site, self.rows, torch.device("cpu"), pinned=self._cuda) for site in sites}
-        return _Buffer(tensors, {site: _bytes_of(tensor) for site, tensor in tensors.items()})
+        tensors = _empty(cache, sites, self.rows, torch.device("cpu"), pinned=self._cuda)
+        return _Buffer(tensors, {name: _bytes_of(tensor) for name, tensor in tensors.items()})
 
     def pieces(self, segments: Sequence[Segment]) -> Iterator[tuple[list[Segment], _Buffer]]:
         """Cuts the segments, whose slots follow one another, into pieces that fit a buffer."""
@@ -220,8 +226,8 @@ class _Staging:
 
     def copy(self, buffer: _Buffer, pool: Pool, slot: int, rows: int) -> None:
         with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
-            for site, tensor in buffer.tensors.items():
-                pool.acts[site][slot : slot + rows].copy_(tensor[:rows], non_blocking=self._cuda)
+            for name, tensor in buffer.tensors.items():
+                pool.arrays[name][slot : slot + rows].copy_(tensor[:rows], non_blocking=self._cuda)
             if self._stream is not None:
                 buffer.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 buffer.copied.record(self._stream)
@@ -233,15 +239,22 @@ class _Staging:
 
 
 def take_rows(tensor: Tensor, rows: NDArray[np.int64]) -> Tensor:
-    """``tensor[rows]`` for a tensor of 2- or 4-byte numbers on the CPU, on the calling thread alone."""
-    bits = tensor.view(torch.int16 if tensor.element_size() == 2 else torch.int32)
+    """``tensor[rows]`` for a tensor on the CPU, on the calling thread alone."""
+    bits = tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
     return torch.from_numpy(np.take(bits.numpy(), rows, axis=0)).view(tensor.dtype)
 
 
-def _empty(cache: Cache, site: str, rows: int, device: torch.device, pinned: bool = False) -> Tensor:
-    spec = cache.sites[site]
-    dtype = TORCH_DTYPES[spec.logical_dtype]
-    return torch.empty((rows, spec.width), dtype=dtype, device=device, pin_memory=pinned)
+def _empty(
+    cache: Cache, sites: Sequence[str], rows: int, device: torch.device, pinned: bool = False
+) -> dict[str, Tensor]:
+    """Array → [rows, …] for all arrays of the sites, in the dtype that holds what is stored."""
+    found = {}
+    for spec in (cache.spec(site) for site in sites):
+        for name in spec.arrays:
+            inner = cache.layout.arrays[name].shape[1:]
+            dtype = stored_dtype(name, spec)
+            found[name] = torch.empty((rows, *inner), dtype=dtype, device=device, pin_memory=pinned)
+    return found
 
 
 def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:

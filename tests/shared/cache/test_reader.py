@@ -128,7 +128,7 @@ def test_a_missing_chunk(cache: Cache) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"format_version": 2}, "is 'activation-cache' of version 2, expected 'activation-cache' of version 1"),
+        ({"format_version": 3}, "is 'activation-cache' of version 3, expected 'activation-cache' of version 1 or 2"),
         ({"format": "shards"}, "is 'shards' of version 1"),
         ({"layout": {"n_seq": 70}}, "the layout in .* cannot be read"),
     ],

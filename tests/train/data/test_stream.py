@@ -82,6 +82,34 @@ def test_a_batch_says_what_its_rows_are(cache: Cache) -> None:
         assert not (batch.flags & Flag.PADDING).any()
 
 
+@pytest.mark.parametrize("chunk_rows", [0, 80])
+@pytest.mark.parametrize("how", ["pools", "resident", "staged"])
+def test_quantised_and_sharded_sites_come_as_the_cache_reads_them(tmp_path: Path, how: str, chunk_rows: int) -> None:
+    """Codes in the pools, the same bits in the batches as Cache.chunk gives; less memory than bfloat16 takes."""
+    made = make_cache(
+        tmp_path / "c",
+        n_seq=130,
+        ctx=16,
+        shard_rows=400,
+        sites={"layer_01.resid_mid": 32, "layer_01.mlp_out": 32, "layer_02.mlp_out": 32},
+        quantised={"layer_01.resid_mid": "int8", "layer_01.mlp_out": "fp8"},
+        chunk_rows=chunk_rows,
+    )
+    config = replace(SMALL, epochs=1, resident=how == "resident")
+    sites = list(made.sites)
+    stream = Stream(made, sites, config, uniform(), None, torch.device("cpu"), staged=how == "staged")
+    assert stream.plan.pool_bytes == stream._capacity * (36 + 36 + 64) * (1 if how == "resident" else 2)
+    whole = {site: torch.cat([made.chunk(site, shard) for shard in made.shards]) for site in sites}
+    batches = drain(stream)
+    for batch in batches:
+        for site in sites:
+            assert batch.acts[site].dtype == torch.bfloat16
+            assert torch.equal(batch.acts[site], whole[site][batch.row])
+            assert torch.equal(batch.acts[site], made.rows(site, batch.row))
+    plain = make_cache(tmp_path / "p", n_seq=130, ctx=16, shard_rows=400)
+    assert rows_of(batches).tolist() == rows_of(drain(open_stream(plain, SITES, config, uniform()))).tolist()
+
+
 @pytest.mark.parametrize("resident", [False, True])
 def test_a_stream_goes_on_exactly_where_a_position_says(cache: Cache, resident: bool) -> None:
     config = replace(SMALL, resident=resident, epochs=2)
