@@ -100,7 +100,8 @@ def fused_train_step(trainee: Trainee, rows: Batch, measure: bool) -> StepResult
     measures: dict[str, float | None] = {}
     if measure:
         error = result.squares[:, -1].to(torch.float64)
-        measures = measured(trainee, fused.rows[1], rows.position, error, result.l0) | {"dead": dead}
+        fired = result.fired > 0
+        measures = measured(trainee, fused.rows[1], rows.position, error, result.l0, fired) | {"dead": dead}
     trainee.advance(total, len(rows))
     terms = Terms(total, own | values, weights)
     return StepResult(terms, result.grad_norm.clone(), lr, fused.codes, measures)

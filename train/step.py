@@ -33,7 +33,7 @@ def train_step(trainee: Trainee, rows: Batch, measure: bool = False) -> StepResu
     """Loss, gradient, update.
 
     Args:
-        measure: also compute this batch's FVU and L0, as `measures`.
+        measure: also compute this batch's FVU, L0 and the like, as `measures`.
 
     Raises:
         PipelineError: the loss or the gradient is not finite; nothing has been updated.
@@ -57,7 +57,10 @@ def train_step(trainee: Trainee, rows: Batch, measure: bool = False) -> StepResu
         raise PipelineError(*culprit(trainee, batch, terms))
     if config.optimizer.grad_clip is not None:
         torch.nn.utils.clip_grads_with_norm_(trained, config.optimizer.grad_clip, norm)
-    measures = measured(trainee, t, rows.position, row_errors(coder, batch, codes), codes.l0()) if measure else {}
+    measures: dict[str, float | None] = {}
+    if measure:
+        error = row_errors(coder, batch, codes)
+        measures = measured(trainee, t, rows.position, error, codes.l0(), codes.fired())
     lr = trainee.learning_rate(step)
     for group in trainee.optimizer.param_groups:
         group["lr"] = lr
@@ -77,8 +80,11 @@ def row_errors(coder: Coder, batch: StepBatch, codes: Codes) -> Tensor:
 
 
 @torch.no_grad()
-def measured(trainee: Trainee, t: Tensor, position: Tensor, error: Tensor, l0: Tensor) -> dict[str, float | None]:
-    """FVU of a batch without position 0 and with it, and its mean L0, in float64; and how many latents are dead.
+def measured(
+    trainee: Trainee, t: Tensor, position: Tensor, error: Tensor, l0: Tensor, fired: Tensor
+) -> dict[str, float | None]:
+    """FVU of a batch without position 0 and with it, and its mean L0, in float64; how many latents fired in it, and how
+    many are dead.
 
     In normalised space the target's mean over the rows without position 0 is zero, so Σ‖t‖² is their variance.
 
@@ -87,6 +93,7 @@ def measured(trainee: Trainee, t: Tensor, position: Tensor, error: Tensor, l0: T
         position: [B] in the sequence.
         error: [B] squared errors, float64.
         l0: [B].
+        fired: [F] bool.
     """
     rest = position > 0
     variance = t.square().sum(dim=1, dtype=torch.float64)
@@ -95,6 +102,7 @@ def measured(trainee: Trainee, t: Tensor, position: Tensor, error: Tensor, l0: T
         "fvu": _ratio(error[rest].sum(), variance[rest].sum()),
         "fvu_with_bos": _ratio(error.sum(), variance_all.sum()),
         "l0": float(l0.to(torch.float64).mean()),
+        "active": int(fired.sum()),
         "dead": int(trainee.coder.dead.sum()),
     }
 

@@ -18,6 +18,7 @@ import torch
 import train.loop
 from shared.cache import Cache
 from shared.coders import Coder
+from shared.coders.relu import ReLUConfig
 from shared.errors import DataError, PipelineError, UsageError
 from shared.runs import open_run
 from shared.split import split_rows
@@ -28,6 +29,7 @@ from train.data.stream import open_stream
 from train.loop import plan
 from train.loop import train as train_runs
 from train.penalties.decoder_orthogonality import DecoderOrthogonalityConfig
+from train.penalties.topk_pairs import TopkPairsConfig
 from train.samplers import build_sampler
 from train.step import train_step
 from train.trainee import new_trainee
@@ -54,7 +56,7 @@ def test_a_run_leaves_everything_that_analysis_needs(config: MakeConfig, cache: 
     lines = run.metrics()
     assert [line["step"] for line in lines] == sorted({1, *range(10, steps, 10), steps})
     named = {"loss", "loss_ema", "reconstruction", "decoder_orthogonality", "decoder_orthogonality/weight", "fvu", "l0"}
-    named |= {"fvu_with_bos", "dead", "lr", "grad_norm", "tokens_per_second", "wait_share", "epoch", "tokens"}
+    named |= {"fvu_with_bos", "active", "dead", "lr", "grad_norm", "tokens_per_second", "wait_share", "epoch", "tokens"}
     assert all(named <= line.keys() for line in lines)
     last = lines[-1]
     assert last["loss"] == pytest.approx(last["reconstruction"] + 0.1 * last["decoder_orthogonality"], rel=1e-6)
@@ -62,6 +64,51 @@ def test_a_run_leaves_everything_that_analysis_needs(config: MakeConfig, cache: 
     assert [path.name for path in run.checkpoints()][-1] == f"step_{steps:08d}"
     assert len(run.checkpoints()) == made.keep_checkpoints
     assert json.dumps(summary.to_dict(), allow_nan=False)
+
+
+def test_every_step_logs_its_losses_its_latents_its_pairs_and_its_gradient(config: MakeConfig, cache: Cache) -> None:
+    """With `log_every: 1`, and each figure anew from the codes of its step."""
+    made = config(
+        coder=ReLUConfig(latents=24, l1_coef=0.04),
+        penalties={"topk_pairs": TopkPairsConfig(weight=0.1, share=0.05, threshold=0.1)},
+        log_every=1,
+        data={"epochs": 1},
+    )
+    group = plan([made]).groups[0]
+    trainee = new_trainee(made, cache, group.steps, group.stream.rows_per_epoch, group.device)
+    expected: list[dict[str, float]] = []
+    with open_stream(cache, group.sites, made.data, build_sampler(made.sampler)) as stream:
+        for rows in stream:
+            result = train_step(trainee, rows)
+            z = result.codes().dense().double().numpy()
+            unit = z[rows.position.numpy() > 0]
+            norms = np.linalg.norm(unit, axis=0)
+            unit = unit / np.where(norms > 0, norms, 1)
+            overlap = (unit.T @ unit)[np.triu_indices(24, 1)]
+            best = np.argsort(-overlap)[: int(0.05 * len(overlap))]
+            ends = {int(np.triu_indices(24, 1)[side][pair]) for pair in best for side in (0, 1)}
+            expected.append(
+                {
+                    "active": int((z > 0).any(axis=0).sum()),
+                    "l0": float((z > 0).sum(axis=1).mean()),
+                    "topk_pairs": float((np.maximum(overlap[best] - 0.1, 0) ** 2).mean()),
+                    "topk_pairs/unique_latents": len(ends),
+                    "topk_pairs/max_overlap": float(overlap[best].max()),
+                    "topk_pairs/mean_overlap": float(overlap[best].mean()),
+                    "grad_norm": float(result.grad_norm),
+                }
+            )
+    train_runs([made])
+    lines = open_run(made.path).metrics()
+    assert len(lines) == group.steps == len(expected)
+    average = None
+    for line, wanted in zip(lines, expected, strict=True):
+        assert {name: line[name] for name in wanted} == {k: pytest.approx(v, rel=1e-4) for k, v in wanted.items()}
+        parts = line["reconstruction"] + line["sparsity"] + 0.1 * line["topk_pairs"]
+        assert line["loss"] == pytest.approx(parts, rel=1e-5)
+        average = line["loss"] if average is None else 0.99 * average + 0.01 * line["loss"]
+        assert line["loss_ema"] == pytest.approx(average, rel=1e-5)
+    assert all(0 <= line["topk_pairs/stability"] <= 1 for line in lines[1:])
 
 
 def test_it_learns_and_the_figures_agree_with_numpy(config: MakeConfig, cache: Cache) -> None:
