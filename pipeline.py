@@ -502,7 +502,8 @@ def demo_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]
     runs = trained(configs, console, resume=True)
     rows = whole.analyze.max_tokens or DEMO_ROWS
     console.info(f"3/3 analyze: what did they learn? At most {rows:,} rows are read, spread evenly over the cache")
-    named = dataclasses.replace(whole.analyze, name=whole.analyze.name or "demo", max_tokens=rows)
+    before = whole.analyze.baseline or next((one.name for one in runs if one.variant == "topk"), None)
+    named = dataclasses.replace(whole.analyze, name=whole.analyze.name or "demo", max_tokens=rows, baseline=before)
     report = analyzed([Path(one.path) for one in runs], named, console)
     document = {"harvest": cache.to_dict(), "runs": [one.to_dict() for one in runs], "analysis": report.to_dict()}
     console.result({**document, "report": str(report.report)}, _demo_text(runs, report))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from analyze.intervals import over_seeds
+from analyze.intervals import difference, over_seeds
 from analyze.reports.base import Subject
 from analyze.result import Chart, Number, Role, Series, Table, TableColumn, chart_dict, plain, show, table_dict
 from analyze.similarity import (
@@ -40,7 +39,7 @@ ROWS_PER_DIM = 10
 """Rows that canonical correlations are computed on, for each component that a coder may have …"""
 
 MIN_ROWS = 10_240
-"""… and at least so many. As dense float32: 0.75 GB at F = 18,432, twice while it is centred."""
+"""… and at least so many."""
 
 BATCH = 512
 """Rows in one minibatch of CKA."""
@@ -68,6 +67,11 @@ BEFORE_AFTER = (
     ("global", "mean_max_cosine"),
 )
 """Figures of the before/after table: (report, key)."""
+
+ENDS = ("value", "low", "high")
+
+MAX_BOS_SHARE = 0.2
+"""Share of the top activations at position 0 that training against duplicates is to stay below."""
 
 ROLES: tuple[tuple[str, str, Role], ...] = (("run", "runs", "data"), ("control", "controls", "null"))
 """(role of a run, what a legend calls it, its colour)."""
@@ -101,14 +105,9 @@ class CodeSample:
         """Take in what was collected from other shards."""
         self.parts |= other.parts
 
-    def dense(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Activations [n, F] float32 of the drawn rows, in the order of the cache."""
-        dense: NDArray[np.float32] = self._rows[start:stop].toarray()
-        return torch.from_numpy(dense)
-
     @cached_property
-    def _rows(self) -> Any:
-        """All drawn rows as one sparse matrix; asked for when the pass is over."""
+    def codes(self) -> sp.csr_matrix[np.float32]:
+        """Activations [n, F] of the drawn rows, in the order of the cache; asked for when the pass is over."""
         return SparseCodes.stack([self.parts[key] for key in sorted(self.parts)]).csr()
 
 
@@ -192,25 +191,28 @@ def group_runs(analysed: Sequence[Analysed]) -> dict[str, list[Analysed]]:
     return named
 
 
-def compare(analysed: Sequence[Analysed], samples: dict[str, CodeSample]) -> Comparison | None:
+def compare(
+    analysed: Sequence[Analysed], samples: dict[str, CodeSample], baseline: str | None = None
+) -> Comparison | None:
     """Compare the trained runs (and, by activations, the untrained controls); None for fewer than two trained ones.
 
     Args:
         samples: CodeSample by name; coders of different caches have none in common.
+        baseline: the run whose setting the figures of the others are held against; None: the first.
     """
     trained = [one for one in analysed if one.facts["trained"]]
     if len(trained) < 2:
         return None
-    groups = group_runs(trained)
+    groups = baseline_first(group_runs(trained), baseline)
     pairs = _pairs(groups, [one for one in analysed if not one.facts["trained"]], samples)
-    tables = [_before_after(groups)]
+    tables = [before_after(groups)]
     if pairs:
         tables.append(_similarity_table(pairs))
     charts = [_pairs_chart(trained), _frontier(analysed)]
     data = {
         "groups": {label: [one.subject.name for one in members] for label, members in groups.items()},
         "pairs": [pair.to_dict() for pair in pairs],
-        "before_after": _estimates(groups),
+        "before_after": figures_over_seeds(groups),
     }
     document = {
         "title": "Comparison",
@@ -220,6 +222,14 @@ def compare(analysed: Sequence[Analysed], samples: dict[str, CodeSample]) -> Com
         "data": plain(data),
     }
     return Comparison(document, DEFINITIONS)
+
+
+def baseline_first(groups: dict[str, list[Analysed]], baseline: str | None) -> dict[str, list[Analysed]]:
+    """The groups, the one that the run `baseline` belongs to ahead of the others."""
+    if baseline is None:
+        return groups
+    first = next(label for label, members in groups.items() if baseline in {one.subject.name for one in members})
+    return {first: groups[first], **groups}
 
 
 # --- figures over seeds ---------------------------------------------------------------------------------------------
@@ -232,31 +242,62 @@ def _value(one: Analysed, report: str, key: str, twin: bool = False) -> Number:
     return (found[0].with_bos if twin else found[0].value) if found else None
 
 
-def _estimates(groups: dict[str, list[Analysed]]) -> dict[str, Any]:
-    """key → group → {"values", "mean", "low", "high"}; the interval is Student's over seeds, from three seeds on."""
+def figures_over_seeds(groups: dict[str, list[Analysed]]) -> dict[str, Any]:
+    """key → group → {"values", "mean", "low", "high", "change"}, and "aim": "met" where the figure has an aim.
+
+    The interval is Student's over seeds, from three seeds on. The change, {"value", "low", "high"}, is the difference
+    to the first group's mean; its interval is Welch's.
+    """
     out: dict[str, Any] = {}
+    aims = _aims(groups)
     for report, key in BEFORE_AFTER:
         for twin in (False, True):
-            by_group = {}
-            for label, members in groups.items():
+            by_group: dict[str, dict[str, Any]] = {}
+            before: list[float] = []
+            for place, (label, members) in enumerate(groups.items()):
                 values = [float(v) for one in members if (v := _value(one, report, key, twin)) is not None]
                 if not values:
                     continue
                 interval = over_seeds(values)
-                by_group[label] = {
+                found = by_group[label] = {
                     "values": values,
                     "mean": float(np.mean(values)),
                     "low": interval.low if interval else None,
                     "high": interval.high if interval else None,
                 }
+                if place == 0:
+                    before = values
+                elif before:
+                    change = difference(values, before)
+                    value = float(np.mean(values) - np.mean(before))
+                    found["change"] = change.to_dict() if change else {"value": value, "low": None, "high": None}
+                if key in aims and not twin:
+                    found["met"] = aims[key](found["mean"])
             if by_group:
                 out[f"{key}_with_bos" if twin else key] = by_group
     return out
 
 
-def _before_after(groups: dict[str, list[Analysed]]) -> Table:
-    estimates = _estimates(groups)
+def _threshold(groups: dict[str, list[Analysed]]) -> float | None:
+    """|r| beyond which pairs are reported, where the runs have that report."""
+    results = next(iter(groups.values()))[0].results
+    return float(results["correlation"].data["threshold"]) if "correlation" in results else None
+
+
+def _aims(groups: dict[str, list[Analysed]]) -> dict[str, Callable[[float], bool]]:
+    """What anti-duplication training is for: no pair beyond the threshold, hardly a top activation at position 0."""
+    threshold = _threshold(groups)
+    aims: dict[str, Callable[[float], bool]] = {"bos_share_top": lambda share: share <= MAX_BOS_SHARE}
+    if threshold is not None:
+        aims |= {"n_pairs_above": lambda pairs: pairs == 0, "largest_r": lambda r: r <= threshold}
+    return aims
+
+
+def before_after(groups: dict[str, list[Analysed]]) -> Table:
+    estimates = figures_over_seeds(groups)
     labels = list(groups)
+    aims = {"n_pairs_above": "0", "largest_r": f"≤ {_threshold(groups):g}" if _threshold(groups) else ""}
+    aims["bos_share_top"] = f"≤ {MAX_BOS_SHARE:.0%}"
     first = next(iter(groups.values()))[0]
     forms = {}
     for report, key in BEFORE_AFTER:
@@ -268,7 +309,7 @@ def _before_after(groups: dict[str, list[Analysed]]) -> Table:
         if key not in forms:
             continue
         name, figure = forms[key]
-        row: list[Any] = [name]
+        row: list[Any] = [name, aims.get(key, "")]
         for label in labels:
             found = by_group.get(label)
             if found is None:
@@ -278,26 +319,42 @@ def _before_after(groups: dict[str, list[Analysed]]) -> Table:
             text = show(found["mean"], form)
             if found["low"] is not None:
                 text += f" [{show(found['low'], form)}, {show(found['high'], form)}]"
-            base = by_group.get(labels[0])
-            if label != labels[0] and base and base["mean"]:
-                change = 100 * (found["mean"] - base["mean"]) / abs(base["mean"])
-                text += f" ({change:+.0f}%)" if abs(change) >= 0.5 else " (same)"
-            row.append(text)
+            text += " ✓" if found.get("met") else ""
+            row.append(text + _change(found.get("change"), by_group[labels[0]]["mean"] if labels[0] in by_group else 0))
         rows.append(row)
     seeds = ", ".join(f"{label}: {len(members)}" for label, members in groups.items() if len(members) > 1)
     return Table(
         "before_after",
         "Before and after",
-        f"The figures of every setting, change against {labels[0]} in brackets. "
+        f"The figures of every setting, change against {labels[0]} in round brackets; ✓ where the aim is met. "
         + (
-            f"Means over seeds ({seeds}); intervals are Student's 95 % from three seeds on."
+            f"Means over seeds ({seeds}). From three seeds on, 95 % intervals in square brackets: Student's of a mean, "
+            f"Welch's of a change. A change whose interval holds 0 may be chance."
             if seeds
             else "One run each: without more seeds nothing here says what chance would change."
         ),
-        [TableColumn("figure", "text"), *(TableColumn(label, "text") for label in labels)],
+        [
+            TableColumn("figure", "text"),
+            TableColumn("aim", "text", "What training against duplicates is to reach."),
+            *(TableColumn(label + _role(members), "text") for label, members in groups.items()),
+        ],
         rows,
         len(rows),
     )
+
+
+def _role(members: Sequence[Analysed]) -> str:
+    return " (control)" if all(one.subject.role == "control" for one in members) else ""
+
+
+def _change(change: dict[str, Any] | None, base: float) -> str:
+    """ " (−12% [−15, −9])", relative to the first group's mean."""
+    if change is None or not base:
+        return ""
+    value, low, high = (np.nan if end is None else 100 * end / abs(base) for end in map(change.get, ENDS))
+    if np.isfinite(low):
+        return f" ({value:+.0f}% [{low:+.0f}, {high:+.0f}])"
+    return f" ({value:+.0f}%)" if abs(value) >= 0.5 else " (same)"
 
 
 def _pairs_chart(runs: Sequence[Analysed]) -> Chart | None:
@@ -371,7 +428,7 @@ def _pairs(
 
     def of(name: str) -> Components | None:
         if name not in components:
-            components[name] = principal_components(samples[name].dense())
+            components[name] = principal_components(samples[name].codes)
         return components[name]
 
     pairs = []
@@ -386,7 +443,8 @@ def _pairs(
             likeness = cka(k, other_k) if k is not None and other_k is not None else None
             x, y = of(one.name), of(other.name)
             correlations = cca(x, y) if x is not None and y is not None else None
-        if (one.coder.d_in, one.coder.d_out) == (other.coder.d_in, other.coder.d_out):
+        same_spaces = (one.coder.d_in, one.coder.d_out) == (other.coder.d_in, other.coder.d_out)
+        if same_spaces and one.w_dec.any() and other.w_dec.any():  # a transcoder's decoder starts at 0: no direction
             enc_a, dec_a, enc_b, dec_b = (torch.from_numpy(w) for w in (one.w_enc, one.w_dec, other.w_enc, other.w_dec))
             matching = match(enc_a, dec_a, enc_b, dec_b)
             null = random_mmcs(one.n_latents, other.n_latents, one.coder.d_out, one.seed)
@@ -397,7 +455,7 @@ def _pairs(
 def _grams(sample: CodeSample) -> Grams | None:
     n = min(len(sample.wanted), MIN_ROWS)
     spans = [(start, start + BATCH) for start in range(0, n - BATCH + 1, BATCH)] or ([(0, n)] if n >= 4 else [])
-    return Grams.of(sample.dense(*span) for span in spans) if spans else None
+    return Grams.of(sample.codes[start:stop] for start, stop in spans) if spans else None
 
 
 def random_mmcs(n: int, m: int, d: int, seed: int, sample: int = 512) -> float:
@@ -445,7 +503,7 @@ def _similarity_table(pairs: Sequence[Pair]) -> Table:
 
 def _lead(groups: dict[str, list[Analysed]], pairs: Sequence[Pair]) -> str:
     labels = list(groups)
-    estimates = _estimates(groups)
+    estimates = figures_over_seeds(groups)
     parts = []
     if "n_pairs_above" in estimates and len(labels) > 1:
         counts = ", ".join(
@@ -503,7 +561,7 @@ DEFINITIONS = [
     ),
     (
         "Seeds",
-        "Runs that differ in the seed alone are one setting; intervals are Student's 95 % over its seeds, "
-        "three or more.",
+        "Runs that differ in the seed alone are one setting; from three seeds on there are 95 % intervals over them: "
+        "Student's of a mean, Welch's of the difference between two settings.",
     ),
 ]

@@ -38,6 +38,10 @@ class AnalyzeConfig:
     """Measure each run's coder as it was before training, beside it."""
     compare: bool = True
     """Compare the latents of several runs: CKA, CCA, matching."""
+    baseline: str | None = None
+    """Run that the before/after table holds the others against, with its seeds; null: the first one named."""
+    processes: int = 1
+    """Processes that share the pass, each with shards and pair sums of its own (CPU only)."""
     device: str = "auto"
     """Where coders run: cpu, cuda, or auto."""
     seed: int = 0
@@ -48,5 +52,7 @@ class AnalyzeConfig:
             raise ValueError(f"at least one report is needed, of {', '.join(REPORTS)}")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ValueError(f"max_tokens is at least 1, not {self.max_tokens}")
+        if self.processes < 1:
+            raise ValueError(f"processes is at least 1, not {self.processes}")
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
             raise ValueError(f"device is auto, cpu or cuda, not {self.device!r}")

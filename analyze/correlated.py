@@ -164,6 +164,49 @@ class PairTable:
         }
 
 
+@dataclass(frozen=True)
+class Neighbours:
+    """The most correlated latents of each, strongest first, position 0 left out; all arrays [F, m].
+
+    Attributes:
+        other: their numbers, −1 where there are fewer. r, both, jaccard, cos: of the pair.
+        p_other: P(other fires | this one fires).
+    """
+
+    other: NDArray[np.int32]
+    r: NDArray[np.float32]
+    both: NDArray[np.int64]
+    jaccard: NDArray[np.float64]
+    p_other: NDArray[np.float64]
+    cos: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, found: Scan, pairs: PairSums, rest: Moments, geometry: Geometry) -> Neighbours:
+        shape = found.near.shape
+        i = np.repeat(np.arange(shape[0]), shape[1])
+        j = np.where(found.near >= 0, found.near, 0).reshape(-1)
+        _, both = pairs.lookup(i, j)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            jaccard, p_other = both / (rest.n[i] + rest.n[j] - both), both / rest.n[i]
+        cos = geometry.cosine(i, j).reshape(shape)
+        return cls(found.near, found.near_r, both.reshape(shape), jaccard.reshape(shape), p_other.reshape(shape), cos)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """For Parquet: by latent, strongest first."""
+        latent, rank = np.nonzero(self.other >= 0)
+        at = (latent, rank)
+        return {
+            "latent": latent.astype(np.int32),
+            "rank": rank.astype(np.int32) + 1,
+            "neighbour": self.other[at],
+            "r": self.r[at],
+            "decoder_cosine": self.cos[at],
+            "fired_both": self.both[at],
+            "jaccard": self.jaccard[at],
+            "p_neighbour_given_latent": self.p_other[at],
+        }
+
+
 def null_sample(n_latents: int, limit: int) -> NDArray[np.int32]:
     """At most `limit` latents, ascending, the same ones in every process."""
     if n_latents <= limit:

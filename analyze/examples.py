@@ -153,8 +153,11 @@ def window_of(report: TopActivations, row: int) -> range:
 
 def text_of(report: TopActivations, row: int) -> str:
     """The context with the peak token marked «so»."""
-    tokens, piece = report.subject.cache.tokens.reshape(-1), report.subject.vocabulary.piece
-    return "".join(f"«{piece(int(tokens[r]))}»" if r == row else piece(int(tokens[r])) for r in window_of(report, row))
+    window = window_of(report, row)
+    tokens = report.subject.cache.tokens.reshape(-1)[window.start : window.stop]
+    pieces = report.subject.vocabulary.pieces(tokens.tolist())
+    pieces[row - window.start] = f"«{pieces[row - window.start]}»"
+    return "".join(pieces)
 
 
 def common_words(report: TopActivations, limit: int = 40) -> list[dict[str, Any]]:
@@ -164,15 +167,16 @@ def common_words(report: TopActivations, limit: int = 40) -> list[dict[str, Any]
     """
     if not report.subject.vocabulary.known:
         return []
-    tokens, piece = report.subject.cache.tokens.reshape(-1), report.subject.vocabulary.piece
+    tokens, text = report.subject.cache.tokens.reshape(-1), report.subject.vocabulary.text
     alive = np.flatnonzero(report.fired > 0)
     chosen = alive if len(alive) <= WORD_LATENTS else alive[np.argsort(mix(alive.astype(np.uint64)))[:WORD_LATENTS]]
     rng = np.random.default_rng(report.subject.seed)
     seen = np.flatnonzero(report.subject.rest_rows)
 
     def words(rows: list[int]) -> set[str]:
-        text = " \n ".join("".join(piece(int(tokens[r])) for r in window_of(report, row)) for row in rows)
-        return {word.lower() for word in re.findall(r"[^\W\d_]{3,}", text)}
+        windows = (window_of(report, row) for row in rows)
+        joined = " \n ".join(text(tokens[window.start : window.stop].tolist()) for window in windows)
+        return set(re.findall(r"[^\W\d_]{3,}", joined.lower()))
 
     observed: Counter[str] = Counter()
     expected: Counter[str] = Counter()
@@ -214,6 +218,7 @@ class Panels:
         self.report, self.s, self.lens = report, s, lens
         cache = report.subject.cache
         self.tokens, self.doc_id, self.ctx = cache.tokens.reshape(-1), cache.doc_id.reshape(-1), cache.ctx
+        self.before, self.after = report.config.before, report.config.after
         self.by_token: dict[int, list[int]] = {}
         for row in sorted(report.silent):
             self.by_token.setdefault(int(self.tokens[row]), []).append(row)
@@ -224,11 +229,12 @@ class Panels:
         n = int(top.kept_of(latent))
         if not n:
             return self._lens(latent)
+        heat = self._heat(latent, top)
         groups = [
             {
                 "title": "Top activations",
                 "note": "identical contexts once",
-                "items": [self._example(latent, top, k) for k in range(n)],
+                "items": [self._example(latent, top, k, heat[k]) for k in range(n)],
             }
         ]
         groups += self._bands(latent)
@@ -274,25 +280,26 @@ class Panels:
             }
         ]
 
-    def _example(self, latent: int, keeper: Keeper, k: int) -> list[Any]:
-        return self._item(latent, int(keeper.row[latent, k]), float(keeper.value[latent, k]), keeper.heat_of(latent, k))
+    def _heat(self, latent: int, keeper: Keeper) -> list[list[int]]:
+        """The activations around each kept entry of a latent, 0 … 99 of its largest."""
+        largest = max(float(self.report.top.value[latent, 0]), 1e-30)
+        heat: list[list[int]] = np.ceil(keeper.heat_of(latent) * (99 / largest)).clip(0, 99).astype(np.int8).tolist()
+        return heat
 
-    def _item(self, latent: int, row: int, value: float, heat: NDArray[np.float32] | None) -> list[Any]:
-        window = window_of(self.report, row)
-        shown: Any = ""
-        if heat is not None:
-            largest = max(float(self.report.top.value[latent, 0]), 1e-30)
-            start = self.report.config.before - (row - window.start)
-            part = heat[start : start + len(window)]
-            shown = np.ceil(part / largest * 99).clip(0, 99).astype(int).tolist()
+    def _example(self, latent: int, keeper: Keeper, k: int, heat: list[int]) -> list[Any]:
+        return self._item(int(keeper.row[latent, k]), float(keeper.value[latent, k]), heat)
+
+    def _item(self, row: int, value: float, heat: list[int] | None) -> list[Any]:
+        sequence, position = divmod(row, self.ctx)
+        ahead, behind = min(position, self.before), min(self.ctx - 1 - position, self.after)
         return [
             float(f"{value:.4g}"),
-            row // self.ctx,
-            row % self.ctx,
+            sequence,
+            position,
             int(self.doc_id[row]),
-            row - window.start,
-            self.tokens[window.start : window.stop].tolist(),
-            shown,
+            ahead,
+            self.tokens[row - ahead : row + behind + 1].tolist(),
+            "" if heat is None else heat[self.before - ahead : self.before + behind + 1],
         ]
 
     def _bands(self, latent: int) -> list[dict[str, Any]]:
@@ -303,7 +310,7 @@ class Panels:
         shown = {int(row) for row in self.report.top.row[latent] if row >= 0}
         seen = {int(key) for key in self.report.top.key[latent, : self.report.top.kept_of(latent)]}
         order = np.argsort(-sample.value[latent, :n], kind="stable")
-        groups = []
+        groups, heat = [], self._heat(latent, sample)
         for b, band in enumerate(np.array_split(order, config.bands)):
             items: list[list[Any]] = []
             # The sample comes in random order (by hash): the first of each band are a random choice.
@@ -311,7 +318,7 @@ class Panels:
                 key = int(sample.key[latent, k])
                 if len(items) < config.per_band and int(sample.row[latent, k]) not in shown and key not in seen:
                     seen.add(key)
-                    items.append(self._example(latent, sample, k))
+                    items.append(self._example(latent, sample, k, heat[k]))
             if items:
                 high, low = 100 - 100 * b // config.bands, 100 - 100 * (b + 1) // config.bands
                 groups.append({"title": f"Percentiles {low}–{high}", "note": "random firings", "items": items})
@@ -324,5 +331,5 @@ class Panels:
                 if len(items) >= self.report.config.silent:
                     return items
                 if not (self.report.silent[row] == latent).any():
-                    items.append(self._item(latent, row, 0.0, None))
+                    items.append(self._item(row, 0.0, None))
         return items

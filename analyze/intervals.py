@@ -68,6 +68,22 @@ def over_items(values: Sequence[float] | Doubles, rng: np.random.Generator, n: i
     return Estimate(mean, min(float(low), mean), max(float(high), mean))
 
 
+def difference(after: Sequence[float], before: Sequence[float]) -> Estimate | None:
+    """Mean of `after` less mean of `before`, with Welch's 95 % interval; None where a side has fewer than three seeds.
+
+    Welch 1947: the sides may differ in spread; degrees of freedom by Satterthwaite.
+    """
+    if min(len(after), len(before)) < 3:
+        return None
+    value = float(np.mean(after) - np.mean(before))
+    parts = np.array([np.var(side, ddof=1) / len(side) for side in (after, before)])
+    if parts.sum() == 0:
+        return Estimate(value, value, value)
+    freedom = parts.sum() ** 2 / (parts**2 / (np.array([len(after), len(before)]) - 1)).sum()
+    half = float(t.ppf(0.975, freedom) * np.sqrt(parts.sum()))
+    return Estimate(value, value - half, value + half)
+
+
 def over_seeds(values: Sequence[float]) -> Estimate | None:
     """The mean over training seeds with Student's 95 % interval; None for fewer than three."""
     if len(values) < 3:

@@ -120,9 +120,9 @@ class Keeper:
         """Entries kept of one latent."""
         return int((self.score[latent] > 0).sum())
 
-    def heat_of(self, latent: int, s: int) -> NDArray[np.float32]:
-        """The activations around the s-th entry of a latent: [before + 1 + after]."""
+    def heat_of(self, latent: int) -> NDArray[np.float32]:
+        """The activations around each entry of a latent, best first: [K, before + 1 + after]."""
         if self.heat is None:
             raise ValueError("this keeper keeps no windows")
-        window: NDArray[np.float32] = self.heat[latent, self.slot[latent, s]]
-        return window
+        windows: NDArray[np.float32] = self.heat[latent, self.slot[latent]]
+        return windows

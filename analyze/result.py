@@ -81,7 +81,7 @@ class TableColumn:
     """A column of a table; `latent` makes its numbers links to the latent's panel, `latents` a list of such."""
 
     label: str
-    format: Literal["number", "integer", "percent", "text", "latent", "latents", "flag"] = "number"
+    format: Literal["number", "integer", "percent", "probability", "text", "latent", "latents", "flag"] = "number"
     definition: str = ""
 
 
@@ -242,6 +242,8 @@ def show(value: Any, format: str = "number") -> str:
         return "–"
     if format == "percent":
         return f"{100 * float(value):.3g}%"
+    if format == "probability" and float(value) < 1e-300:  # underflow, not certainty
+        return "< 1e-300"
     if format == "flag":
         return "yes" if value else "no"
     if format == "latents":

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from analyze.compare import CodeSample, compare, sample_rows
+from analyze.compare import CodeSample, compare
 from analyze.config import AnalyzeConfig
+from analyze.kernels import threads
 from analyze.pairs import PairSums
-from analyze.reports import REPORTS, AnyReport, Subject
+from analyze.parts import Part, collect, other_processes
+from analyze.reports import AnyReport, Subject
 from analyze.result import ReportResult, number
-from analyze.stream import stream
 from shared.cache import Cache, open_cache
 from shared.coders import Coder, build_coder
 from shared.console import Console, duration, size
 from shared.errors import DataError, UsageError
+from shared.registry import did_you_mean
 from shared.runs import Run, open_run
 from shared.text import Vocabulary
 
@@ -101,6 +104,12 @@ def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None
         raise UsageError("no run to analyze", "pipeline train writes one; pipeline status lists what exists")
     opened = [open_run(path) for path in runs]
     names = _unique_names(opened)
+    if config.baseline is not None and config.baseline not in names:
+        raise UsageError(
+            f"analyze.baseline is {config.baseline!r}, and the runs are {', '.join(names)}"
+            f"{did_you_mean(config.baseline, names)}",
+            "--set analyze.baseline=null for the first one",
+        )
     folder = config.out / (config.name or _folder_name(names))
     check_folder(folder)
     samples: dict[str, CodeSample] = {}
@@ -110,20 +119,18 @@ def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None
     analysed: list[Analysed] = []
     rows = 0
     for path, members in by_cache.items():
-        subjects = _subjects(path, members, config)
-        drawn = {}
-        if config.compare and len(runs) > 1:
-            drawn = {subject.name: CodeSample(subject, sample_rows(subjects)) for subject in subjects}
-        samples |= drawn
-        reports = _collect(subjects, config, console, drawn)
+        subjects = subjects_of(path, members, config)
+        part = _collect(subjects, members, config, console, config.compare and len(runs) > 1)
+        samples |= part.samples
         rows += subjects[0].n_rows
-        for subject, collectors in zip(subjects, reports, strict=True):
-            console.info(f"finishing {subject.name}")
-            results = {name: report.finalise() for name, report in collectors.items()}
+        console.info(f"finishing {', '.join(subject.name for subject in subjects)}")
+        with ThreadPoolExecutor(threads(), "finish") as pool:
+            finished = list(pool.map(_finalised, part.reports))
+        for subject, results in zip(subjects, finished, strict=True):
             analysed.append(Analysed(subject, _facts(subject, dict(members).get(subject.name)), results))
     order = {name: place for place, name in enumerate(names)}
     analysed.sort(key=lambda a: (order.get(a.subject.name, len(order)), a.subject.name))
-    comparison = compare(analysed, samples)
+    comparison = compare(analysed, samples, config.baseline)
     index = write_report(folder, analysed, comparison, config, console)
     return AnalyzeResult(
         index,
@@ -133,6 +140,10 @@ def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None
         rows,
         time.perf_counter() - started,
     )
+
+
+def _finalised(collectors: dict[str, AnyReport]) -> dict[str, ReportResult]:
+    return {name: report.finalise() for name, report in collectors.items()}
 
 
 def _unique_names(runs: Sequence[Run]) -> list[str]:
@@ -168,7 +179,7 @@ def _cache_path(run: Run, config: AnalyzeConfig) -> Path:
     return path
 
 
-def _subjects(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeConfig) -> list[Subject]:
+def subjects_of(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeConfig) -> list[Subject]:
     """The runs on one cache and their controls."""
     cache = open_cache(path)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
@@ -190,7 +201,8 @@ def _subjects(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeCon
             )
         )  # fmt: skip
     if config.controls:
-        subjects += _controls(subjects, members)
+        # A control needs no control of its own, unless there is nothing else.
+        subjects += _controls([subject for subject in subjects if subject.role == "run"] or subjects, members)
     return subjects
 
 
@@ -287,36 +299,34 @@ def _agree(a: Subject, b: Subject) -> bool:
 
 
 def _collect(
-    subjects: Sequence[Subject], config: AnalyzeConfig, console: Console, samples: Mapping[str, CodeSample]
-) -> list[dict[str, AnyReport]]:
-    """One pass: every report of every subject, fed."""
-    collectors = [
-        {
-            name: REPORTS[settings.kind](settings, subject)
-            for name, settings in config.reports.items()
-            if subject.role == "run" or REPORTS[settings.kind].of_controls
-        }
-        for subject in subjects
-    ]
+    subjects: Sequence[Subject],
+    members: Sequence[tuple[str, Run]],
+    config: AnalyzeConfig,
+    console: Console,
+    compare: bool,
+) -> Part:
+    """One pass: every report of every subject, fed, in as many processes as the settings say."""
+    first = subjects[0]
     if any(settings.kind == "correlation" for settings in config.reports.values()):
-        memory = sum(PairSums.bytes_needed(subject.n_latents) for subject in subjects)
+        memory = sum(PairSums.bytes_needed(subject.n_latents) for subject in subjects) * config.processes
         if memory > 1 << 28:
             console.info(f"exact correlation of {len(subjects)} coders holds {size(memory)} of pair sums")
-    sources = [
-        subject.stream_source(any(report.reconstructs for report in reports.values()))
-        for subject, reports in zip(subjects, collectors, strict=True)
-    ]
-    first = subjects[0]
+    if config.processes > 1 and first.device != "cpu":
+        raise UsageError(
+            f"analyze.processes share the pass on CPUs, not on {first.device}", "--set analyze.processes=1"
+        )
     label = f"analyze {' '.join(s.name for s in subjects if s.role == 'run') or first.name}"
-    with console.progress(first.n_rows, "tokens", label) as progress:
-        for batches in stream(first.cache, sources, first.shards, first.device, first.only):
-            for subject, batch, reports in zip(subjects, batches, collectors, strict=True):
-                for report in reports.values():
-                    report.update(batch)
-                if subject.name in samples:
-                    samples[subject.name].update(batch)
-            progress.advance(len(batches[0].rows))
-    return collectors
+    runs = [(name, run.path) for name, run in members]
+    with (
+        console.progress(first.n_rows, "tokens", label) as progress,
+        other_processes(first.cache.path, runs, config, first.shards, compare) as others,
+    ):
+        whole = collect(subjects, config, first.shards[:: 1 + len(others)], compare, progress.advance)
+        for other in others:
+            part = other.result()
+            whole = whole.merge(part)
+            progress.advance(part.rows)
+    return whole
 
 
 def _facts(subject: Subject, run: Run | None) -> dict[str, Any]:

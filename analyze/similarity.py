@@ -1,12 +1,14 @@
 """How alike two sets of latents are: CKA and CCA of their activations, matching of their weights.
 
-Rows are the same tokens in both sets. CKA and matching are float64; principal components take the dtype they are given.
+Rows are the same tokens in both sets. Codes stay sparse: what costs N·F² of dense algebra costs N·k² here. CKA and
+matching are float64; principal components take the dtype they are given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +17,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from shared.metrics import max_cosines
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+    Codes = csr_matrix[np.floating]
 
 HUNGARIAN_MAX = 6144
 """Latents up to which the best matching is found exactly (O(F³)); beyond, mutual nearest neighbours are taken."""
@@ -42,9 +49,9 @@ class Grams:
     own: float
 
     @classmethod
-    def of(cls, batches: Iterable[Tensor]) -> Grams:
+    def of(cls, batches: Iterable[Codes]) -> Grams:
         """Of minibatches [n, F]; float64 whatever they are."""
-        grams = [gram.double() for gram in (x @ x.T for x in batches)]
+        grams = [torch.from_numpy((x @ x.T).toarray()) for x in (batch.astype(np.float64) for batch in batches)]
         return cls(grams, sum(hsic(gram, gram) for gram in grams))
 
 
@@ -59,42 +66,77 @@ def cka(a: Grams, b: Grams) -> float | None:
 
 
 @dataclass(frozen=True)
+class Centred:
+    """A sparse matrix [N, F] less the mean [F] of its rows: products with it, without forming it."""
+
+    codes: Codes
+    mean: Tensor
+
+    def __matmul__(self, right: Tensor) -> Tensor:
+        """[N, F] times [F, p]."""
+        return torch.from_numpy(self.codes @ right.numpy()) - self.mean @ right
+
+    def transposed(self, right: Tensor) -> Tensor:
+        """[F, N] times [N, p]."""
+        return torch.from_numpy(self.codes.T @ right.numpy()) - torch.outer(self.mean, right.sum(0))
+
+
+@dataclass(frozen=True)
 class Components:
     """Whitened principal components of one set of activations.
 
     Attributes:
-        scores: [N, p] of unit variance, uncorrelated. weights: [p] variance of each component.
+        rows: the activations [N, F] less their mean. basis: [F, p]; rows · basis are the components, of unit variance
+            and uncorrelated. weights: [p] variance of each component before it was whitened.
         kept: share of the variance that they hold.
     """
 
-    scores: Tensor
+    rows: Centred
+    basis: Tensor
     weights: Tensor
     kept: float
 
+    @property
+    def scores(self) -> Tensor:
+        """The components of the rows [N, p]."""
+        return self.rows @ self.basis
 
-def principal_components(x: Tensor, share: float = 0.99, ridge: float = 1e-6) -> Components | None:
-    """The fewest leading components [N, F] that hold `share` of the variance, whitened; None where nothing varies.
+
+def principal_components(codes: Codes, share: float = 0.99, ridge: float = 1e-6) -> Components | None:
+    """The fewest leading components of [N, F] that hold `share` of the variance, whitened; None where nothing varies.
 
     Above EXACT_PCA columns only the leading RANDOM_RANK components are sought, so less than `share` may be kept.
     """
-    x = x - x.mean(0)
-    n = x.shape[0]
-    total = float(x.square().sum()) / n
-    if total <= 0:
+    n, wide = codes.shape[0], codes.astype(np.float64)
+    mean = np.asarray(wide.mean(axis=0)).reshape(-1)
+    total = float(wide.multiply(wide).sum()) / n - float(mean @ mean)
+    if total <= 1e-12 * float(mean @ mean):
         return None
-    if x.shape[1] <= EXACT_PCA:
-        values, vectors = torch.linalg.eigh(x.T @ x / n)
+    centred = Centred(codes, torch.from_numpy(mean).to(torch.from_numpy(codes.data).dtype))
+    if codes.shape[1] <= EXACT_PCA:
+        covariance = torch.from_numpy((wide.T @ wide).toarray() / n - np.outer(mean, mean))
+        values, vectors = torch.linalg.eigh(covariance.to(centred.mean.dtype))
         values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     else:
-        generator = torch.get_rng_state()
-        torch.manual_seed(0)
-        _, singular, vectors = torch.svd_lowrank(x, q=min(RANDOM_RANK, n), niter=2)
-        torch.set_rng_state(generator)
-        values = singular.square() / n
+        values, vectors = leading(centred, min(RANDOM_RANK, n))
     held = values.cumsum(0) / total
     p = min(int((held < share).sum()) + 1, int((values > 1e-12 * values[0]).sum()))
     values, vectors = values[:p], vectors[:, :p]
-    return Components(x @ vectors / (values + ridge * values[0]).sqrt(), values, float(held[p - 1]))
+    return Components(centred, vectors / (values + ridge * values[0]).sqrt(), values, float(held[p - 1]))
+
+
+def leading(x: Centred, rank: int, rounds: int = 2) -> tuple[Tensor, Tensor]:
+    """The `rank` largest eigenvalues of the covariance and their vectors [F, rank], by randomised subspace iteration.
+
+    Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1.
+    """
+    n, width = x.codes.shape
+    start = np.random.default_rng(0).standard_normal((width, min(rank, width)))
+    basis = torch.linalg.qr(x @ torch.from_numpy(start).to(x.mean.dtype)).Q
+    for _ in range(rounds):
+        basis = torch.linalg.qr(x @ torch.linalg.qr(x.transposed(basis)).Q).Q
+    vectors, singular, _ = torch.linalg.svd(x.transposed(basis), full_matrices=False)
+    return singular.square() / n, vectors
 
 
 @dataclass(frozen=True)
@@ -135,15 +177,17 @@ def chance_cca(p: int, q: int, n: int) -> float:
 
 def cca(a: Components, b: Components) -> CCA:
     """SVCCA and PWCCA of whitened components of the same N rows."""
-    n = a.scores.shape[0]
-    u, correlations, _ = torch.linalg.svd(a.scores.T @ b.scores / n, full_matrices=False)
+    n = a.rows.codes.shape[0]
+    # Aᵀ B / n from the sparse product of the codes: [p, q] without any [N, p].
+    together = torch.from_numpy((a.rows.codes.T @ b.rows.codes).toarray()) / n - torch.outer(a.rows.mean, b.rows.mean)
+    u, correlations, _ = torch.linalg.svd(a.basis.T @ together @ b.basis, full_matrices=False)
     correlations = correlations.clamp(0, 1)
     # Canonical variates h = scores · u; the set itself is scores · √weights: |⟨h, x_j⟩| summed over its components j.
     alpha = (u * a.weights.sqrt()[:, None]).abs().sum(0)
     return CCA(
         float(correlations.mean()),
         float((alpha * correlations).sum() / alpha.sum()),
-        (a.scores.shape[1], b.scores.shape[1]),
+        (a.basis.shape[1], b.basis.shape[1]),
         (a.kept, b.kept),
         n,
     )

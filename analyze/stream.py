@@ -22,8 +22,8 @@ from shared.cache import Cache, Flag
 from shared.coders import Coder
 from shared.hashing import mix
 
-ENCODE_BYTES = 128 << 20
-"""A coder's dense pre-activations [rows, F] are kept below this: rows are encoded in pieces."""
+ENCODE_BYTES = 16 << 20
+"""A coder's dense pre-activations [rows, F] are kept below this: rows are encoded in pieces, which caches hold."""
 
 T = TypeVar("T")
 
@@ -180,29 +180,29 @@ def stream(
     device: str = "cpu",
     only: NDArray[np.bool_] | None = None,
 ) -> Iterator[list[StreamBatch]]:
-    """For each shard, one batch per source, in order. The next shard is read while this one is worked on.
+    """For each shard, one batch per source, in order; the next one is read and encoded while this one is worked on.
 
     Args:
         only: [n_rows] the cache's rows that count; None: all but padding.
     """
     sites = dict.fromkeys(site for source in sources for site in (source.source, source.target))
 
-    def read(shard: int) -> tuple[ShardRows, dict[str, Tensor]]:
+    def read(shard: int) -> list[StreamBatch]:
         acts = {}
         for site in sites:
             chunk = cache.chunk(site, shard)
             acts[site] = chunk.clone() if device == "cpu" else chunk.to(device)
-        return shard_rows(cache, shard, only), acts
+        return _batches(sources, shard_rows(cache, shard, only), acts)
 
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
         pending = None
         for shard in shards:
             upcoming = reader.submit(read, shard)
             if pending is not None:
-                yield _batches(sources, *pending.result())
+                yield pending.result()
             pending = upcoming
         if pending is not None:
-            yield _batches(sources, *pending.result())
+            yield pending.result()
 
 
 def _batches(sources: Sequence[Source], rows: ShardRows, acts: dict[str, Tensor]) -> list[StreamBatch]:

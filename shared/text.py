@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ class Vocabulary:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._pieces: dict[int, str] = {}
+        self._pieces = _Pieces(self._spell)
 
     @classmethod
     def of(cls, cache: Cache) -> Vocabulary:
@@ -60,10 +60,11 @@ class Vocabulary:
 
     def piece(self, token: int) -> str:
         """The text of one token, its leading space included."""
-        found = self._pieces.get(token)
-        if found is None:
-            found = self._pieces[token] = self._spell(token)
-        return found
+        return self._pieces[token]
+
+    def pieces(self, tokens: Iterable[int]) -> list[str]:
+        """The text of each of them: plain ints, since these are looked up by the million."""
+        return list(map(self._pieces.__getitem__, tokens))
 
     def _spell(self, token: int) -> str:
         raw = self._tokenizer.id_to_token(token) if self.known else None
@@ -86,7 +87,19 @@ class Vocabulary:
 
     def text(self, tokens: Iterable[int]) -> str:
         """The pieces joined."""
-        return "".join(self.piece(int(token)) for token in tokens)
+        return "".join(self.pieces(tokens))
+
+
+class _Pieces(dict[int, str]):
+    """Spells what it has not spelt before."""
+
+    def __init__(self, spell: Callable[[int], str]) -> None:
+        super().__init__()
+        self.spell = spell
+
+    def __missing__(self, token: int) -> str:
+        piece = self[token] = self.spell(token)
+        return piece
 
 
 def _byte_stand_ins() -> dict[str, int]:

@@ -1,9 +1,8 @@
 """The report as one self-contained page: no server, no network, nothing executed that is not in this repository.
 
 What is per latent is deflated in blocks and inflated by the browser when a latent is opened, so the page stays quick
-with
-tens of thousands of latents. The content security policy names the one script and the one style sheet by their hashes:
-even markup that slipped into the page could neither run nor reach the network.
+with tens of thousands of latents. The content security policy names the one script and the one style sheet by their
+hashes: even markup that slipped into the page could neither run nor reach the network.
 """
 
 from __future__ import annotations
@@ -12,7 +11,9 @@ import base64
 import hashlib
 import json
 import zlib
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ HERE = Path(__file__).parent
 PANEL_BLOCK = 64
 """Latents in one deflated block of panels."""
 
+AHEAD = 8
+"""Blocks that may wait for the compressing thread."""
+
 
 def write_html(folder: Path, document: dict[str, Any], analysed: Sequence[Analysed], console: Console) -> None:
     """Write index.html, and each run's latents.jsonl.gz on the way: both say the same of every latent, made once."""
@@ -38,7 +42,6 @@ def write_html(folder: Path, document: dict[str, Any], analysed: Sequence[Analys
     template = environment.from_string((HERE / "report.html.j2").read_text(encoding="utf-8"))
     script = (HERE / "report.js").read_text(encoding="utf-8")
     style = (HERE / "report.css").read_text(encoding="utf-8")
-    tokens: dict[int, str] = {}
     with (folder / "index.html").open("w", encoding="utf-8") as file:
         # A generator: the blocks of one run at a time are in memory, not the whole page.
         stream = template.generate(
@@ -47,17 +50,19 @@ def write_html(folder: Path, document: dict[str, Any], analysed: Sequence[Analys
             script_hash=_hash(script),
             style_hash=_hash(style),
             document=_json(document),
-            blocks=_blocks(folder, document, analysed, tokens, console),
+            blocks=_blocks(folder, document, analysed, console),
         )
         file.writelines(stream)
 
 
-def _blocks(
-    folder: Path, document: dict[str, Any], analysed: Sequence[Analysed], tokens: dict[int, str], console: Console
-) -> Any:
-    """(id, deflated JSON in base64) of every lazily read block; the vocabulary, which the others fill, comes last."""
+def _blocks(folder: Path, document: dict[str, Any], analysed: Sequence[Analysed], console: Console) -> Any:
+    """(id, deflated JSON in base64) of every lazily read block; the vocabulary, which the others fill, comes last.
+
+    A second thread compresses what this one has written down: half of the work, outside of the interpreter's lock.
+    """
     total = sum(one.subject.n_latents for one in analysed if one.facts["trained"])
-    with console.progress(total, "latents", "report") as progress:
+    tokens: dict[int, str] = {}
+    with console.progress(total, "latents", "report") as progress, ThreadPoolExecutor(1, "deflate") as pool:
         for r, one in enumerate(analysed):
             if not one.facts["trained"]:
                 continue
@@ -74,21 +79,34 @@ def _blocks(
                 for name, result in one.results.items()
                 for column in result.columns
             ]
-            yield f"columns-{r}", deflated({"n": one.subject.n_latents, "columns": columns})
+            yield f"columns-{r}", deflated(compact({"n": one.subject.n_latents, "columns": columns}))
+            used: set[int] = set()
             with LatentsFile(folder / document["runs"][r]["folder"] / "latents.jsonl.gz", one) as file:
+                pending: deque[tuple[str, Future[str]]] = deque()
                 for start in range(0, one.subject.n_latents, PANEL_BLOCK):
-                    block = []
-                    for latent in range(start, min(start + PANEL_BLOCK, one.subject.n_latents)):
-                        panels = _panels(one, latent, tokens)
-                        file.write(latent, panels)
-                        block.append(panels)
-                    yield f"panels-{r}-{start // PANEL_BLOCK}", deflated(block)
+                    latents = range(start, min(start + PANEL_BLOCK, one.subject.n_latents))
+                    block = [_panels(one, latent, used) for latent in latents]
+                    lines = "".join(map(file.line, latents, block))
+                    stored = pool.submit(_stored, file, lines, compact(block))
+                    pending.append((f"panels-{r}-{start // PANEL_BLOCK}", stored))
                     progress.advance(len(block))
+                    while len(pending) > (AHEAD if start + PANEL_BLOCK < one.subject.n_latents else 0):
+                        name, text = pending.popleft()
+                        yield name, text.result()
+            tokens |= {token: one.subject.vocabulary.piece(token) for token in sorted(used - tokens.keys())}
     special = {token for one in analysed for token in one.subject.vocabulary.special}
     yield (
         "vocabulary",
-        deflated({"pieces": tokens, "special": sorted(special & tokens.keys()), "domains": _domains(analysed)}),
+        deflated(
+            compact({"pieces": tokens, "special": sorted(special & tokens.keys()), "domains": _domains(analysed)})
+        ),
     )
+
+
+def _stored(file: LatentsFile, lines: str, block: str) -> str:
+    """The work of the compressing thread: the lines of some latents into the file, their panels deflated."""
+    file.write(lines)
+    return deflated(block)
 
 
 def _domains(analysed: Sequence[Analysed]) -> dict[str, dict[int, str]]:
@@ -96,7 +114,8 @@ def _domains(analysed: Sequence[Analysed]) -> dict[str, dict[int, str]]:
     return {str(one.subject.cache.path): one.subject.domains for one in analysed if one.subject.domains}
 
 
-def _panels(one: Analysed, latent: int, tokens: dict[int, str]) -> list[Any]:
+def _panels(one: Analysed, latent: int, used: set[int]) -> list[Any]:
+    """The blocks of one latent's panel; the tokens in them are added to `used`."""
     blocks = []
     for name, result in one.results.items():
         if result.panel is None:
@@ -106,22 +125,23 @@ def _panels(one: Analysed, latent: int, tokens: dict[int, str]) -> list[Any]:
             if block["type"] == "examples":
                 for group in block["groups"]:
                     for item in group["items"]:
-                        for token in item[5]:
-                            if token not in tokens:
-                                tokens[token] = one.subject.vocabulary.piece(token)
+                        used.update(item[5])
     return blocks
 
 
-def deflated(value: Any) -> str:
-    """JSON, zlib, base64: what report.js inflates."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+def compact(value: Any) -> str:
+    """JSON without spaces."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def deflated(text: str) -> str:
+    """zlib, base64: what report.js inflates."""
     return base64.b64encode(zlib.compress(text.encode(), 6)).decode("ascii")
 
 
 def _json(value: Any) -> Markup:
     """JSON that may stand inside a script element: no "<" in it, so nothing can close the element or open another."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+    return Markup(compact(value).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
 def _hash(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analyze.render.document import SCHEMA, SCHEMA_VERSION
 from analyze.result import plain
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def write_tables(folder: Path, one: Analysed) -> None:
-    """Every table that the reports want on disk, as <name>.parquet."""
+    """Every table that the reports want on disk, as <name>.parquet; the file's metadata name schema and version."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -25,7 +26,8 @@ def write_tables(folder: Path, one: Analysed) -> None:
             arrays = {
                 key: values.astype(object) if values.dtype.kind == "U" else values for key, values in columns.items()
             }
-            pq.write_table(pa.table(arrays), folder / f"{name}.parquet", compression="zstd")
+            about = {"schema": SCHEMA, "schema_version": str(SCHEMA_VERSION), "table": name, "run": one.subject.name}
+            pq.write_table(pa.table(arrays, metadata=about), folder / f"{name}.parquet", compression="zstd")
 
 
 class LatentsFile:
@@ -35,7 +37,7 @@ class LatentsFile:
 
     def __init__(self, path: Path, one: Analysed) -> None:
         self.file = gzip.GzipFile(path, "wb", compresslevel=3, mtime=0)
-        self.piece = one.subject.vocabulary.piece
+        self.pieces = one.subject.vocabulary.pieces
         self.domains = one.subject.domains
         self.columns = [
             (column.key, plain(column.values)) for result in one.results.values() for column in result.columns
@@ -47,29 +49,32 @@ class LatentsFile:
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
-    def write(self, latent: int, panels: list[dict[str, Any]]) -> None:
-        """Add the next latent."""
+    def write(self, lines: str) -> None:
+        """Add the lines of the next latents."""
+        self.file.write(lines.encode())
+
+    def line(self, latent: int, panels: list[dict[str, Any]]) -> str:
+        """What the file says of one latent."""
         by_report: dict[str, list[dict[str, Any]]] = {}
         for block in panels:
             by_report.setdefault(block["report"], []).append(self._spelt(block))
         columns = {key: values[latent] for key, values in self.columns}
-        line = json.dumps({"latent": latent, "columns": columns, "panels": by_report}, ensure_ascii=False)
-        self.file.write(line.encode() + b"\n")
+        return json.dumps({"latent": latent, "columns": columns, "panels": by_report}, ensure_ascii=False) + "\n"
 
     def _spelt(self, block: dict[str, Any]) -> dict[str, Any]:
         """A panel block with its examples as objects with text."""
         spelt = {key: value for key, value in block.items() if key != "report"}
         if block["type"] == "examples":
+            activation = [0, *(round(heat * block["max"] / 99, 4) for heat in range(1, 100))]
             spelt["groups"] = [
-                {"title": group["title"], "items": [self._example(item, block["max"]) for item in group["items"]]}
+                {"title": group["title"], "items": [self._example(item, activation) for item in group["items"]]}
                 for group in block["groups"]
             ]
         return spelt
 
-    def _example(self, item: list[Any], largest: float) -> dict[str, Any]:
+    def _example(self, item: list[Any], activation: list[float]) -> dict[str, Any]:
         value, sequence, position, document, peak, tokens, heat = item
-        pieces = [self.piece(token) for token in tokens]
-        scale = largest / 99
+        pieces = self.pieces(tokens)
         return {
             "value": value,
             "sequence": sequence,
@@ -81,7 +86,7 @@ class LatentsFile:
             "token_id": tokens[peak],
             "text": "".join(pieces),
             "tokens": pieces,
-            "activations": [round(h * scale, 4) if h else 0 for h in heat] if heat else [],
+            "activations": [activation[h] for h in heat],
         }
 
 

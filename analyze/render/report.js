@@ -33,6 +33,7 @@
   function show(value, format) {
     if (value === null || value === undefined) return "–";
     if (format === "percent") return `${Number((100 * value).toPrecision(3))}%`;
+    if (format === "probability" && value < 1e-300) return "< 1e-300"; // underflow, not certainty
     if (format === "flag") return value ? "yes" : "no";
     if (format === "text") return String(value).replace(/\r\n|\r|\n/g, "↵").replace(/\t/g, "⇥");
     return significant(value);
@@ -187,12 +188,15 @@
   // --- tables --------------------------------------------------------------------------------------------------------
 
   const latentLink = (id, run) => el("a", { class: "latent", href: `#latents/${run}/${id}` }, String(id));
+  // Names of runs are long and hold no spaces: they may break after these marks, and nowhere else.
+  const breaking = (text) => String(text).split(/(?<=[_\-/,])/).map((part, i) => [i ? el("wbr") : null, part]);
   function cell(value, format, run) {
     if (format === "latent") return el("td", {}, value === null ? "–" : latentLink(value, run));
     if (format === "latents") return el("td", { class: "text" }, (value || []).map((id, i) => [i ? ", " : null, latentLink(id, run)]));
-    return el("td", { class: format === "text" ? "text" : format === "flag" ? "flag" : null }, show(value, format));
+    const text = show(value, format);
+    return el("td", { class: format === "text" ? "text" : format === "flag" ? "flag" : null }, format === "text" ? breaking(text) : text);
   }
-  const headCell = (c) => el("th", { scope: "col", class: c.format === "text" || c.format === "latents" ? "text" : null }, c.label, why(c.definition));
+  const headCell = (c) => el("th", { scope: "col", class: c.format === "text" || c.format === "latents" ? "text" : null }, breaking(c.label), why(c.definition));
   function tableBlock(table, run, open) {
     const SHORT = 15;
     const body = el("tbody");
@@ -224,7 +228,7 @@
           f.null !== null ? el("span", { class: "twin" }, el("span", { class: "dot null" }), `null: ${show(f.null, f.format)}`) : null);
       })));
     }
-    return el("div", { class: "scroll overview" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", { class: "text" }, "figure"), runs.map((run, r) => el("th", { scope: "col", class: run.role }, el("a", { href: `#${firstReport()}/${r}` }, run.name), " ", badge(run))))), el("tbody", {}, rows)));
+    return el("div", { class: "scroll overview" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", { class: "text" }, "figure"), runs.map((run, r) => el("th", { scope: "col", class: run.role }, el("a", { href: `#${firstReport()}/${r}` }, breaking(run.name)), " ", badge(run))))), el("tbody", {}, rows)));
   }
   const firstReport = () => Object.keys(runs[0].reports)[0];
   function overview() {

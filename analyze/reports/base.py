@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from analyze.geometry import Geometry
 from analyze.result import ReportResult
@@ -133,6 +134,10 @@ class Report(ABC, Generic[C]):
     def __init__(self, config: C, subject: Subject) -> None:
         self.config = config
         self.subject = subject
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to another process, to be merged there: what was counted, without the run and its tensors."""
+        return {k: v for k, v in self.__dict__.items() if k != "subject" and not isinstance(v, Tensor)}
 
     @abstractmethod
     def update(self, batch: StreamBatch) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyze.clusters import Cluster, clusters
-from analyze.correlated import BINS, PairTable, Scan, null_sample, scan, sorted_top_correlation
+from analyze.correlated import BINS, Neighbours, PairTable, Scan, null_sample, scan, sorted_top_correlation
 from analyze.keep import Keeper
 from analyze.pairs import FirstRows, Moments, PairSums
 from analyze.reports.base import Report, ReportConfig, Subject
@@ -58,6 +58,10 @@ class CorrelationConfig(ReportConfig):
             raise ValueError(f"threshold is an |r| between 0 and 1, not {self.threshold}")
         if min(self.min_fired, self.min_both, self.neighbours, self.max_pairs) < 1 or self.sorted_top < 2:
             raise ValueError("min_fired, min_both, neighbours and max_pairs are at least 1, sorted_top at least 2")
+
+
+WORTH_SHOWING = 0.05
+"""Least r of a neighbour in a latent's panel; neighbours.parquet has them all."""
 
 
 class Correlation(Report[CorrelationConfig]):
@@ -180,6 +184,7 @@ def _result(
         ),
     ]
     lead = _lead(rest, with_bos, only_bos, theta, found, len(in_cluster), int(scored.sum()))
+    near = Neighbours.of(rest, report.pairs, report.rest, report.subject.geometry)
     return ReportResult(
         "correlation",
         report.title,
@@ -217,8 +222,8 @@ def _result(
             "clusters": [{"members": list(c.members), "weakest_edge": list(c.weakest)} for c in found],
             "pairs_listed": len(table.r),
         },
-        _panel(report, rest, found, in_cluster),
-        {"pairs": table.columns(fired)},
+        _panel(near, found, in_cluster),
+        {"pairs": table.columns(fired), "neighbours": near.columns()},
         _definitions(config),
     )
 
@@ -395,31 +400,15 @@ def _bos_table(report: Correlation, rest: Scan, with_bos: Scan) -> Table:
     )
 
 
-def _panel(report: Correlation, rest: Scan, found: list[Cluster], in_cluster: dict[int, int]) -> Any:
-    n = report.rest.n
-    near = rest.near
-    i = np.repeat(np.arange(len(near)), near.shape[1])
-    j = np.where(near >= 0, near, 0).reshape(-1)
-    _, both = report.pairs.lookup(i, j)
-    both = both.reshape(near.shape)
-    cos = report.subject.geometry.cosine(i, j).reshape(near.shape)
-
+def _panel(near: Neighbours, found: list[Cluster], in_cluster: dict[int, int]) -> Any:
     def panel(latent: int) -> list[dict[str, Any]]:
-        rows = []
-        for s in range(near.shape[1]):
-            other, r = int(near[latent, s]), float(rest.near_r[latent, s])
-            if other < 0 or r < 0.05:
-                break
-            together = int(both[latent, s])
-            rows.append(
-                [
-                    other,
-                    round(r, 4),
-                    round(together / max(1, int(n[latent] + n[other]) - together), 4),
-                    round(together / max(1, int(n[latent])), 4),
-                    round(float(cos[latent, s]), 4),
-                ]
+        rows = [
+            [int(other), *(round(float(value), 4) for value in values)]
+            for other, *values in zip(
+                *(a[latent] for a in (near.other, near.r, near.jaccard, near.p_other, near.cos)), strict=True
             )
+            if other >= 0 and values[0] >= WORTH_SHOWING
+        ]
         blocks: list[dict[str, Any]] = []
         if latent in in_cluster:
             cluster = found[in_cluster[latent]]

@@ -187,7 +187,7 @@ def _result(report: Global) -> ReportResult:
         Figure(
             "mean_max_cosine",
             "mean nearest decoder cosine",
-            float(max_cos.mean()) if n > 1 else None,
+            float(max_cos.mean()) if n > 1 and subject.w_dec.any() else None,  # a zero row has no direction
             "Mean over latents of the largest cosine of its decoder row with another one.",
             null=float(random_max.mean()) if n > 1 else None,
             better="lower",

@@ -18,7 +18,7 @@ from analyze.keep import Keeper
 from analyze.kernels import by_bin, over_latents, shifted_bins
 from analyze.positions import LEFT_OUT, PositionScores, coarse_bins, profile_bins, score, shift_slots
 from analyze.reports.base import Report, ReportConfig, Subject
-from analyze.result import Chart, Column, Figure, ReportResult, Series, Table, TableColumn
+from analyze.result import Chart, Column, Figure, ReportResult, Series, Table, TableColumn, show
 from analyze.sparse import SparseCodes
 from analyze.stream import ShardRows, StreamBatch
 
@@ -180,10 +180,10 @@ def _result(report: Position, s: PositionScores) -> ReportResult:
             in_summary=False,
         ),
     ]
-    percent = f"{100 * top:.1f}%" if top is not None else "None"
     lead = (
-        f"{percent} of the top activations lie at position 0, which holds {100 * base:.1f}% of the rows"
-        + (f" ({100 * top_distinct:.1f}% once identical contexts count once)" if top_distinct is not None else "")
+        f"{show(top, 'percent') if top is not None else 'None'} of the top activations lie at position 0, which holds "
+        f"{show(base, 'percent')} of the rows"
+        + (f" ({show(top_distinct, 'percent')} once identical contexts count once)" if top_distinct is not None else "")
         + f". {int(s.bos.sum()):,} of {int(s.scored.sum()):,} scored latents are locked to position 0, "
         f"{int(s.biased.sum()):,} to another stretch of the sequence; {low:,} fire too rarely to be scored."
     )
@@ -380,7 +380,7 @@ def _tables(s: PositionScores) -> list[Table]:
                 TableColumn("fires on rows", "integer"),
                 TableColumn("share at position 0", "percent"),
                 TableColumn("enrichment", "number", "(n_i0/n_i) / (N_0/N)"),
-                TableColumn("q", "number", "Exact binomial test, Benjamini–Hochberg."),
+                TableColumn("q", "probability", "Exact binomial test, Benjamini–Hochberg."),
                 TableColumn("share in its top", "percent", "Raw."),
                 TableColumn("… identical contexts once", "percent"),
             ],
@@ -401,7 +401,7 @@ def _tables(s: PositionScores) -> list[Table]:
                 TableColumn("fullest bin", "integer"),
                 TableColumn("share there", "percent"),
                 TableColumn("MI beyond shifts (bits)", "number"),
-                TableColumn("q", "number"),
+                TableColumn("q", "probability"),
                 TableColumn("KL (bits)", "number"),
                 TableColumn("Spearman", "number"),
             ],

@@ -18,7 +18,7 @@ from analyze.keep import Keeper
 from analyze.kernels import over_latents, value_histogram
 from analyze.logit_lens import LogitLens, lens_of
 from analyze.reports.base import Report, ReportConfig, Subject
-from analyze.result import Chart, Column, Figure, ReportResult, Series, Table, TableColumn
+from analyze.result import Chart, Column, Figure, ReportResult, Series, Table, TableColumn, show
 from analyze.stream import StreamBatch
 from shared.hashing import mix
 
@@ -163,6 +163,18 @@ def _result(report: TopActivations, s: Statistics, lens: LogitLens | None) -> Re
         ),
     ]
     words, peaks = common_words(report), common_peaks(report, s)
+    samples = {
+        "per_latent": {"mean": float(report.raw.kept.mean()), "max": int(report.raw.kept.max(initial=0))},
+        "total": int(report.raw.kept.sum()),
+        "distinct_contexts": round(float(np.nansum(s.unique * report.raw.kept))),
+        "activation_range": [_low(report), float(np.nanmax(s.largest)) if alive.any() else None],
+        "context_diversity": _mean(s.unique),
+    }
+    length = {
+        "mean": _mean(s.context_mean),
+        "min": float(np.nanmin(s.context_min)) if alive.any() else None,
+        "max": float(np.nanmax(s.context_max)) if alive.any() else None,
+    }
     data = {
         "rows": report.rows,
         "ranking": [
@@ -178,17 +190,8 @@ def _result(report: TopActivations, s: Statistics, lens: LogitLens | None) -> Re
         ],
         "specialisation": verdicts,
         "base_agreement": {"token": s.tokens.base, s.source: s.documents.base},
-        "samples": {
-            "per_latent": {"mean": float(report.raw.kept.mean()), "max": int(report.raw.kept.max(initial=0))},
-            "total": int(report.raw.kept.sum()),
-            "activation_range": [_low(report), float(np.nanmax(s.largest)) if alive.any() else None],
-            "context_diversity": _mean(s.unique),
-        },
-        "context_length": {
-            "mean": _mean(s.context_mean),
-            "min": float(np.nanmin(s.context_min)) if alive.any() else None,
-            "max": float(np.nanmax(s.context_max)) if alive.any() else None,
-        },
+        "samples": samples,
+        "context_length": length,
         "common_words": words,
         "common_peaks": peaks,
         "text": vocabulary.known,
@@ -206,7 +209,7 @@ def _result(report: TopActivations, s: Statistics, lens: LogitLens | None) -> Re
         lead,
         figures,
         _charts(report, s),
-        _tables(report, s, names, peak, words, peaks),
+        [*_tables(report, s, names, peak, words, peaks), _samples_table(config, samples, length)],
         [
             Column("fires_on", "fires on", "Most common tokens of a uniform sample of its firings.", names, "text"),
             Column(
@@ -370,6 +373,28 @@ def _tables(
             len(words),
         ),
     ]
+
+
+def _samples_table(config: TopActivationsConfig, samples: dict[str, Any], length: dict[str, Any]) -> Table:
+    per_latent, (low, high) = samples["per_latent"], samples["activation_range"]
+    rows = [
+        ["samples", show(samples["total"])],
+        ["samples per latent, mean (at most)", f"{show(per_latent['mean'])} ({show(per_latent['max'])})"],
+        ["activation range", f"{show(low)} … {show(high)}"],
+        ["distinct contexts", show(samples["distinct_contexts"])],
+        ["distinct contexts per latent, mean share", show(samples["context_diversity"], "percent")],
+        ["tokens of context, mean (range)", f"{show(length['mean'])} ({show(length['min'])} … {show(length['max'])})"],
+    ]
+    return Table(
+        "samples",
+        "Samples",
+        f"Each latent's {config.raw_top} largest activations, repeats included. A context is the peak and the "
+        f"{config.before} tokens ahead of it; its length, the tokens of the document up to the peak, is over the "
+        f"{config.top} examples shown.",
+        [TableColumn("figure", "text"), TableColumn("value", "text")],
+        rows,
+        len(rows),
+    )
 
 
 def _definitions(config: TopActivationsConfig, s: Statistics) -> list[tuple[str, str]]:

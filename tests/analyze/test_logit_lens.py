@@ -15,7 +15,7 @@ from analyze import logit_lens as lens_module
 from analyze.config import AnalyzeConfig
 from analyze.logit_lens import lens_of, logit_lens
 from analyze.reports.top_activations import TopActivationsConfig
-from analyze.run import _subjects, analyze
+from analyze.run import analyze, subjects_of
 from shared.documents import DOCUMENTS, DocumentRecord
 from shared.models import Unembedding, load_unembedding, model_folder
 from shared.runs import open_run
@@ -98,7 +98,7 @@ def test_only_sites_in_the_residual_stream_have_a_lens(tmp_path: Path) -> None:
     from tests.analyze.test_run import TARGET, nested
 
     made = planted(tmp_path / "cache")
-    subject = _subjects(
+    subject = subjects_of(
         made.cache.path, [("r", open_run(nested(made, tmp_path / "runs", "r")))], AnalyzeConfig(controls=False)
     )[0]
     assert subject.target == TARGET

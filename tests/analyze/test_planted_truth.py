@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -66,6 +68,44 @@ def test_correlations_are_numpys(world: tuple) -> None:
         assert found["p_j_given_i"][k] == pytest.approx(both / (x > 0).sum())
         w = made.coder.w_dec.detach().double().numpy()
         assert found["decoder_cosine"][k] == pytest.approx(w[i] @ w[j], abs=1e-6)
+
+
+def test_neighbours_are_the_largest_correlations(world: tuple) -> None:
+    made, found = world[0], {key: np.array(values) for key, values in table(world, "neighbours").items()}
+    rest = made.z[rows(world, "rest")].astype(np.float64)
+    fires = (rest > 0).astype(np.float64)
+    together, fired = fires.T @ fires, fires.sum(axis=0)
+    scored = fired >= 50
+    with np.errstate(invalid="ignore"):
+        r = np.corrcoef(rest.T)
+    allowed = scored[:, None] & scored & (together > 0) & ~np.eye(truth.F, dtype=bool)
+    w = made.coder.w_dec.detach().double().numpy()
+    for i in range(truth.F):
+        mine = found["latent"] == i
+        j = found["neighbour"][mine]
+        assert found["rank"][mine].tolist() == list(range(1, 1 + min(20, allowed[i].sum())))
+        np.testing.assert_allclose(found["r"][mine], np.sort(r[i, allowed[i]])[::-1][:20], atol=1e-6)
+        np.testing.assert_allclose(found["r"][mine], r[i, j], atol=1e-6)
+        np.testing.assert_array_equal(found["fired_both"][mine], together[i, j])
+        np.testing.assert_allclose(found["jaccard"][mine], together[i, j] / (fired[i] + fired[j] - together[i, j]))
+        np.testing.assert_allclose(found["p_neighbour_given_latent"][mine], together[i, j] / fired[i])
+        np.testing.assert_allclose(found["decoder_cosine"][mine], w[j] @ w[i], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pairs", "neighbours", "position", "latents"])
+def test_tables_name_their_schema_and_the_page_explains_every_column(world: tuple, name: str) -> None:
+    schema = pq.read_schema(world[1].report.parent / "planted" / f"{name}.parquet")
+    document = world[2]
+    assert schema.metadata == {
+        b"schema": document["schema"].encode(),
+        b"schema_version": str(document["schema_version"]).encode(),
+        b"table": name.encode(),
+        b"run": b"planted",
+    }
+    page = (Path(__file__).parents[2] / "docs" / "analysis.md").read_text(encoding="utf-8")
+    (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}.parquet` |"))
+    documented = re.findall(r"`([a-z0-9_]+)`", row.split("|")[2])
+    assert documented == schema.names
 
 
 def test_pairs_that_only_position_0_joins_count_with_it_alone(world: tuple) -> None:
@@ -173,6 +213,36 @@ def test_specialised_is_the_latent_of_one_token(world: tuple) -> None:
     assert found["specialised"][truth.DEAD] == "dead"
     others = [v for i, v in enumerate(found["specialised"]) if i not in (truth.ONE_TOKEN, truth.RARE, truth.DEAD)]
     assert set(others) == {"general"}
+
+
+def test_statistics_of_the_samples(world: tuple) -> None:
+    """Samples, their range, distinct contexts, how much of the document stands before a peak: counted by hand."""
+    made, data = world[0], world[2]["runs"][0]["reports"]["top_activations"]["data"]
+    tokens, in_document = made.table.tokens.reshape(-1), made.table.pos_in_doc.reshape(-1)
+
+    def context(row: int) -> tuple:
+        return tuple(tokens[max(row - row % truth.CTX, row - 20) : row + 1])
+
+    kept, values, distinct, shares, lengths = [], [], 0, [], []
+    for i in np.flatnonzero((made.z > 0).any(axis=0)):
+        rows_of = [int(row) for row in np.argsort(-made.z[:, i], kind="stable") if made.z[row, i] > 0]
+        different = {context(row) for row in rows_of[:100]}
+        kept.append(len(rows_of[:100]))
+        values += made.z[rows_of[:100], i].tolist()
+        distinct += len(different)
+        shares.append(len(different) / kept[-1])
+        first_of = {context(row): row for row in reversed(rows_of)}  # the largest of each context
+        shown = sorted(first_of.values(), key=rows_of.index)[:20]
+        lengths.append([int(in_document[row]) + 1 for row in shown])
+    samples = data["samples"]
+    assert (samples["total"], samples["per_latent"]["max"]) == (sum(kept), 100)
+    assert samples["per_latent"]["mean"] == pytest.approx(sum(kept) / truth.F)
+    assert samples["activation_range"] == pytest.approx([min(values), max(values)])
+    assert samples["distinct_contexts"] == distinct
+    assert samples["context_diversity"] == pytest.approx(np.mean(shares))
+    length = data["context_length"]
+    assert length["mean"] == pytest.approx(np.mean([np.mean(some) for some in lengths]))
+    assert (length["min"], length["max"]) == (min(map(min, lengths)), max(map(max, lengths)))
 
 
 def test_examples_are_the_largest_with_identical_contexts_once(world: tuple) -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import Tokenizer, models
 
 from analyze import stream as streaming
 from analyze.config import AnalyzeConfig
+from analyze.parts import collect
 from analyze.render import html
 from analyze.render.markdown import to_markdown
 from analyze.reports import REPORTS
 from analyze.reports.global_report import GlobalConfig
-from analyze.run import _collect, _subjects, analyze, choose_shards
+from analyze.run import analyze, choose_shards, subjects_of
 from analyze.stream import stream
 from shared.coders import build_coder
 from shared.coders.matryoshka import MatryoshkaConfig
@@ -96,7 +101,7 @@ def test_every_file_of_a_report(made: Planted, run: Path, tmp_path: Path) -> Non
     assert [r["folder"] for r in document["runs"]][:2] == ["planted", "nested_b"]
     for entry in document["runs"]:
         found = {path.name for path in (folder / entry["folder"]).iterdir()}
-        tables = {"pairs.parquet", "position.parquet", "latents.parquet"}
+        tables = {"pairs.parquet", "neighbours.parquet", "position.parquet", "latents.parquet"}
         assert found == tables | ({"latents.jsonl.gz"} if entry["trained"] else set())
     assert set(result.to_dict()) == {"report", "runs", "controls", "comparison", "rows", "seconds"}
     assert {
@@ -149,7 +154,9 @@ def test_a_run_with_a_frozen_decoder_is_a_control(made: Planted, tmp_path: Path)
         ("trained", "run"),
         ("other_seed", "run"),
     ]
-    assert [r["name"] for r in result.controls] == [f"untrained ({n})" for n in ("frozen", "other_seed", "trained")]
+    assert [r["name"] for r in result.controls] == [
+        f"untrained ({n})" for n in ("other_seed", "trained")
+    ]  # not of the control
     assert result.report.parent.name == "frozen+trained+other_seed"
 
 
@@ -162,7 +169,7 @@ def test_runs_that_began_alike_share_a_control(made: Planted, tmp_path: Path) ->
 
 def test_the_untrained_control_is_the_coder_before_its_first_step(made: Planted, tmp_path: Path) -> None:
     path = nested(made, tmp_path / "runs", "trained")
-    control = _subjects(made.cache.path, [("trained", open_run(path))], AnalyzeConfig())[1]
+    control = subjects_of(made.cache.path, [("trained", open_run(path))], AnalyzeConfig())[1]
     fresh = build_coder(
         MatryoshkaConfig(latents=32, k=6, groups=(8, 24)),
         64,
@@ -176,7 +183,7 @@ def test_the_untrained_control_is_the_coder_before_its_first_step(made: Planted,
 
 def test_collectors_merge_as_if_one_had_seen_all(made: Planted, run: Path) -> None:
     config = AnalyzeConfig(controls=False)
-    subject = _subjects(made.cache.path, [("planted", open_run(run))], config)[0]
+    subject = subjects_of(made.cache.path, [("planted", open_run(run))], config)[0]
 
     def fed(shards: list[int]) -> dict:
         reports = {name: REPORTS[s.kind](s, subject) for name, s in config.reports.items()}
@@ -202,8 +209,57 @@ def test_collectors_merge_as_if_one_had_seen_all(made: Planted, run: Path) -> No
         assert [one.panel(i) for i in (5, 20)] == [two.panel(i) for i in (5, 20)]
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_processes_that_share_the_pass_report_the_same(made: Planted, run: Path, tmp_path: Path) -> None:
+    """Two processes, each with its own shards: counts, lists and examples to the bit, float sums to 1e-12."""
+    runs = [run, nested(made, tmp_path / "runs", "nested")]
+
+    def told(processes: int) -> tuple[dict, Path]:
+        config = AnalyzeConfig(out=tmp_path / "reports", name=f"by{processes}", processes=processes)
+        folder = analyze(runs, config).report.parent
+        return json.loads((folder / "report.json").read_text()), folder
+
+    (alone, by_one), (shared, by_two) = told(1), told(2)
+    assert alone.pop("config") != shared.pop("config")
+    assert_close(alone, shared)
+    for table in ("pairs", "neighbours", "position", "latents"):
+        one, two = (pq.read_table(folder / "planted" / f"{table}.parquet").to_pydict() for folder in (by_one, by_two))
+        assert_close(one, two)
+    one, two = (gzip.decompress((f / "planted" / "latents.jsonl.gz").read_bytes()) for f in (by_one, by_two))
+    assert_close([json.loads(line) for line in one.splitlines()], [json.loads(line) for line in two.splitlines()])
+
+
+def assert_close(one: Any, two: Any) -> None:
+    """Equal plain data, floats to 1e-12."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_close(one[key], two[key])
+    elif isinstance(one, list):
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            assert_close(a, b)
+    elif isinstance(one, float):
+        assert one == pytest.approx(two, rel=1e-12, abs=1e-12, nan_ok=True)
+    else:
+        assert one == two
+
+
+def test_common_words_are_those_of_the_top_contexts(made: Planted, run: Path, tmp_path: Path) -> None:
+    folder = analyze([run], AnalyzeConfig(out=tmp_path / "reports", controls=False)).report.parent
+    counts: Counter[str] = Counter()
+    for line in gzip.decompress((folder / "planted" / "latents.jsonl.gz").read_bytes()).splitlines():
+        for block in json.loads(line)["panels"].get("top_activations", ()):
+            if block["type"] == "examples":
+                texts = " \n ".join(item["text"] for item in block["groups"][0]["items"][:10])
+                counts.update(set(re.findall(r"[a-z]{3,}", texts.lower())))
+    report = json.loads((folder / "report.json").read_text())["runs"][0]["reports"]["top_activations"]
+    assert {word["word"]: word["latents"] for word in report["data"]["common_words"]} == dict(counts)
+    assert {"word", "script", "hacked"} <= counts.keys()
+
+
 def test_small_pieces_give_the_same_codes(made: Planted, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = _subjects(made.cache.path, [("planted", open_run(run))], AnalyzeConfig(controls=False))[0]
+    subject = subjects_of(made.cache.path, [("planted", open_run(run))], AnalyzeConfig(controls=False))[0]
     (whole,) = next(iter(stream(subject.cache, [subject.stream_source(True)], [0])))
     monkeypatch.setattr(streaming, "ENCODE_BYTES", 1)
     (pieces,) = next(iter(stream(subject.cache, [subject.stream_source(True)], [0])))
@@ -249,6 +305,8 @@ def test_refusals(made: Planted, run: Path, tmp_path: Path) -> None:
         analyze([], config)
     with pytest.raises(UsageError, match="named twice"):
         analyze([run, run], config)
+    with pytest.raises(UsageError, match="baseline is 'planned', and the runs are planted; did you mean 'planted'"):
+        analyze([run], AnalyzeConfig(out=tmp_path / "reports", baseline="planned"))
     with pytest.raises(DataError, match="not a run"):
         analyze([tmp_path / "nothing"], config)
     with pytest.raises(DataError, match="no cache"):
@@ -378,14 +436,13 @@ def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
 
 def test_reports_of_a_subject_are_fed_by_one_read(made: Planted, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from shared.cache import Cache
-    from shared.console import Console
 
     reads: list[tuple[str, int]] = []
     chunk = Cache.chunk
     monkeypatch.setattr(
         Cache, "chunk", lambda self, site, shard: reads.append((site, shard)) or chunk(self, site, shard)
     )
-    subjects = _subjects(made.cache.path, [("planted", open_run(run))], AnalyzeConfig())
+    subjects = subjects_of(made.cache.path, [("planted", open_run(run))], AnalyzeConfig())
     reads.clear()
-    _collect(subjects, AnalyzeConfig(), Console(quiet=True), {})
+    collect(subjects, AnalyzeConfig(), subjects[0].shards)
     assert sorted(reads) == sorted((site, shard) for site in (SOURCE, TARGET) for shard in range(8))

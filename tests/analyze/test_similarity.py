@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.sparse import csr_matrix
 
 from analyze import similarity
-from analyze.compare import BATCH, CodeSample, group_runs, random_mmcs, settings_key
+from analyze.compare import (
+    BATCH,
+    CodeSample,
+    baseline_first,
+    before_after,
+    figures_over_seeds,
+    group_runs,
+    random_mmcs,
+    settings_key,
+)
 from analyze.config import AnalyzeConfig
+from analyze.intervals import Estimate, difference
 from analyze.reports.global_report import GlobalConfig
-from analyze.run import _subjects, analyze
+from analyze.result import Figure, ReportResult
+from analyze.run import analyze, subjects_of
 from analyze.similarity import Grams, cca, chance_cca, cka, hsic, match, principal_components
 from analyze.stream import stream
 from shared.runs import open_run
@@ -25,6 +38,10 @@ Generator = torch.Generator
 
 def sparse(n: int, f: int, seed: int) -> torch.Tensor:
     return torch.relu(torch.randn(n, f, generator=Generator().manual_seed(seed), dtype=torch.float64) - 1)
+
+
+def matrix(x: torch.Tensor) -> csr_matrix:
+    return csr_matrix(x.numpy())
 
 
 def rotation(f: int) -> torch.Tensor:
@@ -45,7 +62,7 @@ def test_cka_of_equal_rotated_and_unrelated_sets() -> None:
     a, b = sparse(2048, 40, 1), sparse(2048, 60, 2)
 
     def of(x: torch.Tensor, y: torch.Tensor) -> float | None:
-        return cka(Grams.of(x.split(256)), Grams.of(y.split(256)))
+        return cka(Grams.of(map(matrix, x.split(256))), Grams.of(map(matrix, y.split(256))))
 
     assert of(a, a) == pytest.approx(1)
     assert of(a, 3 * a @ rotation(40) + 5) == pytest.approx(1)
@@ -60,7 +77,7 @@ def test_cka_of_equal_rotated_and_unrelated_sets() -> None:
 
 def test_components_are_whitened_and_hold_the_variance() -> None:
     x = sparse(3000, 30, 1) * torch.logspace(0, -3, 30, dtype=torch.float64)
-    found = principal_components(x)
+    found = principal_components(matrix(x))
     assert found is not None
     assert found.kept >= 0.99
     scores = found.scores
@@ -70,15 +87,15 @@ def test_components_are_whitened_and_hold_the_variance() -> None:
     variance = np.sort(np.linalg.eigvalsh(np.cov(x.numpy().T, bias=True)))[::-1]
     np.testing.assert_allclose(found.weights.numpy(), variance[: scores.shape[1]], rtol=1e-8)
     assert variance[: scores.shape[1] - 1].sum() < 0.99 * variance.sum()
-    assert principal_components(torch.ones(10, 3)) is None
+    assert principal_components(matrix(torch.ones(10, 3))) is None
 
 
 def test_randomised_components_find_the_same_leading_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     x = sparse(2000, 60, 1) * torch.logspace(0, -2, 60, dtype=torch.float64)
-    exact = principal_components(x)
+    exact = principal_components(matrix(x))
     monkeypatch.setattr(similarity, "EXACT_PCA", 10)
     monkeypatch.setattr(similarity, "RANDOM_RANK", 40)
-    rough = principal_components(x)
+    rough = principal_components(matrix(x))
     assert exact is not None
     assert rough is not None
     np.testing.assert_allclose(rough.weights[:10].numpy(), exact.weights[:10].numpy(), rtol=1e-3)
@@ -89,7 +106,7 @@ def test_canonical_correlations_are_the_textbooks() -> None:
     shared = sparse(5000, 6, 1)
     a = torch.cat([shared, sparse(5000, 4, 2)], 1) @ rotation(10)
     b = torch.cat([shared + 0.5 * sparse(5000, 6, 3), sparse(5000, 2, 4)], 1)
-    x, y = principal_components(a, 1.0, 0.0), principal_components(b, 1.0, 0.0)
+    x, y = (principal_components(matrix(part), 1.0, 0.0) for part in (a, b))
     assert x is not None
     assert y is not None
     c = np.cov(torch.cat([a, b], 1).numpy().T)
@@ -146,14 +163,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 
 
 def test_samples_are_the_codes_of_their_rows(made: Planted, tmp_path: Path) -> None:
-    subject = _subjects(made.cache.path, [("r", open_run(made.run(tmp_path).path))], AnalyzeConfig(controls=False))[0]
+    subject = subjects_of(made.cache.path, [("r", open_run(made.run(tmp_path).path))], AnalyzeConfig(controls=False))[0]
     whole, a, b = (CodeSample(subject, 700) for _ in range(3))
     for k, (batch,) in enumerate(stream(subject.cache, [subject.stream_source(False)], subject.shards)):
         whole.update(batch)
         (a if k % 2 else b).update(batch)
     a.merge(b)
-    np.testing.assert_array_equal(whole.dense().numpy(), made.z[whole.wanted])
-    np.testing.assert_array_equal(a.dense(10, 40).numpy(), made.z[whole.wanted[10:40]])
+    np.testing.assert_array_equal(whole.codes.toarray(), made.z[whole.wanted])
+    np.testing.assert_array_equal(a.codes[10:40].toarray(), made.z[whole.wanted[10:40]])
     assert (whole.wanted % CTX != 0).all()
     assert len(CodeSample(subject, 10**9).wanted) == N_SEQ * (CTX - 1)
 
@@ -177,7 +194,10 @@ def test_three_seeds_before_and_after(made: Planted, tmp_path: Path) -> None:
     assert (relations.count("setting, same seed"), relations.count("setting and seed")) == (1, 2)
     assert relations.count("against untrained") == 16
     for pair in found["pairs"]:
-        assert 0 <= pair["shared_share"] <= 1
+        if pair["relation"] == "against untrained":
+            assert "mmcs" not in pair  # a transcoder's decoder begins at 0, and has no direction yet
+        else:
+            assert 0 <= pair["shared_share"] <= 1
         assert pair["cka"] <= 1.001
         assert pair["cca_null"] <= pair["svcca"] + 0.05
         assert BATCH <= pair["rows"] == N_SEQ * (CTX - 1)
@@ -186,6 +206,46 @@ def test_three_seeds_before_and_after(made: Planted, tmp_path: Path) -> None:
     assert own["nested-seed0", "untrained (nested-seed0)"] > own["nested-seed0", "untrained (nested-seed1)"] + 0.02
     markdown = (result.report.parent / "report.md").read_text()
     assert "Before and after" in markdown
+
+
+class Stub:
+    """As much of a run as the table of figures looks at."""
+
+    def __init__(self, name: str, setting: int, fvu: float, share: float) -> None:
+        self.subject = SimpleNamespace(name=name, role="run")
+        self.facts = {"cache": "c", "source": "a", "target": "b", "settings": {"x": setting, "seed": name}}
+        figures = [Figure("bos_share_top", "share", share, "", "percent"), Figure("fvu", "FVU", fvu, "")]
+        self.results = {
+            "position": ReportResult("position", "", "", figures[:1]),
+            "global": ReportResult("global", "", "", figures[1:]),
+        }
+
+
+def test_a_change_has_welchs_interval_over_seeds() -> None:
+    before, after = [0.30, 0.31, 0.33, 0.29], [0.25, 0.27, 0.20]
+    runs = [Stub(f"topk-{n}", 0, fvu, 0.9) for n, fvu in enumerate(before)]
+    runs += [Stub(f"ortho-{n}", 1, fvu, 0.1) for n, fvu in enumerate(after)]
+    runs.append(Stub("single", 2, 0.4, 0.3))
+    groups = group_runs(runs)  # type: ignore[arg-type]
+    found = figures_over_seeds(groups)["fvu"]
+    want = stats.ttest_ind(after, before, equal_var=False).confidence_interval(0.95)
+    change = found["ortho"]["change"]
+    assert change["value"] == pytest.approx(np.mean(after) - np.mean(before))
+    assert (change["low"], change["high"]) == (pytest.approx(want.low), pytest.approx(want.high))
+    assert "change" not in found["topk"]
+    assert found["single"]["change"] == {"value": pytest.approx(0.4 - np.mean(before)), "low": None, "high": None}
+    table = before_after(groups)
+    assert [column.label for column in table.columns] == ["figure", "aim", "topk", "ortho", "single"]
+    share, fvu = table.rows
+    assert share[:2] == ["share", "≤ 20%"]
+    assert [cell.count("✓") for cell in share[2:]] == [0, 1, 0]
+    low, high = (100 * end / np.mean(before) for end in want)
+    assert f"({100 * change['value'] / np.mean(before):+.0f}% [{low:+.0f}, {high:+.0f}])" in fvu[3]
+    assert fvu[4] == "0.4 (+30%)"
+    turned = baseline_first(groups, "ortho-2")
+    assert list(turned) == ["ortho", "topk", "single"]
+    assert figures_over_seeds(turned)["fvu"]["topk"]["change"]["value"] == pytest.approx(-change["value"])
+    assert difference([1.0, 1.0, 1.0], [1.0, 1.0, 1.0]) == Estimate(0.0, 0.0, 0.0)
 
 
 def test_one_run_has_nothing_to_compare(made: Planted, tmp_path: Path) -> None:
