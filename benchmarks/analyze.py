@@ -5,8 +5,9 @@
 Codes are drawn, not trained: k latents a row, frequencies falling as 1/√rank, exponential values. For each dictionary
 size it measures, in one run and on the same codes, SciPy's XᵀX (one thread; Σ z_i z_j alone) and ours (Σ z_i z_j and
 n_ij, so twice the answer) on one thread and on all. Ours adds into a triangle that stays; its memory follows from its
-shapes, SciPy's is that of the result it returns. The largest difference between the two answers is printed too. Then
-the whole analysis, four reports, of a TopK coder with random weights over a made-up cache: tokens per second.
+shapes, SciPy's is that of the result it returns. The largest difference between the two answers is printed too. Where
+SAEDashboard is installed, its dense RollingCorrCoef gets the first 2,048 rows, on all cores. Then the whole analysis,
+four reports, of a TopK coder with random weights over a made-up cache: tokens per second.
 
 The first calls load the kernels; they are made before the clock starts. Each figure is given in seconds of the clock
 and, in brackets, of the processor; the best of --repeats. On a shared machine only the latter means much, and only
@@ -39,6 +40,9 @@ from shared.coders.topk import TopKConfig
 from shared.runs import create_run
 
 SHARD = 8192
+
+DENSE_ROWS = 2048
+"""Rows that the dense peer gets; its time is proportional to them."""
 
 
 def draw(rows: int, n_latents: int, k: int, seed: int = 0) -> SparseCodes:
@@ -73,6 +77,17 @@ def use_threads(n: int) -> None:
     kernels.threads.cache_clear()
     os.environ["OMP_NUM_THREADS"] = str(n)
     kernels._pool = lambda: pool  # type: ignore[assignment]
+
+
+def saedashboard(codes: SparseCodes, rows: int) -> tuple[float, float] | None:
+    """Seconds (clock, processor) of SAEDashboard's RollingCorrCoef on the first rows, dense; None: not installed."""
+    try:
+        from sae_dashboard.utils_fns import RollingCorrCoef
+    except ImportError:
+        return None
+    dense = torch.from_numpy(codes.csr()[:rows].toarray().T.copy())
+    rolling = RollingCorrCoef(with_self=True)
+    return best_of(1, lambda: rolling.update(dense, dense))
 
 
 def correlation(rows: int, n_latents: int, k: int, repeats: int) -> dict[str, Any]:
@@ -113,6 +128,10 @@ def correlation(rows: int, n_latents: int, k: int, repeats: int) -> dict[str, An
     block = next(fresh.blocks())
     theirs = product[block.first : block.stop].toarray()[:, block.first :]
     found["largest_difference"] = float(np.abs(np.triu(block.sums) - np.triu(theirs)).max() / np.abs(theirs).max())
+    torch.set_num_threads(cores)
+    peer = saedashboard(codes, min(rows, DENSE_ROWS))
+    if peer is not None:
+        found["saedashboard"], found["saedashboard_processor"] = (s / min(rows, DENSE_ROWS) * 1e6 for s in peer)
     found["speed_up_1_thread"] = found["scipy_processor"] / found["ours_1_threads_processor"]
     return found
 
@@ -169,7 +188,12 @@ def main() -> None:
         )
         print(
             f"F {n_latents:>6}, k {args.k}: ours {ours}; SciPy {found['scipy']:.1f} ({found['scipy_processor']:.1f}); "
-            f"{found['speed_up_1_thread']:.1f}x by processor on one thread; "
+            + (
+                f"SAEDashboard {found['saedashboard']:.0f} ({found['saedashboard_processor']:.0f}); "
+                if "saedashboard" in found
+                else ""
+            )
+            + f"{found['speed_up_1_thread']:.1f}x by processor on one thread; "
             f"memory {found['pair_sums_bytes'] / 1e9:.2f} GB against {found['scipy_bytes'] / 1e9:.2f}; "
             f"largest difference {found['largest_difference']:.1e}"
         )
