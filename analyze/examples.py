@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from analyze.keep import Keeper
 from analyze.logit_lens import LogitLens
+from shared.documents import sources_of_rows
 from shared.hashing import mix
-from shared.specialisation import Concentration, concentration
+from shared.specialisation import Concentration, concentration, verdicts
 
 if TYPE_CHECKING:
     from analyze.reports.top_activations import TopActivations
@@ -65,23 +66,13 @@ class Statistics:
         by_token = concentration(
             labels, full, np.bincount(tokens[seen]), report.subject.seed, config.specialised_q, config.specialised_share
         )
-        source, of_row = _sources(report, doc_id)
+        source, of_row = sources_of_rows(doc_id, report.subject.domains)
         by_source = concentration(
             of_row[rows], full, np.bincount(of_row[seen]), report.subject.seed + 1,
             config.specialised_q, config.specialised_share,
         )  # fmt: skip
         alive = report.fired > 0
-        verdict = np.select(
-            [
-                ~alive,
-                ~full,
-                by_token.specialised & by_source.specialised,
-                by_token.specialised,
-                by_source.specialised,
-            ],
-            ["dead", "rare", f"token + {source}", "token", source],
-            "general",
-        )
+        verdict = verdicts(by_token, by_source, source, alive, full)
         top_rows = np.where(report.top.score > 0, report.top.row, 0)
         length = np.where(report.top.score > 0, cache.pos_in_doc.reshape(-1)[top_rows] + 1.0, np.nan)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -100,20 +91,6 @@ class Statistics:
                 _nan(np.nanmin, length),
                 _nan(np.nanmax, length),
             )
-
-
-def _sources(report: TopActivations, doc_id: NDArray[Any]) -> tuple[str, NDArray[np.int64]]:
-    """("domain", domain of each row) where the data names domains, else ("document", document of each row)."""
-    documents: NDArray[np.int64] = doc_id.astype(np.int64)
-    domains = report.subject.domains
-    if not domains:
-        return "document", documents
-    number = {name: n for n, name in enumerate(sorted({"", *domains.values()}))}
-    of_document = np.full(int(documents.max()) + 1, number[""], np.int64)
-    for document, name in domains.items():
-        if document < len(of_document):
-            of_document[document] = number[name]
-    return "domain", of_document[documents]
 
 
 def _nan(function: Any, values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,6 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shared.cache.files import PARTIAL, explained_full_disk, sync_folder
 from shared.errors import DataError
 
@@ -75,6 +78,24 @@ def read_documents(cache: Path | str) -> Iterator[DocumentRecord]:
                 )
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{path}:{number} is no document: {error}", f"pipeline verify {cache}") from None
+
+
+def domains_of(cache: Path | str) -> dict[int, str]:
+    """Domain of each document that has one."""
+    return {record.doc_id: record.domain for record in read_documents(cache) if record.domain}
+
+
+def sources_of_rows(doc_id: NDArray[Any], domains: Mapping[int, str]) -> tuple[str, NDArray[np.int64]]:
+    """("domain", number of each row's domain) where the data names domains, else ("document", each row's document)."""
+    documents: NDArray[np.int64] = doc_id.astype(np.int64)
+    if not domains:
+        return "document", documents
+    number = {name: n for n, name in enumerate(sorted({"", *domains.values()}))}
+    of_document = np.full(int(documents.max()) + 1, number[""], np.int64)
+    for document, name in domains.items():
+        if document < len(of_document):
+            of_document[document] = number[name]
+    return "domain", of_document[documents]
 
 
 class DocumentWriter:

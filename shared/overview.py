@@ -18,6 +18,7 @@ from shared.errors import DataError, UsageError
 from shared.massive import massive_activations, massive_text
 from shared.registry import did_you_mean
 from shared.runs import Run, open_run
+from shared.samples import load_samples, samples_summary
 
 
 def kind_of(path: Path) -> str | None:
@@ -232,6 +233,7 @@ def describe_run(path: Path) -> dict[str, Any]:
         "cache": final.get("cache"),
         "summary": final.get("summary"),
         "checkpoints": [checkpoint.name for checkpoint in run.checkpoints()],
+        "samples": samples_summary(path),
         "metrics": len(run.metrics()),
         "bytes": folder_bytes(path),
         "config": run.config,
@@ -262,6 +264,11 @@ def describe_text(document: dict[str, Any]) -> str:
         lines.append(f"  variant {document['variant']}, architecture {document['architecture'] or 'unknown yet'}")
         lines += [f"  {name}: {value}" for name, value in (document["summary"] or {}).items()]
         lines.append(f"  checkpoints: {', '.join(document['checkpoints']) or 'none'}")
+        if (samples := document["samples"]) is not None:
+            lines.append(
+                f"  samples: {samples['samples']['total']:,} of {samples['latents']['with_samples']:,} latents "
+                f"after step {samples['step']:,}, to read in {samples['table']}"
+            )
     return "\n".join(lines)
 
 
@@ -328,8 +335,9 @@ def verify_run(path: Path, console: Console | None = None) -> RunReport:
                 wrong = [name for name, value in state.items() if not bool(value.isfinite().all())]
                 problems += [f"{path / 'final'}: {name} is not finite everywhere" for name in wrong]
             progress.advance()
-    try:
-        run.metrics()
-    except DataError as error:
-        problems.append(str(error))
+    for read in (run.metrics, lambda: load_samples(path) if samples_summary(path) is not None else None):
+        try:
+            read()
+        except DataError as error:
+            problems.append(str(error))
     return RunReport(path, run.complete, len(found), tensors, problems)

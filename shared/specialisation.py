@@ -85,3 +85,21 @@ def concentration(
     # Where the corpus itself agrees often (few domains), the gate rises with it.
     gate = max(gate, min(2 * base, (1 + base) / 2))
     return Concentration(observed, effective, q, base, (q < level) & (observed >= gate))
+
+
+def verdicts(
+    by_token: Concentration,
+    by_source: Concentration,
+    source: str,
+    alive: NDArray[np.bool_],
+    scored: NDArray[np.bool_],
+) -> NDArray[np.str_]:
+    """What each latent is specialised in (token, the source of its rows, or both); or general, rare (not scored), dead.
+
+    Args:
+        source: what `by_source` looked at: document or domain.
+        alive, scored: [F].
+    """
+    both = by_token.specialised & by_source.specialised
+    cases = [~alive, ~scored, both, by_token.specialised, by_source.specialised]
+    return np.select(cases, ["dead", "rare", f"token + {source}", "token", source], "general")

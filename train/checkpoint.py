@@ -30,6 +30,8 @@ def save(run: Run, trainee: Trainee, position: Mapping[str, Any]) -> None:
     tensors |= {f"penalty.{name}": value for name, value in penalty_tensors.items()}
     if trainee.watch is not None:
         tensors |= {f"monitor.{name}": value for name, value in trainee.watch.state().items()}
+    if trainee.samples is not None:
+        tensors |= {f"sample.{name}": value for name, value in trainee.samples.state().items()}
     tensors["rng"] = trainee.generator.get_state()
     if trainee.loss_ema is not None:
         tensors["loss_ema"] = trainee.loss_ema
@@ -57,19 +59,23 @@ def restore(run: Run, trainee: Trainee, checkpoint: Checkpoint) -> None:
     if expected != found:
         raise DataError(f"checkpoint {checkpoint.step} of run {run.name} holds another coder: {found}, not {expected}")
     trainee.coder.load_state_dict(checkpoint.coder)
-    own = {name.removeprefix("adam."): v for name, v in checkpoint.optimizer.items() if name.startswith("adam.")}
-    _load_optimizer(trainee, own)
-    kept = {k: v.to(device) for k, v in checkpoint.optimizer.items() if k.startswith("penalty.")}
-    penalty = {k.removeprefix("penalty."): v for k, v in kept.items()}
+    _load_optimizer(trainee, _below("adam.", checkpoint.optimizer))
+    penalty = {name: value.to(device) for name, value in _below("penalty.", checkpoint.optimizer).items()}
     trainee.objective.load_state(penalty, state["penalties"])
     if trainee.watch is not None:
-        seen = {k.removeprefix("monitor."): v for k, v in checkpoint.optimizer.items() if k.startswith("monitor.")}
-        trainee.watch.load_state(seen, device)
+        trainee.watch.load_state(_below("monitor.", checkpoint.optimizer), device)
+    if trainee.samples is not None:
+        trainee.samples.load_state(_below("sample.", checkpoint.optimizer))
     trainee.generator.set_state(checkpoint.optimizer["rng"])
     ema = checkpoint.optimizer.get("loss_ema")
     trainee.loss_ema = None if ema is None else ema.to(device)
     trainee.step, trainee.tokens, trainee.seconds = checkpoint.step, state["tokens"], state["seconds"]
     trainee.untrained = dict(state["untrained"])
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without the prefix."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _trained(trainee: Trainee) -> list[str]:

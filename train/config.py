@@ -12,6 +12,7 @@ from train.data.config import DataConfig
 from train.monitors import Monitors
 from train.penalties import Penalties
 from train.samplers import AnySamplerConfig, UniformConfig
+from train.samples.config import SamplesConfig
 from train.schedules import default_lr, warmup_constant, warmup_cosine
 
 
@@ -69,8 +70,9 @@ class OptimizerConfig:
 class WandbConfig:
     """Weights & Biases; the run folder is complete without it."""
 
-    mode: Literal["off", "offline", "online"] = "off"
-    """off: not imported. offline: files below the run folder, to be synced later. online: as it goes."""
+    mode: Literal["off", "auto", "offline", "online"] = "off"
+    """off: not imported. offline: files below the run folder, to be synced later. online: as it goes. auto: online
+    where there is an API key, else offline."""
     project: str = "sparse-coders"
     """Project."""
     entity: str | None = None
@@ -111,6 +113,8 @@ class TrainConfig:
     """Steps between reports of the monitors; there is one after the last step too."""
     monitor_window: int = 50
     """Batches that a report looks at."""
+    samples: SamplesConfig | None = None
+    """Activation samples, collected into samples/ while the coder trains; null: none. {} takes the defaults."""
     sampler: AnySamplerConfig = field(default_factory=UniformConfig)
     """Which rows are trained on."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from shared.cache.format import Flag
 from shared.coders import Codes
 
 
@@ -14,8 +15,18 @@ def position_bins(position: Tensor, ctx: int, bins: int) -> Tensor:
     return torch.where(position > 0, later.clamp(1, bins), 0)
 
 
+def bin_edges(ctx: int, bins: int) -> list[float]:
+    """Where the bins of `position_bins` begin and end: [bins + 2] positions."""
+    return [0.0, *(1 + (ctx - 1) * b / bins for b in range(bins + 1))]
+
+
 def bos_share(codes: Codes, position: Tensor) -> float:
     """Share of the activation Σ z that lies at position 0; 0 where nothing is active."""
     by_row = codes.values.sum(dim=1, dtype=torch.float64)
     total = float(by_row.sum())
     return float(by_row[position == 0].sum()) / total if total > 0 else 0.0
+
+
+def at_bos(position: Tensor, flags: Tensor) -> Tensor:
+    """[B] bool: the rows at position 0, or flagged BOS, which some caches have within a sequence too."""
+    return (position == 0) | ((flags & int(Flag.BOS)) != 0)

@@ -21,7 +21,9 @@ from train.config import OPERATIONAL, TrainConfig
 from train.data.stream import Stream
 from train.evaluate import Evaluation
 from train.monitors.log import DuplicationLog
+from train.monitors.watch import Report
 from train.plan import Group
+from train.samples.report import SampleWriter
 from train.step import StepResult
 from train.tracking import Tracker
 from train.trainee import Trainee, new_trainee
@@ -67,8 +69,8 @@ class Session:
     """One run in the loop.
 
     Attributes:
-        duplicates: where the monitors' reports go.
-        figures: what the monitors found after the step just done, for its line of metrics.
+        duplicates: where the monitors' reports go. samples: where the activation samples go.
+        report: what the monitors found after the step just done, for its line of metrics.
         clock: (time, seconds waited for data, tokens) at the last line of metrics.
     """
 
@@ -77,7 +79,8 @@ class Session:
     tracker: Tracker
     position: dict[str, Any] | None
     duplicates: DuplicationLog | None = None
-    figures: dict[str, float | int | None] = field(default_factory=dict, repr=False)
+    samples: SampleWriter | None = None
+    report: Report | None = field(default=None, repr=False)
     clock: tuple[float, float, int] | None = field(default=None, repr=False)
 
     @property
@@ -98,8 +101,10 @@ class Session:
         return self.step == self.trainee.total_steps or self.step % self.trainee.config.checkpoint_every == 0
 
     def look(self, result: StepResult, rows: Batch) -> None:
-        """Show the monitors the step just done; tell the weights that follow them what they found."""
-        watch = self.trainee.watch
+        """Show the step just done to samples and monitors; tell the weights that follow them what monitors found."""
+        watch, samples = self.trainee.watch, self.trainee.samples
+        if samples is not None and samples.due(self.step):
+            samples.collect(self.step, result.codes(), rows)
         if watch is None or self.duplicates is None:
             return
         if watch.wants(self.step):
@@ -108,7 +113,7 @@ class Session:
             report = watch.report(self.step, self.trainee.coder)
             self.trainee.objective.hear(report.figures)
             self.duplicates.write(report)
-            self.figures = report.figures
+            self.report = report
 
     def log(self, result: StepResult, stream: Stream) -> dict[str, Any]:
         """Write one line of metrics.jsonl about the step just done."""
@@ -126,20 +131,22 @@ class Session:
             **{f"{name}/weight": weight for name, weight in result.terms.weights.items()},
             **trainee.objective.metrics(),
             **result.measures,
-            **self.figures,
+            **(self.report.figures if self.report else {}),
             "lr": result.lr,
             "grad_norm": float(result.grad_norm),
             "tokens_per_second": tokens / seconds if seconds > 0 else None,
             "wait_share": waited / seconds if seconds > 0 else None,
         }
-        self.figures = {}
         self.run.log(line)
-        self.tracker.log(line)
+        self.tracker.log(line, self.report.histograms if self.report else {})
+        self.report = None
         return line
 
     def save(self, stream: Stream) -> None:
-        """Write a checkpoint of this moment, unless it is there already."""
+        """Write a checkpoint of this moment and the samples so far, unless they are there already."""
         if self.step != self.saved_step:
+            if self.samples is not None:
+                self.tracker.log_samples(self.samples.write(self.step))
             checkpoint.save(self.run, self.trainee, stream.position())
 
     @property
@@ -216,7 +223,8 @@ def begin(group: Group, config: TrainConfig, run: Run) -> Session:
     run.rewind_metrics(trainee.step)
     position = None if saved is None else saved.state["position"]
     duplicates = DuplicationLog(run.path, trainee.step) if config.monitors else None
-    return Session(trainee, run, Tracker(config.wandb, run), position, duplicates)
+    samples = None if trainee.samples is None else SampleWriter(run.path, trainee.samples, group.cache)
+    return Session(trainee, run, Tracker(config.wandb, run), position, duplicates, samples)
 
 
 @contextlib.contextmanager

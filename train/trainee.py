@@ -16,6 +16,7 @@ from shared.coders import Coder, build_coder
 from train.config import TrainConfig
 from train.monitors.watch import Watch
 from train.objective import Objective
+from train.samples.collect import SampleCollector
 
 if TYPE_CHECKING:
     from train.kernels.fused_step import FusedStep
@@ -25,6 +26,9 @@ LOSS_EMA = 0.99
 
 DEAD_AFTER = 10_000_000
 """Tokens without firing after which a latent counts as dead, where an epoch is not shorter."""
+
+MAX_BOS_SHARE = 0.2
+"""Largest share of samples at position 0, where neither their settings nor the sampler say another."""
 
 
 @dataclass
@@ -40,6 +44,7 @@ class Trainee:
         bos_shift: [d_out] what separates the mean of all rows from that of the rows without position 0, normalised.
         untrained: what evaluation said before the first step.
         watch: its monitors; None: nothing is looked at.
+        samples: its strongest activations so far; None: none are kept.
         fused: the fused step, where it trains this coder; None: autograd does.
     """
 
@@ -57,6 +62,7 @@ class Trainee:
     seconds: float = 0.0
     untrained: dict[str, Any] = field(default_factory=dict)
     watch: Watch | None = None
+    samples: SampleCollector | None = None
     fused: FusedStep | None = None
 
     def advance(self, loss: Tensor, n_rows: int) -> None:
@@ -122,5 +128,8 @@ def new_trainee(
     trainee = Trainee(config, coder, objective, optimizer, generator, total_steps, cache.ctx, shift.to(device))
     if config.monitors:
         trainee.watch = Watch(config.monitors, config.monitor_every, config.monitor_window, total_steps, cache.ctx)
+    if config.samples is not None:
+        share = getattr(config.sampler, "max_bos_share", MAX_BOS_SHARE)
+        trainee.samples = SampleCollector(config.samples, cache, coder.n_latents, total_steps, share)
     trainee.fused = fused_step_for(trainee, device)
     return trainee

@@ -16,7 +16,7 @@ from analyze.result import ReportResult
 from analyze.stream import Source, StreamBatch
 from shared.cache import Cache, Flag
 from shared.coders import Coder
-from shared.documents import read_documents
+from shared.documents import domains_of
 from shared.split import split_rows
 from shared.text import Vocabulary
 
@@ -76,7 +76,7 @@ class Subject:
     @cached_property
     def domains(self) -> dict[int, str]:
         """Domain of each document that has one."""
-        return {record.doc_id: record.domain for record in read_documents(self.cache.path) if record.domain}
+        return domains_of(self.cache.path)
 
     @cached_property
     def geometry(self) -> Geometry:

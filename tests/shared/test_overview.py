@@ -15,6 +15,7 @@ from shared.coders.topk import TopKConfig
 from shared.errors import DataError, UsageError
 from shared.overview import describe, describe_text, folder_bytes, frozen_settings, kind_of, status, verify_run
 from shared.runs import Run, create_run
+from shared.samples import SampleSet, save_samples
 from tests.synthetic import make_cache, sparse_acts, token_table
 
 SUMMARY = {"steps": 3, "tokens": 96, "fvu": 0.25, "fvu_with_bos": 0.2, "l0": 4.0, "dead": 0, "seconds": 1.5}
@@ -179,3 +180,17 @@ def test_verify_run(tmp_path: Path) -> None:
 
     (run.path / "final/coder.safetensors").unlink()
     assert any("is missing" in text for text in verify_run(run.path).problems)
+
+
+def test_samples_are_described_and_verified(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a")
+    assert describe(run.path)["samples"] is None
+    save_samples(run.path, SampleSet(9, 1, {}, ()))
+    statistics = {"step": 9, "samples": {"total": 1234}, "latents": {"with_samples": 7}}
+    (run.path / "samples/statistics.json").write_text(json.dumps(statistics))
+    document = describe(run.path)
+    assert document["samples"] == {**statistics, "table": str(run.path / "samples/statistics.md")}
+    assert "samples: 1,234 of 7 latents after step 9" in describe_text(document)
+    assert verify_run(run.path).ok
+    (run.path / "samples/samples.json").write_text("{")
+    assert "samples.json is no file of samples" in verify_run(run.path).problems[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from shared.coders import Coder
 from train.window import WindowRows
@@ -31,6 +31,13 @@ class Seen:
         return self.rows.position > 0
 
 
+class Histogram(NamedTuple):
+    """counts [n] over bins with edges [n + 1]."""
+
+    counts: list[float]
+    edges: list[float]
+
+
 @dataclass(frozen=True)
 class Finding:
     """What a monitor found.
@@ -38,10 +45,12 @@ class Finding:
     Attributes:
         figures: numbers for metrics.jsonl, logged as <monitor>/<name>; None where there is nothing to measure.
         details: the JSON-able rest, for the report of the step.
+        histograms: those of the details that a tracker draws, by name.
     """
 
     figures: dict[str, float | int | None]
     details: dict[str, Any]
+    histograms: dict[str, Histogram] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.monitors.base import Finding, Monitor, MonitorConfig, Seen
+from train.monitors.base import Finding, Histogram, Monitor, MonitorConfig, Seen
 from train.window import PairScan, scan_pairs
 
 
@@ -74,6 +74,7 @@ class Correlation(Monitor):
                 "listed": [_pair(scan, cosine, p) for p in order[: c.pairs].tolist()],
                 "histogram": {"from": -1.0, "to": 1.0, "counts": scan.histogram.tolist()},
             },
+            {"r": Histogram(scan.histogram.tolist(), np.linspace(-1, 1, len(scan.histogram) + 1).tolist())},
         )
 
 

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from train.monitors.base import Finding, Monitor, MonitorConfig, Seen
-from train.positions import position_bins
+from train.monitors.base import Finding, Histogram, Monitor, MonitorConfig, Seen
+from train.positions import bin_edges, position_bins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class Position(Monitor):
         at_bos = np.bincount(rows.latents[bins == 0], minlength=rows.n_latents)
         often = fired >= c.min_fired
         total = float(activation.sum())
+        edges = bin_edges(seen.ctx, c.bins)
         shares = drawn[1:] / drawn[1:].sum() if drawn[1:].sum() else np.zeros(0)
         return Finding(
             {
@@ -56,6 +57,7 @@ class Position(Monitor):
                 "evenness": float(_entropy(shares) / np.log(c.bins)) if c.bins > 1 and len(shares) else None,
             },
             {"bins": c.bins, "rows": drawn.tolist(), "activation": [round(float(a), 3) for a in activation]},
+            {"rows": Histogram(drawn.tolist(), edges), "activation": Histogram(activation.tolist(), edges)},
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shared.coders import Coder, Codes
 from train.monitors import Monitor, MonitorConfig, build_monitor
-from train.monitors.base import Seen
+from train.monitors.base import Histogram, Seen
 from train.window import CodeWindow
 
 
@@ -22,6 +22,7 @@ class Report:
     Attributes:
         figures: by <monitor>/<figure>.
         details: by monitor: its figures and the rest of what it found.
+        histograms: by <monitor>/<name>.
     """
 
     step: int
@@ -29,6 +30,7 @@ class Report:
     rows: int
     figures: dict[str, float | int | None]
     details: dict[str, dict[str, Any]]
+    histograms: dict[str, Histogram]
 
     def to_dict(self) -> dict[str, Any]:
         return {"step": self.step, "batches": self.batches, "rows": self.rows, **self.details}
@@ -69,14 +71,16 @@ class Watch:
         seen = Seen(rows, coder, self.ctx)
         figures: dict[str, float | int | None] = {}
         details: dict[str, dict[str, Any]] = {}
+        histograms: dict[str, Histogram] = {}
         for name, monitor in self.monitors.items():
             found = monitor.look(seen)
             figures |= {f"{name}/{figure}": value for figure, value in found.figures.items()}
             details[name] = {**found.figures, **found.details}
+            histograms |= {f"{name}/{histogram}": value for histogram, value in found.histograms.items()}
         batches = len(self._kept)
         if self.window <= self.every:
             self._kept.clear()  # the next report looks at none of them again
-        return Report(step, batches, len(rows), figures, details)
+        return Report(step, batches, len(rows), figures, details, histograms)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint keeps."""

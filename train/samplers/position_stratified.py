@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.cache.format import Flag
 from shared.hashing import mix
-from train.positions import position_bins
+from train.positions import at_bos, position_bins
 from train.samplers.base import Sampler, SamplerConfig, Window
 
 Index = NDArray[np.int64]
@@ -94,7 +93,7 @@ class PositionStratified(Sampler):
         """(rows after position 0, rows at position 0), as indices into the window."""
         c = self.config
         score = hashed(window.row, window.seed, window.epoch)
-        is_bos = (window.position == 0) | ((window.flags & int(Flag.BOS)) != 0)
+        is_bos = at_bos(torch.from_numpy(window.position), torch.from_numpy(window.flags)).numpy()
         rest, bos = np.flatnonzero(~is_bos), np.flatnonzero(is_bos)
         if c.balanced and len(rest):
             rest = self._balanced(rest, window, score)

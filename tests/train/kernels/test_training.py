@@ -11,12 +11,14 @@ import torch
 from shared.coders.matryoshka import MatryoshkaConfig
 from shared.errors import PipelineError
 from shared.runs import open_run
+from shared.samples import load_samples
 from tests.synthetic import make_cache
 from tests.train.kernels.oracles import relative
 from train.config import OptimizerConfig, TrainConfig
 from train.data.config import DataConfig
 from train.loop import train
 from train.penalties import PENALTIES
+from train.samples.config import SamplesConfig
 
 
 def config(folder: Path, device: torch.device, **settings: object) -> TrainConfig:
@@ -39,13 +41,20 @@ def config(folder: Path, device: torch.device, **settings: object) -> TrainConfi
 
 def test_the_same_run_with_and_without_it(device: torch.device, tmp_path: Path) -> None:
     penalties = {"decoder_orthogonality": PENALTIES["decoder_orthogonality"].config_class(weight=0.1, every=2)}  # type: ignore[call-arg]
-    base = config(tmp_path, device, penalties=penalties)
+    samples = SamplesConfig(every=2, save_latents=None, save_per_latent=None)
+    base = config(tmp_path, device, penalties=penalties, samples=samples)
     train([replace(base, name=name, fused=name) for name in ("on", "off")])  # type: ignore[arg-type]
     on, off = (open_run(tmp_path / "runs" / name) for name in ("on", "off"))
     for mine, theirs in zip(on.metrics(), off.metrics(), strict=True):
         assert mine.keys() == theirs.keys()
         for name in mine.keys() - {"tokens_per_second", "wait_share"}:
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
+    seen = [
+        {(latent.latent, s.row, s.text): s.value for latent in load_samples(run.path).latents for s in latent.samples}
+        for run in (on, off)
+    ]
+    assert seen[0]
+    assert seen[0] == pytest.approx(seen[1], rel=1e-3)
     a, b = on.load_coder().state_dict(), off.load_coder().state_dict()
     for name in a:
         assert relative(a[name], b[name]) < 1e-5 or torch.equal(a[name], b[name]), name

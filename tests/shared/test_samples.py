@@ -1,0 +1,52 @@
+"""Samples to disk and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shared.errors import DataError
+from shared.samples import LatentSamples, Sample, SampleSet, load_samples, samples_summary, save_samples
+
+
+def some() -> SampleSet:
+    rng = np.random.default_rng(0)
+    samples = tuple(
+        Sample(float(np.float32(value)), 7, 3, 11, 2, 19, 400, (5, 6, 7, 8), 2, 'ein "« Wort»"\n\t| ␣ \u2028')
+        for value in sorted(rng.random(5), reverse=True)
+    )
+    latents = (LatentSamples(12, 40, 0.1, "token + domain", samples), LatentSamples(3, 1, 2.5, "rare", samples[:1]))
+    return SampleSet(800, 8, {"every": 100, "max_bos_share": 0.2}, latents)
+
+
+def test_they_come_back_as_they_were(tmp_path: Path) -> None:
+    path = save_samples(tmp_path, some())
+    assert load_samples(tmp_path) == some()
+    assert load_samples(str(tmp_path))[3].max == some().latents[1].samples[0].value
+    with pytest.raises(KeyError):
+        some()[4]
+    document = json.loads(path.read_text(encoding="utf-8"))  # plain JSON, one line for each latent
+    assert document["latents"][0]["samples"][0]["context"] == [5, 6, 7, 8]
+    assert len(path.read_text(encoding="utf-8").split("\n")) == 5
+    assert [file.name for file in path.parent.iterdir()] == ["samples.json"]
+
+
+def test_none_of_any_latent(tmp_path: Path) -> None:
+    empty = SampleSet(5, 0, {}, ())
+    save_samples(tmp_path, empty)
+    assert load_samples(tmp_path) == empty
+
+
+def test_what_cannot_be_read(tmp_path: Path) -> None:
+    assert samples_summary(tmp_path) is None
+    with pytest.raises(DataError, match="has no samples") as raised:
+        load_samples(tmp_path)
+    assert "train.samples" in str(raised.value.hint)
+    path = save_samples(tmp_path, some())
+    for text, message in (("{", "no file of samples"), ('{"format_version": 2}', "format version 2")):
+        path.write_text(text)
+        with pytest.raises(DataError, match=message):
+            load_samples(tmp_path)

@@ -1,0 +1,40 @@
+"""Settings of the activation samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """The strongest activations of each latent, with their text, from every so many steps."""
+
+    every: int = 100
+    """Steps between batches that are looked at; the last one is, too."""
+    per_latent: int = 100
+    """Samples kept of each latent at most."""
+    threshold: float = 0.1
+    """Activations up to this are no samples."""
+    context: int = 20
+    """Tokens ahead of the peak, of the same sequence and document; samples that agree in them and the peak are one."""
+    after: int = 8
+    """Tokens after the peak, of the same sequence and document."""
+    distinct: bool = True
+    """Keep one sample of each context, the strongest; false: repeats stay."""
+    max_bos_share: float | None = None
+    """Largest share of a latent's samples that may lie at position 0; null: the sampler's, 0.2 where it has none."""
+    save_latents: int | None = 100
+    """Latents written to samples.json, those with the largest activations; null: all that have samples."""
+    save_per_latent: int | None = 10
+    """Samples written of each, the strongest ones under the same cap; null: all that are kept."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "per_latent", "save_latents", "save_per_latent"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        for name in ("threshold", "context", "after"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.max_bos_share is not None and not 0 <= self.max_bos_share <= 1:
+            raise ValueError(f"max_bos_share: a share in [0, 1], not {self.max_bos_share}")
