@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from harvest.run import HarvestResult
     from shared.cache.reader import Cache
     from shared.coders.base import Coder
-    from shared.samples import SampleSet
     from train.config import TrainConfig
     from train.loop import RunSummary
     from train.sweep import Cell, SweepConfig
@@ -207,13 +206,6 @@ def load_coder(path: Path | str) -> Coder:
 
     path = Path(path)
     return loaded(path) if (path / "coder.safetensors").is_file() else open_run(path).load_coder()
-
-
-def load_samples(path: Path | str) -> SampleSet:
-    """The activation samples that a run saved (`train.samples`). Raises DataError where there are none."""
-    from shared.samples import load_samples as loaded
-
-    return loaded(path)
 
 
 def harvest(config: HarvestConfig | Mapping[str, Any] | None = None, console: Console | None = None) -> HarvestResult:

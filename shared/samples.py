@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,9 @@ def save_samples(run: Path, samples: SampleSet) -> Path:
         "collections": samples.collections,
         "settings": dict(samples.settings),
     }
-    lines = ",\n".join(_line(asdict(latent)) for latent in samples.latents)
+    lines = ",\n".join(
+        _line({**vars(latent), "samples": [vars(s) for s in latent.samples]}) for latent in samples.latents
+    )
     text = f'{_line(head)[:-1]}, "latents": [\n{lines}\n]}}\n'
     write_file(folder / SAMPLES, [text.encode()])
     sync_folder(folder)
