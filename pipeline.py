@@ -141,8 +141,10 @@ def _came_from(read: Sequence[str]) -> Iterator[None]:
         raise ConfigError(error.problems, f"pipeline config schema   ({places})") from None
 
 
-def resolve_sweep(file: str, files: Sequence[str], sets: Sequence[str]) -> tuple[SweepFile, list[Cell]]:
-    """A sweep file and its runs: defaults < base < FILE < settings files < variants and grid < `--set`."""
+def resolve_sweep(
+    file: str, files: Sequence[str] = (), sets: Sequence[str] = (), size: str | None = None
+) -> tuple[SweepFile, list[Cell]]:
+    """A sweep file and its runs: defaults < base < FILE < its size < settings files < variants and grid < `--set`."""
     from harvest.config import cache_path
     from train.sweep import SweepConfig, check_sets, expand
 
@@ -150,10 +152,17 @@ def resolve_sweep(file: str, files: Sequence[str], sets: Sequence[str]) -> tuple
         raise UsageError(f"{file}: there is no such sweep file", "give a YAML file; docs/sweeps.md shows one")
     cls, own = sweep_class(), settings_of.load_yaml(Path(file))
     with _came_from([file]):
-        base = settings_of.validate(SweepConfig, own.get("sweep") or {}, "sweep").base
-    sources = ([str(SETTINGS_FILE)] if SETTINGS_FILE.is_file() else []) if base is None else list(base)
+        sweep = settings_of.validate(SweepConfig, own.get("sweep") or {}, "sweep")
+    layers = [own]
+    if size is not None:
+        if size not in sweep.sizes:
+            raise UsageError(
+                f"--size {size}: {file} has no such size", f"sweep.sizes: {', '.join(sweep.sizes) or 'none'}"
+            )
+        layers += [{"sweep": {"size": size}}, sweep.sizes[size]]
+    sources = ([str(SETTINGS_FILE)] if SETTINGS_FILE.is_file() else []) if sweep.base is None else list(sweep.base)
     settings = settings_of.to_dict(pipeline_class()())
-    for layer in [*map(_read, sources), own, *map(_read, files)]:
+    for layer in [*map(_read, sources), *layers, *map(_read, files)]:
         settings = settings_of.merge(settings, layer, cls)
     training = [text for text in sets if text.partition("=")[0].strip().partition(".")[0] == "train"]
     with _came_from([*sources, file, *files, *(f"--set {text}" for text in sets)]):
@@ -386,21 +395,29 @@ def analyze_command(
     """
     whole = resolve(files, sets)
     only = (*(only or whole.analyze.reports), "cross_entropy") if ce else only
+    from analyze.config import only_reports
     from analyze.run import analyze as analyzed
     from shared.overview import run_paths
 
-    result = analyzed(run_paths(runs, whole.train.runs), _only(whole.analyze, only), console)
+    result = analyzed(run_paths(runs, whole.train.runs), only_reports(whole.analyze, only), console)
     console.result(result.to_dict(), str(result))
 
 
 @cli.command("sweep")
 @click.argument("file", metavar="FILE")
+@click.option("--size", metavar="NAME", help="Another size of the same sweep: one of its sweep.sizes.")
 @click.option("--only", multiple=True, metavar="SETTING", help="Train only this setting; may be repeated.")
 @_dry_run
 @_settings
 @_common
 def sweep_command(
-    console: Console, file: str, files: tuple[str, ...], sets: tuple[str, ...], only: tuple[str, ...], dry_run: bool
+    console: Console,
+    file: str,
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    size: str | None,
+    only: tuple[str, ...],
+    dry_run: bool,
 ) -> None:
     """Train every setting that FILE lists, side by side where memory allows, and compare them.
 
@@ -408,7 +425,7 @@ def sweep_command(
     others go on where they stopped. The comparison covers every run that is finished: comparison.csv, .md and .json,
     and plots of all curves and of the final figures.
     """
-    whole, cells = resolve_sweep(file, files, sets)
+    whole, cells = resolve_sweep(file, files, sets, size)
     from train.sweep import plan_sweep, portable_command, train_sweep
 
     if whole.sweep.harvest and whole.train.cache is None and not dry_run:
@@ -423,29 +440,12 @@ def sweep_command(
     from analyze.sweep import Heading, Member, compare_runs
     from shared.provenance import machine
 
-    sweep = whole.sweep
-    command = portable_command(file, files, sets)
+    sweep, command = whole.sweep, portable_command(file, files, sets, size)
     title, baseline = sweep.title or sweep.name, sweep.baseline or cells[0].setting
-    heading = Heading(sweep.label, title, sweep.about, baseline, command, machine())
+    heading = Heading(sweep.label, title, sweep.about, baseline, command, machine(), whole.analyze.documents)
     members = [Member(cell.setting, cell.seed, cell.config.path) for cell in cells]
     result = compare_runs(heading, members, whole.analyze, sweep.folder, sweep.plots, console)
     console.result(result.to_dict(), str(result))
-
-
-def _only(config: AnalyzeConfig, only: Sequence[str]) -> AnalyzeConfig:
-    if not only:
-        return config
-    from analyze.config import default_report
-    from analyze.reports import REPORTS
-
-    known = {**dict.fromkeys(config.reports), **dict.fromkeys(REPORTS)}
-    unknown = [name for name in only if name not in known]
-    if unknown:
-        close = did_you_mean(unknown[0], known)
-        raise UsageError(f"--only {unknown[0]}: no such report{close}", f"one of: {', '.join(known)}")
-    # A report that is not among the usual ones is made on request.
-    kept = {name: config.reports.get(name) or default_report(name) for name in known if name in only}
-    return dataclasses.replace(config, reports=kept)
 
 
 @cli.group("prompts", cls=_Group)
@@ -464,18 +464,13 @@ def prompts_first_letter(console: Console, tokenizer: Path, out: Path, words: in
 
     TOKENIZER is a cache, a model's folder, or a tokenizer.json. OUT is the file to write, JSON lines.
     """
-    from analyze.first_letter import first_letter_prompts, write_prompts
+    from analyze.first_letter import described, first_letter_prompts, write_prompts
 
     if out.exists():
         raise UsageError(f"{out} exists already", "name another file, or remove it")
     prompts = first_letter_prompts(tokenizer, max_words=words, seed=seed)
     write_prompts(out, prompts)
-    longest = max(prompt.tokens for prompt in prompts)
-    settings = {"dataset": str(out), "packing": "prompts", "tokens": None, "ctx": longest + 2}
-    hint = " ".join(f"--set harvest.{key}={'null' if value is None else value}" for key, value in settings.items())
-    document = {"path": str(out), "prompts": len(prompts), "longest": longest, "harvest": settings}
-    text = f"{out}: {len(prompts):,} prompts of at most {longest} tokens\nnext: pipeline harvest {hint}"
-    console.result(document, text)
+    console.result(*described(out, prompts))
 
 
 @cli.command("demo")

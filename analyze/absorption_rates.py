@@ -378,7 +378,12 @@ def _family(
             np.mean([len(r.main_latents) for found in by_split for r in found if r.label in names])
         ),
         full_by_split=tuple(
-            float(np.mean([r.rows.full.mean() for r in found if r.label in names and r.rows is not None]))
+            mean_or_nan([float(r.rows.full.mean()) for r in found if r.label in names and r.rows is not None])
             for found in by_split
         ),
     )
+
+
+def mean_or_nan(values: list[float]) -> float:
+    """Their mean; NaN where there are none (a split in which no label that counts has a true positive)."""
+    return float(np.mean(values)) if values else float("nan")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from analyze.reports import REPORTS, ReportConfig, Reports
+from shared.errors import UsageError
+from shared.registry import did_you_mean
 
 
 def default_report(name: str) -> ReportConfig:
@@ -56,3 +59,17 @@ class AnalyzeConfig:
             raise ValueError(f"processes is at least 1, not {self.processes}")
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
             raise ValueError(f"device is auto, cpu or cuda, not {self.device!r}")
+
+
+def only_reports(config: AnalyzeConfig, only: Sequence[str]) -> AnalyzeConfig:
+    """The settings with these reports alone; none named: as they are. Raises UsageError for an unknown one."""
+    if not only:
+        return config
+    known = {**dict.fromkeys(config.reports), **dict.fromkeys(REPORTS)}
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        close = did_you_mean(unknown[0], known)
+        raise UsageError(f"--only {unknown[0]}: no such report{close}", f"one of: {', '.join(known)}")
+    # A report that is not among the usual ones is made on request.
+    kept = {name: config.reports.get(name) or default_report(name) for name in known if name in only}
+    return replace(config, reports=kept)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -145,3 +146,12 @@ def write_prompts(path: Path | str, prompts: Sequence[Prompt]) -> None:
             yield (json.dumps(prompt.to_dict(), ensure_ascii=False) + "\n").encode()
 
     write_file(Path(path), [b"".join(lines())])
+
+
+def described(path: Path, prompts: Sequence[Prompt]) -> tuple[dict[str, Any], str]:
+    """A prompt set that was written, as a document and as text, with the settings that harvest it."""
+    longest = max(prompt.tokens for prompt in prompts)
+    settings = {"dataset": str(path), "packing": "prompts", "tokens": None, "ctx": longest + 2}
+    hint = " ".join(f"--set harvest.{key}={'null' if value is None else value}" for key, value in settings.items())
+    document = {"path": str(path), "prompts": len(prompts), "longest": longest, "harvest": settings}
+    return document, f"{path}: {len(prompts):,} prompts of at most {longest} tokens\nnext: pipeline harvest {hint}"

@@ -114,6 +114,18 @@ def test_settings_lie_over_the_file(here: Path, capsys: pytest.CaptureFixture[st
     assert whole.sweep.seeds == (3, 4)
 
 
+def test_sizes_of_one_sweep(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "sweep: {name: s, size: small, sizes: {large: {sweep: {seeds: [1, 2]}, train: {coder: {latents: 96}}}}}\n"
+    (here / "sizes.yaml").write_text(text)
+    for size, latents, seeds in ((None, 128, [0]), ("large", 96, [1, 2])):
+        whole, cells = pipeline.resolve_sweep("sizes.yaml", size=size)
+        assert whole.sweep.folder == Path("sweeps/s") / (size or "small")
+        assert [cell.config.coder.latents for cell in cells] == [latents] * len(seeds)
+        assert [cell.seed for cell in cells] == seeds
+    error = call(capsys, "sweep", "sizes.yaml", "--size", "huge", code=2)["error"]
+    assert (error["message"], error["hint"]) == ("--size huge: sizes.yaml has no such size", "sweep.sizes: large")
+
+
 def test_the_cache_is_harvested_first_where_the_file_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(here / "cache/demo")
     reports = "{top_activations: null, position: null, correlation: null}"

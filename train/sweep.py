@@ -33,6 +33,8 @@ class SweepConfig:
     """Name of the sweep: runs are called after it, and the folder of its comparison."""
     size: str | None = None
     """A word for how large this sweep is (demo, …): part of the names, so that sizes of one sweep stay apart."""
+    sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Other sizes of this sweep: settings (`train`, `sweep`, …) that `--size NAME` lays over this file."""
     title: str = ""
     """Heading of the comparison; empty: the name."""
     about: str = ""
@@ -343,10 +345,10 @@ def train_sweep(planned: SweepPlan, console: Console) -> None:
         train(part, console, resume=True)
 
 
-def portable_command(file: str, files: Sequence[str], sets: Sequence[str]) -> str:
+def portable_command(file: str, files: Sequence[str], sets: Sequence[str], size: str | None = None) -> str:
     """The command line as another machine can use it: folders that lie elsewhere on this one are named by what they
     are (CACHE for the value of train.cache)."""
-    words = [file, *itertools.chain.from_iterable(("-c", name) for name in files)]
+    words = [file, *(["--size", size] if size else []), *itertools.chain.from_iterable(("-c", name) for name in files)]
     words = [Path(word).name if Path(word).is_absolute() else word for word in words]
     for text in sets:
         key, _, value = text.partition("=")

@@ -90,7 +90,6 @@ class Probing(Report[ProbingConfig]):
                 dense_auc,
                 "The same for a linear probe of all dimensions of the activations: what there is to say.",
                 null=0.5,
-                in_summary=False,
             )
         )
         first = figures[0]

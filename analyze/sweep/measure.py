@@ -21,8 +21,8 @@ from shared.runs import Run, open_run
 VERSION = 1
 """Of measured.json; raised when the reports' figures change their meaning."""
 
-STABILITY = "/stability"
-"""Ending of the metric that says how alike two successive selections of pairs are."""
+LATE = ("stability", "recall")
+"""Metrics of penalties that become figures: their mean over the second half of training."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,7 @@ def _figures(run: Run, summary: dict[str, Any]) -> dict[str, Number]:
     keys = ("fvu", "fvu_with_bos", "l0", "dead", "steps", "tokens", "seconds")
     figures |= {key: number(trained[key]) for key in keys if key in trained}
     figures["step_ms"] = 1000 * trained["seconds"] / trained["steps"]
-    stability = mean_metric(run, STABILITY)
-    if stability is not None:
-        figures["stability"] = stability
-    return figures
+    return figures | {name: value for name in LATE if (value := mean_metric(run, f"/{name}")) is not None}
 
 
 def _untrained(run: Run, summary: dict[str, Any]) -> dict[str, Number]:

@@ -54,12 +54,15 @@ COLUMNS = (
     Column(
         "bos_share_top", "BOS in top 100", "Share of all latents' 100 largest activations at position 0.", "percent"
     ),
+    Column("specialised_share", "specialised", "Latents that fire on one token or domain, of those scored.", "percent"),
+    Column("context_diversity", "contexts", "Share of different contexts among a latent's top activations.", "percent"),
     Column("ce_recovered", "CE recovered", "Share of the model's loss that survives the coder in its place."),
     Column(
         "stability",
         "stability",
         "Jaccard index of the pairs that the penalty selected at two successive steps, mean of the second half.",
     ),
+    Column("recall", "recall", "Of the pairs truly beyond the threshold, the share that the projection nominated."),
     Column("step_ms", "ms per step", "The run's own time per step, on the machine named below."),
     Column("seconds", "seconds", "The run's own time in training."),
 )
@@ -74,6 +77,7 @@ class Heading:
         baseline: the setting that others are compared with.
         command: how to make it again; `--only SETTING` makes one row.
         machine: what it was measured on.
+        documents: which documents the reports looked at, as in AnalyzeConfig.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Heading:
     baseline: str
     command: str
     machine: str
+    documents: str = "all"
 
 
 # --- the numbers ----------------------------------------------------------------------------------------------------
@@ -98,6 +103,10 @@ def columns_of(figures: Iterable[dict[str, Number]]) -> list[Column]:
             out.append(Column(key, f"absorption, {family}", text, "percent"))
         elif key.startswith(PROBING):
             k = key.removeprefix(PROBING)
+            if k == "dense":
+                text = "The same for a probe of all dimensions of the activations: what there is to say."
+                out.append(Column(key, "dense probe", text))
+                continue
             text = f"Mean area under the ROC curve of probes of {k} latents; 0.5 is a guess."
             out.append(Column(key, f"probing k={k}", text))
     return out
@@ -139,6 +148,7 @@ def compare_settings(
         "command": heading.command,
         "machine": heading.machine,
         "baseline": heading.baseline,
+        "documents": heading.documents,
         "rows_analysed": max((one.rows for one in measured), default=0),
         "columns": [{"key": c.key, "label": c.label, "format": c.format, "definition": c.definition} for c in columns],
         "settings": rows,
@@ -274,14 +284,15 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in escaped)])
 
 
-def settings_table(document: dict[str, Any], keys: Sequence[str] | None = None) -> str:
+def settings_table(document: dict[str, Any], keys: Sequence[str] | None = None, against: bool = True) -> str:
     """One line per setting, and the controls.
 
     Args:
         keys: the columns to show; None: all.
+        against: also the changes against the baseline.
     """
     columns = [column for column in document["columns"] if keys is None or column["key"] in keys]
-    against = any(row["against"] for row in document["settings"])
+    against = against and any(row["against"] for row in document["settings"])
     header = ["setting", "seeds", *(column["label"] for column in columns)]
     if against:
         header += [f"FVU vs. {document['baseline']}", f"time vs. {document['baseline']}"]
@@ -306,6 +317,23 @@ def aligned(table: str) -> str:
         )
         for row in rows
     )
+
+
+def is_of_labels(column: dict[str, str]) -> bool:
+    """Whether a column is about labels (absorption, probing): those have a table of their own."""
+    return column["key"].startswith((ABSORPTION, PROBING))
+
+
+def tables(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """(heading, Markdown) of every table over settings."""
+    figures = [c["key"] for c in document["columns"] if not is_of_labels(c)]
+    labels = [c["key"] for c in document["columns"] if is_of_labels(c)]
+    found = [("Figures", settings_table(document, figures))]
+    if labels:
+        found.append(("Absorption and sparse probing", settings_table(document, labels, against=False)))
+    if efficiency := efficiency_table(document):
+        found.append(("Absorption reduction efficiency", efficiency))
+    return found
 
 
 def efficiency_table(document: dict[str, Any]) -> str:
@@ -343,6 +371,12 @@ def _plain(value: Number, format: str, key: str, there: bool) -> str:
     return "n. e." if value is None and there and key.startswith(ABSORPTION) else show(value, format)
 
 
+def rows_seen(document: dict[str, Any]) -> str:
+    """On which rows the reports' figures stand."""
+    which = ", of documents that training held out" if document["documents"] == "heldout" else " of the whole cache"
+    return f"Reports looked at {document['rows_analysed']:,} rows{which}."
+
+
 def to_markdown(document: dict[str, Any]) -> str:
     """The whole comparison."""
     n = max((len(row["seeds"]) for row in document["settings"]), default=0)
@@ -353,14 +387,11 @@ def to_markdown(document: dict[str, Any]) -> str:
         else "Fewer than three seeds: no intervals, and no telling what chance alone would change."
     )
     parts = [f"# {document['title']}", document["about"].strip()]
-    parts.append(
-        f"{intervals} Reports looked at {document['rows_analysed']:,} rows of the cache. *Controls* in italics."
-    )
-    parts.append(settings_table(document))
+    parts.append(f"{intervals} {rows_seen(document)} *Controls* in italics.")
     if document["missing"]:
-        parts.append(f"Not finished, and not in the table: {', '.join(document['missing'])}.")
-    if efficiency := efficiency_table(document):
-        parts += ["## Absorption reduction efficiency", efficiency]
+        parts.append(f"Not finished, and not in the tables: {', '.join(document['missing'])}.")
+    for title, table in tables(document):
+        parts += [f"## {title}", table]
     parts += ["## Every run", runs_table(document)]
     parts.append("\n".join(f"- **{c['label']}**: {c['definition']}" for c in document["columns"]))
     commands = [f"$ {row['command']}" for row in document["settings"] if row["command"] != document["command"]]

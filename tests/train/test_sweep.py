@@ -215,5 +215,6 @@ def test_too_short_a_sweep_is_refused(config: MakeConfig) -> None:
 
 def test_commands_name_no_folder_of_this_machine() -> None:
     sets = ["train.cache=/data/cache/x", "sweep.seeds=[0]"]
-    command = portable_command("studies/a.yaml", ["/home/me/over.yaml"], sets)
-    assert command == "pipeline sweep studies/a.yaml -c over.yaml --set train.cache=CACHE --set 'sweep.seeds=[0]'"
+    command = portable_command("studies/a.yaml", ["/home/me/over.yaml"], sets, "large")
+    expected = "studies/a.yaml --size large -c over.yaml --set train.cache=CACHE --set 'sweep.seeds=[0]'"
+    assert command == f"pipeline sweep {expected}"

@@ -77,6 +77,7 @@ class SelfContrastive(Penalty):
     def __init__(self, config: SelfContrastiveConfig) -> None:
         super().__init__(config)
         self._measured: dict[str, float | Tensor] = {}
+        self._nominated: tuple[Tensor, Tensor, Tensor, float] | None = None
 
     def __call__(self, batch: StepBatch, coder: Coder, codes: Codes) -> Tensor:
         c = self.config
@@ -90,6 +91,7 @@ class SelfContrastive(Penalty):
         else:
             i, j, approximate = nominate(rows.detach() @ projection, threshold - c.slack, c.max_pairs)
             n_pairs = torch.tensor(len(i))
+            self._nominated = (rows.detach(), i, j, threshold)
             if c.rescore:
                 orthogonality = listed_pairs(rows, i, j, threshold)
             else:
@@ -107,7 +109,17 @@ class SelfContrastive(Penalty):
         return orthogonality + weight * contrastive
 
     def metrics(self) -> dict[str, float]:
-        return {name: float(value) for name, value in self._measured.items()}
+        """θ, pairs and the two terms. With a projection also how well it nominated: recall, the share of the pairs
+        truly beyond θ that it found, and precision, the share of the pairs it found that truly are (exact cosines,
+        computed here, when a line is logged)."""
+        measured = {name: float(value) for name, value in self._measured.items()}
+        if self._nominated is not None:
+            rows, i, j, threshold = self._nominated
+            true = count_beyond(rows, threshold)
+            found = sum(int((torch.linalg.vecdot(rows[a], rows[b]) > threshold).sum()) for a, b in _tiles(i, j))
+            measured["true_pairs"] = true
+            measured |= {name: found / n for name, n in (("recall", true), ("precision", len(i))) if n}
+        return measured
 
     def _projection(self, coder: Coder, batch: StepBatch) -> Tensor | None:
         """R [d_out, width], transposed for rows; None: the exact form."""
@@ -187,6 +199,21 @@ def all_pairs(rows: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
         value += excess.square().sum() / (2 * n)
         beyond += (excess > 0).sum()
     return _with_gradient(value, rows, gradient), beyond // 2
+
+
+@torch.no_grad()
+def count_beyond(rows: Tensor, threshold: float) -> int:
+    """How many pairs of unit rows [n, d] have a cosine beyond the threshold, exactly."""
+    beyond = 0
+    for start in range(0, rows.shape[0], TILE):
+        cosines = rows[start : start + TILE] @ rows[start:].T
+        beyond += int((cosines > threshold).triu(1).sum())
+    return beyond
+
+
+def _tiles(i: Tensor, j: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The pairs, some thousands at a time."""
+    return list(zip(i.split(4 * TILE), j.split(4 * TILE), strict=True))
 
 
 def _with_gradient(value: Tensor, rows: Tensor, gradient: Tensor) -> Tensor:

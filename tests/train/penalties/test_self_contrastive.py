@@ -104,3 +104,20 @@ def test_minimising_it_alone_parts_similar_latents() -> None:
     minimise(w, lambda: penalty(batch, coder_with(w), codes))
     assert before > 1
     assert orthogonality(w, 0.05) < 1e-3
+
+
+@pytest.mark.parametrize("max_pairs", [65_536, 3])
+def test_recall_and_precision_of_the_nominations(case: Case, max_pairs: int) -> None:
+    penalty = build(contrastive_weight=0.0, projection=6, threshold_start=0.1, threshold_end=0.1, max_pairs=max_pairs)
+    case.value(penalty, step=3)
+    unit = torch.nn.functional.normalize(case.w_dec, dim=1).detach()
+    assert penalty._nominated is not None
+    rows, i, j, _ = penalty._nominated
+    assert torch.equal(rows, unit), "all of them fire"
+    cosines = (unit @ unit.T).numpy()
+    true = {(a, b) for a, b in zip(*np.triu_indices(len(unit), 1), strict=True) if cosines[a, b] > 0.1}
+    nominated = set(zip(i.tolist(), j.tolist(), strict=True))
+    measured = penalty.metrics()
+    assert measured["true_pairs"] == len(true) > 3
+    assert measured["recall"] == pytest.approx(len(true & nominated) / len(true))
+    assert measured["precision"] == pytest.approx(len(true & nominated) / len(nominated))
