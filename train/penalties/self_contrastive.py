@@ -213,7 +213,8 @@ def count_beyond(rows: Tensor, threshold: float) -> int:
 
 def _tiles(i: Tensor, j: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The pairs, some thousands at a time."""
-    return list(zip(i.split(4 * TILE), j.split(4 * TILE), strict=True))
+    tiles = [slice(start, start + 4 * TILE) for start in range(0, len(i), 4 * TILE)]
+    return [(i[tile], j[tile]) for tile in tiles]
 
 
 def _with_gradient(value: Tensor, rows: Tensor, gradient: Tensor) -> Tensor:
