@@ -47,6 +47,7 @@ class Curve:
         pick: its value in a line of metrics.jsonl, or None.
         log: on a logarithmic axis.
         absent: what an empty panel says.
+        otherwise: what is drawn where no run logs this one.
     """
 
     key: str
@@ -54,6 +55,7 @@ class Curve:
     pick: Callable[[Line], float | None]
     log: bool = False
     absent: str = "no run logs it"
+    otherwise: Curve | None = None
 
 
 def named(name: str) -> Callable[[Line], float | None]:
@@ -82,12 +84,13 @@ def penalties(line: Line) -> float | None:
 
 
 NO_PAIRS = "no run has a penalty on pairs"
+PER_ROW = Curve("l0", "Active latents per row", named("l0"))
 CURVES = (
     Curve("loss", "Total loss", named("loss"), log=True),
     Curve("reconstruction", "L2 (reconstruction)", named("reconstruction"), log=True),
     Curve("sparsity", "Sparsity loss", named("sparsity"), True, "no run has one: k fixes\nthe sparsity of TopK coders"),
     Curve("orthogonality", "Orthogonality loss (weighted)", penalties, True, "no run has a penalty"),
-    Curve("l0", "Active latents per row", named("l0")),
+    Curve("active", "Active latents in a batch", named("active"), otherwise=PER_ROW),
     Curve("unique", "Unique latents in the pairs", ending("unique_latents"), absent=NO_PAIRS),
     Curve("max_pair", "Largest correlation of a pair", ending("max_overlap", "max_r"), absent=NO_PAIRS),
     Curve("mean_pair", "Mean correlation of the pairs", ending("mean_overlap", "mean_max_r"), absent=NO_PAIRS),
@@ -154,7 +157,9 @@ def curves_figure(measured: Sequence[Measured], title: str) -> Figure:
     styles = style_of(roles)
     metrics = [(one, one.member.run.metrics()) for one in measured]
     figure, axes, legend_rows = _panels(len(CURVES), title, len(roles))
-    for ax, curve in zip(axes, CURVES, strict=True):
+    for ax, first in zip(axes, CURVES, strict=True):
+        logged = any(series(lines, first)[0] for _, lines in metrics)
+        curve = first if logged or first.otherwise is None else first.otherwise
         drawn: dict[str, list[tuple[list[int], list[float]]]] = {}
         for one, lines in metrics:
             steps, values = series(lines, curve)

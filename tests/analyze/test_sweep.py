@@ -39,7 +39,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 def metrics_of(setting: str, seed: int) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for step in STEPS:
-        line = {"step": step, "loss": (2.0 + seed) / step, "reconstruction": 1.0 / step, "l0": 16.0}
+        line = {
+            "step": step,
+            "loss": (2.0 + seed) / step,
+            "reconstruction": 1.0 / step,
+            "l0": 16.0,
+            "active": 60 - step,
+        }
         if setting == "pairs":
             line |= {
                 "topk_pairs": 0.5 * step, "topk_pairs/weight": 0.1, "topk_pairs/unique_latents": 10 + step,
@@ -165,6 +171,7 @@ def test_curves_are_the_metrics(measured: list[Measured]) -> None:
     x, y = losses["mean of plain"]
     assert x == list(STEPS)
     assert y == pytest.approx([3.0 / step for step in STEPS])
+    assert lines_of(figure, places["active"])["s-plain-seed0"][1] == [60 - step for step in STEPS]
     expected = {
         "orthogonality": [0.05 * step for step in STEPS],
         "unique": [10 + step for step in STEPS],
