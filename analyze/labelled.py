@@ -94,7 +94,7 @@ def labelled(cache: Cache, site: str, sample: Sample) -> Labelled:
 
 @lru_cache(maxsize=2)
 def _labelled(path: Path, identity: str, site: str, sample: Sample) -> Labelled:
-    cache = open_cache(path)
+    cache = open_cache(path, identity=identity)
     rows = sampled_rows(cache, sample)
     documents = list(read_documents(path))
     columns = document_columns(documents)

@@ -113,12 +113,12 @@ def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None
     folder = config.out / (config.name or _folder_name(names))
     check_folder(folder)
     samples: dict[str, CodeSample] = {}
-    by_cache: dict[Path, list[tuple[str, Run]]] = {}
+    by_cache: dict[tuple[Path, str | None], list[tuple[str, Run]]] = {}
     for name, run in zip(names, opened, strict=True):
-        by_cache.setdefault(_cache_path(run, config), []).append((name, run))
+        by_cache.setdefault(_cache_of(run, config), []).append((name, run))
     analysed: list[Analysed] = []
     rows = 0
-    for path, members in by_cache.items():
+    for (path, _), members in by_cache.items():
         subjects = subjects_of(path, members, config)
         part = _collect(subjects, members, config, console, config.compare and len(runs) > 1)
         samples |= part.samples
@@ -179,9 +179,18 @@ def _cache_path(run: Run, config: AnalyzeConfig) -> Path:
     return path
 
 
+def _cache_of(run: Run, config: AnalyzeConfig) -> tuple[Path, str | None]:
+    """The cache of a run, and the identity under which it was trained on it, if the cache has grown since."""
+    path = _cache_path(run, config)
+    trained_on = run.final.get("cache", {}).get("identity")
+    if config.cache is not None or trained_on not in open_cache(path).identities[:-1]:
+        return path, None
+    return path, trained_on
+
+
 def subjects_of(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeConfig) -> list[Subject]:
     """The runs on one cache and their controls."""
-    cache = open_cache(path)
+    cache = open_cache(path, identity=_cache_of(members[0][1], config)[1])
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"analyze.device is {device}, and there is no CUDA device", "--set analyze.device=cpu")

@@ -11,10 +11,11 @@ from typing import Any
 from harvest.config import HarvestConfig, cache_path
 from harvest.prepare import Job, cost, identity_of, layout, prepare
 from shared.cache import Layout
-from shared.cache.commits import committed_shards
-from shared.cache.files import read_json
-from shared.cache.format import MANIFEST, PLAN, differences
+from shared.cache.commits import commits_of
+from shared.cache.format import PLAN
+from shared.cache.growth import stand
 from shared.console import si, size
+from shared.errors import DataError
 
 _SURELY_ENOUGH = 32  # bytes of text for each token asked for, above which a local dataset is not counted in a dry run
 
@@ -30,6 +31,8 @@ class HarvestPlan:
         committed: shards that are there already.
         complete: the cache is finished; there is nothing to do.
         conflicts: fields in which the cache that lies there differs from this config; a harvest would be refused.
+        bytes_to_write: of the chunk files that are not there yet.
+        grows: the cache that lies there is finished, and this harvest adds sequences or sites to it.
         free_disk: bytes.
         parameters: of the whole model.
         model_bytes: weights on the device: without the head and without the layers above the last one needed.
@@ -47,6 +50,8 @@ class HarvestPlan:
     committed: int
     complete: bool
     conflicts: tuple[str, ...]
+    bytes_to_write: int
+    grows: bool
     free_disk: int
     parameters: int
     model_bytes: int
@@ -72,6 +77,8 @@ class HarvestPlan:
             "complete": self.complete,
             "conflicts": list(self.conflicts),
             "bytes": self.layout.bytes_on_disk(),
+            "bytes_to_write": self.bytes_to_write,
+            "grows": self.grows,
             "free_disk": self.free_disk,
             "sites": {
                 site.name: {
@@ -103,18 +110,20 @@ class HarvestPlan:
             for site in shapes.sites
         ]
         state = "complete" if self.complete else f"{self.committed} of {shapes.n_shards} shards are there"
+        if self.grows:
+            state = f"grows; {state}"
         if self.conflicts:
             state = "REFUSED: it holds a cache of another config\n" + "\n".join(f"  {line}" for line in self.conflicts)
         known = "" if self.counted else ", if the dataset holds as many"
         calls = f"{self.sequences_per_call} sequences a call" + (", compiled" if self.compiled else "")
         chunks = f", in chunks of {shapes.chunk_rows:,}" if shapes.chunk_rows else ""
-        short = "" if shapes.bytes_on_disk() <= self.free_disk or self.complete else "  NOT ENOUGH"
+        short = "" if self.bytes_to_write <= self.free_disk else "  NOT ENOUGH"
         return "\n".join(
             [
                 f"cache    {self.path}  ({state})",
                 f"rows     {shapes.n_rows:,} = {shapes.n_seq:,} sequences of {shapes.ctx} tokens{known}",
                 f"shards   {shapes.n_shards:,} of {shapes.shard_rows:,} rows{chunks}",
-                f"disk     {size(shapes.bytes_on_disk())} to write, {size(self.free_disk)} free{short}",
+                f"disk     {size(self.bytes_to_write)} to write, {size(self.free_disk)} free{short}",
                 f"model    {si(self.parameters)} parameters; {size(self.model_bytes)} of weights on {self.device} in "
                 f"{self.dtype}, attention {self.attention}, {calls}",
                 f"forward  {self.flops_share:.0%} of the model is computed, {si(self.flops_per_token)} FLOP a token",
@@ -134,16 +143,29 @@ def plan(config: HarvestConfig) -> HarvestPlan:
     job = prepare(config)
     sites, widths, price = cost(job)
     counted = _count(job)
-    shapes = layout(job, sites, widths, counted)
     path = cache_path(config)
+    conflicts: tuple[str, ...] = ()
+    begun = (path / PLAN).exists()
+    shapes = layout(job, sites, widths, None if begun else counted)
+    try:
+        standing = stand(path, shapes, json.loads(json.dumps(identity_of(job))), {}, may_grow(config))
+    except DataError as error:
+        conflicts = tuple(line.strip() for line in error.message.splitlines()[1:]) or (error.message,)
+        missing, complete, committed, grows = {}, False, 0, False
+    else:
+        shapes, commits = standing.layout, commits_of(path)
+        missing, committed = standing.parts.missing(commits), len(standing.parts.committed(commits))
+        complete, grows = standing.finished and not missing, len(standing.generations) > 1 and not standing.finished
     checkpoint = job.checkpoint
     return HarvestPlan(
         path=path,
         layout=shapes,
         counted=counted is not None,
-        committed=len(committed_shards(path)),
-        complete=(path / MANIFEST).exists(),
-        conflicts=tuple(_conflicts(path, job, shapes)),
+        committed=committed,
+        complete=complete,
+        conflicts=conflicts,
+        bytes_to_write=sum(sum(standing.parts.files(s, p).values()) for s, parts in missing.items() for p in parts),
+        grows=grows,
         free_disk=free_disk(path),
         parameters=price.parameters,
         model_bytes=price.kept_bytes,
@@ -173,12 +195,13 @@ def buffer_bytes(job: Job, shapes: Layout) -> int:
     )
 
 
-def _conflicts(path: Path, job: Job, shapes: Layout) -> list[str]:
-    if not (path / PLAN).exists():
-        return []
-    there = read_json(path / PLAN)
-    asked = json.loads(json.dumps(identity_of(job)))
-    return differences(there["config"], asked) + differences(there["layout"], shapes.to_dict(), "layout")
+def may_grow(config: HarvestConfig) -> tuple[str, ...]:
+    """The settings in which a finished cache may differ from this config, and grow.
+
+    Not the tokens of a prompt set: its sequences are its prompts, one for each.
+    """
+    sites = ("harvest.sites", "harvest.storage_of")
+    return sites if config.packing == "prompts" else (*sites, "harvest.tokens")
 
 
 def _count(job: Job) -> int | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,16 @@ from harvest.data.tokenise import Ahead
 from harvest.disk import Disk
 from harvest.forward import Forward
 from harvest.model import body_of, drop_later_layers, load_model
-from harvest.plan import HarvestPlan, free_disk, plan
+from harvest.plan import HarvestPlan, free_disk, may_grow, plan
 from harvest.prepare import Job, empty_dataset, identity_of, layout, prepare, probe_ids
 from harvest.sites import resolve_sites
 from harvest.stages import Stages
+from harvest.units import Unit, dataset_units, stored_units
 from shared.cache import CacheWriter, Layout
 from shared.cache.commits import load_commit
 from shared.cache.files import sync_folder, write_file
 from shared.console import Console, duration, si, size
-from shared.documents import DOCUMENTS, DocumentWriter, documents_summary
+from shared.documents import DocumentWriter, documents_name, documents_summary
 from shared.errors import DataError, PipelineError
 from shared.provenance import provenance
 
@@ -87,7 +87,8 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
     """Writes the cache that the config describes, or what is missing of it.
 
     Interrupted or killed at any moment, the next call with the same config computes the shards that have no commit and
-    leaves the same bytes as an uninterrupted run.
+    leaves the same bytes as an uninterrupted run. A finished cache of the same name grows where the config asks for
+    more tokens or further sites and is the same otherwise.
 
     Raises:
         UsageError: the model, the dataset, a site or the device is not there.
@@ -106,10 +107,12 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
         job = _settled(job, probe, body, path)
         widths = site_widths(probe, probe_ids(job).to(job.checkpoint.device))
     reader_class = CompiledReader if job.compiled else SiteReader
-    with reader_class(model, body, sites) as reader:
-        shapes = layout(job, sites, widths)
-        with CacheWriter.create(path, shapes, identity_of(job), provenance()) as writer:
-            _keep_tokenizer(path, job)
+    shapes = layout(job, sites, widths)
+    with CacheWriter.create(path, shapes, identity_of(job), provenance(), may_grow=may_grow(config)) as writer:
+        _keep_tokenizer(path, job)
+        # of a cache that grows by sites, only those are computed
+        wanted = {name for shard in writer.missing_shards() for name in writer.missing_sites(shard)}
+        with reader_class(model, body, [site for site in sites if site.name in wanted] or sites) as reader:
             work = _Work(job, reader, writer, console)
             if not writer.complete:
                 work.run()
@@ -138,7 +141,7 @@ def _settled(job: Job, probe: SiteReader, body: nn.Module, path: Path) -> Job:
     if job.isolated:
         check_isolated(probe, bos, vocab, length, device)
     if job.config.batch_tokens is None and batch_size.recorded(path, job.config.ctx) is None:
-        job = dataclasses.replace(job, batch_tokens=batch_size.probe(job, probe))
+        job = replace(job, batch_tokens=batch_size.probe(job, probe))
     return job
 
 
@@ -166,10 +169,14 @@ class _Work:
         job, writer = self.job, self.writer
         missing = writer.missing_shards()
         planned = writer.layout
-        if not missing and (writer.path / DOCUMENTS).exists():  # killed between the last commit and the manifest
-            self._finish(_sequences_committed(writer))
+        documents_file = documents_name(writer.parts.last_longer)
+        stored = (writer.path / documents_file).exists() and all(map(writer.has_tokens, range(planned.n_shards)))
+        if stored and not missing:  # killed between the last commit and the manifest
+            self._finish(_sequences_committed(writer), documents_file)
             return
-        self._check_disk(len(missing))
+        self._check_disk()
+        names = {name for shard in missing for name in writer.missing_sites(shard)}
+        shapes = replace(planned, sites=tuple(site for site in planned.sites if site.name in names))
         forward = Forward(job, self.reader, self.stages)
         if missing and job.compiled:
             self.console.info("compiling the model")
@@ -177,19 +184,22 @@ class _Work:
         started = time.perf_counter()
         n_seq = 0
         done = planned.n_rows - sum(len(planned.rows_of(shard)) for shard in missing)
+        unit = (job.unit_shards, job.seqs_per_shard)
+        found = stored_units(writer, *unit) if stored else dataset_units(job.blocks(), writer.parts.segments, *unit)
         with (
             self.console.progress(planned.n_rows, "tokens", "harvest", done=done) as progress,
             self._interruptible(),
-            DocumentWriter(writer.path) as documents,
-            Ahead(job.blocks(), depth=2) as blocks,
-            Disk(job, planned, writer, progress, self.stages) as disk,
+            nullcontext() if stored else DocumentWriter(writer.path, documents_file) as documents,
+            Ahead(found, depth=2) as units,
+            Disk(job, shapes, writer, progress, self.stages) as disk,
         ):
             wanted = set(missing)
-            for unit, block in enumerate(self._waiting_for(blocks)):
+            for first, block in self._waiting_for(units):
                 n_seq += len(block)
-                documents.add(block.documents)
-                shards = _shards_of(block, unit * job.unit_shards, planned)
-                self._check_committed([(shard, cut) for shard, cut in shards if shard not in wanted], block)
+                if documents is not None:
+                    documents.add(block.documents)
+                shards = _shards_of(block, first, planned)
+                self._check_committed([(shard, cut) for shard, cut in shards if writer.has_tokens(shard)], block)
                 todo = [(shard, cut) for shard, cut in shards if shard in wanted]
                 if todo:
                     with disk.buffer() as buffer:
@@ -197,32 +207,36 @@ class _Work:
                     self.shards_written += len(todo)
                     self.rows_run += block.tokens.size
             forward.finish()
-            documents.finish()
+            if documents is not None:
+                documents.finish()
         self.seconds = time.perf_counter() - started
+        if stored:
+            self._finish(_sequences_committed(writer), documents_file)
+            return
         if not n_seq:
             raise empty_dataset(job.config)
-        if n_seq < planned.n_seq:
+        if n_seq < planned.n_seq - writer.parts.padding:
             self.console.warn(
                 f"{job.config.dataset} ended after {n_seq:,} sequences of {planned.ctx} tokens; "
-                f"{planned.n_seq:,} were asked for"
+                f"{planned.n_seq - writer.parts.padding:,} were asked for"
             )
-        self._finish(n_seq)
+        self._finish(n_seq, documents_file)
 
-    def _waiting_for(self, blocks: Iterable[Block]) -> Iterator[Block]:
-        """The blocks, counting the time until the next one is there."""
-        iterator = iter(blocks)
+    def _waiting_for(self, units: Iterable[Unit]) -> Iterator[Unit]:
+        """The units, counting the time until the next one is there."""
+        iterator = iter(units)
         while True:
             with self.stages.of("tokenise"):
-                block = next(iterator, None)
-            if block is None:
+                unit = next(iterator, None)
+            if unit is None:
                 return
-            yield block
+            yield unit
 
-    def _finish(self, n_seq: int) -> None:
+    def _finish(self, n_seq: int, documents_file: str) -> None:
         extra = {
             "tokenizer": TOKENIZER,
             "tokenizer_sha256": hashlib.sha256((self.writer.path / TOKENIZER).read_bytes()).hexdigest(),
-            "documents": documents_summary(self.writer.path),
+            "documents": documents_summary(self.writer.path, documents_file),
             "planned_sequences": self.writer.layout.n_seq,
         }
         self.writer.finish(n_seq, extra)
@@ -239,8 +253,8 @@ class _Work:
                     hint="restore the dataset, or harvest into another name (--set harvest.name=…)",
                 )
 
-    def _check_disk(self, missing: int) -> None:
-        needed = missing * sum(self.writer.layout.files_of(0).values())
+    def _check_disk(self) -> None:
+        needed = self.writer.missing_bytes()
         free = free_disk(self.writer.path)
         if needed > free:
             raise PipelineError(
@@ -272,6 +286,7 @@ def _shards_of(block: Block, first: int, shapes: Layout) -> list[tuple[int, slic
 
 
 def _sequences_committed(writer: CacheWriter) -> int:
+    """Sequences of data that are there: all shards are."""
     shapes = writer.layout
     last = shapes.n_shards - 1
-    return last * shapes.seqs_per_shard + load_commit(writer.path, last).sequences
+    return last * shapes.seqs_per_shard + load_commit(writer.path, last).sequences - writer.parts.padding

@@ -18,7 +18,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.cache.files import PARTIAL, explained_full_disk, sync_folder
+from shared.cache.files import PARTIAL, explained_full_disk, read_json, sync_folder
+from shared.cache.format import MANIFEST
 from shared.errors import DataError
 
 DOCUMENTS = "documents.jsonl"
@@ -62,7 +63,7 @@ def read_documents(cache: Path | str) -> Iterator[DocumentRecord]:
     Raises:
         DataError: a line is not what the format says.
     """
-    path = Path(cache) / DOCUMENTS
+    path = Path(cache) / _current(Path(cache))
     if not path.is_file():
         return
     with path.open(encoding="utf-8") as lines:
@@ -101,8 +102,8 @@ def sources_of_rows(doc_id: NDArray[Any], domains: Mapping[int, str]) -> tuple[s
 class DocumentWriter:
     """Writes ``documents.jsonl`` line by line under a temporary name; only :meth:`finish` gives it its own."""
 
-    def __init__(self, cache: Path) -> None:
-        self._path = cache / DOCUMENTS
+    def __init__(self, cache: Path, name: str = DOCUMENTS) -> None:
+        self._path = cache / name
         self._partial = self._path.with_name(self._path.name + PARTIAL)
         self._file = self._partial.open("wb")
 
@@ -131,12 +132,24 @@ class DocumentWriter:
         self._partial.unlink(missing_ok=True)
 
 
-def documents_summary(cache: Path) -> dict[str, Any]:
+def documents_name(generation: int) -> str:
+    """``documents.jsonl``; ``documents.2.jsonl`` for a cache that grew a second time by documents."""
+    return f"documents.{generation}.jsonl" if generation else DOCUMENTS
+
+
+def documents_summary(cache: Path, name: str = DOCUMENTS) -> dict[str, Any]:
     """What the manifest says of the file: its name, sha256 and number of lines."""
     data = hashlib.sha256()
     count = 0
-    with (cache / DOCUMENTS).open("rb") as lines:
+    with (cache / name).open("rb") as lines:
         for line in lines:
             data.update(line)
             count += 1
-    return {"file": DOCUMENTS, "documents": count, "sha256": data.hexdigest()}
+    return {"file": name, "documents": count, "sha256": data.hexdigest()}
+
+
+def _current(cache: Path) -> str:
+    """The file that the manifest names: a cache that grew has a new one beside the old."""
+    manifest = read_json(cache / MANIFEST) if (cache / MANIFEST).is_file() else {}
+    listed = manifest.get("extra", {}).get("documents")
+    return str(listed["file"]) if isinstance(listed, dict) and "file" in listed else DOCUMENTS

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.cache.commits import committed_shards, load_commit
+from shared.cache.commits import commits_of, load_commit
 from shared.cache.files import read_json
 from shared.cache.format import ARRAYS, MANIFEST, PLAN, Layout
+from shared.cache.growth import Parts, generations_of, plan_files
 from shared.cache.reader import open_cache
 from shared.config import load_yaml
 from shared.console import Console, si, size
@@ -45,7 +46,7 @@ def frozen_settings(path: Path) -> dict[str, Any]:
     """The settings that a cache or a run was made with, as a settings file would say them."""
     kind = kind_of(path)
     if kind == "cache":
-        settings = read_json(path / PLAN)["config"].get("harvest", {})
+        settings = read_json(plan_files(path)[-1])["config"].get("harvest", {})
         return {"harvest": {**settings, "cache_dir": str(path.parent), "name": path.name}}
     if kind == "run":
         return {"train": load_yaml(path / "config.yaml")}
@@ -105,6 +106,8 @@ class Status:
 def _state(entry: dict[str, Any]) -> str:
     if entry["problem"]:
         return "damaged"
+    if entry.get("growing"):
+        return "complete, growing"
     return "complete" if entry["complete"] else f"incomplete, {entry['progress']}"
 
 
@@ -131,19 +134,24 @@ def _folders(parent: Path) -> list[Path]:
 
 def _cache_entry(path: Path) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": path.name, "path": str(path), "complete": False, "progress": "", "n_tokens": None}
+    entry |= {"growing": False}
     entry |= {"bytes": folder_bytes(path), "next": None, "problem": None}
     try:
         finished = (path / MANIFEST).is_file()
-        head = read_json(path / (MANIFEST if finished else PLAN))
-        total, done = Layout.from_dict(head["layout"]).n_shards, len(committed_shards(path))
+        plans = plan_files(path)
+        head = read_json(path / MANIFEST if finished else plans[-1])
+        parts, commits = Parts(Layout.from_dict(head["layout"]), generations_of(head)), commits_of(path)
+        total, done = parts.layout.n_shards, len(parts.committed(commits))
         entry["progress"] = f"{done} of {total} shards"
         entry["complete"] = finished and done == total
+        entry["growing"] = finished and len(plans) > len(parts.generations)
         entry["n_tokens"] = head["n_tokens"] if finished else None
     except (DataError, KeyError, TypeError) as error:
         entry["problem"] = str(error)
         entry["next"] = f"pipeline verify {path}"
     else:
-        entry["next"] = None if entry["complete"] else f"pipeline harvest -c {path}"
+        settled = entry["complete"] and not entry["growing"]
+        entry["next"] = None if settled else f"pipeline harvest -c {path}"
     return entry
 
 
@@ -205,6 +213,7 @@ def describe_cache(path: Path) -> dict[str, Any]:
         "format_version": cache.manifest["format_version"],
         "complete": cache.complete,
         "identity": cache.identity,
+        "earlier_identities": list(cache.identities[:-1]),
         "n_tokens": n_tokens,
         "n_sequences": cache.n_seq,
         "ctx": cache.ctx,

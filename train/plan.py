@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from shared.cache import Cache, open_cache
+from shared.cache.format import MANIFEST
 from shared.coders import build_coder
 from shared.console import si, size
 from shared.errors import DataError, UsageError
 from shared.registry import did_you_mean
+from shared.runs import open_run
 from train.config import TrainConfig
 from train.data.stream import StreamPlan, open_stream
 from train.fused import refusal
@@ -119,15 +121,24 @@ def plan(configs: Sequence[TrainConfig]) -> TrainPlan:
             raise UsageError("train.cache is not set: which cache to train on?", "pipeline status lists the caches")
         # A sampler that follows one run's training cannot serve another's.
         alone = config.path if config.sampler.follows_training else None
-        key = (config.cache.resolve(), config.data, config.sampler, config.device, alone)
+        key = (config.cache.resolve(), _trained_on(config), config.data, config.sampler, config.device, alone)
         batches.setdefault(key, []).append(config)
     return TrainPlan([_group(members) for members in batches.values()])
+
+
+def _trained_on(config: TrainConfig) -> str | None:
+    """The identity that the cache had for a run that is there, if it has grown since: the run goes on with what was."""
+    assert config.cache is not None
+    if not (config.path / "config.yaml").is_file() or not (config.cache / MANIFEST).is_file():
+        return None
+    recorded = open_run(config.path, allow_incomplete=True).provenance.get("cache", {}).get("identity")
+    return recorded if recorded in open_cache(config.cache).identities[:-1] else None
 
 
 def _group(configs: list[TrainConfig]) -> Group:
     first = configs[0]
     assert first.cache is not None
-    cache = open_cache(first.cache)
+    cache = open_cache(first.cache, identity=_trained_on(first))
     for config in configs:
         for key, site in (("source", config.source), ("target", config.target_site)):
             if site not in cache.sites:

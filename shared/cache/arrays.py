@@ -76,7 +76,7 @@ def _attributes(layout: Layout) -> dict[str, dict[str, Any]]:
 
 
 def resize_arrays(path: Path, layout: Layout) -> None:
-    """Writes the first dimension of every array anew, for a cache that ended sooner than planned; no chunk changes."""
+    """Writes the length of every array anew, for a cache that ended sooner than planned or grew; no chunk changes."""
     root = path / ARRAYS
     for name, array in layout.arrays.items():
         metadata = read_json(root / name / METADATA)
@@ -86,8 +86,12 @@ def resize_arrays(path: Path, layout: Layout) -> None:
             sync_folder(root / name)
 
 
-def metadata_problems(path: Path, layout: Layout) -> list[tuple[Path, str, str]]:
-    """Arrays whose ``zarr.json`` does not describe the layout's chunk files: (file, found, expected)."""
+def metadata_problems(path: Path, layout: Layout, growing: bool = False) -> list[tuple[Path, str, str]]:
+    """Arrays whose ``zarr.json`` does not describe the layout's chunk files: (file, found, expected).
+
+    Args:
+        growing: a growth is under way, which may have made them longer.
+    """
     problems = []
     for name, array in layout.arrays.items():
         file = path / ARRAYS / name / METADATA
@@ -103,6 +107,8 @@ def metadata_problems(path: Path, layout: Layout) -> list[tuple[Path, str, str]]
         except DataError as error:
             problems.append((file, error.message, "array metadata"))
             continue
+        if growing and metadata.get("shape", [0])[0] >= array.shape[0]:
+            metadata["shape"] = [array.shape[0], *metadata["shape"][1:]]
         for key, value in expected.items():
             if metadata.get(key) != value:
                 problems.append((file, f"{key} {json.dumps(metadata.get(key))}", json.dumps(value)))

@@ -1,15 +1,18 @@
-"""Commit files: the proof that a shard is complete. One JSON file for each shard, written after everything it names."""
+"""Commit files: the proof that a shard is complete. One JSON file for each shard, written after everything it names.
+
+A cache that grew by sites has further ones for the shards that were there (shared.cache.growth).
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from shared.cache.files import read_json
-from shared.cache.format import ARRAYS, COMMITS, Layout, commit_name, shard_of_commit
+from shared.cache.format import ARRAYS, COMMITS, commit_name, shard_of_commit
 from shared.cache.stats import SiteStats
 from shared.errors import DataError
 
@@ -64,26 +67,26 @@ class CommitRecord:
         )
 
 
-def commit_path(path: Path, shard: int) -> Path:
-    return path / COMMITS / commit_name(shard)
+def commit_path(path: Path, shard: int, part: int = 0) -> Path:
+    return path / COMMITS / commit_name(shard, part)
 
 
-def committed_shards(path: Path) -> list[int]:
-    """The shards that have a commit file, in order."""
+def commits_of(path: Path) -> set[tuple[int, int]]:
+    """(shard, part) of every commit file of a cache (shared.cache.growth.Parts)."""
     try:
         names = [entry.name for entry in (path / COMMITS).iterdir()]
     except FileNotFoundError:
-        return []
-    return sorted(shard for name in names if (shard := shard_of_commit(name)) is not None)
+        return set()
+    return {found for name in names if (found := shard_of_commit(name)) is not None}
 
 
-def load_commit(path: Path, shard: int) -> CommitRecord:
+def load_commit(path: Path, shard: int, part: int = 0) -> CommitRecord:
     """Reads one commit file.
 
     Raises:
         DataError: it is absent, or not a commit of this shard.
     """
-    file = commit_path(path, shard)
+    file = commit_path(path, shard, part)
     value = read_json(file)
     try:
         record = CommitRecord.from_dict(value)
@@ -96,8 +99,30 @@ def load_commit(path: Path, shard: int) -> CommitRecord:
     return record
 
 
-def size_problems(path: Path, layout: Layout, shards: Iterable[int]) -> list[tuple[Path, str, str]]:
-    """Chunk files of committed shards of the wrong size: (file, found, expected). One listing per array."""
+def load_shard(path: Path, shard: int, parts: Iterable[int]) -> CommitRecord:
+    """All parts of a shard as one record.
+
+    Raises:
+        DataError: a part is absent or not a commit of this shard, or they are not of the same tokens.
+    """
+    records = [load_commit(path, shard, part) for part in parts]
+    whole = records[0]
+    for part, record in zip(list(parts)[1:], records[1:], strict=True):
+        if (record.sequences, record.tokens_sha256) != (whole.sequences, whole.tokens_sha256):
+            raise DataError(
+                f"{commit_path(path, shard, part)} is of other tokens than {commit_path(path, shard)}",
+                hint=f"pipeline verify {path}",
+            )
+        whole = replace(whole, files={**whole.files, **record.files}, stats={**whole.stats, **record.stats})
+    return whole
+
+
+def size_problems(path: Path, expected: Mapping[str, int]) -> list[tuple[Path, str, str]]:
+    """Chunk files of the wrong size: (file, found, expected). One listing per array.
+
+    Args:
+        expected: path below ``acts.zarr`` → bytes.
+    """
     root = path / ARRAYS
     found: dict[str, int] = {}
     for folder in [*root.iterdir()] if root.is_dir() else []:
@@ -105,20 +130,19 @@ def size_problems(path: Path, layout: Layout, shards: Iterable[int]) -> list[tup
             with os.scandir(folder) as entries:
                 found |= {f"{folder.name}/{entry.name}": entry.stat().st_size for entry in entries}
     problems = []
-    for shard in shards:
-        for name, expected in layout.files_of(shard).items():
-            size = found.get(name)
-            if size != expected:
-                problems.append((root / name, "no file" if size is None else f"{size:,} bytes", f"{expected:,} bytes"))
+    for name, wanted in expected.items():
+        size = found.get(name)
+        if size != wanted:
+            problems.append((root / name, "no file" if size is None else f"{size:,} bytes", f"{wanted:,} bytes"))
     return problems
 
 
-def check_sizes(path: Path, layout: Layout, shards: Iterable[int]) -> None:
+def check_sizes(path: Path, expected: Mapping[str, int]) -> None:
     """Raises a DataError that names the first chunk file of the wrong size, and how many others there are."""
-    problems = size_problems(path, layout, shards)
+    problems = size_problems(path, expected)
     if problems:
-        file, found, expected = problems[0]
+        file, found, wanted = problems[0]
         more = f" (and {len(problems) - 1} more files)" if len(problems) > 1 else ""
         raise DataError(
-            f"{file} has the wrong size: found {found}, expected {expected}{more}", hint=f"pipeline verify {path}"
+            f"{file} has the wrong size: found {found}, expected {wanted}{more}", hint=f"pipeline verify {path}"
         )

@@ -21,14 +21,16 @@ FORMAT_NAME = "activation-cache"
 FORMAT_VERSION = 1
 """What a cache is written as unless it holds what a reader of version 1 would misread."""
 
-QUANTISED_OR_SHARDED = 2
-"""Version of a cache with quantised sites or with the sharding codec."""
+NEWER = 2
+"""Version of a cache with quantised sites or with the sharding codec, and of one that has grown."""
 
-VERSIONS = (FORMAT_VERSION, QUANTISED_OR_SHARDED)
+VERSIONS = (FORMAT_VERSION, NEWER)
 """Versions that this code reads."""
 
 PLAN = "plan.json"
 MANIFEST = "manifest.json"
+HISTORY = "history"
+"""Key of a plan or manifest: the generations before its own."""
 COMMITS = "commits"
 ARRAYS = "acts.zarr"
 LOCK = ".lock"
@@ -251,7 +253,7 @@ class Layout:
     def format_version(self) -> int:
         """The lowest version that has what the layout needs."""
         new = self.chunk_rows or any(site.quantised for site in self.sites)
-        return QUANTISED_OR_SHARDED if new else FORMAT_VERSION
+        return NEWER if new else FORMAT_VERSION
 
     @property
     def n_rows(self) -> int:
@@ -337,14 +339,20 @@ def default_chunk_rows(ctx: int, shard_rows: int) -> int:
     return max(n for n in range(1, most + 1) if shard_rows // ctx % n == 0) * ctx
 
 
-def commit_name(shard: int) -> str:
-    return f"{shard:06d}.json"
+def plan_name(generation: int) -> str:
+    """``plan.json``, ``plan.1.json``, …: a cache has one for each time that it grew."""
+    return f"plan.{generation}.json" if generation else PLAN
 
 
-def shard_of_commit(name: str) -> int | None:
-    """The shard that a file name in ``commits/`` stands for; None for any other file."""
-    match = re.fullmatch(r"(\d{6,})\.json", name)
-    return int(match[1]) if match else None
+def commit_name(shard: int, generation: int = 0) -> str:
+    """``000007.json``; ``000007.2.json`` for the sites that generation 2 added to a shard that was there."""
+    return f"{shard:06d}.{generation}.json" if generation else f"{shard:06d}.json"
+
+
+def shard_of_commit(name: str) -> tuple[int, int] | None:
+    """The shard and the generation that a file name in ``commits/`` stands for; None for any other file."""
+    match = re.fullmatch(r"(\d{6,})(?:\.([1-9]\d*))?\.json", name)
+    return (int(match[1]), int(match[2] or 0)) if match else None
 
 
 def check_version(path: object, head: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.cache.commits import check_sizes, committed_shards, load_commit
+from shared.cache.commits import check_sizes, commits_of, load_commit, load_shard
 from shared.cache.files import read_json
 from shared.cache.format import (
     ARRAYS,
@@ -26,6 +26,7 @@ from shared.cache.format import (
     SiteSpec,
     check_version,
 )
+from shared.cache.growth import Generation, Parts, generations_of, plan_files, read_plans
 from shared.cache.quantise import CODE_DTYPES, dequantise
 from shared.cache.stats import SiteStats, merge_stats
 from shared.errors import DataError, UsageError
@@ -43,6 +44,7 @@ class Cache:
         layout: shapes.
         shards: the committed shards, in order (all of them unless the cache is incomplete).
         complete: the cache was finished and every shard is there.
+        parts: which commit vouches for which arrays.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class Cache:
     layout: Layout
     shards: list[int] = field(repr=False)
     complete: bool
+    parts: Parts = field(repr=False)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -144,6 +147,11 @@ class Cache:
             )
         return self.path / ARRAYS / self.layout.arrays[array].file(shard), 0
 
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """Every identity that the cache ever had, before it grew and now."""
+        return tuple(one.identity for one in self.parts.generations)
+
     def stats(self, site: str) -> SiteStats:
         """Statistics of a site over the whole cache (of an incomplete one, over the committed shards)."""
         spec = self.spec(site)
@@ -151,8 +159,10 @@ class Cache:
             if "statistics" in self.manifest:
                 self._stats[site] = SiteStats.from_dict(self.manifest["statistics"][site])
             else:
-                parts = (load_commit(self.path, shard).stats[site] for shard in self.shards)
-                self._stats[site] = merge_stats(parts, spec.width, self.ctx)
+                found = (
+                    load_shard(self.path, shard, self._parts_with(site, shard)).stats[site] for shard in self.shards
+                )
+                self._stats[site] = merge_stats(found, spec.width, self.ctx)
         return self._stats[site]
 
     @cached_property
@@ -162,6 +172,9 @@ class Cache:
     @cached_property
     def _shard_set(self) -> frozenset[int]:
         return frozenset(self.shards)
+
+    def _parts_with(self, site: str, shard: int) -> list[int]:
+        return [part for part, arrays in self.parts.of(shard).items() if site in arrays]
 
     def _stored(self, name: str, shard: int) -> NDArray[Any]:
         """The rows of one shard of an array as they are stored, mapped."""
@@ -185,6 +198,16 @@ class Cache:
         return out
 
 
+def read_sequences(path: Path, parts: Parts, shard: int) -> dict[str, NDArray[Any]]:
+    """The token arrays of a committed shard by name, [sequences, ctx]; without what fills up a short shard."""
+    shape = (parts.sequences(shard), parts.layout.ctx)
+    found = {}
+    for name in (array.name for array in TOKEN_ARRAYS):
+        array = parts.layout.arrays[name]
+        found[name] = np.fromfile(path / ARRAYS / array.file(shard), array.dtype, math.prod(shape)).reshape(shape)
+    return found
+
+
 def stored_dtype(array: str, spec: SiteSpec) -> torch.dtype:
     """What holds an array of a site in memory: the logical dtype itself, or codes and float32 scales."""
     if not spec.quantised:
@@ -203,12 +226,14 @@ def _logical(stored: Mapping[str, NDArray[Any]], spec: SiteSpec) -> Tensor:
     return logical_rows({name: torch.from_numpy(values) for name, values in stored.items()}, spec)
 
 
-def open_cache(path: Path | str, allow_incomplete: bool = False) -> Cache:
+def open_cache(path: Path | str, allow_incomplete: bool = False, identity: str | None = None) -> Cache:
     """Opens a cache folder and checks that every committed file has its size (checksums: ``pipeline verify``).
 
     Args:
         path: the cache folder.
         allow_incomplete: open an unfinished cache too; its shards without a commit read as padding.
+        identity: open it as it was when this was its identity, if it has grown since. One that it never had is ignored:
+            compare with what is opened.
 
     Raises:
         DataError: there is no cache, it is incomplete or of another version, or a chunk file is missing or truncated.
@@ -219,13 +244,17 @@ def open_cache(path: Path | str, allow_incomplete: bool = False) -> Cache:
             f"there is no cache at {path}", hint="pipeline harvest writes one; pipeline status lists what exists"
         )
     finished = (path / MANIFEST).exists()
-    head = read_json(path / (MANIFEST if finished else PLAN))
+    head = read_json(path / MANIFEST if finished else plan_files(path)[-1])
     check_version(path, head)
     try:
-        layout = Layout.from_dict(head["layout"])
+        generations = generations_of(head)
+        if finished and identity in (earlier := [one.identity for one in generations[:-1]]):
+            head, generations = _as_it_was(path, head, generations[: earlier.index(str(identity)) + 1])
+        layout = replace(Layout.from_dict(head["layout"]), n_seq=generations[-1].n_seq)
     except (KeyError, TypeError) as error:
         raise DataError(f"the layout in {path} cannot be read: {error!r}", hint=f"pipeline verify {path}") from None
-    shards = committed_shards(path)
+    parts, commits = Parts(layout, generations), commits_of(path)
+    shards = parts.committed(commits)
     missing = sorted(set(range(layout.n_shards)) - set(shards))
     if not allow_incomplete and (missing or not finished):
         found = f"{layout.n_shards - len(missing)} of {layout.n_shards} shards are committed"
@@ -233,6 +262,16 @@ def open_cache(path: Path | str, allow_incomplete: bool = False) -> Cache:
         raise DataError(
             f"{path} is incomplete: {found}{gap}", hint="run the same harvest again: it writes what is missing"
         )
-    shards = [shard for shard in shards if shard < layout.n_shards]
-    check_sizes(path, layout, shards)
-    return Cache(path, head, layout, shards, finished and not missing)
+    check_sizes(path, parts.expected_files(commits))
+    return Cache(path, head, layout, shards, finished and not missing, parts)
+
+
+def _as_it_was(
+    path: Path, manifest: dict[str, Any], generations: tuple[Generation, ...]
+) -> tuple[dict[str, Any], tuple[Generation, ...]]:
+    """The head of an earlier generation: its plan and counts. Without statistics, which are summed when asked for."""
+    plan = read_plans(path)[len(generations) - 1]
+    parts = Parts(replace(Layout.from_dict(plan["layout"]), n_seq=generations[-1].n_seq), generations)
+    n_tokens = sum(load_commit(path, shard).tokens for shard in range(parts.layout.n_shards))
+    facts = {"n_seq": parts.layout.n_seq, "n_tokens": n_tokens, "bytes": parts.layout.bytes_on_disk()}
+    return plan | facts | {"layout": parts.layout.to_dict(), "extra": manifest.get("extra", {})}, generations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.cache.arrays import metadata_problems
-from shared.cache.commits import CommitRecord, commit_path, committed_shards, load_commit, size_problems
+from shared.cache.commits import CommitRecord, commit_path, commits_of, load_commit, load_shard, size_problems
 from shared.cache.files import crc32c, read_json
 from shared.cache.format import (
     ARRAYS,
@@ -25,6 +25,7 @@ from shared.cache.format import (
     Layout,
     check_version,
 )
+from shared.cache.growth import Parts, generations_of, plan_files
 from shared.cache.stats import SiteStats
 from shared.config import identity
 from shared.console import Console, Progress
@@ -107,33 +108,37 @@ def verify_cache(path: Path | str, console: Console | None = None) -> VerifyRepo
     if not (path / PLAN).exists():
         raise DataError(f"there is no cache at {path}", hint="pipeline harvest writes one; pipeline status lists them")
     finished = (path / MANIFEST).exists()
-    head = read_json(path / (MANIFEST if finished else PLAN))
+    plans = plan_files(path)
+    head = read_json(path / MANIFEST if finished else plans[-1])
     check_version(path, head)
     layout = Layout.from_dict(head["layout"])
-    shards = [shard for shard in committed_shards(path) if shard < layout.n_shards]
-    missing = sorted(set(range(layout.n_shards)) - set(shards))
+    parts, commits = Parts(layout, generations_of(head)), commits_of(path)
+    growing = finished and len(plans) > len(parts.generations)
+    shards = sorted({shard for shard, _ in commits if shard < layout.n_shards})
+    missing = parts.missing(commits)
 
     # a writer that was stopped while it set the arrays up does so again
-    problems = [Problem(*item) for item in metadata_problems(path, layout)] if finished or shards else []
+    problems = [Problem(*item) for item in metadata_problems(path, layout, growing)] if finished or shards else []
     if head.get("identity") != identity(head["config"]):
         problems.append(Problem(path / PLAN, f"identity {head.get('identity')}", identity(head["config"])))
     if finished:
-        problems += [Problem(commit_path(path, shard), "no commit", "one for every shard") for shard in missing]
-    wrong_size = [Problem(*item) for item in size_problems(path, layout, shards)]
+        lacking = [commit_path(path, shard, part) for shard in missing for part in missing[shard]]
+        problems += [Problem(file, "no commit", "one for every shard") for file in lacking]
+    wrong_size = [Problem(*item) for item in size_problems(path, parts.expected_files(commits))]
     problems += wrong_size
 
     skip = {problem.path for problem in wrong_size}
-    total = sum(sum(layout.files_of(shard).values()) for shard in shards)
+    total = sum(parts.expected_files(commits).values())
     records: dict[int, CommitRecord] = {}
     with (console or Console(quiet=True)).progress(total, "B", "verify") as progress:
-        reader = _ShardReader(path, layout, skip, finished, progress)
+        reader = _ShardReader(path, parts, commits, skip, finished, progress)
         with ThreadPoolExecutor(READERS) as pool:
             for shard, (record, found) in zip(shards, pool.map(reader.check, shards), strict=True):
                 problems += found
                 if record is not None:
                     records[shard] = record
-    if finished and len(records) == layout.n_shards:
-        problems += _manifest_problems(path, layout, head, [records[shard] for shard in shards])
+    if finished and len(records) == layout.n_shards and not missing:
+        problems += _manifest_problems(path, parts, head, [records[shard] for shard in shards])
     if finished:
         problems += _side_file_problems(path, head.get("extra", {}))
     return VerifyReport(path, finished and not missing, tuple(problems), len(shards), reader.bytes)
@@ -142,26 +147,40 @@ def verify_cache(path: Path | str, console: Console | None = None) -> VerifyRepo
 class _ShardReader:
     """Checks one shard at a time, from several threads."""
 
-    def __init__(self, path: Path, layout: Layout, skip: set[Path], finished: bool, progress: Progress) -> None:
-        self.path, self.layout, self.skip, self.finished, self.progress = path, layout, skip, finished, progress
+    def __init__(
+        self,
+        path: Path,
+        parts: Parts,
+        commits: Collection[tuple[int, int]],
+        skip: set[Path],
+        finished: bool,
+        progress: Progress,
+    ) -> None:
+        self.path, self.layout, self.skip, self.finished, self.progress = path, parts.layout, skip, finished, progress
+        self.parts, self.commits = parts, commits
         self.bytes = 0
         self._lock = threading.Lock()
 
     def check(self, shard: int) -> tuple[CommitRecord | None, list[Problem]]:
+        there = [part for part in self.parts.of(shard) if (shard, part) in self.commits]
+        for part in there:
+            file = commit_path(self.path, shard, part)
+            try:
+                found = load_commit(self.path, shard, part)
+            except DataError as error:
+                return None, [Problem(file, error.message, "a commit")]
+            if names := set(found.files) ^ set(self.parts.files(shard, part)):
+                other = f"another set of chunk files ({', '.join(sorted(names))})"
+                return found, [Problem(file, other, "the layout's")]
         try:
-            record = load_commit(self.path, shard)
+            record = load_shard(self.path, shard, there)
         except DataError as error:
-            return None, [Problem(commit_path(self.path, shard), error.message, "a commit")]
-        expected = set(self.layout.files_of(shard))
-        if set(record.files) != expected:
-            names = ", ".join(sorted(set(record.files) ^ expected))
-            problem = Problem(commit_path(self.path, shard), f"another set of chunk files ({names})", "the layout's")
-            return record, [problem]
+            return None, [Problem(commit_path(self.path, shard, there[-1]), error.message, "a commit of these tokens")]
         problems: list[Problem] = []
         payloads: dict[str, NDArray[np.uint8]] = {}
         for array in self.layout.arrays.values():
-            file, chunk = self.path / ARRAYS / array.file(shard), record.files[array.file(shard)]
-            if file in self.skip:
+            file, chunk = self.path / ARRAYS / array.file(shard), record.files.get(array.file(shard))
+            if chunk is None or file in self.skip:
                 continue
             data = np.fromfile(file, np.uint8)
             payload, trailer = data[: array.payload_bytes], data[array.payload_bytes :].tobytes()
@@ -179,7 +198,7 @@ class _ShardReader:
 
     def _count_problems(self, record: CommitRecord, payloads: dict[str, NDArray[np.uint8]]) -> Iterator[Problem]:
         file = commit_path(self.path, record.shard)
-        expected = len(self.layout.seqs_of(record.shard))
+        expected = self.parts.sequences(record.shard)
         # while a cache is unfinished, its data may yet turn out to end in this shard
         if record.sequences > expected or (self.finished and record.sequences != expected):
             yield Problem(file, f"{record.sequences} sequences", f"{expected}")
@@ -205,9 +224,8 @@ _TOKEN_NAMES = {array.name for array in TOKEN_ARRAYS}
 def side_files(extra: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(name, sha256) of each file beside the arrays that a manifest's ``extra`` vouches for."""
     documents = extra.get("documents")
-    for part in documents if isinstance(documents, list) else [documents]:
-        if isinstance(part, Mapping) and "sha256" in part:  # any program may put what it likes into extra
-            yield str(part["file"]), str(part["sha256"])
+    if isinstance(documents, Mapping) and "sha256" in documents:  # any program may put what it likes into extra
+        yield str(documents["file"]), str(documents["sha256"])
     if "tokenizer" in extra and "tokenizer_sha256" in extra:
         yield str(extra["tokenizer"]), str(extra["tokenizer_sha256"])
 
@@ -227,12 +245,13 @@ def _side_file_problems(path: Path, extra: Mapping[str, Any]) -> Iterator[Proble
 
 
 def _manifest_problems(
-    path: Path, layout: Layout, manifest: dict[str, Any], records: list[CommitRecord]
+    path: Path, parts: Parts, manifest: dict[str, Any], records: list[CommitRecord]
 ) -> Iterator[Problem]:
-    file = path / MANIFEST
+    file, layout = path / MANIFEST, parts.layout
     digest = hashlib.sha256()
     for record in records:
-        digest.update(commit_path(path, record.shard).read_bytes())
+        for part in parts.of(record.shard):
+            digest.update(commit_path(path, record.shard, part).read_bytes())
     facts = {
         "commits_sha256": digest.hexdigest(),
         "n_seq": layout.n_seq,

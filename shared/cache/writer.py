@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.cache.arrays import create_arrays, resize_arrays
-from shared.cache.commits import ChunkFile, CommitRecord, check_sizes, commit_path, committed_shards, load_commit
+from shared.cache.commits import ChunkFile, CommitRecord, check_sizes, commit_path, commits_of, load_commit, load_shard
 from shared.cache.files import (
     as_bytes,
     crc32c,
     explained_full_disk,
     json_bytes,
     partial_files,
-    read_json,
     sync_folder,
     write_file,
     write_json,
@@ -32,7 +31,6 @@ from shared.cache.files import (
 from shared.cache.format import (
     ARRAYS,
     COMMITS,
-    FORMAT_NAME,
     LOCK,
     MANIFEST,
     PLAN,
@@ -41,13 +39,11 @@ from shared.cache.format import (
     Flag,
     Layout,
     SiteSpec,
-    check_version,
-    differences,
 )
+from shared.cache.growth import Parts, Standing, stand
 from shared.cache.lock import WriterLock
 from shared.cache.quantise import dequantise, quantise
 from shared.cache.stats import SiteStats, site_stats
-from shared.config import identity
 from shared.errors import DataError
 
 
@@ -57,20 +53,20 @@ class CacheWriter:
     Attributes:
         path: the folder.
         layout: the plan's shapes; after :meth:`finish`, the finished ones.
+        parts: which commit vouches for which arrays (of a cache that grew there are several to a shard).
         complete: the cache is finished: a manifest, and a commit for every shard.
     """
 
-    def __init__(
-        self, path: Path, layout: Layout, plan: dict[str, Any], lock: WriterLock, rank: int, world: int
-    ) -> None:
+    def __init__(self, path: Path, standing: Standing, lock: WriterLock, rank: int, world: int) -> None:
         self.path = path
-        self.layout = layout
-        self._plan = plan
+        self.layout = standing.layout
+        self.parts = standing.parts
+        self._plan = standing.plan
         self._lock = lock
         self._rank, self._world = rank, world
-        self._committed = set(committed_shards(path))
+        self._missing = self.parts.missing(commits_of(path))
         self._guard = threading.Lock()
-        self.complete = (path / MANIFEST).exists() and len(self._committed) >= layout.n_shards
+        self.complete = standing.finished and not self._missing
 
     @classmethod
     def create(
@@ -81,15 +77,18 @@ class CacheWriter:
         provenance: Mapping[str, Any],
         rank: int = 0,
         world: int = 1,
+        may_grow: Collection[str] = (),
     ) -> Self:
-        """Begins a cache, or resumes one that was made from the same config and layout.
+        """Begins a cache, resumes one that was made from the same config and layout, or lets a finished one grow.
 
         Args:
             path: the cache folder; parents are made.
-            layout: shapes as planned.
+            layout: shapes as planned, of the sequences that hold data. A cache that grew past a short shard has more.
             config: everything that decides the bits of the cache, JSON-able; its hash is the cache's identity.
             provenance: package versions, revisions and the like; recorded at the beginning, not compared on a resume.
             rank, world: of several writers, this one owns the shards with ``shard % world == rank``.
+            may_grow: dotted paths of the config in which a finished cache may differ, if all its sites and at least as
+                many sequences are asked for: it grows. Nothing that is committed is written again.
 
         Raises:
             DataError: the folder holds something else, or a cache of another config (with every field that differs).
@@ -101,38 +100,49 @@ class CacheWriter:
         path.mkdir(parents=True, exist_ok=True)
         lock = WriterLock(path, rank, world)
         try:
-            plan = {
-                "format": FORMAT_NAME,
-                "format_version": layout.format_version,
-                "identity": identity(config),
-                "config": config,
-                "layout": layout.to_dict(),
-                "provenance": json.loads(json.dumps(provenance, allow_nan=False)),
-            }
-            if (path / PLAN).exists():
-                plan = _same_plan(path, plan)
+            standing = stand(path, layout, config, json.loads(json.dumps(provenance, allow_nan=False)), may_grow)
             if lock.is_first:
                 for leftover in partial_files(path):
                     leftover.unlink(missing_ok=True)
                 (path / COMMITS).mkdir(exist_ok=True)
-                if not (path / PLAN).exists():
-                    write_json(path / PLAN, plan)
+                if not standing.file.exists():
+                    write_json(standing.file, standing.plan)
                     sync_folder(path.parent)
-                with explained_full_disk(path, layout.bytes_on_disk()):
-                    create_arrays(path, layout)
-            if (path / MANIFEST).exists():
-                layout = replace(layout, n_seq=read_json(path / MANIFEST)["n_seq"])
-            check_sizes(path, layout, committed_shards(path))
+                with explained_full_disk(path, standing.layout.bytes_on_disk()):
+                    create_arrays(path, standing.layout)
+            commits = commits_of(path)
+            check_sizes(path, standing.parts.expected_files(commits))
+            if not standing.latest and standing.parts.missing(commits):
+                raise DataError(
+                    f"{path} has grown since it was of this config, and shards of it have no commit",
+                    hint=f"pipeline harvest -c {path} writes them with the config that it has now",
+                )
             lock.set_up_done()
-            return cls(path, layout, plan, lock, rank, world)
+            return cls(path, standing, lock, rank, world)
         except BaseException:
             lock.release()
             raise
 
     def missing_shards(self) -> list[int]:
-        """The shards of this rank that have no commit, in order."""
+        """The shards of this rank that have no commit of all their arrays, in order."""
         with self._guard:
-            return [s for s in range(self._rank, self.layout.n_shards, self._world) if s not in self._committed]
+            return [shard for shard in sorted(self._missing) if shard % self._world == self._rank]
+
+    def missing_sites(self, shard: int) -> tuple[str, ...]:
+        """The sites of a shard that have no commit, in the layout's order."""
+        with self._guard:
+            arrays = {name for part in self._missing.get(shard, ()) for name in self.parts.of(shard)[part]}
+        return tuple(site.name for site in self.layout.sites if site.name in arrays)
+
+    def has_tokens(self, shard: int) -> bool:
+        """The shard's tokens are committed; what may be missing are sites that were added."""
+        with self._guard:
+            return 0 not in self._missing.get(shard, ())
+
+    def missing_bytes(self) -> int:
+        """Bytes of the chunk files that are to be written."""
+        with self._guard:
+            return sum(sum(self.parts.files(s, p).values()) for s, parts in self._missing.items() for p in parts)
 
     def write_shard(
         self,
@@ -150,8 +160,8 @@ class CacheWriter:
             shard: its index.
             tokens, doc_id, pos_in_doc, flags: [sequences, ctx]; only the last shard of a cache may hold
                 fewer sequences than planned.
-            acts: site → [sequences · ctx, d]: a bfloat16 tensor or its uint16 bits (of a quantised site too:
-                it is quantised here); float32 for a float32 site.
+            acts: site → [sequences · ctx, d], of :meth:`missing_sites` at least: a bfloat16 tensor or its uint16 bits
+                (of a quantised site too: it is quantised here); float32 for a float32 site.
             stats: statistics made elsewhere (on the device, say) by the rules of shared.cache.stats; None computes them
                 here.
 
@@ -160,27 +170,46 @@ class CacheWriter:
             ValueError: an array has the wrong shape or dtype, or the shard is committed already.
         """
         with self._guard:
-            if shard in self._committed:
-                raise ValueError(f"shard {shard} is committed, and nothing committed is ever rewritten")
+            todo = self._missing.get(shard)
+        if todo is None:
+            raise ValueError(f"shard {shard} is committed, and nothing committed is ever rewritten")
         arrays = {"tokens": tokens, "doc_id": doc_id, "pos_in_doc": pos_in_doc, "flags": flags}
         n_seq = len(tokens)
         if not 1 <= n_seq <= len(self.layout.seqs_of(shard)):
             raise ValueError(f"shard {shard} takes {len(self.layout.seqs_of(shard))} sequences at most, found {n_seq}")
-        if set(acts) != {site.name for site in self.layout.sites}:
-            raise ValueError(
-                f"found activations of {sorted(acts)}, expected {sorted(s.name for s in self.layout.sites)}"
-            )
-
-        files: dict[str, ChunkFile] = {}
-        stored_tokens = {
+        needed = set(self.missing_sites(shard))
+        if not needed <= set(acts) <= {site.name for site in self.layout.sites}:
+            raise ValueError(f"found activations of {sorted(acts)}, expected {sorted(needed)}")
+        described = {
             array.name: _checked(arrays[array.name], array.dtype, (n_seq, self.layout.ctx)) for array in TOKEN_ARRAYS
         }
-        for array in TOKEN_ARRAYS:
-            self._write_chunk(array.name, shard, stored_tokens[array.name], files)
+        digest = hashlib.sha256(as_bytes(described["tokens"]).tobytes()).hexdigest()
+        if 0 not in todo and load_commit(self.path, shard).tokens_sha256 != digest:
+            raise ValueError(f"shard {shard} is committed with other tokens, and these are activations of its sites")
+        for part in todo:
+            record = self._write_part(shard, part, described, digest, acts, stats)
+        with self._guard:
+            del self._missing[shard]
+        return record
 
-        padding = (stored_tokens["flags"].reshape(-1) & int(Flag.PADDING)) != 0
+    def _write_part(
+        self,
+        shard: int,
+        part: int,
+        described: Mapping[str, NDArray[Any]],
+        digest: str,
+        acts: Mapping[str, Tensor | NDArray[Any]],
+        stats: Mapping[str, SiteStats] | None,
+    ) -> CommitRecord:
+        """Writes the arrays of one part of a shard, then its commit."""
+        names = set(self.parts.of(shard)[part])
+        files: dict[str, ChunkFile] = {}
+        for name in described.keys() & names:
+            self._write_chunk(name, shard, described[name], files)
+        n_seq = len(described["tokens"])
+        padding = (described["flags"].reshape(-1) & int(Flag.PADDING)) != 0
         measured: dict[str, SiteStats] = {}
-        for site in self.layout.sites:
+        for site in (site for site in self.layout.sites if site.name in names):
             stored = _stored(acts[site.name], site, n_seq * self.layout.ctx)
             if site.quantised:
                 stored = self._write_quantised(site, shard, stored, files)
@@ -191,49 +220,48 @@ class CacheWriter:
             )
         for folder in sorted({(self.path / ARRAYS / name).parent for name in files}):
             sync_folder(folder)
-
-        record = CommitRecord(
-            shard=shard,
-            sequences=n_seq,
-            tokens=int((~padding).sum()),
-            tokens_sha256=hashlib.sha256(as_bytes(stored_tokens["tokens"]).tobytes()).hexdigest(),
-            files=files,
-            stats=measured,
-        )
-        write_json(commit_path(self.path, shard), record.to_dict())
-        with self._guard:
-            self._committed.add(shard)
+        record = CommitRecord(shard, n_seq, int((~padding).sum()), digest, files, measured)
+        write_json(commit_path(self.path, shard, part), record.to_dict())
         return record
 
     def finish(self, n_seq: int | None = None, extra: Mapping[str, Any] | None = None) -> Path:
         """Merges the statistics and writes the manifest, which makes the cache complete; releases the lock.
 
         Args:
-            n_seq: sequences that were written in the end, when the data ended before the plan did.
+            n_seq: sequences of data that were written in the end, when the data ended before the plan did.
             extra: further JSON-able facts for the manifest (counts, revisions resolved on the way).
 
         Raises:
             DataError: a shard is missing, or one before the last is short.
         """
-        layout = self.layout if n_seq is None else replace(self.layout, n_seq=n_seq)
-        shards = committed_shards(self.path)
-        if shards != list(range(layout.n_shards)):
-            missing = sorted(set(range(layout.n_shards)) - set(shards))
-            found = f"shards {_some(missing)} have no commit" if missing else f"shard {shards[-1]} lies beyond the end"
+        layout, generations = self.layout, self.parts.generations
+        if n_seq is not None:
+            layout = replace(layout, n_seq=n_seq + self.parts.padding)
+            generations = (*generations[:-1], replace(generations[-1], n_seq=layout.n_seq))
+        parts = Parts(layout, generations)
+        commits = commits_of(self.path)
+        missing = parts.missing(commits)
+        beyond = max((shard for shard, _ in commits), default=-1)
+        if missing or beyond >= layout.n_shards:
+            found = (
+                f"shards {_some(sorted(missing))} have no commit" if missing else f"shard {beyond} lies beyond the end"
+            )
             raise DataError(
                 f"{self.path} cannot be finished with {layout.n_seq} sequences: {found}",
                 hint="run the same harvest again",
             )
-        check_sizes(self.path, layout, shards)
+        check_sizes(self.path, parts.expected_files(commits))
 
         totals = {site.name: SiteStats.zeros(site.width, layout.ctx) for site in layout.sites}
         n_tokens = 0
         digest = hashlib.sha256()
-        for shard in shards:
-            digest.update(commit_path(self.path, shard).read_bytes())
-            record = load_commit(self.path, shard)
-            if record.sequences != len(layout.seqs_of(shard)):
-                expected = len(layout.seqs_of(shard))
+        for shard in range(layout.n_shards):
+            of_shard = parts.of(shard)
+            for part in of_shard:
+                digest.update(commit_path(self.path, shard, part).read_bytes())
+            record = load_shard(self.path, shard, of_shard)
+            expected = parts.sequences(shard)
+            if record.sequences != expected:
                 raise DataError(
                     f"shard {shard} of {self.path} holds {record.sequences} sequences, expected {expected}",
                     hint="run the same harvest again",
@@ -254,7 +282,7 @@ class CacheWriter:
         # finishing a finished cache again must not touch it
         if not (self.path / MANIFEST).exists() or (self.path / MANIFEST).read_bytes() != json_bytes(manifest):
             write_json(self.path / MANIFEST, manifest)
-        self.layout, self.complete = layout, True
+        self.layout, self.parts, self.complete = layout, parts, True
         self.close()
         return self.path / MANIFEST
 
@@ -298,26 +326,11 @@ def _refuse_foreign_folder(path: Path) -> None:
     if path.is_dir() and not (path / PLAN).exists():
         ours = {PLAN, COMMITS, ARRAYS, LOCK}
         foreign = sorted(p.name for p in path.iterdir() if p.name not in ours and not p.name.startswith((LOCK, PLAN)))
-        if foreign or committed_shards(path):
+        if foreign or commits_of(path):
             raise DataError(
                 f"{path} is not a cache (no {PLAN}) and is not empty: found {_some(foreign or [COMMITS])}",
                 hint="choose another cache name",
             )
-
-
-def _same_plan(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The plan on disk, if it is the wanted one but for provenance."""
-    plan: dict[str, Any] = read_json(path / PLAN)
-    check_version(path, plan)
-    lines = differences(plan.get("config"), wanted["config"]) + differences(
-        plan.get("layout"), wanted["layout"], "layout"
-    )
-    if lines:
-        raise DataError(
-            f"{path} was made from another config:\n" + "\n".join(f"  {line}" for line in lines),
-            hint=f"pipeline inspect {path} shows it; harvest into another name, or with its own config",
-        )
-    return plan
 
 
 def _checked(array: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:

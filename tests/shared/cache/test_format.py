@@ -60,7 +60,8 @@ def test_impossible_shapes_are_refused(make, says: str) -> None:
 
 def test_commit_names() -> None:
     assert commit_name(7) == "000007.json"
-    assert shard_of_commit(commit_name(1_234_567)) == 1_234_567
+    assert shard_of_commit(commit_name(1_234_567)) == (1_234_567, 0)
+    assert shard_of_commit(commit_name(7, 2)) == (7, 2)
     assert shard_of_commit("000007.json.partial") is None
 
 

@@ -1,0 +1,73 @@
+"""Units: sequences that are computed together, and the first of the shards that they fill.
+
+A unit never goes past a place where the cache grew within a shard: data go on at the beginning of the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from harvest.data.pack import Block
+from shared.cache import CacheWriter
+from shared.cache.reader import read_sequences
+
+Unit = tuple[int, Block]
+"""The first shard, and the sequences."""
+
+
+def dataset_units(
+    blocks: Iterable[Block], segments: Sequence[int], unit_shards: int, seqs_per_shard: int
+) -> Iterator[Unit]:
+    """The dataset's blocks, of a unit each, as units.
+
+    Args:
+        segments: sequences of data after each of which data go on at the beginning of a shard (ascending).
+    """
+    shard = done = 0
+    held: Block | None = None
+    ends = list(segments)
+    for block in blocks:
+        held = block if held is None else _joined(held, block)
+        while held is not None:
+            while ends and ends[0] <= done:
+                ends.pop(0)
+            size = unit_shards * seqs_per_shard
+            if ends:
+                size = min(size, ends[0] - done)
+            if len(held) < size:
+                break
+            yield shard, replace(held[:size], documents=held.documents)
+            shard, done = shard + -(-size // seqs_per_shard), done + size
+            held = held[size:] if len(held) > size else None
+    if held is not None:
+        yield shard, held
+
+
+def stored_units(writer: CacheWriter, unit_shards: int, seqs_per_shard: int) -> Iterator[Unit]:
+    """Sequences that are in the cache, of units in which a shard lacks a site."""
+    missing = set(writer.missing_shards())
+    first = 0
+    while first < writer.layout.n_shards:
+        last = first
+        while (
+            last + 1 < min(first + unit_shards, writer.layout.n_shards)
+            and writer.parts.sequences(last) == seqs_per_shard
+        ):
+            last += 1
+        if not missing.isdisjoint(range(first, last + 1)):
+            found = [read_sequences(writer.path, writer.parts, shard) for shard in range(first, last + 1)]
+            whole = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+            yield first, Block(whole["tokens"], whole["doc_id"], whole["pos_in_doc"], whole["flags"])
+        first = last + 1
+
+
+def _joined(a: Block, b: Block) -> Block:
+    def both(name: str) -> np.ndarray:
+        return np.concatenate([getattr(a, name), getattr(b, name)])
+
+    return Block(
+        both("tokens"), both("doc_id"), both("pos_in_doc"), both("flags"), documents=(*a.documents, *b.documents)
+    )

@@ -1,0 +1,324 @@
+"""How a finished cache grows: more sequences, further sites, and not one committed byte rewritten.
+
+Every growth is a *generation* with a plan of its own: ``plan.1.json``, ``plan.2.json``, … beside ``plan.json``. Until a
+growth is finished the manifest is that of the generation before, so whoever opens the cache meanwhile finds what it
+was. After it the manifest names the earlier generations, and each can still be opened by its identity.
+
+A shard is vouched for by one or several *parts*: the commit it was born with, and one more for each generation that
+added sites to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from shared.cache.files import read_json
+from shared.cache.format import (
+    FORMAT_NAME,
+    HISTORY,
+    MANIFEST,
+    NEWER,
+    PLAN,
+    TOKEN_ARRAYS,
+    Layout,
+    check_version,
+    differences,
+    plan_name,
+)
+from shared.config import identity
+from shared.errors import DataError
+
+GROWN_AFTER = "grown_after"
+"""Key of a plan's config: sequences after which the cache grew within a shard, whose other places are padding."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a cache is, or was before it grew.
+
+    Attributes:
+        identity: sha256 of its config.
+        n_seq: sequences, with the padding behind shards that were short when the cache grew.
+        sites: their names.
+    """
+
+    identity: str
+    n_seq: int
+    sites: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"identity": self.identity, "n_seq": self.n_seq, "sites": list(self.sites)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Self:
+        return cls(str(value["identity"]), int(value["n_seq"]), tuple(value["sites"]))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which commit of a shard vouches for which arrays, and how many sequences it holds.
+
+    Attributes:
+        layout: shapes of the last generation.
+        generations: all of them, the last one included.
+    """
+
+    layout: Layout
+    generations: tuple[Generation, ...]
+
+    def of(self, shard: int) -> dict[int, tuple[str, ...]]:
+        """Part → its arrays. 0 is what the shard was born with, tokens included; others are what generations added."""
+        born = next(g for g, size in enumerate(self._shards) if shard < size)
+        found = {0: (*(array.name for array in TOKEN_ARRAYS), *self._arrays(self.generations[born].sites))}
+        for generation in range(born + 1, len(self.generations)):
+            if added := set(self.generations[generation].sites) - set(self.generations[generation - 1].sites):
+                found[generation] = self._arrays(added)
+        return found
+
+    def files(self, shard: int, part: int) -> dict[str, int]:
+        """Path below ``acts.zarr`` → bytes of the chunk files of a part."""
+        arrays = (self.layout.arrays[name] for name in self.of(shard)[part])
+        return {array.file(shard): array.file_bytes for array in arrays}
+
+    def missing(self, commits: Collection[tuple[int, int]]) -> dict[int, tuple[int, ...]]:
+        """Shard → its parts without a commit, of every shard that lacks one."""
+        found = {
+            shard: tuple(p for p in self.of(shard) if (shard, p) not in commits)
+            for shard in range(self.layout.n_shards)
+        }
+        return {shard: parts for shard, parts in found.items() if parts}
+
+    def committed(self, commits: Collection[tuple[int, int]]) -> list[int]:
+        """The shards whose every part has a commit, in order."""
+        lacking = self.missing(commits)
+        return [shard for shard in range(self.layout.n_shards) if shard not in lacking]
+
+    def expected_files(self, commits: Collection[tuple[int, int]]) -> dict[str, int]:
+        """Chunk files that the commits vouch for, with their bytes."""
+        found: dict[str, int] = {}
+        for shard in range(self.layout.n_shards):
+            for part in self.of(shard):
+                if (shard, part) in commits:
+                    found |= self.files(shard, part)
+        return found
+
+    def sequences(self, shard: int) -> int:
+        """Sequences that the shard's commit names: fewer than it has room for at the end of a generation."""
+        size = self.layout.seqs_per_shard
+        return next((n % size for n in self._ends if n // size == shard), len(self.layout.seqs_of(shard)))
+
+    @property
+    def padding(self) -> int:
+        """Sequences of padding behind shards that were short when the cache grew past them."""
+        size = self.layout.seqs_per_shard
+        return sum(-end % size for end in self._ends if end < self.layout.n_seq)
+
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """Sequences of data after each of which data go on at the beginning of a shard."""
+        size, before = self.layout.seqs_per_shard, 0
+        found = []
+        for end in self._ends:
+            if end < self.layout.n_seq:
+                found.append(end - before)
+                before += -end % size
+        return tuple(found)
+
+    @property
+    def last_longer(self) -> int:
+        """The last generation that added sequences."""
+        sizes = [0, *(one.n_seq for one in self.generations)]
+        return max(g for g in range(len(self.generations)) if sizes[g + 1] > sizes[g])
+
+    def _arrays(self, sites: Collection[str]) -> tuple[str, ...]:
+        return tuple(name for site in self.layout.sites if site.name in sites for name in site.arrays)
+
+    @cached_property
+    def _shards(self) -> tuple[int, ...]:
+        """Shards of each generation."""
+        return tuple(-(-one.n_seq // self.layout.seqs_per_shard) for one in self.generations)
+
+    @cached_property
+    def _ends(self) -> tuple[int, ...]:
+        """Where generations end within a shard, each once."""
+        ends = dict.fromkeys(one.n_seq for one in self.generations)
+        return tuple(n for n in ends if n % self.layout.seqs_per_shard)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a cache folder is for a config: a beginning, a resume, a growth, or something finished long ago.
+
+    Attributes:
+        plan: of this generation, as it lies in ``file`` or is to be written there.
+        file: ``plan.json``, ``plan.1.json``, ….
+        layout: shapes; of a finished generation, as they turned out.
+        generations: up to this one.
+        latest: no later growth has been begun.
+        finished: the manifest is that of this generation or of a later one.
+    """
+
+    plan: dict[str, Any]
+    file: Path
+    layout: Layout
+    generations: tuple[Generation, ...]
+    latest: bool = True
+    finished: bool = False
+
+    @property
+    def parts(self) -> Parts:
+        return Parts(self.layout, self.generations)
+
+
+def plan_files(path: Path) -> list[Path]:
+    """The plans of a cache, generation by generation."""
+    found: list[Path] = []
+    while (file := path / plan_name(len(found))).exists():
+        found.append(file)
+    return found
+
+
+def read_plans(path: Path) -> list[dict[str, Any]]:
+    """The same, read.
+
+    Raises:
+        DataError: one is of another version.
+    """
+    plans: list[dict[str, Any]] = []
+    for file in plan_files(path):
+        plans.append(read_json(file))
+        check_version(path, plans[-1])
+    return plans
+
+
+def generations_of(head: Mapping[str, Any]) -> tuple[Generation, ...]:
+    """All generations that a plan or manifest names, its own as the last."""
+    earlier = [Generation.from_dict(value) for value in head.get(HISTORY, [])]
+    sites = tuple(site["name"] for site in head["layout"]["sites"])
+    return (*earlier, Generation(str(head["identity"]), int(head["layout"]["n_seq"]), sites))
+
+
+def stand(
+    path: Path, layout: Layout, config: Mapping[str, Any], provenance: Mapping[str, Any], may_grow: Collection[str] = ()
+) -> Standing:
+    """What the folder is for this config and layout, which counts sequences of data. Writes nothing.
+
+    Args:
+        may_grow: dotted paths of the config that a growth may change.
+
+    Raises:
+        DataError: it holds a cache of another config that cannot grow into this one; every difference is listed.
+    """
+    plans = read_plans(path)
+    if not plans:
+        plan = _plan(layout, config, provenance, ())
+        return Standing(plan, path / PLAN, layout, generations_of(plan))
+    manifest = read_json(path / MANIFEST) if (path / MANIFEST).exists() else None
+    done = -1 if manifest is None else len(manifest.get(HISTORY, []))
+    for index in reversed(range(len(plans))):
+        here = _standing(path, plans, index, manifest)
+        if _same(here, layout, config):
+            return here
+    last = _standing(path, plans, len(plans) - 1, manifest)
+    lines = _differences(last, layout, config)
+    obstacle = _obstacle(last, layout, lines, may_grow)
+    if obstacle is None and done < len(plans) - 1:
+        obstacle = "is not finished, and what is unfinished cannot grow"
+    if obstacle is not None:
+        raise DataError(
+            f"{path} {obstacle}:\n" + "\n".join(f"  {line}" for line in lines),
+            hint=f"pipeline inspect {path} shows it; harvest into another name, or with its own config",
+        )
+    return _grown(path, last, layout, config, provenance)
+
+
+def _plan(
+    layout: Layout, config: Mapping[str, Any], provenance: Mapping[str, Any], history: Sequence[Generation]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "format": FORMAT_NAME,
+        "format_version": NEWER if history else layout.format_version,
+        "identity": identity(config),
+        "config": dict(config),
+        "layout": layout.to_dict(),
+        "provenance": dict(provenance),
+    }
+    return found | ({HISTORY: [one.to_dict() for one in history]} if history else {})
+
+
+def _standing(path: Path, plans: Sequence[dict[str, Any]], index: int, manifest: dict[str, Any] | None) -> Standing:
+    plan = plans[index]
+    done = -1 if manifest is None else len(manifest.get(HISTORY, []))
+    generations = generations_of(plan)
+    if index < len(plans) - 1:
+        generations = (*generations[:-1], generations_of(plans[index + 1])[index])
+    elif manifest is not None and done == index:
+        generations = generations_of(manifest)
+    elif index and plan["layout"]["n_seq"] == plans[index - 1]["layout"]["n_seq"]:
+        # further sites: of as many sequences as there are, which may be fewer than were planned
+        generations = (*generations[:-1], replace(generations[-1], n_seq=generations[-2].n_seq))
+    layout = replace(Layout.from_dict(plan["layout"]), n_seq=generations[-1].n_seq)
+    return Standing(plan, path / plan_name(index), layout, generations, index == len(plans) - 1, done >= index)
+
+
+def _wanted(here: Standing, layout: Layout, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Config and layout as this generation's plan would spell them."""
+    spelled = dict(config)
+    if GROWN_AFTER in here.plan["config"]:
+        spelled[GROWN_AFTER] = here.plan["config"][GROWN_AFTER]
+    shapes = layout.to_dict() | {"n_seq": layout.n_seq + here.parts.padding}
+    known = [site["name"] for site in here.plan["layout"]["sites"]]
+    if sorted(known) == sorted(site["name"] for site in shapes["sites"]):
+        shapes["sites"] = sorted(shapes["sites"], key=lambda site: known.index(site["name"]))
+    return spelled, shapes
+
+
+def _differences(here: Standing, layout: Layout, config: Mapping[str, Any]) -> list[str]:
+    spelled, shapes = _wanted(here, layout, config)
+    return differences(here.plan["config"], spelled) + differences(here.plan["layout"], shapes, "layout")
+
+
+def _same(here: Standing, layout: Layout, config: Mapping[str, Any]) -> bool:
+    return not _differences(here, layout, config)
+
+
+def _obstacle(last: Standing, layout: Layout, lines: Sequence[str], may_grow: Collection[str]) -> str | None:
+    """Why the cache cannot grow into this layout; None where it can."""
+    spelled = ("layout.n_seq:", "layout.sites:", "layout.sites[", *may_grow)
+    if not all(line.startswith(tuple(spelled)) for line in lines):
+        return "was made from another config"
+    kept = {site.name: site for site in layout.sites}
+    if any(kept.get(site.name) != site for site in last.layout.sites):
+        return "holds sites that this config leaves out or stores in another way"
+    planned, wanted = int(last.plan["layout"]["n_seq"]), layout.n_seq + last.parts.padding
+    if wanted < planned:
+        return "holds more than this config asks for"
+    if wanted > planned and last.layout.n_seq < planned:
+        return f"holds all of its dataset ({last.layout.n_seq:,} sequences), so there is nothing to grow by"
+    if wanted == planned and len(layout.sites) == len(last.layout.sites):
+        return "was made from another config"
+    return None
+
+
+def _grown(
+    path: Path, last: Standing, layout: Layout, config: Mapping[str, Any], provenance: Mapping[str, Any]
+) -> Standing:
+    """The plan of a growth: the old sites and then the new ones; new sequences begin with a new shard."""
+    size = layout.seqs_per_shard
+    old = {site.name for site in last.layout.sites}
+    sites = (*last.layout.sites, *(site for site in layout.sites if site.name not in old))
+    planned, wanted = int(last.plan["layout"]["n_seq"]), layout.n_seq + last.parts.padding
+    after = list(last.plan["config"].get(GROWN_AFTER, []))
+    if wanted > planned and last.layout.n_seq % size:
+        wanted += -last.layout.n_seq % size
+        after.append(last.layout.n_seq)
+    spelled = dict(config) | ({GROWN_AFTER: after} if after else {})
+    plan = _plan(replace(layout, n_seq=wanted, sites=sites), spelled, provenance, last.generations)
+    n_seq = wanted if wanted > planned else last.layout.n_seq
+    generation = Generation(plan["identity"], n_seq, tuple(site.name for site in sites))
+    file = path / plan_name(len(last.generations))
+    return Standing(plan, file, replace(layout, n_seq=n_seq, sites=sites), (*last.generations, generation))
