@@ -94,8 +94,8 @@ def gemma_2_2b(folder: Path, layers: int = 26) -> Path:
     return path
 
 
-def forwards(config: HarvestConfig, compiled: bool, repeats: int) -> tuple[dict[str, float], float]:
-    """Tokens/s of each forward pass, and FLOP per token of the cut one."""
+def forwards(config: HarvestConfig, compiled: bool, repeats: int) -> tuple[dict[str, float], float, float]:
+    """Tokens/s of each forward pass, and FLOP per token of the cut one and of the full one."""
     job = prepare(config)
     checkpoint = find_checkpoint(config)
     device = checkpoint.device
@@ -132,18 +132,20 @@ def forwards(config: HarvestConfig, compiled: bool, repeats: int) -> tuple[dict[
         for name, work in works.items():
             taken[name].append(seconds_of(work, device))
     _, _, price = cost(job)
-    return {name: ids.numel() / statistics.median(values) for name, values in taken.items()}, price.flops_per_token
+    rates = {name: ids.numel() / statistics.median(values) for name, values in taken.items()}
+    return rates, price.flops_per_token, price.flops_per_token / price.flops_share
 
 
 def measure(config: HarvestConfig, compiled: bool, repeats: int, folder: Path) -> dict[str, Any]:
     """Everything the tables show."""
     device = find_checkpoint(config).device
-    rates, flops = forwards(config, compiled, repeats)
+    rates, flops, full_flops = forwards(config, compiled, repeats)
     result = harvest(replace(config, compile="on" if compiled else "off"), Console(quiet=True))
     rates["end to end"] = result.tokens_per_second
     bytes_per_token = result.bytes / (result.n_sequences * result.ctx)
     ceiling, disk = matmul_rate(device), disk_rate(folder, min(result.bytes, 1 << 32))
     bare = rates["cut + compile" if compiled else "cut"]
+    per_token = {name: full_flops if name == "full" else flops for name in rates}
     return {
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -151,12 +153,12 @@ def measure(config: HarvestConfig, compiled: bool, repeats: int, folder: Path) -
         "torch": torch.__version__,
         "model": config.model,
         "tokens": result.n_sequences * result.ctx,
-        "flops_per_token": flops,
+        "flops_per_token": per_token,
         "bytes_per_token": bytes_per_token,
         "matmul_flops": ceiling,
         "disk_bytes_per_second": disk,
         "tokens_per_second": rates,
-        "of_matmul": {name: rate * flops / ceiling for name, rate in rates.items() if name != "full"},
+        "of_matmul": {name: rate * per_token[name] / ceiling for name, rate in rates.items()},
         "end_to_end_over_full": rates["end to end"] / rates["full"],
         "end_to_end_over_bare": rates["end to end"] / bare,
         "end_to_end_over_disk": rates["end to end"] * bytes_per_token / disk,
@@ -169,14 +171,14 @@ def text(found: dict[str, Any]) -> str:
         f"{found['device']}, torch {found['torch']}, {found['model']}, {si(found['tokens'])} tokens; matrix product "
         f"{si(found['matmul_flops'])}FLOP/s, disk with fsync {size(found['disk_bytes_per_second'])}/s",
         "",
-        "| | ktok/s | TFLOP/s | of the matrix product | GB/s |",
-        "|---|---|---|---|---|",
+        "| | ktok/s | GFLOP/s | of the matrix product | GB/s | of the disk |",
+        "|---|---|---|---|---|---|",
     ]
     for name, rate in found["tokens_per_second"].items():
-        share = found["of_matmul"].get(name)
-        flops = "" if share is None else f"{rate * found['flops_per_token'] / 1e12:.3g}"
-        written = f"{rate * found['bytes_per_token'] / 1e9:.3g}" if name == "end to end" else ""
-        lines.append(f"| {name} | {rate / 1e3:.4g} | {flops} | {'' if share is None else f'{share:.2f}'} | {written} |")
+        share, flops = found["of_matmul"][name], rate * found["flops_per_token"][name] / 1e9
+        made, disk = rate * found["bytes_per_token"], found["disk_bytes_per_second"]
+        kept = f"{made / 1e9:.3g} | {made / disk:.3f}" if name == "end to end" else " | "
+        lines.append(f"| {name} | {rate / 1e3:.4g} | {flops:.4g} | {share:.2f} | {kept} |")
     stages = ", ".join(f"{stage} {share:.1%}" for stage, share in found["stages"].items())
     lines += [
         "",
