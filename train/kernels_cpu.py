@@ -76,8 +76,11 @@ def scan(
     min_fired: int,
     min_both: int,
     capacity: int,
+    begin: int,
+    end: int,
 ) -> tuple[Any, ...]:
-    """Pearson's r of every pair i < j that shares a row, one latent i at a time in a dense buffer over j.
+    """Pearson's r of every pair i < j, begin ≤ i < end, that shares a row: one latent i at a time in a dense buffer
+    over j. Ranges of i may be scanned by different threads.
 
     Args:
         starts … value: of `arrange`. rest: [R] the rows without position 0.
@@ -85,7 +88,7 @@ def scan(
 
     Returns:
         (pairs listed, those with |r| > threshold or n_ij ≥ jaccard·(n_i + n_j − n_ij); pairs with |r| > threshold over
-        all rows; the listed i, j, r, both [capacity]; largest [F]; histogram [BINS]).
+        all rows; the listed i, j, r, both [capacity]; largest [F], 0 without a partner; histogram [BINS]).
     """
     n_latents = len(starts) - 1
     sums, sums_all = np.zeros(n_latents), np.zeros(n_latents)
@@ -95,11 +98,8 @@ def scan(
     out_r, out_both = np.empty(capacity), np.empty(capacity, np.int64)
     largest = np.zeros(n_latents)
     histogram = np.zeros(BINS, np.int64)
-    for i in range(n_latents):
-        if fired[i] < min_fired or std[i] <= 0:
-            largest[i] = np.nan
     found, found_all = 0, 0
-    for i in range(n_latents):
+    for i in range(begin, end):
         if fired_all[i] < min_fired:
             continue
         n_touched = 0

@@ -7,8 +7,10 @@ asking takes about E·k/2 multiply-adds for E entries of rows with k latents.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -116,6 +118,31 @@ class CodeWindow:
 
 
 @dataclass(frozen=True)
+class Sums:
+    """Per latent over R rows: n [F] firings, Σz [F], Σz² [F], float64."""
+
+    rows: int
+    n: NDArray[np.int64]
+    value: NDArray[np.float64]
+    square: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, rows: WindowRows, counted: NDArray[np.bool_]) -> Sums:
+        """Of the rows with counted[r]."""
+        entry = np.repeat(counted, np.diff(rows.indptr))
+        latents, values = rows.latents[entry], rows.values[entry].astype(np.float64)
+        return cls(
+            int(counted.sum()),
+            np.bincount(latents, minlength=rows.n_latents),
+            np.bincount(latents, values, rows.n_latents).astype(np.float64, copy=False),
+            np.bincount(latents, values * values, rows.n_latents).astype(np.float64, copy=False),
+        )
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.rows + other.rows, self.n + other.n, self.value + other.value, self.square + other.square)
+
+
+@dataclass(frozen=True)
 class Moments:
     """Per latent over R rows: n [F] firings, mean [F], std [F] (population), float64."""
 
@@ -125,15 +152,10 @@ class Moments:
     std: NDArray[np.float64]
 
     @classmethod
-    def of(cls, rows: WindowRows, counted: NDArray[np.bool_]) -> Moments:
-        """Of the rows with counted[r]."""
-        entry = np.repeat(counted, np.diff(rows.indptr))
-        latents, values = rows.latents[entry], rows.values[entry].astype(np.float64)
-        n_rows = int(counted.sum())
-        n = np.bincount(latents, minlength=rows.n_latents)
-        mean = np.bincount(latents, values, rows.n_latents) / max(n_rows, 1)
-        square = np.bincount(latents, values * values, rows.n_latents) / max(n_rows, 1)
-        return cls(n_rows, n, mean, np.sqrt(np.maximum(square - mean**2, 0.0)))
+    def of(cls, sums: Sums) -> Moments:
+        """From the sums."""
+        mean, square = sums.value / max(sums.rows, 1), sums.square / max(sums.rows, 1)
+        return cls(sums.rows, sums.n, mean, np.sqrt(np.maximum(square - mean**2, 0.0)))
 
 
 @dataclass(frozen=True)
@@ -169,19 +191,33 @@ def scan_pairs(
     from train import kernels_cpu
 
     rest = rows.position > 0
-    moments, everything = Moments.of(rows, rest), Moments.of(rows, np.ones(len(rows), np.bool_))
+    sums = Sums.of(rows, rest)
+    moments, everything = Moments.of(sums), Moments.of(sums + Sums.of(rows, ~rest))
     arranged: tuple[Any, ...] = kernels_cpu.arrange(rows.indptr, rows.latents, rows.values, rows.n_latents)
     scan: Any = kernels_cpu.scan
-    capacity = 1 << 12
-    while True:
-        found = scan(
-            *arranged, rows.indptr, rest, moments.rows, moments.n, moments.mean, moments.std,
-            everything.rows, everything.n, everything.mean, everything.std,
-            threshold, jaccard, min_fired, min_both, capacity,
-        )  # fmt: skip
-        n_found, with_bos, i, j, r, both, largest, histogram = found
-        if n_found <= capacity:
-            return PairScan(
-                moments, i[:n_found], j[:n_found], r[:n_found], both[:n_found], with_bos, largest, histogram
-            )
-        capacity = n_found
+    starts = arranged[0]
+    threads = torch.get_num_threads()
+    # ranges of about as many entries each; several per thread, since low latents have more partners above them
+    cuts = np.searchsorted(starts, np.linspace(0, starts[-1], 4 * threads + 1)[1:-1])
+    edges = [0, *cuts.tolist(), rows.n_latents]
+    ranges = [(begin, end) for begin, end in itertools.pairwise(edges) if begin < end]
+
+    def part(span: tuple[int, int]) -> tuple[Any, ...]:
+        capacity = 1 << 12
+        while True:
+            found: tuple[Any, ...] = scan(
+                *arranged, rows.indptr, rest, moments.rows, moments.n, moments.mean, moments.std,
+                everything.rows, everything.n, everything.mean, everything.std,
+                threshold, jaccard, min_fired, min_both, capacity, *span,
+            )  # fmt: skip
+            if found[0] <= capacity:
+                return found
+            capacity = found[0]
+
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(part, ranges))
+    i, j, r, both = (np.concatenate([found[k][: found[0]] for found in parts]) for k in range(2, 6))
+    largest = np.max([found[6] for found in parts], axis=0)
+    largest[(moments.n < min_fired) | (moments.std <= 0)] = np.nan
+    histogram = np.sum([found[7] for found in parts], axis=0)
+    return PairScan(moments, i, j, r, both, sum(found[1] for found in parts), largest, histogram)
