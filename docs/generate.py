@@ -1,12 +1,14 @@
-"""Writes the pages that are made from the code: docs/commands.md, docs/configuration.md and pipeline.yaml.
+"""Writes the pages that are made from the code: docs/commands.md, docs/configuration.md and pipeline.yaml, and in
+docs/results.md the part that is made from studies/results.
 
-    python docs/generate.py            # after changing a command, an option or a config class
+    python docs/generate.py            # after changing a command, an option or a config class, or running a study
 
 The tests compare the files with what this would write.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import pipeline  # noqa: E402 (found by the line above)
+from analyze.sweep.table import rows_seen, setup_text, tables  # noqa: E402
 from shared.config_docs import commented_yaml, markdown  # noqa: E402
 
 COMMANDS = """# Commands
@@ -72,6 +75,37 @@ def commands(command: click.Command, path: tuple[str, ...] = ("pipeline",)) -> I
             yield from commands(inner, (*path, name))
 
 
+BEGIN = "<!-- from here on: written by docs/generate.py from studies/results -->"
+
+
+def results(folder: Path) -> Iterator[str]:
+    """One section per study that has results, one part per size: the tables, the plots, how to make it again."""
+    study = ""
+    for path in sorted(folder.glob("*/*/comparison.json"), key=lambda p: (p.parts[-3], p.parts[-2] != "demo", p)):
+        document = json.loads(path.read_bytes())
+        if path.parts[-3] != study:
+            study = path.parts[-3]
+            yield f"## {document['title']}\n\n{document['about'].strip()}"
+        here = f"../studies/results/{study}/{path.parts[-2]}"
+        yield f"### {document['title']}: {path.parts[-2]}"
+        yield f"{setup_text(document)} {rows_seen(document)} Measured on {document['machine']}."
+        yield f"<!-- not run: minutes or hours -->\n```console\n$ {document['command']}\n```"
+        yield f"[Every run, and the command for each row]({here}/comparison.md) · [CSV]({here}/comparison.csv)"
+        for title, table in tables(document):
+            yield f"**{title}.**\n\n{table}"
+        if document["missing"]:
+            yield f"Not finished, and not in the tables: {', '.join(document['missing'])}."
+        yield f"![Curves of all runs]({here}/curves.png)\n\n![Final figures]({here}/bars.png)"
+
+
+def results_page(text: str, folder: Path) -> str:
+    """The page of results with its generated part made anew; what stands above the mark is kept."""
+    head, mark, _ = text.partition(BEGIN)
+    if not mark:
+        raise ValueError(f"docs/results.md has lost its mark: {BEGIN}")
+    return head + BEGIN + "\n\n" + "\n\n".join(results(folder)) + "\n"
+
+
 def pages() -> dict[Path, str]:
     """Path and text of every generated file."""
     cls = pipeline.pipeline_class()
@@ -79,6 +113,9 @@ def pages() -> dict[Path, str]:
         ROOT / "docs/commands.md": COMMANDS + "".join(commands(pipeline.cli)),
         ROOT / "docs/configuration.md": CONFIGURATION + "\n" + markdown(pipeline.sweep_class()),
         ROOT / "pipeline.yaml": YAML + commented_yaml(cls()),
+        ROOT / "docs/results.md": results_page(
+            (ROOT / "docs/results.md").read_text(encoding="utf-8"), ROOT / "studies/results"
+        ),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -43,6 +44,30 @@ def generate() -> ModuleType:
 def test_generated_pages_are_current(generate: ModuleType) -> None:
     for path, text in generate.pages().items():
         assert path.read_text(encoding="utf-8") == text, f"{name_of(path)} is out of date: python docs/generate.py"
+
+
+def test_the_page_of_results_is_made_from_the_results(generate: ModuleType, tmp_path: Path) -> None:
+    document = {
+        "title": "A study", "about": "What it asks.", "machine": "a machine", "command": "pipeline sweep a.yaml",
+        "documents": "heldout", "rows_analysed": 1234, "baseline": "a", "missing": ["b-seed0"], "efficiency": [],
+        "setup": {"source": ["x"], "target": ["y"], "d_in": [8], "d_out": [16], "latents": [32], "steps": [7],
+                  "tokens": [70]},
+        "columns": [{"key": "fvu", "label": "FVU", "format": "number", "definition": ""}],
+        "settings": [{"setting": "a", "role": "run", "seeds": [0], "against": {},
+                      "figures": {"fvu": {"mean": 0.25, "low": 0.2, "high": 0.3, "n": 3}}}],
+    }  # fmt: skip
+    for size, title in (("demo", "A study"), ("big", "A study")):
+        folder = tmp_path / "one" / size
+        folder.mkdir(parents=True)
+        (folder / "comparison.json").write_text(json.dumps({**document, "title": title}))
+    page = generate.results_page(f"By hand.\n\n{generate.BEGIN}\n\nold", tmp_path)
+    assert page.startswith(f"By hand.\n\n{generate.BEGIN}\n\n## A study\n\nWhat it asks.\n\n### A study: demo\n")
+    assert page.count("| a | 1 | 0.25 [0.2, 0.3] |") == 2
+    assert "x → y, width 16; 32 latents; 7 steps, 70 rows. Reports looked at 1,234 rows, of documents" in page
+    assert "../studies/results/one/big/curves.png" in page
+    assert "b-seed0" in page
+    assert "old" not in page
+    assert generate.results_page(page, tmp_path) == page
 
 
 def test_every_command_and_option_says_what_it_does() -> None:

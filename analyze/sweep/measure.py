@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Measured:
     Attributes:
         role: a frozen decoder makes a run a control.
         untrained: the same figures of its coder as it was before the first step; None where they were not asked for.
+        intervals: absorption figure → (low, high), 95 % over labels and rows; `untrained_intervals`: the same of that.
         rows: rows of the cache that the reports looked at.
         report: index.html.
     """
@@ -65,6 +66,8 @@ class Measured:
     untrained: dict[str, Number] | None
     rows: int
     report: Path
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    untrained_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def measure_runs(
@@ -100,6 +103,7 @@ def measure_runs(
                 None if untrained is None else _untrained(member.run, untrained),
                 document["rows"],
                 report,
+                *_intervals(report.parent / "report.json"),
             )
         )
     return found
@@ -118,6 +122,17 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return document if document.get("key") == key else None
+
+
+def _intervals(path: Path) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, float]]]:
+    """Intervals of the run's and of its control's absorption, as the report has them."""
+    found: dict[str, dict[str, tuple[float, float]]] = {"trained": {}, "untrained": {}}
+    for run in json.loads(path.read_bytes())["runs"]:
+        for family in run["reports"].get("absorption", {}).get("data", {}).get("families", ()):
+            if family["full"] is not None:
+                interval = family["full"]["low"], family["full"]["high"]
+                found["trained" if run["trained"] else "untrained"][f"absorption_{family['family']}"] = interval
+    return found["trained"], found["untrained"]
 
 
 def _figures(run: Run, summary: dict[str, Any]) -> dict[str, Number]:

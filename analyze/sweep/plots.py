@@ -117,7 +117,7 @@ BARS = (
     Bar("stability", "Stability of the pairs"),
     Bar("step_ms", "Milliseconds per step"),
 )
-EXTRA = (("absorption_", "Absorption, {} (%)", 100.0), ("probing_auc_", "Probing AUC, k = {}", 1.0))
+EXTRA = (("absorption_", "Absorption, {} (%)", 100.0), ("probing_auc_", "Probing AUC, {} latents", 1.0))
 """Bars of every figure that begins so."""
 
 
@@ -224,7 +224,9 @@ def bars_figure(document: Mapping[str, Any], title: str) -> Figure:
     bars = [bar for bar in BARS if bar.key in keys]
     for prefix, label, scale in EXTRA:
         bars += [
-            Bar(key, label.format(key.removeprefix(prefix)), scale) for key in sorted(keys) if key.startswith(prefix)
+            Bar(key, label.format(key.removeprefix(prefix)), scale)
+            for key in sorted(keys)
+            if key.startswith(prefix) and not key.endswith("_dense")
         ]
     names = [row["setting"] for row in rows]
     styles = style_of({row["setting"]: row["role"] for row in rows})

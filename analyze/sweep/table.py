@@ -134,7 +134,9 @@ def compare_settings(
                 "setting": f"untrained ({controls_of})",
                 "role": "control",
                 "seeds": [one.member.seed for one in controls],
-                "figures": _estimates([one.untrained or {} for one in controls], columns),
+                "figures": _estimates(
+                    [one.untrained or {} for one in controls], columns, [one.untrained_intervals for one in controls]
+                ),
                 "against": {},
                 "command": heading.command,
             }
@@ -148,6 +150,7 @@ def compare_settings(
         "command": heading.command,
         "machine": heading.machine,
         "baseline": heading.baseline,
+        "setup": _setup(measured),
         "documents": heading.documents,
         "rows_analysed": max((one.rows for one in measured), default=0),
         "columns": [{"key": c.key, "label": c.label, "format": c.format, "definition": c.definition} for c in columns],
@@ -167,6 +170,30 @@ def compare_settings(
     }
 
 
+def _setup(measured: Sequence[Measured]) -> dict[str, Any]:
+    """What the runs have in common: sites, widths, sizes, steps."""
+    finals = [one.member.run.final for one in measured]
+    return {
+        "source": sorted({final["source"] for final in finals}),
+        "target": sorted({final["target"] for final in finals}),
+        "d_in": sorted({final["d_in"] for final in finals}),
+        "d_out": sorted({final["d_out"] for final in finals}),
+        "latents": sorted({final["coder"]["latents"] for final in finals}),
+        "steps": sorted({final["summary"]["steps"] for final in finals}),
+        "tokens": sorted({final["summary"]["tokens"] for final in finals}),
+    }
+
+
+def setup_text(document: dict[str, Any]) -> str:
+    """ "layer_03.resid_mid → layer_03.mlp_out, width 384; 2,048 latents; 433 steps, 221,696 rows."."""
+    setup = document["setup"]
+    words = {key: " or ".join(f"{v:,}" if isinstance(v, int) else v for v in values) for key, values in setup.items()}
+    sites = words["source"] if setup["source"] == setup["target"] else f"{words['source']} → {words['target']}"
+    return (
+        f"{sites}, width {words['d_out']}; {words['latents']} latents; {words['steps']} steps, {words['tokens']} rows."
+    )
+
+
 def _setting(
     heading: Heading, setting: str, members: Sequence[Measured], base: Sequence[Measured], columns: Sequence[Column]
 ) -> dict[str, Any]:
@@ -174,7 +201,7 @@ def _setting(
         "setting": setting,
         "role": members[0].role,
         "seeds": [one.member.seed for one in members],
-        "figures": _estimates([one.figures for one in members], columns),
+        "figures": _estimates([one.figures for one in members], columns, [one.intervals for one in members]),
         "against": {} if setting == heading.baseline else _against(members, base),
         "command": f"{heading.command} --only {setting}",
     }
@@ -191,14 +218,27 @@ def estimate(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _estimates(figures: Sequence[dict[str, Number]], columns: Sequence[Column]) -> dict[str, Any]:
-    """A figure of which one seed has no value has none here: a mean of the others would be of other seeds."""
+def _estimates(
+    figures: Sequence[dict[str, Number]],
+    columns: Sequence[Column],
+    over_rows: Sequence[dict[str, tuple[float, float]]],
+) -> dict[str, Any]:
+    """A figure of which one seed has no value has none here: a mean of the others would be of other seeds.
+
+    Where the seeds agree to the digit (absorption of 0 in all of them) they say nothing of the uncertainty: the
+    interval is then the widest that a run has over its labels and rows.
+    """
     out: dict[str, Any] = {}
     for column in columns:
-        values = [one.get(column.key) for one in figures]
+        key = column.key
+        values = [one.get(key) for one in figures]
         whole = [float(value) for value in values if value is not None]
-        if any(column.key in one for one in figures):
-            out[column.key] = estimate(whole) if len(whole) == len(values) else None
+        if not any(key in one for one in figures):
+            continue
+        out[key] = estimate(whole) if len(whole) == len(values) else None
+        spread = [one[key] for one in over_rows if key in one]
+        if out[key] is not None and spread and out[key]["low"] == out[key]["high"]:
+            out[key] |= {"low": min(low for low, _ in spread), "high": max(high for _, high in spread)}
     return out
 
 
@@ -337,20 +377,25 @@ def tables(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def efficiency_table(document: dict[str, Any]) -> str:
-    """Absorption reduction efficiency; empty where absorption was not measured."""
-    if not document["efficiency"]:
-        return ""
+    """Absorption reduction efficiency, and what could not be compared and why; empty where absorption was not
+    measured."""
     rows = []
+    reasons: dict[str, list[str]] = {}
     for one in document["efficiency"]:
         if one["status"] != "measured":
-            rows.append([one["setting"], one["family"], "–", "–", "–", "–", "–", one["status"]])
+            reason = re.sub(r" \(seed \d+\)", "", one["status"])
+            reasons.setdefault(f"{one['family']}: {reason}", []).append(one["setting"])
             continue
         reduction = {"mean": one["reduction"], "low": one["low"], "high": one["high"]}
         ratios = [show(one[key]) if one[key] is not None else "no cost" for key in ("per_fvu", "per_time")]
         costs = [f"{100 * one[key]:+.1f} %" for key in ("fvu_cost", "time_cost")]
-        rows.append([one["setting"], one["family"], change(reduction), *costs, *ratios, ""])
-    header = ["setting", "family", "absorption taken away", "FVU", "time", "per % of FVU", "per % of time", "why not"]
-    return markdown_table(header, rows)
+        rows.append([one["setting"], one["family"], change(reduction), *costs, *ratios])
+    header = ["setting", "family", "absorption taken away", "FVU", "time", "per % of FVU", "per % of time"]
+    parts = [markdown_table(header, rows)] if rows else []
+    if reasons:
+        listed = "\n".join(f"- {reason} ({', '.join(settings)})" for reason, settings in reasons.items())
+        parts.append(f"Not to be compared:\n\n{listed}")
+    return "\n\n".join(parts)
 
 
 def runs_table(document: dict[str, Any]) -> str:
@@ -387,7 +432,7 @@ def to_markdown(document: dict[str, Any]) -> str:
         else "Fewer than three seeds: no intervals, and no telling what chance alone would change."
     )
     parts = [f"# {document['title']}", document["about"].strip()]
-    parts.append(f"{intervals} {rows_seen(document)} *Controls* in italics.")
+    parts.append(f"{setup_text(document)} {intervals} {rows_seen(document)} *Controls* in italics.")
     if document["missing"]:
         parts.append(f"Not finished, and not in the tables: {', '.join(document['missing'])}.")
     for title, table in tables(document):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -229,13 +230,25 @@ def test_absorption_and_its_efficiency(members: list[Member]) -> None:
     text = to_markdown(document)
     lines = [line for line in text.splitlines() if line.startswith("| blind | 3")]
     assert ["n. e." in line for line in lines] == [False, True], "labels have a table of their own"
-    assert "absorption was not evaluable (seed 1)" in text
+    assert "- capitalised: absorption was not evaluable (blind)" in text
+
+
+def test_seeds_that_agree_on_zero_have_the_interval_of_their_rows(members: list[Member]) -> None:
+    """0 in every seed is not 0 for certain: Student's interval would be the point 0."""
+    zeros = [dataclasses.replace(fake("plain", seed, 0.0, members[0].run), intervals={"absorption_capitalised": spread})
+             for seed, spread in enumerate([(0.0, 0.01), (0.0, 0.04), (0.0, 0.02)])]  # fmt: skip
+    document = compare_settings(HEADING, zeros, "plain")
+    assert setting_of(document, "plain")["figures"]["absorption_capitalised"] == {
+        "mean": 0.0, "low": 0.0, "high": 0.04, "n": 3
+    }  # fmt: skip
+    assert "0% [0%, 4%]" in to_markdown(document)
 
 
 def test_markdown_says_what_to_run_and_what_is_missing(measured: list[Measured], tmp_path: Path) -> None:
     document = compare_settings(HEADING, measured[:8], "plain", ["s-frozen-seed2"])
     text = to_markdown(document)
     assert "$ pipeline sweep s.yaml --only pairs" in text
+    assert "layer_01.resid_mid → layer_01.mlp_out, width 512; 64 latents; 30 steps, 300 rows." in text
     assert "Not finished, and not in the tables: s-frozen-seed2." in text
     assert "*frozen*" in text
     assert setting_of(document, "frozen")["figures"]["fvu"]["low"] is None, "two seeds have no interval"
