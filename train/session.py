@@ -12,8 +12,8 @@ from typing import Any
 from shared.batch import Batch
 from shared.cache import Cache
 from shared.cache.format import differences
-from shared.config import to_dict
-from shared.errors import DataError, UsageError
+from shared.config import to_dict, validate
+from shared.errors import ConfigError, DataError, UsageError
 from shared.provenance import provenance
 from shared.runs import Run, create_run, open_run
 from train import checkpoint
@@ -245,7 +245,7 @@ def summarise(run: Run, config: TrainConfig) -> RunSummary:
 
 
 def _refuse_other_settings(run: Run, config: TrainConfig, cache: Cache) -> None:
-    lines = differences(_compared(run.config), _compared(to_dict(config)), owner="the run")
+    lines = differences(_compared(_as_of_now(run.config)), _compared(to_dict(config)), owner="the run")
     identity = run.provenance.get("cache", {}).get("identity")
     if identity != cache.identity:
         lines.append(f"cache: the run was trained on {identity}, {cache.path} is {cache.identity}")
@@ -254,6 +254,14 @@ def _refuse_other_settings(run: Run, config: TrainConfig, cache: Cache) -> None:
             f"run {run.name} was started with other settings:\n" + "\n".join(lines),
             f"give the run's own settings (-c {run.path / 'config.yaml'}), or train under another --name",
         )
+
+
+def _as_of_now(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings with those that came into being since, at their defaults: they change nothing."""
+    try:
+        return to_dict(validate(TrainConfig, settings))
+    except ConfigError:  # a setting that is gone: shown as a difference
+        return settings
 
 
 def _compared(settings: dict[str, Any]) -> dict[str, Any]:

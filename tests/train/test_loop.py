@@ -355,3 +355,20 @@ def test_a_run_in_training_is_locked(config: MakeConfig) -> None:
     (made.path / "final" / "config.json").unlink()
     with open_run(made.path, allow_incomplete=True).lock():
         refused([made], PipelineError, "being trained by another process", resume=True)
+
+
+def test_a_run_from_before_a_setting_came_into_being_goes_on(config: MakeConfig) -> None:
+    made = config()
+    train_runs([made])
+    file = made.path / "config.yaml"
+    text = file.read_text(encoding="utf-8")
+    assert "grad_clip: 1.0" in text
+    file.write_text(text.replace("  grad_clip: 1.0\n", ""), encoding="utf-8")
+    before = weights(made)
+    train_runs([made], resume=True)
+    assert weights(made) == before
+    with pytest.raises(DataError, match="grad_clip"):
+        train_runs([config(optimizer=OptimizerConfig(grad_clip=2.0))], resume=True)
+    file.write_text(text + "gone: 1\n", encoding="utf-8")
+    with pytest.raises(DataError, match="gone: the run has 1, this config has none"):
+        train_runs([made], resume=True)
