@@ -21,6 +21,9 @@ from shared.runs import Run, open_run
 VERSION = 1
 """Of measured.json; raised when the reports' figures change their meaning."""
 
+ELSEWHERE = ("out", "name", "device", "cache", "processes", "baseline")
+"""Settings of analysis that do not reach the figures of a run."""
+
 LATE = ("stability", "recall")
 """Metrics of penalties that become figures: their mean over the second half of training."""
 
@@ -112,7 +115,7 @@ def measure_runs(
 def _key(run: Run, config: AnalyzeConfig) -> str:
     """What the figures depend on: the coder's bits, and what is asked of them."""
     coder = hashlib.sha256((run.path / "final" / "coder.safetensors").read_bytes()).hexdigest()
-    asked = {name: value for name, value in to_dict(config).items() if name not in ("out", "name", "device", "cache")}
+    asked = {name: value for name, value in to_dict(config).items() if name not in ELSEWHERE}
     return identity({"version": VERSION, "coder": coder, "cache": run.final["cache"]["identity"], "asked": asked})
 
 

@@ -296,16 +296,14 @@ def _trained(one: Measured, family: str) -> Trained:
 
 
 def cell(value: dict[str, Any] | None, format: str, key: str = "") -> str:
-    """ "0.276 [0.27, 0.28]"; n. e. for absorption that cannot be evaluated."""
+    """ "0.276 [0.27, 0.28]"; without an interval that rounds to a point; n. e. for absorption that cannot be
+    evaluated."""
     if value is None:
         return "n. e." if key.startswith(ABSORPTION) else "–"
     form = "number" if format == "integer" else format
     text = show(value["mean"], form)
-    return (
-        text
-        if value["low"] in (None, value["high"])
-        else f"{text} [{show(value['low'], form)}, {show(value['high'], form)}]"
-    )
+    low, high = show(value["low"], form), show(value["high"], form)
+    return text if value["low"] is None or low == high else f"{text} [{low}, {high}]"
 
 
 def change(value: dict[str, Any] | None) -> str:
