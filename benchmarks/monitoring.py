@@ -114,12 +114,12 @@ def begin_all(folder: Path, shape: Shape) -> dict[str, Session]:
     return {config.run_name: begin(group, config, runs[config.path]) for config in configs}
 
 
-def batches(session: Session, cache: Path) -> list[Batch]:
+def batches(session: Session, cache: Path, site: str = SITE) -> list[Batch]:
     """The first batches of the stream."""
     from shared.cache import open_cache
 
     config = session.trainee.config
-    with open_stream(open_cache(cache), [SITE], config.data, build_sampler(config.sampler)) as stream:
+    with open_stream(open_cache(cache), [site], config.data, build_sampler(config.sampler)) as stream:
         return [next(stream) for _ in range(BATCHES)]
 
 
