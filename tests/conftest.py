@@ -16,6 +16,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from pathlib import Path
 
 import pytest
+import torch
+
+# Without a device the kernels of train/kernels run in Triton's interpreter. Triton reads this where a function is defined,
+# its own functions too, so it stands before whatever imports Triton first (torch does, to compile).
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,8 +30,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
-    import torch
-
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
@@ -40,8 +44,7 @@ def root() -> Path:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """The global generators start every test from the same state, so that no test's result hangs on the order."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
+    torch.manual_seed(0)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
 

@@ -1,16 +1,12 @@
-"""Kernels run on the CUDA device where there is one, and in Triton's interpreter on the CPU elsewhere."""
+"""Kernels run on the CUDA device where there is one, and in Triton's interpreter elsewhere (`tests/conftest.py`)."""
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before a module with kernels is imported
 
 HERE = Path(__file__).parent
 NEED_TRITON = ("decode", "fused_step", "inputs", "lists", "select", "training", "update")
