@@ -479,8 +479,10 @@ def prompts_first_letter(console: Console, tokenizer: Path, out: Path, words: in
 def demo_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """Harvest, train and analyze on the embedded model and text: no download, no account, no GPU.
 
-    What an earlier demo finished, cache or run, is used again. ./pipeline.yaml is not read.
+    What an earlier demo finished, cache or run, is used again. Settings are those of the preset `demo`, then the ones
+    given here; ./pipeline.yaml is not read.
     """
+    files = (str(settings_of.PRESETS / "demo.yaml"), *files)
     whole = resolve(files, sets, here=False)
     configs = train_configs(files, sets, DEMO_VARIANTS, "demo", here=False)
     from analyze.run import analyze as analyzed

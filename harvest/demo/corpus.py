@@ -8,10 +8,12 @@ with it every token of the demo cache, depends on the Python installation alone.
 from __future__ import annotations
 
 import ast
+import gc
 import sysconfig
 import warnings
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from harvest.data.documents import Document
@@ -56,7 +58,8 @@ def documents() -> Iterator[Document]:
     that has occurred before is left out. Sources: ``help:lambda``, ``doc:json.decoder``,
     ``doc:json.decoder#JSONDecoder``.
     """
-    found = [*_help_topics(), *_docstrings(Path(sysconfig.get_path("stdlib")))]
+    with _without_collector():
+        found = [*_help_topics(), *_docstrings(Path(sysconfig.get_path("stdlib")))]
     yield from sorted(found, key=lambda document: (zlib.crc32(document.source.encode()), document.source))
 
 
@@ -67,6 +70,19 @@ def group_of(document: Document) -> str:
     """
     kind, _, name = document.source.partition(":")
     return document.source if kind == "help" else f"doc:{name.partition('#')[0]}"
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Syntax trees are many small objects and no garbage: looking for some takes longer than the parsing (6.0 s with
+    the collector, 2.5 s without)."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _help_topics() -> Iterator[Document]:
