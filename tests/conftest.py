@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-# Without a device the kernels of train/kernels run in Triton's interpreter. Triton reads this where a function is defined,
-# its own functions too, so it stands before whatever imports Triton first (torch does, to compile).
+# Without a device the kernels of train/kernels run in Triton's interpreter. Triton reads this where a function is
+# defined, its own functions too, so it stands before whatever imports Triton first (torch does, to compile).
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 

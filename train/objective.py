@@ -52,7 +52,7 @@ class Objective:
 
     def due(self, step: int) -> bool:
         """Whether any penalty is computed at update number `step`."""
-        return any((step - 1) % penalty.config.every == 0 for penalty in self.penalties.values())
+        return any(step % penalty.config.every == 0 for penalty in self.penalties.values())
 
     def penalise(
         self, batch: StepBatch, coder: Coder, codes: Codes, values: dict[str, Tensor], weights: dict[str, float]
@@ -68,7 +68,7 @@ class Objective:
             if name in values:
                 raise ValueError(f"penalty {name!r} has the name of a loss term of {coder.config.architecture}")
             every = penalty.config.every
-            if (batch.step - 1) % every:
+            if batch.step % every:
                 continue
             value = penalty(batch, coder, codes)
             schedule = self.schedules[name]

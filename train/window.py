@@ -76,16 +76,17 @@ class CodeWindow:
 
     def rows(self) -> WindowRows:
         """All active codes, on the host."""
-        entries, latents, values = [], [], []
-        for kept in self._ring:
-            active = kept.values > 0
-            entries.append(active.sum(dim=1))
-            latents.append(kept.latents[active].to(torch.int32))
-            values.append(kept.values[active].to(torch.float32))
-        if not entries:
+        if not self._ring:
             empty = np.zeros(0, np.int32)
             return WindowRows(np.zeros(1, np.int64), empty, empty.astype(np.float32), empty, self._n_latents)
-        indptr = torch.cat(entries).cumsum(0).cpu().numpy()
+        counts, latents, values = [], [], []
+        for kept in self._ring:
+            active = kept.values > 0
+            counts.append(active.sum(dim=1))
+            whole = bool(counts[-1].sum() == active.numel())  # as it is with TopK nearly always
+            latents.append((kept.latents if whole else kept.latents[active]).reshape(-1).to(torch.int32))
+            values.append((kept.values if whole else kept.values[active]).reshape(-1).to(torch.float32))
+        indptr = torch.cat(counts).cumsum(0).cpu().numpy()
         position = torch.cat([kept.position for kept in self._ring]).to(torch.int32).cpu().numpy()
         flat_latents, flat_values = torch.cat(latents).cpu().numpy(), torch.cat(values).cpu().numpy()
         return WindowRows(np.concatenate([[0], indptr]), flat_latents, flat_values, position, self._n_latents)

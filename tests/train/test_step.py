@@ -93,7 +93,7 @@ def test_the_total_is_the_weighted_sum_of_the_named_terms() -> None:
     for step in range(1, 8):
         batch = step_batch(coder, step)
         terms = objective(batch, coder, coder.encode_normalised(batch.u))
-        if (step - 1) % 3:
+        if step % 3:
             assert "ortho" not in terms.values
             assert terms.total.item() == pytest.approx(terms.values["reconstruction"].item())
         else:

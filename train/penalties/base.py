@@ -59,7 +59,7 @@ class PenaltyConfig:
     schedule: AnyWeightScheduleConfig = field(default_factory=ConstantConfig)
     """How the weight moves over training."""
     every: int = 1
-    """Compute it on every n-th step only, with n times the weight."""
+    """Compute it on every n-th step only (n, 2n, …), with n times the weight."""
 
     def __post_init__(self) -> None:
         if self.every < 1:

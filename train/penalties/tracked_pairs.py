@@ -1,14 +1,15 @@
 """Tracked pairs: a hinge on the pairs of latents that stay correlated over many batches, and on no others.
 
 This project's own definition. Within one batch, r of two rare latents is mostly noise, and a hinge on every pair
-punishes pairs that are no duplicates. Here a window of batches nominates the pairs, and only their r is looked at.
+punishes pairs that are no duplicates. Here a window of batches nominates the pairs, their sums go on from batch to
+batch, and only their r is looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from shared.coders import Coder, Codes
 from train.penalties.base import Penalty, PenaltyConfig, StepBatch
-from train.window import CodeWindow, scan_pairs
+from train.window import CodeWindow, PairScan, scan_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,8 @@ class TrackedPairsConfig(PenaltyConfig):
     """Squared correlation beyond a threshold, of pairs nominated from a window of batches."""
 
     kind: Literal["tracked_pairs"] = "tracked_pairs"
-    weight: float = 15.0
+    weight: float = 5.0
+    every: int = 2
     threshold: float = 0.7
     """τ: |r| up to it is free; a little under the r that is reported as a duplicate."""
     margin: float = 0.05
@@ -33,6 +35,8 @@ class TrackedPairsConfig(PenaltyConfig):
     """Steps between nominations."""
     window: int = 30
     """Batches that a nomination looks at: those right before it."""
+    memory: int = 3
+    """Batches that r remembers from then on; the longer, the further pairs are pushed beyond what is needed."""
     start: int = 200
     """Steps before the first nomination."""
     min_fired: int = 20
@@ -46,18 +50,27 @@ class TrackedPairsConfig(PenaltyConfig):
             raise ValueError(f"threshold: a correlation in [0, 1), not {self.threshold}")
         if not 0 <= self.margin <= self.threshold:
             raise ValueError(f"margin: between 0 and the threshold {self.threshold}, not {self.margin}")
-        if min(self.period, self.window, self.min_both) < 1 or self.start < 0 or self.min_fired < 2:
-            raise ValueError("period, window and min_both must be at least 1, start at least 0, min_fired at least 2")
-        if self.every != 1:
-            raise ValueError("every: tracked_pairs looks at every step; raise period instead")
+        if min(self.period, self.window, self.memory, self.min_both) < 1 or self.start < 0 or self.min_fired < 2:
+            raise ValueError(
+                "period, window, memory and min_both must be at least 1, start at least 0, min_fired at least 2"
+            )
+        if self.window * self.every > self.period:
+            raise ValueError(
+                f"window: {self.window} batches, every {self.every} steps, do not fit between nominations "
+                f"{self.period} steps apart"
+            )
 
 
 class TrackedPairs(Penalty):
-    """(1/F) Σ_p relu(|r_p| − τ)² over the nominated pairs, r_p over the batch's rows without position 0.
+    """(1/F) Σ_p relu(|r_p| − τ)² over the nominated pairs, r_p over rows without position 0, the latest weighing most.
 
-    r is the batch's, not the window's: it falls as the pair separates, so that nothing goes on pushing two latents
-    apart until the next nomination. (Held at the window's r, the same hinge cost 12 % of FVU at weight 1 and 72 % at
-    weight 100 on a 16M-parameter model; docs/anti-duplication.md.)
+    The sums behind r begin with the window's, weighing as much as `memory` batches, and forget at the rate 1/memory per
+    batch: r is less noisy than that of one batch, and falls while the pair separates, so that nothing goes on pushing
+    two latents apart until the next nomination. Gradients reach this batch's rows alone; they are those that each row
+    behind r would get (the batch's times rows behind r / rows of the batch), so that a weight means the same for every
+    memory.
+
+    docs/anti-duplication.md compares it with the r of the batch alone, and with the window's held still.
     """
 
     config_class: ClassVar[type[PenaltyConfig]] = TrackedPairsConfig
@@ -66,53 +79,179 @@ class TrackedPairs(Penalty):
     def __init__(self, config: TrackedPairsConfig) -> None:
         super().__init__(config)
         self._window = CodeWindow(config.window)
-        self._pairs: dict[str, Tensor] = {}
+        self._pairs: Pairs | None = None
+        self._sums: PairSums | None = None
         self._due = False
 
     def __call__(self, batch: StepBatch, coder: Coder, codes: Codes) -> Tensor:
         c = self.config
         if self._due:
             self._nominate(codes.values)
-        self._due = batch.step >= c.start and batch.step % c.period == 0
-        if -batch.step % c.period < c.window:
+        remaining = self._until_nomination(batch.step)
+        self._due = batch.step >= c.start and remaining == 0
+        if remaining < c.window:
             self._window.push(codes, batch.position)
-        if not self._pairs:
+        if self._pairs is None or self._sums is None:
             return codes.values.sum() * 0
-        r = correlations(codes, batch.rest, self._pairs["ids"], self._pairs["left"], self._pairs["right"])
-        return (r.abs() - c.threshold).relu().square().sum() / codes.n_latents
+        pairs = self._pairs
+        with torch.no_grad():
+            here = firings(codes, batch.rest, pairs)
+            sums = self._sums.scaled(1 - 1 / c.memory) + here.sums
+            r = sums.r(pairs)
+            excess = (r.abs() - c.threshold).relu()
+            value = excess.square().sum() / codes.n_latents
+            pull = 2 * excess * r.sign() / codes.n_latents * (sums.rows / here.sums.rows.clamp_min(1))
+            gradient = here.gradient(sums, pairs, r, pull, codes.values)
+        self._sums = sums
+        return _Known.apply(codes.values, value, gradient)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _until_nomination(self, step: int) -> int:
+        """How many more batches this penalty will look at before the next nomination: 0 at the last of a window."""
+        past, every = step % self.config.period, self.config.every
+        return 0 if past < every else -((past - self.config.period) // every)
 
     def _nominate(self, like: Tensor) -> None:
         """Pairs within the margin of the threshold or above it over the window, which is then forgotten."""
         c = self.config
+        share = c.memory / max(len(self._window), 1)
         scan = scan_pairs(self._window.rows(), c.threshold - c.margin, c.min_fired, c.min_both)
         self._window.clear()
-        ids, place = np.unique(np.concatenate([scan.i, scan.j]), return_inverse=True)
-        self._pairs = {}
-        if len(ids):
-            left, right = place[: len(scan.i)], place[len(scan.i) :]
-            integers = {"ids": ids, "left": left, "right": right}
-            self._pairs = {name: torch.from_numpy(value).to(like.device) for name, value in integers.items()}
-            self._pairs["r"] = torch.from_numpy(scan.r).to(like)
+        self._pairs = self._sums = None
+        if len(scan.r):
+            self._pairs, sums = _begun(scan, like)
+            self._sums = sums.scaled(share)
 
     def metrics(self) -> dict[str, float]:
-        """How many pairs are tracked, in how many latents, and the largest r of them over the window."""
-        if not self._pairs:
+        """How many pairs are tracked, in how many latents, and the largest |r| of them."""
+        if self._pairs is None or self._sums is None:
             return {"pairs": 0, "unique_latents": 0}
-        r = self._pairs["r"]
-        return {"pairs": len(r), "unique_latents": len(self._pairs["ids"]), "max_r": float(r.max())}
+        largest = float(self._sums.r(self._pairs).abs().max())
+        return {"pairs": len(self._pairs.left), "unique_latents": len(self._pairs.ids), "max_r": largest}
 
     def state(self) -> dict[str, Tensor]:
-        kept = {f"pairs.{name}": value for name, value in self._pairs.items()}
-        return kept | self._window.state() | {"due": torch.tensor(self._due)}
+        kept = self._window.state() | {"due": torch.tensor(self._due)}
+        for part in (self._pairs, self._sums):
+            kept |= {} if part is None else {field.name: getattr(part, field.name) for field in fields(part)}
+        return kept
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self._pairs = {k.removeprefix("pairs."): v for k, v in state.items() if k.startswith("pairs.")}
         self._due = bool(state["due"])
         self._window.load_state(state, state["due"].device)
+        self._pairs = self._sums = None
+        if "ids" in state:
+            self._pairs = Pairs(**{field.name: state[field.name] for field in fields(Pairs)})
+            self._sums = PairSums(**{field.name: state[field.name] for field in fields(PairSums)})
 
 
-def correlations(codes: Codes, rest: Tensor, ids: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Pearson's r of pairs of latents over the batch's rows without position 0, differentiable; 0 where one is silent.
+@dataclass(frozen=True)
+class Pairs:
+    """P pairs of m latents: ids [m] ascending, left and right [P] places in `ids`."""
+
+    ids: Tensor
+    left: Tensor
+    right: Tensor
+
+
+@dataclass(frozen=True)
+class PairSums:
+    """Over rows without position 0: how many, [] ; Σ z and Σ z² of each latent, [m]; Σ z_i z_j of each pair, [P]."""
+
+    rows: Tensor
+    total: Tensor
+    square: Tensor
+    cross: Tensor
+
+    def __add__(self, other: PairSums) -> PairSums:
+        return PairSums(
+            self.rows + other.rows, self.total + other.total, self.square + other.square, self.cross + other.cross
+        )
+
+    def scaled(self, factor: float) -> PairSums:
+        """Every sum times the factor."""
+        return PairSums(self.rows * factor, self.total * factor, self.square * factor, self.cross * factor)
+
+    def mean(self) -> Tensor:
+        """Of each latent, [m]."""
+        return self.total / self.rows.clamp_min(1)
+
+    def scale(self) -> Tensor:
+        """1 / √(rows · variance) of each latent, [m]."""
+        return (self.square - self.total * self.mean()).clamp_min(1e-12).rsqrt()
+
+    def r(self, pairs: Pairs) -> Tensor:
+        """Pearson's r of each pair, [P]; 0 where a latent is silent."""
+        left, right, scale = pairs.left, pairs.right, self.scale()
+        return (self.cross - self.total[left] * self.mean()[right]) * scale[left] * scale[right]
+
+
+def _begun(scan: PairScan, like: Tensor) -> tuple[Pairs, PairSums]:
+    """The pairs a scan found, and their sums over its window."""
+    ids, place = np.unique(np.concatenate([scan.i, scan.j]), return_inverse=True)
+    left, right = place[: len(scan.i)], place[len(scan.i) :]
+    rows, mean, std = scan.moments.rows, scan.moments.mean[ids], scan.moments.std[ids]
+    cross = rows * (scan.r * std[left] * std[right] + mean[left] * mean[right])
+    sums = (np.float64(rows), rows * mean, rows * (std**2 + mean**2), cross)
+    return (
+        Pairs(*(torch.from_numpy(array).to(like.device) for array in (ids, left, right))),
+        PairSums(*(torch.as_tensor(array).to(like) for array in sums)),
+    )
+
+
+@dataclass(frozen=True)
+class Firings:
+    """The E active codes of the m latents on one batch's rows that count, and the Q times that a pair fired together.
+
+    Attributes:
+        sums: over the batch.
+        place: where each entry stands in `Codes.values`, two indices of [E]. which, value: [E] its latent as a place in
+            `Pairs.ids`, and the code.
+        pair: [Q] which pair. mine, theirs: [Q] the entries of its left and its right latent.
+    """
+
+    sums: PairSums
+    place: tuple[Tensor, Tensor]
+    which: Tensor
+    value: Tensor
+    pair: Tensor
+    mine: Tensor
+    theirs: Tensor
+
+    def gradient(self, sums: PairSums, pairs: Pairs, r: Tensor, pull: Tensor, values: Tensor) -> Tensor:
+        """Σ_p pull_p · ∂r_p/∂z, in the shape of the codes' values.
+
+        With s = 1/√(rows · variance): ∂r/∂z_i = s_i s_j (z_j − mean_j) − r s_i² (z_i − mean_i) on every row, of which
+        those are wanted where i fires. Autograd has the same in twice the time, spent on many small operations.
+
+        Args:
+            sums: what r was taken from. r: [P]. pull: [P]. values: [B, K] of the codes.
+        """
+        left, right, mean, scale = pairs.left, pairs.right, sums.mean(), sums.scale()
+        joint, own = pull * scale[left] * scale[right], pull * r
+        nothing = torch.zeros_like(mean)
+        offset = nothing.index_add(0, left, joint * mean[right]).index_add_(0, right, joint * mean[left])
+        slope = nothing.index_add(0, left, own).index_add_(0, right, own) * scale * scale
+        per_entry = (slope * mean - offset)[self.which] - slope[self.which] * self.value
+        per_entry.index_add_(0, self.mine, joint[self.pair] * self.value[self.theirs])
+        per_entry.index_add_(0, self.theirs, joint[self.pair] * self.value[self.mine])
+        return torch.zeros_like(values).index_put_(self.place, per_entry)
+
+
+class _Known(torch.autograd.Function):
+    """A value whose gradient with respect to the codes' values has been worked out already."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return weight * gradient, None, None
+
+
+def firings(codes: Codes, rest: Tensor, pairs: Pairs) -> Firings:
+    """What the pairs' latents do in one batch.
 
     Only the entries of these latents are touched, B·k/F rows or so of each: on the test machine a tenth of the time of
     the same sums over dense columns.
@@ -120,16 +259,12 @@ def correlations(codes: Codes, rest: Tensor, ids: Tensor, left: Tensor, right: T
     Args:
         codes: of B rows.
         rest: [B] bool, the rows that count: without position 0.
-        ids: [m] latents, ascending. left, right: [P] places in `ids`.
-
-    Returns:
-        [P].
     """
-    m, n = len(ids), rest.sum().clamp_min(1)
-    row, which, value = _entries(codes, ids, rest)
-    total = value.new_zeros(m).index_add(0, which, value)
-    square = value.new_zeros(m).index_add(0, which, value * value)
-    spread = square - total * total / n  # n · variance
+    m = len(pairs.ids)
+    place, which, value = _entries(codes, pairs.ids, rest)
+    row = place[0]
+    total = value.new_zeros(m).index_add_(0, which, value)
+    square = value.new_zeros(m).index_add_(0, which, value * value)
     # which entry is that of latent i on row b; −1: none
     at = torch.full((len(rest), m), -1, dtype=torch.int32, device=value.device)
     at[row, which] = torch.arange(len(row), dtype=torch.int32, device=value.device)
@@ -137,27 +272,26 @@ def correlations(codes: Codes, rest: Tensor, ids: Tensor, left: Tensor, right: T
     count = torch.bincount(which, minlength=m)
     begin = count.cumsum(0) - count
     # for every pair, the entries of its left latent, and the right one's on the same row
-    per_pair = count[left]
+    per_pair = count[pairs.left]
     pair = torch.repeat_interleave(per_pair)
-    first = begin[left] - (
-        per_pair.cumsum(0) - per_pair
-    )  # of a pair's entries in `order`, less those of the pairs before
-    mine = order[first[pair] + torch.arange(len(pair), device=left.device)]
-    theirs = at[row[mine], right[pair]]
-    both = theirs >= 0
-    product = value[mine[both]] * value[theirs[both]]
-    cross = value.new_zeros(len(left)).index_add(0, pair[both], product) - total[left] * total[right] / n
-    return cross * (spread[left].clamp_min(1e-12) * spread[right].clamp_min(1e-12)).rsqrt()
+    # of a pair's entries in `order`, less those of the pairs before
+    first = begin[pairs.left] - (per_pair.cumsum(0) - per_pair)
+    mine = order[first[pair] + torch.arange(len(pair), device=value.device)]
+    theirs = at[row[mine], pairs.right[pair]]
+    together = theirs >= 0
+    pair, mine, theirs = pair[together], mine[together], theirs[together].to(torch.int64)
+    cross = value.new_zeros(len(per_pair)).index_add_(0, pair, value[mine] * value[theirs])
+    return Firings(PairSums(rest.sum().to(value), total, square, cross), place, which, value, pair, mine, theirs)
 
 
-def _entries(codes: Codes, ids: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(row, place in ids, value) of the active codes of some latents on the counted rows."""
+def _entries(codes: Codes, ids: Tensor, counted: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """(place in the codes' values, place in ids, value) of the active codes of some latents on the counted rows."""
     if codes.latents is None:
         values = codes.values[:, ids]
         row, which = ((values > 0) & counted[:, None]).nonzero(as_tuple=True)
-        return row, which, values[row, which]
+        return (row, ids[which]), which, values[row, which]
     place = torch.full((codes.n_latents,), -1, device=ids.device)
     place[ids] = torch.arange(len(ids), device=ids.device)
     which = place[codes.latents]
     row, slot = ((which >= 0) & (codes.values > 0) & counted[:, None]).nonzero(as_tuple=True)
-    return row, which[row, slot], codes.values[row, slot]
+    return (row, slot), which[row, slot], codes.values[row, slot]

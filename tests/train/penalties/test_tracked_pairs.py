@@ -10,7 +10,17 @@ from train.penalties.tracked_pairs import TrackedPairs, TrackedPairsConfig
 
 
 def build(**settings: object) -> TrackedPairs:
-    small = {"threshold": 0.05, "margin": 0.0, "period": 1, "window": 1, "start": 1, "min_fired": 2, "min_both": 1}
+    small = {
+        "every": 1,
+        "threshold": 0.05,
+        "margin": 0.0,
+        "period": 1,
+        "window": 1,
+        "memory": 1,
+        "start": 1,
+        "min_fired": 2,
+        "min_both": 1,
+    }
     return TrackedPairs(TrackedPairsConfig(**{**small, **settings}))  # type: ignore[arg-type]
 
 
@@ -36,6 +46,40 @@ def test_value_and_gradient_are_the_closed_forms_where_the_batch_is_the_window(c
     assert value.item() == pytest.approx(exact.item(), rel=1e-9)
     torch.testing.assert_close(found[active], expected[active], rtol=1e-9, atol=1e-12)
     assert bool((expected[active] != 0).any())
+
+
+@pytest.mark.parametrize(("every", "memory"), [(1, 3), (2, 3), (1, 2), (2, 6)])
+def test_r_is_that_of_the_window_and_of_the_batches_since_the_latest_weighing_most(every: int, memory: int) -> None:
+    penalty = build(period=100, window=3, memory=memory, start=100, threshold=0.1, every=every)
+    steps = [100 - 2 * every, 100 - every, 100, 100 + every, 100 + 2 * every]
+    cases = [make_case(step) for step in steps]
+    cases[-1].values.requires_grad_()
+    *_, value = [case.value(penalty, step=step) for case, step in zip(cases, steps, strict=True)]
+    (found,) = torch.autograd.grad(value, cases[-1].values)
+
+    # the window's three batches weigh as much as `memory`; each batch since then makes what lies behind it weigh less
+    kept_of_it = 1 - 1 / memory
+    weights = [*[kept_of_it**2 * memory / 3] * 3, kept_of_it, 1]
+    kept = [case.position > 0 for case in cases]
+    w = torch.cat([torch.full((int(k.sum()),), x, dtype=torch.float64) for k, x in zip(kept, weights, strict=True)])
+    z = torch.cat([case.codes().dense()[k] for case, k in zip(cases, kept, strict=True)])
+    first = np.abs(np.corrcoef(z[: len(w) * 3 // 5].detach().numpy().T))
+    tracked = torch.from_numpy((first > 0.1) & np.triu(np.ones((9, 9), bool), 1))
+    z = (z - (w[:, None] * z).sum(0) / w.sum()) * w.sqrt()[:, None]
+    z = z / z.square().sum(0).sqrt()
+    exact = ((z.T @ z)[tracked].abs() - 0.1).relu().square().sum() / 9
+    # each row's gradient is that of a batch as large as what r is taken over
+    (expected,) = torch.autograd.grad(exact * (w.sum() / kept[-1].sum()), cases[-1].values)
+    active = cases[-1].values.detach() > 0
+    # the window is read in float32
+    assert value.item() == pytest.approx(exact.item(), rel=1e-6)
+    assert value.item() > 0
+    torch.testing.assert_close(found[active], expected[active], rtol=1e-6, atol=1e-9)
+
+
+def test_a_window_that_does_not_fit_between_nominations_is_refused() -> None:
+    with pytest.raises(ValueError, match="window: 30 batches, every 4 steps, do not fit between nominations 100 steps"):
+        TrackedPairsConfig(every=4)
 
 
 def test_nothing_is_punished_before_the_first_nomination_or_without_a_pair(case: Case) -> None:
