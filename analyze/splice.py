@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ Replace = Callable[[Tensor, Tensor], Tensor]
 
 TOLERANCE = 0.05
 """Largest relative difference between a cached sequence and what the model says of it now."""
+
+_MODEL = RLock()
+"""Runs are finalised by several threads and share the model: one loads it, one at a time is spliced into it."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def model_of(cache: Cache, device: str) -> nn.Module:
             f"cross-entropy needs the model of {cache.path} ({name}), which is not on this machine",
             "leave the cross_entropy report out, or bring the model's folder back",
         )
-    return load_model(folder, resolved.get("attention"), device)
+    with _MODEL:
+        return load_model(folder, resolved.get("attention"), device)
 
 
 def _tensor(value: Any) -> Tensor:
@@ -100,7 +105,10 @@ def _tensor(value: Any) -> Tensor:
 
 @contextmanager
 def spliced(model: nn.Module, source: SiteSpec, target: SiteSpec, replace: Replace) -> Iterator[dict[str, Tensor]]:
-    """Inside, every forward pass has replace(source, target) at the target site; yields what the source site held."""
+    """Inside, every forward pass has replace(source, target) at the target site; yields what the source site held.
+
+    Other threads wait for their turn: hooks act on whoever calls the model.
+    """
     seen: dict[str, Tensor] = {}
 
     def keep(x: Tensor) -> None:
@@ -125,7 +133,7 @@ def spliced(model: nn.Module, source: SiteSpec, target: SiteSpec, replace: Repla
         changed = new(_tensor(output))
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    with ExitStack() as stack:
+    with _MODEL, ExitStack() as stack:
         if source.name != target.name:
             module = model.get_submodule(source.module_path)
             if source.io == "in":

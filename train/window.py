@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,7 +120,7 @@ class CodeWindow:
 
 
 @dataclass(frozen=True)
-class Sums:
+class Moments:
     """Per latent over R rows: n [F] firings, Σz [F], Σz² [F], float64."""
 
     rows: int
@@ -128,7 +129,7 @@ class Sums:
     square: NDArray[np.float64]
 
     @classmethod
-    def of(cls, rows: WindowRows, counted: NDArray[np.bool_]) -> Sums:
+    def of(cls, rows: WindowRows, counted: NDArray[np.bool_]) -> Moments:
         """Of the rows with counted[r]."""
         entry = np.repeat(counted, np.diff(rows.indptr))
         latents, values = rows.latents[entry], rows.values[entry].astype(np.float64)
@@ -139,24 +140,19 @@ class Sums:
             np.bincount(latents, values * values, rows.n_latents).astype(np.float64, copy=False),
         )
 
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(self.rows + other.rows, self.n + other.n, self.value + other.value, self.square + other.square)
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.rows + other.rows, self.n + other.n, self.value + other.value, self.square + other.square)
 
+    @cached_property
+    def mean(self) -> NDArray[np.float64]:
+        """[F]."""
+        return self.value / max(self.rows, 1)
 
-@dataclass(frozen=True)
-class Moments:
-    """Per latent over R rows: n [F] firings, mean [F], std [F] (population), float64."""
-
-    rows: int
-    n: NDArray[np.int64]
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, sums: Sums) -> Moments:
-        """From the sums."""
-        mean, square = sums.value / max(sums.rows, 1), sums.square / max(sums.rows, 1)
-        return cls(sums.rows, sums.n, mean, np.sqrt(np.maximum(square - mean**2, 0.0)))
+    @cached_property
+    def std(self) -> NDArray[np.float64]:
+        """Of the population, [F]."""
+        deviation: NDArray[np.float64] = np.sqrt(np.maximum(self.square / max(self.rows, 1) - self.mean**2, 0.0))
+        return deviation
 
 
 @dataclass(frozen=True)
@@ -192,8 +188,8 @@ def scan_pairs(
     from train import kernels_cpu
 
     rest = rows.position > 0
-    sums = Sums.of(rows, rest)
-    moments, everything = Moments.of(sums), Moments.of(sums + Sums.of(rows, ~rest))
+    moments = Moments.of(rows, rest)
+    everything = moments + Moments.of(rows, ~rest)
     arranged: tuple[Any, ...] = kernels_cpu.arrange(rows.indptr, rows.latents, rows.values, rows.n_latents)
     scan: Any = kernels_cpu.scan
     starts = arranged[0]

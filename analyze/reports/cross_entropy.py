@@ -8,7 +8,6 @@ is not counted; the twin replaces it too and counts it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from threading import Lock
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -18,9 +17,6 @@ from analyze.reports.base import Report, ReportConfig
 from analyze.result import Figure, ReportResult, Table, TableColumn, significant
 from analyze.splice import Loss, Replace, choose_sequences, losses, model_of
 from analyze.stream import StreamBatch
-
-_ONE_AT_A_TIME = Lock()
-"""Runs are finalised by several threads and share the model: one splices itself into it at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +49,7 @@ class CrossEntropy(Report[CrossEntropyConfig]):
 
     def finalise(self) -> ReportResult:
         subject, config = self.subject, self.config
-        with _ONE_AT_A_TIME:
-            model = model_of(subject.cache, subject.device)
+        model = model_of(subject.cache, subject.device)
         sequences = choose_sequences(subject.cache, subject.shards, config.sequences, subject.only)
         stats = subject.cache.stats(subject.target)
         mean = torch.from_numpy(stats.rest.mean).float().to(subject.device)
@@ -70,9 +65,9 @@ class CrossEntropy(Report[CrossEntropyConfig]):
         }
         replacements = {name: _but_first(replace) for name, replace in plain.items()}
         replacements |= {f"{name}_all": replace for name, replace in plain.items()}
-        sites = (subject.source, subject.target)
-        with _ONE_AT_A_TIME:
-            found = losses(model, subject.cache, *sites, sequences, config.batch, replacements, subject.only)
+        found = losses(
+            model, subject.cache, subject.source, subject.target, sequences, config.batch, replacements, subject.only
+        )
         return _result(self, found, len(sequences))
 
 

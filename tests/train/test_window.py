@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shared.coders import Codes
-from train.window import CodeWindow, Moments, Sums, scan_pairs
+from train.window import CodeWindow, Moments, scan_pairs
 
 CTX, F = 6, 12
 
@@ -107,7 +107,7 @@ def test_more_pairs_than_room_are_all_found() -> None:
 def test_moments() -> None:
     window, z, position = filled(2, 2)
     rows = window.rows()
-    found = Moments.of(Sums.of(rows, rows.position > 0))
+    found = Moments.of(rows, rows.position > 0)
     rest = z[position > 0]
     assert found.rows == len(rest)
     np.testing.assert_array_equal(found.n, (rest > 0).sum(axis=0))

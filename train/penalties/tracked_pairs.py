@@ -79,8 +79,7 @@ class TrackedPairs(Penalty):
     def __init__(self, config: TrackedPairsConfig) -> None:
         super().__init__(config)
         self._window = CodeWindow(config.window)
-        self._pairs: Pairs | None = None
-        self._sums: PairSums | None = None
+        self._tracked: tuple[Pairs, PairSums] | None = None
         self._due = False
 
     def __call__(self, batch: StepBatch, coder: Coder, codes: Codes) -> Tensor:
@@ -91,18 +90,18 @@ class TrackedPairs(Penalty):
         self._due = batch.step >= c.start and remaining == 0
         if remaining < c.window:
             self._window.push(codes, batch.position)
-        if self._pairs is None or self._sums is None:
+        if self._tracked is None:
             return codes.values.sum() * 0
-        pairs = self._pairs
+        pairs, past = self._tracked
         with torch.no_grad():
             here = firings(codes, batch.rest, pairs)
-            sums = self._sums.scaled(1 - 1 / c.memory) + here.sums
+            sums = past.scaled(1 - 1 / c.memory) + here.sums
             r = sums.r(pairs)
             excess = (r.abs() - c.threshold).relu()
             value = excess.square().sum() / codes.n_latents
             pull = 2 * excess * r.sign() / codes.n_latents * (sums.rows / here.sums.rows.clamp_min(1))
             gradient = here.gradient(sums, pairs, r, pull, codes.values)
-        self._sums = sums
+        self._tracked = pairs, sums
         return _Known.apply(codes.values, value, gradient)  # type: ignore[no-any-return, no-untyped-call]
 
     def _until_nomination(self, step: int) -> int:
@@ -113,34 +112,38 @@ class TrackedPairs(Penalty):
     def _nominate(self, like: Tensor) -> None:
         """Pairs within the margin of the threshold or above it over the window, which is then forgotten."""
         c = self.config
-        share = c.memory / max(len(self._window), 1)
+        share = c.memory / len(self._window)
         scan = scan_pairs(self._window.rows(), c.threshold - c.margin, c.min_fired, c.min_both)
         self._window.clear()
-        self._pairs = self._sums = None
+        self._tracked = None
         if len(scan.r):
-            self._pairs, sums = _begun(scan, like)
-            self._sums = sums.scaled(share)
+            pairs, sums = _begun(scan, like)
+            self._tracked = pairs, sums.scaled(share)
 
     def metrics(self) -> dict[str, float]:
         """How many pairs are tracked, in how many latents, and the largest |r| of them."""
-        if self._pairs is None or self._sums is None:
+        if self._tracked is None:
             return {"pairs": 0, "unique_latents": 0}
-        largest = float(self._sums.r(self._pairs).abs().max())
-        return {"pairs": len(self._pairs.left), "unique_latents": len(self._pairs.ids), "max_r": largest}
+        pairs, sums = self._tracked
+        return {
+            "pairs": len(pairs.left),
+            "unique_latents": len(pairs.ids),
+            "max_r": float(sums.r(pairs).abs().max()),
+        }
 
     def state(self) -> dict[str, Tensor]:
         kept = self._window.state() | {"due": torch.tensor(self._due)}
-        for part in (self._pairs, self._sums):
-            kept |= {} if part is None else {field.name: getattr(part, field.name) for field in fields(part)}
+        for part in self._tracked or ():
+            kept |= {field.name: getattr(part, field.name) for field in fields(part)}
         return kept
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self._due = bool(state["due"])
         self._window.load_state(state, state["due"].device)
-        self._pairs = self._sums = None
+        self._tracked = None
         if "ids" in state:
-            self._pairs = Pairs(**{field.name: state[field.name] for field in fields(Pairs)})
-            self._sums = PairSums(**{field.name: state[field.name] for field in fields(PairSums)})
+            pairs, sums = ({field.name: state[field.name] for field in fields(part)} for part in (Pairs, PairSums))
+            self._tracked = Pairs(**pairs), PairSums(**sums)
 
 
 @dataclass(frozen=True)
@@ -188,9 +191,10 @@ def _begun(scan: PairScan, like: Tensor) -> tuple[Pairs, PairSums]:
     """The pairs a scan found, and their sums over its window."""
     ids, place = np.unique(np.concatenate([scan.i, scan.j]), return_inverse=True)
     left, right = place[: len(scan.i)], place[len(scan.i) :]
-    rows, mean, std = scan.moments.rows, scan.moments.mean[ids], scan.moments.std[ids]
-    cross = rows * (scan.r * std[left] * std[right] + mean[left] * mean[right])
-    sums = (np.float64(rows), rows * mean, rows * (std**2 + mean**2), cross)
+    moments = scan.moments
+    mean, std = moments.mean[ids], moments.std[ids]
+    cross = moments.rows * (scan.r * std[left] * std[right] + mean[left] * mean[right])
+    sums = (np.float64(moments.rows), moments.value[ids], moments.square[ids], cross)
     return (
         Pairs(*(torch.from_numpy(array).to(like.device) for array in (ids, left, right))),
         PairSums(*(torch.as_tensor(array).to(like) for array in sums)),
