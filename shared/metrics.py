@@ -25,14 +25,20 @@ class FVU:
     def update(self, y: Tensor, y_hat: Tensor) -> None:
         """Add rows [B, d] in raw activation space."""
         y = y.to(torch.float64)
-        self.error += float((y - y_hat.to(torch.float64)).square().sum())
-        self.variance += float((y - self.mean.to(y.device)).square().sum())
+        self.error += _sum_of_squares(y - y_hat.to(torch.float64))
+        self.variance += _sum_of_squares(y - self.mean.to(y.device))
         self.rows += y.shape[0]
 
     @property
     def value(self) -> float | None:
         """The ratio; None without rows or variance."""
         return self.error / self.variance if self.variance > 0 else None
+
+
+def _sum_of_squares(rows: Tensor) -> float:
+    """Each row's, then over the rows by NumPy, which has one thread: torch splits a sum over a whole matrix among its
+    threads, and its last bit would hang on their number."""
+    return float(rows.square().sum(dim=1).cpu().numpy().sum())
 
 
 def fvu(y: Tensor, y_hat: Tensor, mean: Tensor | None = None) -> float | None:

@@ -35,6 +35,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Two threads; one for harvest/ and train/, whose tensors are small: a second thread only waits for the first.
+
+    Before any fixture: what a test finds does not hang on the tests that ran before it in the same process.
+    """
+    small = any(item.path.is_relative_to(ROOT / "tests" / name) for name in ("harvest", "train"))
+    torch.set_num_threads(1 if small else 2)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository's root."""
@@ -83,11 +93,13 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "width.yaml").write_text(SWEEP, encoding="utf-8")
     texts = (f"The {n}th document says that {n} plus {n} is {2 * n}. " * 12 for n in range(60))
     (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    before = Path.cwd()
+    before, threads = Path.cwd(), torch.get_num_threads()
     os.chdir(folder)
+    torch.set_num_threads(2)  # whichever test asks first
     try:
         assert pipeline.run(["harvest"]) == 0
         assert pipeline.run(["train", "--variant", "topk", "--variant", "matryoshka"]) == 0
     finally:
         os.chdir(before)
+        torch.set_num_threads(threads)
     return folder

@@ -21,6 +21,19 @@ def test_fvu_in_batches_equals_the_formula_in_float64() -> None:
     assert meter.rows == 300
 
 
+def test_fvu_is_the_same_bits_for_any_number_of_threads() -> None:
+    y, y_hat = torch.randn(20, 4096, 48), torch.randn(20, 4096, 48)
+    threads = torch.get_num_threads()
+    figures = []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            figures.append([fvu(*rows, mean=torch.zeros(48)) for rows in zip(y, y_hat, strict=True)])
+    finally:
+        torch.set_num_threads(threads)
+    assert figures[0] == figures[1] == figures[2]
+
+
 def test_the_mean_itself_scores_one_and_nothing_scores_none() -> None:
     y = torch.randn(50, 3, dtype=torch.float64)
     assert fvu(y, y.mean(0).expand_as(y)) == pytest.approx(1)

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from shared.cache import Cache
 from shared.coders.matryoshka import MatryoshkaConfig
@@ -17,15 +16,6 @@ from train.data.config import DataConfig
 SOURCE, TARGET = "layer_01.resid_mid", "layer_01.mlp_out"
 TOPK = TopKConfig(latents=64, k=4)
 MATRYOSHKA = MatryoshkaConfig(latents=64, k=4)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These tensors are small: a second thread only waits for the first."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
