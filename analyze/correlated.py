@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from analyze.geometry import Geometry
 from analyze.kernels import scan_pairs
-from analyze.pairs import FirstRows, Moments, PairBlock, PairSums
+from analyze.pairs import FirstRows, PairBlock, PairSums
+from shared.code_moments import CodeMoments
 from shared.hashing import mix
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Scan:
         return int(self.histogram.sum())
 
 
-def scan(blocks: Iterable[PairBlock], moments: Moments, config: CorrelationConfig, neighbours: int) -> Scan:
+def scan(blocks: Iterable[PairBlock], moments: CodeMoments, config: CorrelationConfig, neighbours: int) -> Scan:
     """r of all pairs, block by block."""
     n_latents = len(moments.n)
     histogram = np.zeros(BINS, np.int64)
@@ -97,8 +98,8 @@ class PairTable:
         found: Scan,
         pairs: PairSums,
         first_rows: FirstRows,
-        rest: Moments,
-        first: Moments,
+        rest: CodeMoments,
+        first: CodeMoments,
         geometry: Geometry,
         config: CorrelationConfig,
     ) -> PairTable:
@@ -181,7 +182,7 @@ class Neighbours:
     cos: NDArray[np.float32]
 
     @classmethod
-    def of(cls, found: Scan, pairs: PairSums, rest: Moments, geometry: Geometry) -> Neighbours:
+    def of(cls, found: Scan, pairs: PairSums, rest: CodeMoments, geometry: Geometry) -> Neighbours:
         shape = found.near.shape
         i = np.repeat(np.arange(shape[0]), shape[1])
         j = np.where(found.near >= 0, found.near, 0).reshape(-1)

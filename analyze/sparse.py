@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from analyze.kernels import sort_rows, transpose
+from shared.code_moments import CodeMoments
 from shared.coders import Codes
 
 
@@ -115,6 +116,11 @@ class SparseCodes:
     def l0(self) -> NDArray[np.int64]:
         """Latents that fire on each row [R]."""
         return np.diff(self.indptr)
+
+    @cached_property
+    def moments(self) -> CodeMoments:
+        """Of all rows."""
+        return CodeMoments.of(self.latents, self.values, self.n_rows, self.n_latents)
 
     def rows(self, mask: NDArray[np.bool_]) -> SparseCodes:
         """The rows where mask [R] holds, in order."""

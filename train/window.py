@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shared.code_moments import CodeMoments
 from shared.coders import Codes
 
 
@@ -50,6 +50,11 @@ class WindowRows:
 
     def __len__(self) -> int:
         return len(self.position)
+
+    def moments(self, counted: NDArray[np.bool_]) -> CodeMoments:
+        """Of the rows with counted [R]."""
+        entry = np.repeat(counted, np.diff(self.indptr))
+        return CodeMoments.of(self.latents[entry], self.values[entry], int(counted.sum()), self.n_latents)
 
 
 class CodeWindow:
@@ -120,42 +125,6 @@ class CodeWindow:
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Per latent over R rows: n [F] firings, Σz [F], Σz² [F], float64."""
-
-    rows: int
-    n: NDArray[np.int64]
-    value: NDArray[np.float64]
-    square: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, rows: WindowRows, counted: NDArray[np.bool_]) -> Moments:
-        """Of the rows with counted[r]."""
-        entry = np.repeat(counted, np.diff(rows.indptr))
-        latents, values = rows.latents[entry], rows.values[entry].astype(np.float64)
-        return cls(
-            int(counted.sum()),
-            np.bincount(latents, minlength=rows.n_latents),
-            np.bincount(latents, values, rows.n_latents).astype(np.float64, copy=False),
-            np.bincount(latents, values * values, rows.n_latents).astype(np.float64, copy=False),
-        )
-
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(self.rows + other.rows, self.n + other.n, self.value + other.value, self.square + other.square)
-
-    @cached_property
-    def mean(self) -> NDArray[np.float64]:
-        """[F]."""
-        return self.value / max(self.rows, 1)
-
-    @cached_property
-    def std(self) -> NDArray[np.float64]:
-        """Of the population, [F]."""
-        deviation: NDArray[np.float64] = np.sqrt(np.maximum(self.square / max(self.rows, 1) - self.mean**2, 0.0))
-        return deviation
-
-
-@dataclass(frozen=True)
 class PairScan:
     """Pearson's r of the pairs of latents that fire together.
 
@@ -168,7 +137,7 @@ class PairScan:
         histogram: [BINS] of r from −1 to 1, of all pairs that fire together often enough.
     """
 
-    moments: Moments
+    moments: CodeMoments
     i: NDArray[np.int64]
     j: NDArray[np.int64]
     r: NDArray[np.float64]
@@ -188,8 +157,8 @@ def scan_pairs(
     from train import kernels_cpu
 
     rest = rows.position > 0
-    moments = Moments.of(rows, rest)
-    everything = moments + Moments.of(rows, ~rest)
+    moments = rows.moments(rest)
+    everything = moments + rows.moments(~rest)
     arranged: tuple[Any, ...] = kernels_cpu.arrange(rows.indptr, rows.latents, rows.values, rows.n_latents)
     scan: Any = kernels_cpu.scan
     starts = arranged[0]

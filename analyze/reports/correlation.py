@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from analyze.clusters import Cluster, clusters
 from analyze.correlated import BINS, Neighbours, PairTable, Scan, null_sample, scan, sorted_top_correlation
 from analyze.keep import Keeper
-from analyze.pairs import FirstRows, Moments, PairSums
+from analyze.pairs import FirstRows, PairSums
 from analyze.reports.base import Report, ReportConfig, Subject
 from analyze.result import Chart, Column, Figure, ReportResult, Series, Table, TableColumn
 from analyze.stream import StreamBatch
+from shared.code_moments import CodeMoments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class Correlation(Report[CorrelationConfig]):
     def __init__(self, config: CorrelationConfig, subject: Subject) -> None:
         super().__init__(config, subject)
         n = subject.n_latents
-        self.rest, self.first = Moments(n), Moments(n)
+        self.rest = self.first = CodeMoments.zeros(n)
         self.pairs = PairSums(n, subject.device)
         self.first_rows = FirstRows(n)
         self.null_ids = null_sample(n, config.null_latents)
@@ -84,8 +85,8 @@ class Correlation(Report[CorrelationConfig]):
 
     def update(self, batch: StreamBatch) -> None:
         rest, first = batch.codes.rows(batch.rows.rest), batch.codes.rows(batch.rows.first)
-        self.rest.add(rest, rest.n_rows)
-        self.first.add(first, first.n_rows)
+        self.rest += rest.moments
+        self.first += first.moments
         self.pairs.add(rest)
         self.first_rows.add(first)
         shuffle = np.random.default_rng((self.subject.seed, batch.rows.shard)).permutation(rest.n_rows)
@@ -93,26 +94,18 @@ class Correlation(Report[CorrelationConfig]):
         self.tops.add(batch.codes, batch.rows)
 
     def merge(self, other: Self) -> None:
-        self.rest.merge(other.rest)
-        self.first.merge(other.first)
+        self.rest += other.rest
+        self.first += other.first
         self.pairs.merge(other.pairs)
         self.first_rows.merge(other.first_rows)
         self.null.merge(other.null)
         self.tops.merge(other.tops)
 
-    def null_moments(self) -> Moments:
-        """The sampled latents' own moments: a permutation of the rows does not change them."""
-        moments = Moments(len(self.null_ids))
-        moments.rows = self.rest.rows
-        moments.n, moments.sum = self.rest.n[self.null_ids], self.rest.sum[self.null_ids]
-        moments.sum_sq = self.rest.sum_sq[self.null_ids]
-        return moments
-
     def finalise(self) -> ReportResult:
         config, everything = self.config, self.rest + self.first
         rest = scan(self.pairs.blocks(), self.rest, config, config.neighbours)
         with_bos = scan(self.first_rows.with_rest(self.pairs), everything, config, 1)
-        null = scan(self.null.blocks(), self.null_moments(), config, 1)
+        null = scan(self.null.blocks(), self.rest.take(self.null_ids), config, 1)  # a permutation leaves the moments
         table = PairTable.of(rest, self.pairs, self.first_rows, self.rest, self.first, self.subject.geometry, config)
         found = clusters(table.ids[table.duplicate], table.r[table.duplicate], self.subject.n_latents)
         return _result(self, rest, with_bos, null, table, found)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import analyze.pairs
-from analyze.pairs import FirstRows, Moments, PairSums
+from analyze.pairs import FirstRows, PairSums
 from analyze.sparse import SparseCodes
 from shared.coders import Codes
 
@@ -122,21 +122,11 @@ def test_pearson_survives_a_large_mean() -> None:
     z = (1000 + rng.standard_normal((4000, 3))).astype(np.float32)
     z[:, 1] = z[:, 0] + 0.5 * rng.standard_normal(4000).astype(np.float32)
     codes = SparseCodes.from_dense(z)
-    moments, pairs = Moments(3), PairSums(3)
-    moments.add(codes, 4000)
+    pairs = PairSums(3)
     pairs.add(codes)
     i, j = np.triu_indices(3, 1)
-    r = moments.pearson(i, j, pairs.lookup(i, j)[0])
+    r = codes.moments.pearson(i, j, pairs.lookup(i, j)[0])
     np.testing.assert_allclose(r, np.corrcoef(z.astype(np.float64).T)[i, j], atol=1e-6)
-
-
-def test_moments_of_rows_that_do_not_fire_count() -> None:
-    z = dense(100, 20, 0.2)
-    moments = Moments(20)
-    moments.add(SparseCodes.from_dense(z), 100)
-    x = z.astype(np.float64)
-    np.testing.assert_allclose(moments.spread, 100 * x.std(axis=0), rtol=1e-9)
-    assert moments.rows == 100
 
 
 def test_codes_of_any_order_become_sorted_rows() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shared.coders import Codes
-from train.window import CodeWindow, Moments, scan_pairs
+from train.window import CodeWindow, scan_pairs
 
 CTX, F = 6, 12
 
@@ -104,10 +104,10 @@ def test_more_pairs_than_room_are_all_found() -> None:
     assert len(scan_pairs(window.rows(), -2.0, 1, 1).r) == 120 * 119 // 2 > 4096
 
 
-def test_moments() -> None:
+def test_moments_of_some_rows() -> None:
     window, z, position = filled(2, 2)
     rows = window.rows()
-    found = Moments.of(rows, rows.position > 0)
+    found = rows.moments(rows.position > 0)
     rest = z[position > 0]
     assert found.rows == len(rest)
     np.testing.assert_array_equal(found.n, (rest > 0).sum(axis=0))

@@ -194,7 +194,7 @@ def _begun(scan: PairScan, like: Tensor) -> tuple[Pairs, PairSums]:
     moments = scan.moments
     mean, std = moments.mean[ids], moments.std[ids]
     cross = moments.rows * (scan.r * std[left] * std[right] + mean[left] * mean[right])
-    sums = (np.float64(moments.rows), moments.value[ids], moments.square[ids], cross)
+    sums = (np.float64(moments.rows), moments.sum[ids], moments.sum_sq[ids], cross)
     return (
         Pairs(*(torch.from_numpy(array).to(like.device) for array in (ids, left, right))),
         PairSums(*(torch.as_tensor(array).to(like) for array in sums)),
