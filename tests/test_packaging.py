@@ -81,5 +81,8 @@ def test_commands_work_in_a_clean_environment(installed: Path, tmp_path: Path) -
 
 
 def test_presets_are_installed(installed: Path, tmp_path: Path) -> None:
-    for preset in sorted((ROOT / "shared/presets").glob("*.yaml")):
-        assert run(installed / "pipeline", "config", "validate", "-c", preset.stem, cwd=tmp_path) == "valid\n"
+    presets = sorted(path.stem for path in (ROOT / "shared/presets").glob("*.yaml"))
+    every = (
+        "import sys, pipeline; sys.exit(any(pipeline.run(['config', 'validate', '-c', name]) for name in sys.argv[1:]))"
+    )
+    assert run(installed / "python", "-c", every, *presets, cwd=tmp_path) == "valid\n" * len(presets)
