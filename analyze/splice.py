@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shared.cache import Cache, Flag, SiteSpec
+from shared.documents import document_positions
 from shared.errors import DataError, UsageError
 from shared.models import model_folder
 
@@ -176,49 +177,82 @@ def losses(
 ) -> dict[str, Loss]:
     """Loss of the model as it is ("clean") and under each replacement, over the same sequences.
 
+    The model is called as in the harvest. Where that kept the documents of a sequence apart, positions and attention
+    begin anew with each, and no prediction is counted from one document to the next.
+
     Args:
         only: [n_rows] rows at which predictions count (the token they are made at and the next one); None: all but
             padding.
+
+    Returns:
+        "clean", and for each replacement its name (position 0 left as it is) and its name with "_all". A BOS further on
+        in its sequence is at position 0 as well.
 
     Raises:
         DataError: the model's activations are not the cached ones: it is not the model that was harvested.
     """
     device = next(model.parameters()).device
     sites = cache.sites[source], cache.sites[target]
-    totals = {
-        name: Loss(*(np.zeros(cache.ctx, t) for t in (float, float, np.int64))) for name in ("clean", *replacements)
-    }
+    apart = _apart(cache)
+    totals: dict[str, Loss] = {}
+
+    def add(name: str, loss: Loss) -> None:
+        totals[name] = totals[name] + loss if name in totals else loss
+
     for start in range(0, len(sequences), batch):
         part = sequences[start : start + batch]
         ids = torch.from_numpy(cache.tokens[part].astype(np.int64)).to(device)
         real = torch.from_numpy((cache.flags[part] & int(Flag.PADDING)) == 0).to(device)
-        mask = None if bool(real.all()) else real.long()
-        counted = real
+        first = torch.from_numpy((cache.flags[part] & int(Flag.BOS)) != 0).to(device)
+        first[:, 0] = True
+        rows = real
         if only is not None:
-            counted = real & torch.from_numpy(only.reshape(-1, cache.ctx)[part]).to(device)
+            rows = real & torch.from_numpy(only.reshape(-1, cache.ctx)[part]).to(device)
+        counted = rows[:, :-1] & rows[:, 1:]
+        told: dict[str, Any] = {"attention_mask": None if bool(real.all()) else real.long()}
+        if apart:
+            positions = torch.from_numpy(document_positions(cache.doc_id[part], ~real.cpu().numpy())).to(device)
+            counted &= positions[:, 1:] > 0
+            # Positions say where a document begins only where there is neither a mask nor a cache of keys and values.
+            told = {"attention_mask": None, "position_ids": positions, "use_cache": False}
         with spliced(model, *sites, lambda _, y: y) as seen:
-            clean = model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
-        if start == 0:
-            _check(cache, source, int(part[0]), seen["source"][0], real[0])
-        totals["clean"] += _loss(clean, clean, ids, counted)
+            clean = model(input_ids=ids, **told).logits.float().log_softmax(-1)
+        _check(cache, source, int(part[0]), seen["source"][0], real[0])
+        add("clean", _loss(clean, clean, ids, counted, first))
         for name, replace in replacements.items():
-            with spliced(model, *sites, replace):
-                logits = model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
-            totals[name] += _loss(logits, clean, ids, counted)
+            for named, used in ((name, _leaving(first, replace)), (f"{name}_all", replace)):
+                with spliced(model, *sites, used):
+                    logits = model(input_ids=ids, **told).logits.float().log_softmax(-1)
+                add(named, _loss(logits, clean, ids, counted, first))
     return totals
 
 
-def _loss(logits: Tensor, clean: Tensor, ids: Tensor, real: Tensor) -> Loss:
-    """Sums by position of log-probabilities [B, T, V]; a prediction counts where its token and the next are real."""
-    counted = real[:, :-1] & real[:, 1:]
+def _apart(cache: Cache) -> bool:
+    """Whether documents shared sequences in the harvest and did not see one another."""
+    harvest = cache.config.get("harvest", {})
+    return harvest.get("packing", "concat") == "concat" and not harvest.get("cross_document_attention", True)
+
+
+def _leaving(rows: Tensor, replace: Replace) -> Replace:
+    """The same replacement with some rows [B, T] left as they are."""
+    return lambda x, y: torch.where(rows[..., None], y, replace(x, y).to(y.dtype))
+
+
+def _loss(logits: Tensor, clean: Tensor, ids: Tensor, counted: Tensor, first: Tensor) -> Loss:
+    """Sums by position of log-probabilities [B, T, V] over the predictions that count [B, T - 1].
+
+    Args:
+        first: [B, T] what is at position 0, wherever it lies.
+    """
     ce = -logits[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
     kl = (clean[:, :-1].exp() * (clean[:, :-1] - logits[:, :-1])).sum(-1)
+    n = ids.shape[1]
+    place = torch.arange(n, device=ids.device).where(~first, 0)[:, :-1][counted].cpu().numpy()
 
-    def by_position(values: Tensor) -> NDArray[Any]:
-        summed = torch.where(counted, values, torch.zeros_like(values)).double().sum(0)
-        return np.append(summed.cpu().numpy(), 0.0)
+    def by_position(values: Tensor) -> NDArray[np.float64]:
+        return np.bincount(place, values[counted].double().cpu().numpy(), minlength=n).astype(np.float64)
 
-    return Loss(by_position(ce), by_position(kl), np.append(counted.sum(0).cpu().numpy(), 0))
+    return Loss(by_position(ce), by_position(kl), np.bincount(place, minlength=n))
 
 
 def _check(cache: Cache, source: str, sequence: int, found: Tensor, real: Tensor) -> None:

@@ -99,6 +99,21 @@ def sources_of_rows(doc_id: NDArray[Any], domains: Mapping[int, str]) -> tuple[s
     return "domain", of_document[documents]
 
 
+def document_positions(doc_id: NDArray[Any], padding: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Positions that begin anew with every document of a sequence, and with its padding.
+
+    What a model is told where documents that share a sequence must not see one another, in the harvest and after it.
+
+    Args:
+        doc_id, padding: [n, ctx].
+    """
+    kind = np.where(padding, -1, doc_id.astype(np.int64))
+    index = np.broadcast_to(np.arange(kind.shape[1]), kind.shape)
+    begins = np.zeros_like(kind)
+    begins[:, 1:] = np.where(kind[:, 1:] != kind[:, :-1], index[:, 1:], 0)
+    return index - np.maximum.accumulate(begins, axis=1)
+
+
 class DocumentWriter:
     """Writes ``documents.jsonl`` line by line under a temporary name; only :meth:`finish` gives it its own."""
 

@@ -1,8 +1,9 @@
 """Cross-entropy: what the language model loses when the coder's reconstruction takes the place of its target.
 
 Loss recovered = (CE_zero − CE_coder) / (CE_zero − CE_clean): 1 for a perfect reconstruction, 0 for deleting the site.
-Replacing the site by its mean is the fairer floor and stands beside it. Position 0 is left as it is, and its prediction
-is not counted; the twin replaces it too and counts it.
+Replacing the site by its mean is the fairer floor and stands beside it. Position 0 (every BOS, where each
+document of a sequence has one) is left as it is, and its prediction is not counted; the twin replaces it too and counts
+it.
 """
 
 from __future__ import annotations
@@ -58,28 +59,15 @@ class CrossEntropy(Report[CrossEntropyConfig]):
             flat = x.reshape(-1, x.shape[-1])
             return subject.coder.decode(subject.coder.encode(flat), flat).view(*y.shape[:-1], -1)
 
-        plain: dict[str, Replace] = {
+        replacements: dict[str, Replace] = {
             "coder": reconstruction,
             "zero": lambda _, y: torch.zeros_like(y),
             "mean": lambda _, y: mean.to(y.dtype).expand_as(y),
         }
-        replacements = {name: _but_first(replace) for name, replace in plain.items()}
-        replacements |= {f"{name}_all": replace for name, replace in plain.items()}
         found = losses(
             model, subject.cache, subject.source, subject.target, sequences, config.batch, replacements, subject.only
         )
         return _result(self, found, len(sequences))
-
-
-def _but_first(replace: Replace) -> Replace:
-    """The same replacement with position 0 left as it is."""
-
-    def inner(x: Tensor, y: Tensor) -> Tensor:
-        new = replace(x, y).clone()
-        new[:, 0] = y[:, 0].to(new.dtype)
-        return new
-
-    return inner
 
 
 def _recovered(clean: float | None, floor: float | None, coder: float | None) -> float | None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.cache import Flag
-from shared.documents import DocumentRecord, Label
+from shared.documents import DocumentRecord, Label, document_positions
 from shared.errors import UsageError
 
 _LAST_POSITION = int(np.iinfo(np.uint16).max)  # pos_in_doc saturates here; a document may be longer
@@ -82,11 +82,7 @@ class Block:
 
     def positions(self) -> NDArray[np.int64]:
         """Positions that begin anew with every document of a sequence, and with its padding; [n, ctx]."""
-        kind = np.where(self.padding, -1, self.doc_id.astype(np.int64))
-        index = np.broadcast_to(np.arange(kind.shape[1]), kind.shape)
-        begins = np.zeros_like(kind)
-        begins[:, 1:] = np.where(kind[:, 1:] != kind[:, :-1], index[:, 1:], 0)
-        return index - np.maximum.accumulate(begins, axis=1)
+        return document_positions(self.doc_id, self.padding)
 
 
 def pack(

@@ -74,8 +74,8 @@ def test_zero_at_an_output_is_a_plain_hook(cache: Cache, plain: torch.nn.Module)
             want = plain(input_ids=ids, labels=ids).loss
     finally:
         handle.remove()
-    assert found["zero"].mean("ce", 0) == pytest.approx(float(want), rel=1e-5)
-    assert found["zero"].mean("kl", 0) > 0.01
+    assert found["zero_all"].mean("ce", 0) == pytest.approx(float(want), rel=1e-5)
+    assert found["zero_all"].mean("kl", 0) > 0.01
 
 
 def test_overwriting_an_input_reaches_the_residual_stream_too(cache: Cache, plain: torch.nn.Module) -> None:
@@ -112,6 +112,55 @@ def test_what_is_seen_is_what_was_cached_and_nothing_stays_behind(cache: Cache, 
     assert float((seen["source"][0] - cached).norm() / cached.norm()) < 0.01
     assert torch.equal(before, after)
     assert not torch.allclose(before, changed, atol=1e-3)
+
+
+def test_documents_that_were_kept_apart_are_spliced_apart(plain: torch.nn.Module, tmp_path: Path) -> None:
+    """Against every document run by itself, its first row and its last prediction aside."""
+    lines = [f"def function_{i}(values): return sorted(values)[{i}:]" for i in range(40)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    config = HarvestConfig(
+        dataset=str(tmp_path / "text.jsonl"), sites=(OUT,), ctx=40, tokens=480, cross_document_attention=False,
+        cache_dir=tmp_path, name="c",
+    )  # fmt: skip
+    harvest(config)
+    apart = open_cache(tmp_path / "c")
+    sequences = np.arange(apart.n_seq)
+    found = losses(model_of(apart, "cpu"), apart, OUT, OUT, sequences, 5, {"zero": lambda _, y: torch.zeros_like(y)})
+
+    norm = plain.model.layers[2].post_feedforward_layernorm
+    want: dict[str, list[torch.Tensor]] = {"clean": [], "zero": [], "zero_all": []}
+    n_stretches = 0
+    for tokens, doc_id, flags in zip(apart.tokens, apart.doc_id, apart.flags, strict=True):
+        for doc in np.unique(doc_id[flags != 4]):
+            ids = torch.from_numpy(tokens[(doc_id == doc) & (flags != 4)].astype(np.int64))[None]
+            n_stretches += 1
+            for name, from_row in (("clean", ids.shape[1]), ("zero", 1), ("zero_all", 0)):
+
+                def cut(_m: object, _a: object, y: torch.Tensor, start: int = from_row) -> torch.Tensor:
+                    return torch.cat([y[:, :start], torch.zeros_like(y[:, start:])], 1)
+
+                handle = norm.register_forward_hook(cut)
+                with torch.no_grad():
+                    logits = plain(input_ids=ids).logits[0, :-1]
+                handle.remove()
+                want[name].append(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none"))
+    assert n_stretches > len(sequences) + 5
+    for name, values in want.items():
+        assert found[name].mean("ce", 0) == pytest.approx(float(torch.cat(values).mean()), rel=1e-4)
+        assert found[name].mean("ce", 1) == pytest.approx(float(torch.cat([v[1:] for v in values]).mean()), rel=1e-4)
+    assert found["clean"].tokens[0] == n_stretches
+
+
+def test_every_batch_is_held_against_the_cache(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache whose first sequence is right and whose fifth is not."""
+    rows = Cache.rows
+
+    def wrong(self: Cache, site: str, index: np.ndarray) -> torch.Tensor:
+        return rows(self, site, (index + 24) if index[0] == 4 * 24 else index)
+
+    monkeypatch.setattr(Cache, "rows", wrong)
+    with pytest.raises(DataError, match="in sequence 4"):
+        losses(model_of(cache, "cpu"), cache, MID, OUT, np.arange(8), 4, {})
 
 
 def run_with(cache: Cache, folder: Path, exact: bool) -> Path:
