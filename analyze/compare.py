@@ -165,7 +165,10 @@ def settings_key(facts: dict[str, Any], training: dict[str, Any]) -> str:
     kept = {key: value for key, value in training.items() if key not in NOT_THE_SETTING}
     kept["data"] = {key: value for key, value in dict(training.get("data", {})).items() if key != "seed"}
     return repr(
-        (facts["cache"], facts["source"], facts["target"], sorted(plain(kept).items(), key=lambda item: item[0]))
+        (
+            *(facts[key] for key in ("cache", "trained_on", "source", "target")),
+            sorted(plain(kept).items(), key=lambda item: item[0]),
+        )
     )
 
 
@@ -197,7 +200,8 @@ def compare(
     """Compare the trained runs (and, by activations, the untrained controls); None for fewer than two trained ones.
 
     Args:
-        samples: CodeSample by name; coders of different caches have none in common.
+        samples: CodeSample by name; coders of different caches (or of one before and after it grew) have no rows in
+            common.
         baseline: the run whose setting the figures of the others are held against; None: the first.
     """
     trained = [one for one in analysed if one.facts["trained"]]
@@ -435,7 +439,7 @@ def _pairs(
     for a, b, relation in wanted[:MAX_PAIRS]:
         one, other = a.subject, b.subject
         likeness = correlations = matching = null = None
-        if one.cache.path == other.cache.path and one.name in samples and other.name in samples:
+        if _same_rows(one, other, samples):
             for name in (one.name, other.name):
                 if name not in grams:
                     grams[name] = _grams(samples[name])
@@ -450,6 +454,13 @@ def _pairs(
             null = random_mmcs(one.n_latents, other.n_latents, one.coder.d_out, one.seed)
         pairs.append(Pair(one.name, other.name, relation, likeness, correlations, matching, null))
     return pairs
+
+
+def _same_rows(one: Subject, other: Subject, samples: dict[str, CodeSample]) -> bool:
+    """Whether both were sampled at the same rows: of one cache, and not before and after it grew."""
+    if one.cache.path != other.cache.path or not {one.name, other.name} <= samples.keys():
+        return False
+    return np.array_equal(samples[one.name].wanted, samples[other.name].wanted)
 
 
 def _grams(sample: CodeSample) -> Grams | None:

@@ -26,6 +26,9 @@ from shared.registry import did_you_mean
 from shared.runs import Run, open_run
 from shared.text import Vocabulary
 
+UNTRAINED = "untrained"
+"""The control's name where there is one alone."""
+
 PROBE_ROWS = 256
 """Rows on which two untrained coders must agree to be one control."""
 
@@ -128,6 +131,7 @@ def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None
             finished = list(pool.map(_finalised, part.reports))
         for subject, results in zip(subjects, finished, strict=True):
             analysed.append(Analysed(subject, _facts(subject, dict(members).get(subject.name)), results))
+    _shorten(analysed, samples)
     order = {name: place for place, name in enumerate(names)}
     analysed.sort(key=lambda a: (order.get(a.subject.name, len(order)), a.subject.name))
     comparison = compare(analysed, samples, config.baseline)
@@ -140,6 +144,16 @@ def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None
         rows,
         time.perf_counter() - started,
     )
+
+
+def _shorten(analysed: list[Analysed], samples: dict[str, CodeSample]) -> None:
+    """A control that is the only one needs no word on whose it is."""
+    places = [place for place, one in enumerate(analysed) if not one.facts["trained"]]
+    if len(places) == 1:
+        one = analysed[places[0]]
+        if one.subject.name in samples:
+            samples[UNTRAINED] = samples.pop(one.subject.name)
+        analysed[places[0]] = replace(one, subject=replace(one.subject, name=UNTRAINED))
 
 
 def _finalised(collectors: dict[str, AnyReport]) -> dict[str, ReportResult]:
@@ -276,9 +290,7 @@ def _controls(subjects: Sequence[Subject], members: Sequence[tuple[str, Run]]) -
                 break
         else:
             controls.append((fresh, [subject.name]))
-    if len(controls) == 1:
-        return [replace(controls[0][0], name="untrained")]
-    return [replace(control, name=f"untrained ({', '.join(names)})") for control, names in controls]
+    return [replace(control, name=f"{UNTRAINED} ({', '.join(names)})") for control, names in controls]
 
 
 def untrained(subject: Subject, final: dict[str, Any]) -> Coder:
@@ -338,6 +350,13 @@ def _collect(
     return whole
 
 
+def _rows_trained_on(cache: Cache, run: Run) -> str | None:
+    """The identity of the cache that a run was trained on; of its first one with the same rows, if it grew by sites."""
+    identity = run.final.get("cache", {}).get("identity")
+    n_seq = {one.identity: one.n_seq for one in cache.parts.generations}
+    return next((one for one, n in n_seq.items() if n == n_seq.get(identity)), identity)
+
+
 def _facts(subject: Subject, run: Run | None) -> dict[str, Any]:
     coder = subject.coder
     facts: dict[str, Any] = {
@@ -347,6 +366,7 @@ def _facts(subject: Subject, run: Run | None) -> dict[str, Any]:
         "source": subject.source,
         "target": subject.target,
         "cache": str(subject.cache.path),
+        "cache_identity": subject.cache.identity,
     }
     if run is None:
         return {**facts, "trained": False}
@@ -356,6 +376,7 @@ def _facts(subject: Subject, run: Run | None) -> dict[str, Any]:
         **facts,
         "trained": True,
         "settings": run.final.get("training", {}),
+        "trained_on": _rows_trained_on(subject.cache, run),
         "path": str(run.path),
         "training": {key: summary[key] for key in keys if key in summary},
     }

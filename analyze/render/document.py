@@ -31,7 +31,7 @@ def build_document(
     for one in analysed:
         cache = one.subject.cache
         harvest = cache.config.get("harvest", {})
-        caches[str(cache.path)] = {
+        caches[cache.path, cache.identity] = {  # a cache that grew is read as each run saw it
             "path": str(cache.path),
             "identity": cache.identity,
             "model": harvest.get("model"),

@@ -213,7 +213,13 @@ class Stub:
 
     def __init__(self, name: str, setting: int, fvu: float, share: float) -> None:
         self.subject = SimpleNamespace(name=name, role="run")
-        self.facts = {"cache": "c", "source": "a", "target": "b", "settings": {"x": setting, "seed": name}}
+        self.facts = {
+            "cache": "c",
+            "trained_on": "i",
+            "source": "a",
+            "target": "b",
+            "settings": {"x": setting, "seed": name},
+        }
         figures = [Figure("bos_share_top", "share", share, "", "percent"), Figure("fvu", "FVU", fvu, "")]
         self.results = {
             "position": ReportResult("position", "", "", figures[:1]),
@@ -256,13 +262,14 @@ def test_one_run_has_nothing_to_compare(made: Planted, tmp_path: Path) -> None:
 
 
 def test_settings_are_the_same_but_for_the_seed() -> None:
-    facts = {"cache": "c", "source": "a", "target": "b"}
+    facts = {"cache": "c", "trained_on": "i", "source": "a", "target": "b"}
     one = {"seed": 0, "name": "x", "coder": {"k": 4}, "data": {"seed": 1, "batch_size": 8}}
     assert settings_key(facts, one) == settings_key(
         facts, {**one, "seed": 3, "name": "y", "data": {"seed": 2, "batch_size": 8}}
     )
     assert settings_key(facts, one) != settings_key(facts, {**one, "coder": {"k": 5}})
     assert settings_key(facts, one) != settings_key({**facts, "cache": "d"}, one)
+    assert settings_key(facts, one) != settings_key({**facts, "trained_on": "j"}, one)
 
 
 def test_names_of_groups(made: Planted) -> None:
@@ -273,7 +280,13 @@ def test_names_of_groups(made: Planted) -> None:
     class One:
         def __init__(self, name: str, setting: int) -> None:
             self.subject = Subject(name)
-            self.facts = {"cache": "c", "source": "a", "target": "b", "settings": {"x": setting, "seed": name}}
+            self.facts = {
+                "cache": "c",
+                "trained_on": "i",
+                "source": "a",
+                "target": "b",
+                "settings": {"x": setting, "seed": name},
+            }
 
     names = [("topk-0", 1), ("ortho", 2), ("topk-1", 1), ("topk_seed7", 3), ("topk_seed8", 3)]
     found = group_runs([One(*entry) for entry in names])  # type: ignore[arg-type, list-item]

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+import pytest
+import torch
+
+from analyze.config import AnalyzeConfig
+from analyze.reports.global_report import GlobalConfig
+from analyze.run import analyze
 from shared.cache import CacheWriter, open_cache
+from shared.coders import build_coder
+from shared.coders.topk import TopKConfig
+from shared.runs import create_run
 from shared.split import split_rows
-from tests.synthetic import make_cache, sparse_acts, token_table
+from tests.synthetic import TokenTable, make_cache, sparse_acts, token_table
 from tests.train.conftest import SOURCE, TARGET
 from train.config import TrainConfig
 from train.loop import plan
@@ -21,11 +31,13 @@ ACTS = sparse_acts(TABLE, {SOURCE: 32, TARGET: 32, "layer_02.mlp_out": 8})
 MAY_GROW = ("n_seq", "sites")
 
 
-def grow(path: Path) -> None:
-    """From 150 sequences to 230 and by a site; 150 ends within a shard of 16."""
+def grow(path: Path, n_seq: int = 230) -> None:
+    """From 150 sequences to n_seq and by a site; 150 ends within a shard of 16."""
     with mock.patch("os.fsync"):
-        layout = make_cache(path.with_name("other"), 230, 16, acts=ACTS, table=TABLE).layout
-        config = open_cache(path).config | {"n_seq": 230, "sites": list(ACTS)}
+        acts = {name: x[: n_seq * 16] for name, x in ACTS.items()}
+        table = TokenTable(*(getattr(TABLE, name)[:n_seq] for name in ("tokens", "doc_id", "pos_in_doc", "flags")))
+        layout = make_cache(path.with_name("other"), n_seq, 16, acts=acts, table=table).layout
+        config = open_cache(path).config | {"n_seq": n_seq, "sites": list(ACTS)}
         with CacheWriter.create(path, layout, config, {}, may_grow=MAY_GROW) as writer:
             for shard in writer.missing_shards():
                 start = shard * 16 if shard < 10 else shard * 16 - 10  # ten places of shard 9 stay empty
@@ -61,9 +73,6 @@ def test_a_run_goes_on_with_the_cache_that_it_began_with(tmp_path: Path, config:
 
 
 def test_analysis_reads_the_cache_as_the_run_saw_it(tmp_path: Path, config: Callable[..., TrainConfig]) -> None:
-    from analyze.config import AnalyzeConfig
-    from analyze.run import analyze
-
     few = {name: ACTS[name][: 150 * 16] for name in (SOURCE, TARGET)}
     made = config(cache=make_cache(tmp_path / "c", 150, 16, acts=few, table=token_table(150, 16)).path)
     train_runs([made])
@@ -73,3 +82,41 @@ def test_analysis_reads_the_cache_as_the_run_saw_it(tmp_path: Path, config: Call
     after = analyze([made.path], dataclasses.replace(settings, name="b"))
     assert after.rows == before.rows == 150 * 16
     assert after.runs == before.runs
+
+
+def at_its_start(cache: Path, name: str) -> Path:
+    """A run that never made a step, on the cache as it is now."""
+    opened = open_cache(cache)
+    coder = build_coder(TopKConfig(latents=64, k=8), 32, 32, tied=True, generator=torch.Generator().manual_seed(0))
+    stats = opened.stats(SOURCE).rest
+    mean, var = torch.from_numpy(stats.mean), torch.from_numpy(stats.var)
+    coder.set_normalisation(mean, var, mean, var)
+    run = create_run(cache.parent / "runs", name, {}, {})
+    where = {"path": str(cache), "identity": opened.identity}
+    run.finish(coder, {}, {"source": SOURCE, "target": SOURCE, "cache": where, "training": {"seed": 0}})
+    return run.path
+
+
+@pytest.mark.parametrize("n_seq", [150, 230])
+def test_runs_before_and_after_a_growth_are_compared_where_they_saw_the_same_rows(tmp_path: Path, n_seq: int) -> None:
+    """Coders with the same weights are the same on the same rows: CKA is 1. On other rows it would be anything."""
+    few = {name: ACTS[name][: 150 * 16] for name in (SOURCE, TARGET)}
+    path = make_cache(tmp_path / "c", 150, 16, acts=few, table=token_table(150, 16)).path
+    runs = [at_its_start(path, "old")]
+    grow(path, n_seq)
+    runs += [at_its_start(path, "new-0"), at_its_start(path, "new-1")]
+    config = AnalyzeConfig(out=tmp_path / "reports", device="cpu", reports={"global": GlobalConfig()})
+    result = analyze(runs, config)
+    found = result.comparison
+    assert found is not None
+    grew = n_seq > 150
+    groups = [["old"], ["new-0", "new-1"]] if grew else [["old", "new-0", "new-1"]]
+    assert list(found["groups"].values()) == groups
+    likeness = {(pair["a"], pair["b"]): pair["cka"] for pair in found["pairs"]}
+    assert len(likeness) == 3 + 3 * len(result.controls)
+    for (a, b), cka in likeness.items():
+        same = not grew or ("old" in a) == ("old" in b)
+        assert cka == (pytest.approx(1, abs=1e-6) if same else None), (a, b)
+    caches = json.loads((result.report.parent / "report.json").read_text())["caches"]
+    assert sorted(cache["rows"] for cache in caches) == [150 * 16, 240 * 16 if grew else 150 * 16]
+    assert {cache["identity"] for cache in caches} == set(open_cache(path).identities)
