@@ -1,8 +1,9 @@
 """What a latent writes, in tokens: its decoder row through the last norm's gain and the unembedding.
 
 The row's effect on the logits, to first order and but for one positive factor: W_U (g ⊙ w_i), less its mean over the
-vocabulary (a softmax does not see that). It holds for rows that are added to the residual stream; what later layers
-make of them is left out.
+vocabulary (a softmax does not see that). Where the last norm is a LayerNorm, w_i is centred first, as the norm
+centres; its scale is held fixed. It holds for rows that are added to the residual stream; what later layers make of
+them is left out.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ def logit_lens(w_dec: Tensor, unembedding: Unembedding, tokens: int, device: str
     parts = []
     for start in range(0, n_latents, LATENT_BLOCK):
         rows = w_dec[start : start + LATENT_BLOCK].float().to(device)
+        if unembedding.centred:
+            rows = rows - rows.mean(1, keepdim=True)
         centre = rows @ mean
         kept: dict[bool, list[tuple[Tensor, Tensor]]] = {True: [], False: []}
         for first in range(0, n_tokens, TOKEN_BLOCK):

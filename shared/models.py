@@ -39,7 +39,13 @@ FINAL_NORMS = (
     "ln_f.weight",
     "gpt_neox.final_layer_norm.weight",
 )
-"""Where families keep the gain of the last norm [d]."""
+"""Where families keep the gain of the last norm [d]. A bias beside it says that the norm is a LayerNorm."""
+
+ADD_ONE = ("gemma", "gemma2", "gemma3", "gemma3_text")
+"""Families whose RMS norm multiplies by 1 + w."""
+
+BARE_LAYER_NORM = ("olmo",)
+"""Families whose last norm is a LayerNorm without weights."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,12 @@ class Unembedding:
     Attributes:
         weight: [V, d] in the checkpoint's dtype.
         gain: [d] float32, as it multiplies (Gemma's 1 + w); ones where the model has no such norm.
+        centred: the last norm is a LayerNorm, which takes the mean over the d dimensions away first; RMS norms do not.
     """
 
     weight: Tensor
     gain: Tensor
+    centred: bool = False
 
     @property
     def n_tokens(self) -> int:
@@ -99,9 +107,11 @@ def load_unembedding(folder: Path | None, width: int) -> Unembedding | None:
         gain = torch.ones(width) if norm is None else read_tensor(files, norm).float()
     except (OSError, SafetensorError):
         return None
-    if norm is not None and _adds_one(folder):
+    kind = _model_type(folder)
+    if norm is not None and kind in ADD_ONE:
         gain = gain + 1
-    return Unembedding(weight, gain)
+    centred = kind in BARE_LAYER_NORM or (norm is not None and f"{norm.removesuffix('weight')}bias" in files)
+    return Unembedding(weight, gain, centred)
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
@@ -130,10 +140,9 @@ def read_tensor(files: Mapping[str, Path], name: str) -> Tensor:
     return tensor
 
 
-def _adds_one(folder: Path) -> bool:
-    """Whether the family's RMS norm multiplies by 1 + w (Gemma, Gemma-2, Gemma-3)."""
+def _model_type(folder: Path) -> str:
+    """The family that a checkpoint's config.json names; empty where it names none."""
     try:
-        kind = str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
     except (OSError, ValueError):
-        return False
-    return kind in ("gemma", "gemma2", "gemma3", "gemma3_text")
+        return ""

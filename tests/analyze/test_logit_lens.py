@@ -21,6 +21,7 @@ from shared.models import Unembedding, load_unembedding, model_folder
 from shared.runs import open_run
 from shared.specialisation import concentration
 from tests.analyze.planted import ONE_TOKEN, planted
+from tests.harvest.test_capture import random_model
 from tests.synthetic import make_cache
 
 Generator = torch.Generator
@@ -40,6 +41,53 @@ def test_the_most_promoted_and_suppressed_tokens(tile: int, monkeypatch: pytest.
         want = logits.topk(4, dim=1, largest=largest)
         np.testing.assert_array_equal(ids, want.indices.numpy())
         np.testing.assert_allclose(values, want.values.numpy(), atol=1e-4)
+
+
+LAST_NORM = {
+    "gpt2": "transformer.ln_f",
+    "gptj": "transformer.ln_f",
+    "gpt_neox": "gpt_neox.final_layer_norm",
+    "phi": "model.final_layernorm",
+    "olmo": "model.norm",
+    "olmo2": "model.norm",
+    "gemma2": "model.norm",
+    "llama": "model.norm",
+}
+
+
+@pytest.mark.parametrize("family", sorted(LAST_NORM))
+def test_the_lens_is_the_derivative_of_the_models_own_output_side(family: str, tmp_path: Path) -> None:
+    """Against autograd through the last norm and the head, at states where a row leaves the norm's scale as it is."""
+    model = random_model(family)
+    generator = Generator().manual_seed(1)
+    norm = model.get_submodule(LAST_NORM[family])
+    with torch.no_grad():
+        for weight in norm.parameters():
+            weight.copy_(torch.rand(weight.shape, generator=generator))
+    model.save_pretrained(tmp_path)  # type: ignore[operator]
+    width = model.config.hidden_size  # type: ignore[union-attr]
+    rows = torch.randn(6, width, generator=generator) + 1  # with a mean, which a LayerNorm takes away
+    unembedding = load_unembedding(tmp_path, width)
+    assert unembedding is not None
+    found = logit_lens(rows, unembedding, 5)
+    head = model.get_output_embeddings().double()  # type: ignore[operator]
+    norm.double()
+    with torch.no_grad():
+        for i, row in enumerate(rows.double()):
+            state = torch.randn(width, generator=generator).double()
+            state -= state.mean()
+            centred = row - row.mean()
+            # Neither along the row nor along its centred form: then both kinds of norm keep their scale.
+            for direction in torch.linalg.qr(torch.stack([centred, torch.ones_like(row)], 1))[0].T:
+                state -= (state @ direction) * direction
+            with torch.enable_grad():
+                slope = torch.autograd.functional.jacobian(lambda h: head(norm(h)), state)
+            change = slope.double() @ row * state.square().mean().sqrt()
+            change -= change.mean()
+            for ids, values, largest in ((found.top, found.top_value, True), (found.bottom, found.bottom_value, False)):
+                want = change.topk(5, largest=largest)
+                np.testing.assert_array_equal(ids[i], want.indices.numpy())
+                np.testing.assert_allclose(values[i], want.values.numpy(), rtol=1e-3)
 
 
 def test_a_small_vocabulary_names_no_token_twice() -> None:
