@@ -1,9 +1,10 @@
 """A coder in place of what it reconstructs: the language model's loss with the target site replaced.
 
 The replacement is made where the cache was read. A site that is a module's output is exchanged there. One that is a
-module's input is overwritten in place, so that a residual stream that passes by the module (`residual = x; x =
-norm(x)`)
-carries the replacement too: both names stand for one tensor.
+module's input is overwritten in place, so that a residual stream that passes by the module (`residual = x;
+x = norm(x)`) carries the replacement too: both names stand for one tensor. What only attention or the MLP reads
+(`attn_in`, `mlp_in`) is exchanged for that module alone: where no norm stands before it (OLMo-2), its input is the
+residual stream itself.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from shared.models import model_folder
 
 Replace = Callable[[Tensor, Tensor], Tensor]
 """(source activations [B, T, d_in], target activations [B, T, d_out]) → what stands in the target's place."""
+
+READ_BY_ONE = ("attn_in", "mlp_in")
+"""Kinds of sites that one module reads, and the residual stream does not carry on."""
 
 TOLERANCE = 0.05
 """Largest relative difference between a cached sequence and what the model says of it now."""
@@ -126,9 +130,13 @@ def spliced(model: nn.Module, source: SiteSpec, target: SiteSpec, replace: Repla
     def post_source(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         keep(_tensor(output))
 
-    def pre_target(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def pre_target(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         held = _first(args, kwargs)
-        held.copy_(new(held))
+        changed = new(held)
+        if target.kind in READ_BY_ONE:
+            return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+        held.copy_(changed)
+        return None
 
     def post_target(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
         changed = new(_tensor(output))

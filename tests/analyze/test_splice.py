@@ -16,12 +16,14 @@ from analyze.run import analyze
 from analyze.splice import choose_sequences, load_model, losses, model_of, spliced
 from harvest.config import HarvestConfig
 from harvest.run import harvest
-from shared.cache import Cache, open_cache
+from harvest.sites import resolve_sites
+from shared.cache import Cache, SiteSpec, open_cache
 from shared.coders import build_coder
 from shared.coders.topk import TopKConfig
 from shared.errors import DataError, UsageError
 from shared.models import model_folder
 from shared.runs import create_run
+from tests.harvest.test_capture import random_model
 from tests.synthetic import make_cache
 
 MID, OUT, POST = "layer_02.resid_mid", "layer_02.mlp_out", "layer_02.resid_post"
@@ -96,6 +98,39 @@ def test_overwriting_an_input_reaches_the_residual_stream_too(cache: Cache, plai
     finally:
         for handle in handles:
             handle.remove()
+    torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["attn_in", "mlp_in", "resid_mid"])
+def test_an_input_without_a_norm_before_it_is_exchanged_for_its_module_alone(kind: str) -> None:
+    """OLMo-2's attention and MLP read the residual stream as it is; against its layer written out by hand."""
+    model = random_model("olmo2")
+    (site,) = resolve_sites((f"layer_01.{kind}",), model, "olmo2")
+    assert site.io == "in"
+    spec = SiteSpec(site.name, 24, "float32", site.module_path, site.layer, site.kind, site.io)
+    ids = torch.arange(20)[None] % 90
+    with torch.inference_mode(), spliced(model, spec, spec, lambda _, y: 0.5 * y + 1):
+        found = model(input_ids=ids).logits
+
+    layer = model.get_submodule("model.layers.1")
+
+    def by_hand(
+        hidden_states: torch.Tensor, attention_mask: object = None, position_embeddings: object = None, **rest: object
+    ) -> torch.Tensor:
+        x = hidden_states
+        read = 0.5 * x + 1 if kind == "attn_in" else x
+        attended, _ = layer.self_attn(
+            hidden_states=read, attention_mask=attention_mask, position_embeddings=position_embeddings
+        )
+        middle = x + layer.post_attention_layernorm(attended)
+        read = middle if kind == "attn_in" else 0.5 * middle + 1
+        if kind == "resid_mid":
+            middle = read
+        return middle + layer.post_feedforward_layernorm(layer.mlp(read))
+
+    layer.forward = by_hand  # type: ignore[assignment]
+    with torch.no_grad():
+        want = model(input_ids=ids).logits
     torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)
 
 
