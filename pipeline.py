@@ -145,7 +145,6 @@ def resolve_sweep(
     file: str, files: Sequence[str] = (), sets: Sequence[str] = (), size: str | None = None
 ) -> tuple[SweepFile, list[Cell]]:
     """A sweep file and its runs: defaults < base < FILE < its size < settings files < variants and grid < `--set`."""
-    from harvest.config import cache_path
     from train.sweep import SweepConfig, check_sets, expand
 
     if not Path(file).is_file():
@@ -169,7 +168,7 @@ def resolve_sweep(
         whole = settings_of.validate(cls, settings_of.apply_set(settings, sets, cls))
         check_sets(whole.sweep, [text.partition("=")[0].strip().removeprefix("train.") for text in training])
         section = settings_of.to_dict(whole.train)
-        section["cache"] = section["cache"] or str(cache_path(whole.harvest))
+        section["cache"] = str(_cache_to_train_on(whole))
 
         def finish(one: dict[str, Any]) -> dict[str, Any]:
             """`--set` lies over variants and grid too."""
@@ -187,15 +186,20 @@ def train_configs(
     configs = []
     for variant in names or (None,):
         whole = resolve(files, sets, variant, here)
-        changes: dict[str, Any] = {}
-        if whole.train.cache is None:
-            from harvest.config import cache_path
-
-            changes["cache"] = cache_path(whole.harvest)
+        changes: dict[str, Any] = {"cache": _cache_to_train_on(whole)}
         if name is not None:
             changes["name"] = name if len(names) < 2 else f"{name}-{variant}"
         configs.append(dataclasses.replace(whole.train, **changes))
     return configs
+
+
+def _cache_to_train_on(whole: PipelineConfig) -> Path:
+    """The cache that train.cache names, else the one that `pipeline harvest` writes with the same settings."""
+    from harvest.config import cache_path
+    from shared.overview import named
+
+    cache = whole.train.cache
+    return cache_path(whole.harvest) if cache is None else named(cache, whole.harvest.cache_dir)
 
 
 # --- the Python API -------------------------------------------------------------------------------------------------
@@ -397,9 +401,12 @@ def analyze_command(
     only = (*(only or whole.analyze.reports), "cross_entropy") if ce else only
     from analyze.config import only_reports
     from analyze.run import analyze as analyzed
-    from shared.overview import run_paths
+    from shared.overview import named, run_paths
 
-    result = analyzed(run_paths(runs, whole.train.runs), only_reports(whole.analyze, only), console)
+    config = only_reports(whole.analyze, only)
+    if config.cache is not None:
+        config = dataclasses.replace(config, cache=named(config.cache, whole.harvest.cache_dir))
+    result = analyzed(run_paths(runs, whole.train.runs), config, console)
     console.result(result.to_dict(), str(result))
 
 
@@ -525,20 +532,20 @@ def status_command(console: Console, files: tuple[str, ...], sets: tuple[str, ..
     from shared.overview import status
 
     whole = resolve(files, sets)
-    found = status(whole.harvest.cache_dir, whole.train.runs)
+    found = status(whole.harvest.cache_dir, whole.train.runs, _cache_to_train_on(whole))
     console.result(found.to_dict(), str(found))
 
 
 def _existing(path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> Path:
     """PATH as it is, or as the name of a run or a cache in the folders that the settings name."""
-    if path.exists() and not (files or sets):
+    from shared.overview import kind_of, named
+
+    if kind_of(path) and not (files or sets):
         return path
     whole = resolve(files, sets)
-    if path.exists():
-        return path
-    for folder in (whole.train.runs, whole.harvest.cache_dir):
-        if (folder / path).is_dir():
-            return folder / path
+    found = named(path, whole.train.runs, whole.harvest.cache_dir)
+    if found.exists():
+        return found
     raise DataError(f"{path}: no such folder, and no cache or run of that name", "pipeline status")
 
 

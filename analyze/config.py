@@ -26,7 +26,7 @@ class AnalyzeConfig:
     """What to report, on which rows, and where to put it."""
 
     cache: Path | None = None
-    """The cache to read; null: the one each run was trained on."""
+    """The cache to read: its folder, or its name in harvest.cache_dir; null: the one each run was trained on."""
     out: Path = Path("reports")
     """Folder of reports."""
     name: str | None = None

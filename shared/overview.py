@@ -31,6 +31,11 @@ def kind_of(path: Path) -> str | None:
     return None
 
 
+def named(path: Path, *folders: Path) -> Path:
+    """A cache or a run by its folder or by its name in one of `folders`; where there is none, the path as it is."""
+    return next((found for found in (path, *(folder / path for folder in folders)) if kind_of(found)), path)
+
+
 def folder_bytes(path: Path) -> int:
     """Bytes of every file below a folder; a file that vanishes meanwhile (a temporary one) is not counted."""
     total = 0
@@ -111,16 +116,20 @@ def _state(entry: dict[str, Any]) -> str:
     return "complete" if entry["complete"] else f"incomplete, {entry['progress']}"
 
 
-def status(cache_dir: Path, runs_dir: Path) -> Status:
-    """Look through the folder of caches and the folder of runs; nothing is opened beyond its plan and last line."""
+def status(cache_dir: Path, runs_dir: Path, trained_on: Path | None = None) -> Status:
+    """Look through the folder of caches and the folder of runs; nothing is opened beyond its plan and last line.
+
+    Args:
+        trained_on: the cache that the settings train on; where it is not there, the next command names another.
+    """
     caches = [_cache_entry(path) for path in _folders(cache_dir) if kind_of(path) == "cache"]
     runs = [_run_entry(path) for path in _folders(runs_dir) if kind_of(path) == "run"]
     if not caches:
         step = "pipeline harvest"
-    elif not any(entry["complete"] for entry in caches):
+    elif not (whole := [Path(entry["path"]) for entry in caches if entry["complete"]]):
         step = ""  # said beside the cache
     elif not runs:
-        step = "pipeline train"
+        step = "pipeline train" if trained_on in whole else f"pipeline train --set train.cache={whole[0]}"
     elif any(entry["complete"] for entry in runs):
         step = "pipeline analyze"
     else:

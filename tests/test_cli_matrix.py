@@ -204,6 +204,23 @@ def test_settings_of_a_cache_and_of_a_run(cli: Cli, here: Path) -> None:
     assert (digest(here / "cache/demo"), digest(here / "runs/topk")) == before
 
 
+def test_a_cache_by_its_name(cli: Cli, here: Path) -> None:
+    """What was harvested under another name than the settings': status says how to train on it, and a name will do."""
+    shutil.rmtree(here / "runs")
+    (here / "demo").mkdir()  # a folder of that name which is no cache
+    other = ("--set", "harvest.name=other")
+    assert cli("status", *other)["next"] == "pipeline train --set train.cache=cache/demo"
+    message, hint = cli.fails(3, "train", *other)
+    assert message == "there is no cache at cache/other"
+    assert hint.startswith("caches in cache: demo (train.cache")
+    named = (*other, "--set", "train.cache=demo", "--name", "x", "--variant", "topk")
+    assert cli("train", "--dry-run", *named)["groups"][0]["cache"] == "cache/demo"
+    assert cli("inspect", "demo")["path"] == "cache/demo"
+    cli("train", *named)
+    (run,) = cli("analyze", "x", "--only", "position", "--set", "analyze.cache=demo")["runs"]
+    assert run["name"] == "x"
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 

@@ -88,7 +88,8 @@ class TrainConfig:
     """One coder, trained on one cache."""
 
     cache: Path | None = None
-    """Folder of the cache; null: where `pipeline harvest` writes with the same settings."""
+    """The cache: its folder, or its name in harvest.cache_dir; null: where `pipeline harvest` writes with the same
+    settings."""
     source: str = "layer_02.resid_mid"
     """Site the coder reads."""
     target: str | None = "layer_02.mlp_out"

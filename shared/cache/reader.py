@@ -30,6 +30,7 @@ from shared.cache.growth import Generation, Parts, generations_of, plan_files, r
 from shared.cache.quantise import CODE_DTYPES, dequantise
 from shared.cache.stats import SiteStats, merge_stats
 from shared.errors import DataError, UsageError
+from shared.registry import did_you_mean
 
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -240,9 +241,7 @@ def open_cache(path: Path | str, allow_incomplete: bool = False, identity: str |
     """
     path = Path(path)
     if not (path / PLAN).exists():
-        raise DataError(
-            f"there is no cache at {path}", hint="pipeline harvest writes one; pipeline status lists what exists"
-        )
+        raise _no_cache(path)
     finished = (path / MANIFEST).exists()
     head = read_json(path / MANIFEST if finished else plan_files(path)[-1])
     check_version(path, head)
@@ -264,6 +263,15 @@ def open_cache(path: Path | str, allow_incomplete: bool = False, identity: str |
         )
     check_sizes(path, parts.expected_files(commits))
     return Cache(path, head, layout, shards, finished and not missing, parts)
+
+
+def _no_cache(path: Path) -> DataError:
+    """The error of a folder that is no cache; it names those beside it."""
+    known = [file.parent.name for file in sorted(path.parent.glob(f"*/{PLAN}"))]
+    hint = "pipeline harvest writes one; pipeline status lists what exists"
+    if known:
+        hint = f"caches in {path.parent}: {', '.join(known)} (train.cache, analyze.cache); pipeline harvest writes more"
+    return DataError(f"there is no cache at {path}{did_you_mean(path.name, known)}", hint)
 
 
 def _as_it_was(

@@ -69,7 +69,9 @@ def test_status_names_what_is_incomplete_and_the_next_command(tmp_path: Path) ->
     assert status(caches, runs).next == ""
 
     cache = make_cache(caches / "whole")
-    assert status(caches, runs).next == "pipeline train"
+    assert status(caches, runs, caches / "whole").next == "pipeline train"
+    for trained_on in (caches / "half", caches / "of-the-settings"):
+        assert status(caches, runs, trained_on).next == f"pipeline train --set train.cache={caches / 'whole'}"
     whole = status(caches, runs).caches[1]
     assert (whole["name"], whole["complete"], whole["n_tokens"]) == ("whole", True, cache.manifest["n_tokens"])
     assert whole["bytes"] == sum(file.stat().st_size for file in cache.path.rglob("*") if file.is_file())

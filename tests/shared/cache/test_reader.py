@@ -81,7 +81,15 @@ def test_no_cache(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no cache at") as caught:
         open_cache(tmp_path / "nothing")
     assert caught.value.exit_code == 3
-    assert "pipeline harvest" in str(caught.value.hint)
+    assert str(caught.value.hint).startswith("pipeline harvest")
+
+
+def test_no_cache_of_that_name_lists_those_beside_it(cache: Cache) -> None:
+    with pytest.raises(DataError, match=f"did you mean {cache.path.name!r}") as caught:
+        open_cache(cache.path.with_name(cache.path.name + "x"))
+    assert caught.value.hint == (
+        f"caches in {cache.path.parent}: {cache.path.name} (train.cache, analyze.cache); pipeline harvest writes more"
+    )
 
 
 def test_a_deleted_commit(cache: Cache) -> None:
