@@ -17,7 +17,8 @@ def default_report(name: str) -> ReportConfig:
     return REPORTS[name].config_class()  # type: ignore[call-arg]
 
 
-def _usual_reports() -> dict[str, ReportConfig]:
+def usual_reports() -> dict[str, ReportConfig]:
+    """The reports that are made without being named."""
     return {name: default_report(name) for name, report in REPORTS.items() if report.by_default}
 
 
@@ -30,8 +31,8 @@ class AnalyzeConfig:
     out: Path = Path("reports")
     """Folder of reports."""
     name: str | None = None
-    """Name of the report's folder below `out`; null: made of the runs' names."""
-    reports: Reports = field(default_factory=_usual_reports)
+    """Name of the report's folder below `out`, in place of any report there; null: made of runs, reports and cache."""
+    reports: Reports = field(default_factory=usual_reports)
     """Reports to make, by name; null in place of one leaves it out. absorption and probing are made when named."""
     documents: Literal["all", "heldout"] = "all"
     """Which documents to look at: all, or the ones that the runs' training held out (train.data.heldout)."""

@@ -13,6 +13,7 @@ import torch
 
 from analyze.compare import CodeSample, compare
 from analyze.config import AnalyzeConfig
+from analyze.folder import check_folder, report_folder
 from analyze.kernels import threads
 from analyze.pairs import PairSums
 from analyze.parts import Part, collect, other_processes
@@ -96,10 +97,11 @@ def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None
     """Every report on every run, side by side, from one pass over each cache.
 
     Raises:
-        UsageError: no run was named, or the report's folder holds something else.
+        UsageError: no run was named, or the report's folder holds something that may not be replaced (check_folder).
         DataError: a run or cache is missing, unfinished, or they do not belong together.
     """
-    from analyze.render import check_folder, write_report
+    from analyze.render import write_report
+    from analyze.render.document import SCHEMA
 
     console = console or Console(quiet=True)
     started = time.perf_counter()
@@ -113,8 +115,8 @@ def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None
             f"{did_you_mean(config.baseline, names)}",
             "--set analyze.baseline=null for the first one",
         )
-    folder = config.out / (config.name or _folder_name(names))
-    check_folder(folder)
+    folder = report_folder(config, names)
+    check_folder(folder, SCHEMA, config, [run.path for run in opened])
     samples: dict[str, CodeSample] = {}
     by_cache: dict[tuple[Path, str | None], list[tuple[str, Run]]] = {}
     for name, run in zip(names, opened, strict=True):
@@ -169,11 +171,6 @@ def _unique_names(runs: Sequence[Run]) -> list[str]:
     if len(set(names)) < len(names):
         names = [str(run.path) for run in runs]
     return names
-
-
-def _folder_name(names: Sequence[str]) -> str:
-    text = "+".join(name.replace("/", "_") for name in names)
-    return text if len(text) <= 80 else f"{len(names)}_runs"
 
 
 def _cache_path(run: Run, config: AnalyzeConfig) -> Path:

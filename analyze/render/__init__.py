@@ -10,29 +10,15 @@ from typing import TYPE_CHECKING
 
 from analyze.compare import Comparison
 from analyze.config import AnalyzeConfig
+from analyze.folder import check_folder
 from analyze.render.document import SCHEMA, build_document
 from analyze.render.html import write_html
 from analyze.render.latents import write_tables
 from analyze.render.markdown import to_markdown
 from shared.console import Console
-from shared.errors import UsageError
 
 if TYPE_CHECKING:
     from analyze.run import Analysed
-
-
-def check_folder(folder: Path) -> None:
-    """Raises UsageError when `folder` holds something that is not a report of ours: it would be replaced."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    try:
-        found = json.loads((folder / "report.json").read_text(encoding="utf-8")).get("schema")
-    except (OSError, ValueError, AttributeError):
-        found = None
-    if found != SCHEMA:
-        raise UsageError(
-            f"{folder} exists and is not a report of this program", "--set analyze.name=NAME for another folder"
-        )
 
 
 def write_report(
@@ -43,7 +29,7 @@ def write_report(
     console: Console,
 ) -> Path:
     """Write the folder whole, in place of an older report of the same name; returns index.html."""
-    check_folder(folder)
+    check_folder(folder, SCHEMA, config, [Path(one.facts["path"]) for one in analysed if one.facts["trained"]])
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial, old = folder.parent / f".{folder.name}.partial", folder.parent / f".{folder.name}.old"
     for leftover in (partial, old):

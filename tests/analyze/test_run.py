@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from tokenizers import Tokenizer, models
 
 from analyze import stream as streaming
-from analyze.config import AnalyzeConfig
+from analyze.config import AnalyzeConfig, default_report
+from analyze.folder import report_folder
 from analyze.parts import collect
 from analyze.render import html
 from analyze.render.markdown import to_markdown
@@ -157,7 +159,7 @@ def test_a_run_with_a_frozen_decoder_is_a_control(made: Planted, tmp_path: Path)
     assert [r["name"] for r in result.controls] == [
         f"untrained ({n})" for n in ("other_seed", "trained")
     ]  # not of the control
-    assert result.report.parent.name == "frozen+trained+other_seed"
+    assert result.report.parent.name == "frozen+trained+other_seed-only-global"
 
 
 def test_runs_that_began_alike_share_a_control(made: Planted, tmp_path: Path) -> None:
@@ -297,6 +299,39 @@ def test_a_second_report_replaces_the_first_and_nothing_else(made: Planted, run:
     with pytest.raises(UsageError, match="is not a report"):
         analyze([run], AnalyzeConfig(out=tmp_path / "reports", name="mine"))
     assert (mine / "thesis.tex").exists()
+
+
+def test_the_folder_is_named_after_what_is_in_it(made: Planted, run: Path, tmp_path: Path) -> None:
+    usual = AnalyzeConfig().reports
+    named = {
+        ("a", "b"): AnalyzeConfig(),
+        ("a-only-global",): AnalyzeConfig(reports={"global": GlobalConfig()}),
+        ("a-only-global-on-letters",): AnalyzeConfig(reports={"global": GlobalConfig()}, cache=Path("cache/letters")),
+        ("a-with-probing",): AnalyzeConfig(reports={**usual, "probing": default_report("probing")}),
+        ("mine",): AnalyzeConfig(reports={"global": GlobalConfig()}, name="mine"),
+    }
+    for (expected, *more), config in named.items():
+        assert report_folder(config, ["a", *more]) == Path("reports", "+".join((expected, *more)))
+    many = [f"a-run-with-a-long-name-{n}" for n in range(12)]
+    one, two = (report_folder(AnalyzeConfig(), names).name for names in (many, [*many[:-1], "another"]))
+    assert one != two
+    assert re.fullmatch(r"12_runs-[0-9a-f]{8}", one)
+
+
+def test_a_report_with_other_settings_is_not_overwritten(made: Planted, run: Path, tmp_path: Path) -> None:
+    few = {"global": GlobalConfig()}
+    config = AnalyzeConfig(out=tmp_path / "reports", controls=False, reports=few)
+    report = analyze([run], config).report
+    before = report.read_bytes()
+    with pytest.raises(UsageError, match=r"planted-only-global holds a report .*\(analyze.max_tokens\)") as refused:
+        analyze([run], replace(config, max_tokens=2480))
+    assert "--set analyze.name=planted-only-global to replace" in refused.value.hint
+    namesake = made.run(tmp_path / "elsewhere").path
+    with pytest.raises(UsageError, match=r"\(the runs\)"):
+        analyze([namesake], config)
+    assert report.read_bytes() == before
+    assert analyze([run], replace(config, device="cpu")).report == report
+    assert analyze([run], replace(config, max_tokens=2480, name="planted-only-global")).rows == 2480
 
 
 def test_refusals(made: Planted, run: Path, tmp_path: Path) -> None:
