@@ -220,6 +220,13 @@ def subjects_of(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeC
                 shards, device, config.seed, heldout,
             )
         )  # fmt: skip
+    if heldout is not None and not subjects[0].rest_rows.any():
+        raise UsageError(
+            f"no document of {path} is held out at data.heldout {heldout:g}"
+            + (" in the shards that are looked at" if len(shards) < len(cache.shards) else "")
+            + ", and analyze.documents is heldout",
+            "--set analyze.documents=all",
+        )
     if config.controls:
         # A control needs no control of its own, unless there is nothing else.
         subjects += _controls([subject for subject in subjects if subject.role == "run"] or subjects, members)

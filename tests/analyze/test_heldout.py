@@ -82,6 +82,16 @@ def test_runs_must_hold_out_the_same(made: Planted, tmp_path: Path) -> None:
         analyze(two, config)
 
 
+def test_a_share_that_holds_no_document_out_is_named(made: Planted, tmp_path: Path) -> None:
+    share = 1e-9
+    assert not split_rows(made.cache, share).heldout.any()
+    run = run_of(made, tmp_path / "runs", "one", share)
+    with pytest.raises(UsageError, match="no document of .* is held out at data.heldout 1e-09") as raised:
+        analyze([run], AnalyzeConfig(out=tmp_path / "reports", documents="heldout"))
+    assert raised.value.hint == "--set analyze.documents=all"
+    assert not (tmp_path / "reports").exists()
+
+
 def test_sequences_with_held_out_rows(made: Planted) -> None:
     only = split_rows(made.cache, SHARE).heldout
     chosen = choose_sequences(made.cache, tuple(made.cache.shards), 10**6, only)
