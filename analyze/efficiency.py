@@ -23,14 +23,15 @@ class Trained:
 
     Attributes:
         absorption: None where it was not evaluable.
+        fvu, l0: None where they were not measured.
         seconds: training time.
     """
 
     seed: int
     absorption: float | None
-    fvu: float
-    l0: float
-    seconds: float
+    fvu: float | None
+    l0: float | None
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,17 @@ def reduction_efficiency(
     Args:
         l0_tolerance: how far (relative) the mean L0 of a pair may differ; beyond, absorption is not comparable.
     """
-    before = {run.seed: run for run in baseline}
-    pairs = [(before[run.seed], run) for run in treated if run.seed in before]
+    plain = {run.seed: run for run in baseline}
+    pairs = [(plain[run.seed], run) for run in treated if run.seed in plain]
     if not pairs:
         return Efficiency("no seed was trained both ways")
     usable: list[tuple[float, float]] = []
+    costs: dict[str, list[float]] = {"FVU": [], "training time": []}
     for a, b in pairs:
         if a.absorption is None or b.absorption is None:
             return Efficiency(f"absorption was not evaluable (seed {a.seed})", seeds=len(pairs))
+        if a.l0 is None or b.l0 is None:
+            return Efficiency(f"L0 is not known (seed {a.seed})", seeds=len(pairs))
         if abs(b.l0 - a.l0) > l0_tolerance * a.l0:
             return Efficiency(
                 f"L0 differs: {a.l0:.1f} against {b.l0:.1f} (seed {a.seed}); only equal sparsity compares",
@@ -77,10 +81,15 @@ def reduction_efficiency(
             )
         if a.absorption <= 0:
             return Efficiency(f"the baseline absorbs nothing (seed {a.seed}): nothing to reduce", seeds=len(pairs))
+        for what, before, after in (("FVU", a.fvu, b.fvu), ("training time", a.seconds, b.seconds)):
+            if before is None or after is None:
+                return Efficiency(f"{what} is not known (seed {a.seed})", seeds=len(pairs))
+            if before <= 0:
+                return Efficiency(f"the baseline's {what} is 0 (seed {a.seed}): no relative cost", seeds=len(pairs))
+            costs[what].append(after / before - 1)
         usable.append((a.absorption, b.absorption))
     reductions = [(a - b) / a for a, b in usable]
-    fvu_cost = float(np.mean([b.fvu / a.fvu - 1 for a, b in pairs]))
-    time_cost = float(np.mean([b.seconds / a.seconds - 1 for a, b in pairs]))
+    fvu_cost, time_cost = (float(np.mean(found)) for found in costs.values())
     mean = float(np.mean(reductions))
     return Efficiency(
         status="measured",

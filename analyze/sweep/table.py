@@ -225,8 +225,8 @@ def _estimates(
 ) -> dict[str, Any]:
     """A figure of which one seed has no value has none here: a mean of the others would be of other seeds.
 
-    Where the seeds agree to the digit (absorption of 0 in all of them) they say nothing of the uncertainty: the
-    interval is then the widest that a run has over its labels and rows.
+    Where three seeds or more agree to the digit (absorption of 0 in all of them) they say nothing of the uncertainty:
+    the interval is then the widest that a run has over its labels and rows.
     """
     out: dict[str, Any] = {}
     for column in columns:
@@ -237,8 +237,9 @@ def _estimates(
             continue
         out[key] = estimate(whole) if len(whole) == len(values) else None
         spread = [one[key] for one in over_rows if key in one]
-        if out[key] is not None and spread and out[key]["low"] == out[key]["high"]:
-            out[key] |= {"low": min(low for low, _ in spread), "high": max(high for _, high in spread)}
+        found = out[key]
+        if found is not None and spread and found["low"] is not None and found["low"] == found["high"]:
+            found |= {"low": min(low for low, _ in spread), "high": max(high for _, high in spread)}
     return out
 
 
@@ -286,10 +287,8 @@ def _efficiency(settings: dict[str, list[Measured]], base: Sequence[Measured], b
 
 
 def _trained(one: Measured, family: str) -> Trained:
-    rate, figures = one.figures.get(family), one.figures
-    absorption = None if rate is None else float(rate)
-    fvu, l0, seconds = (float(figures[key] or 0) for key in ("fvu", "l0", "seconds"))
-    return Trained(one.member.seed, absorption, fvu, l0, seconds)
+    values = [one.figures.get(key) for key in (family, "fvu", "l0", "seconds")]
+    return Trained(one.member.seed, *(None if value is None else float(value) for value in values))
 
 
 # --- as text --------------------------------------------------------------------------------------------------------

@@ -327,7 +327,9 @@ def test_interval_over_seeds() -> None:
     assert found.high - found.value == pytest.approx(4.302652729911275 / np.sqrt(3))  # t(0.975; 2)
 
 
-def runs(absorption: list[float | None], fvu: float, seconds: float, l0: float = 16.0) -> list[Trained]:
+def runs(
+    absorption: list[float | None], fvu: float | None, seconds: float | None, l0: float | None = 16.0
+) -> list[Trained]:
     return [Trained(seed, a, fvu, l0, seconds) for seed, a in enumerate(absorption)]
 
 
@@ -350,6 +352,11 @@ def test_efficiency_refuses_what_does_not_compare() -> None:
     assert "not evaluable" in reduction_efficiency(before, runs([0.2, None, 0.2], 0.3, 100.0)).status
     assert "nothing to reduce" in reduction_efficiency(runs([0.0], 0.3, 1.0), runs([0.0], 0.3, 1.0)).status
     assert "no seed" in reduction_efficiency(before, []).status
+    assert "baseline's FVU is 0" in reduction_efficiency(runs([0.4], 0.0, 1.0), runs([0.2], 0.3, 1.0)).status
+    assert "baseline's training time is 0" in reduction_efficiency(runs([0.4], 0.3, 0.0), runs([0.2], 0.3, 1.0)).status
+    assert "FVU is not known" in reduction_efficiency(before, runs([0.2] * 3, None, 100.0)).status
+    assert "L0 is not known" in reduction_efficiency(before, runs([0.2] * 3, 0.3, 100.0, l0=None)).status
+    assert "time is not known" in reduction_efficiency(before, runs([0.2] * 3, 0.3, None)).status
     pair = reduction_efficiency(before[:2], runs([0.2, 0.25], 0.3, 100.0))
     assert pair.reduction is None  # two seeds: a mean, no interval
     assert pair.mean_reduction == pytest.approx(0.5)

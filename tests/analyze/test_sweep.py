@@ -244,6 +244,32 @@ def test_seeds_that_agree_on_zero_have_the_interval_of_their_rows(members: list[
     assert "0% [0%, 4%]" in to_markdown(document)
 
 
+def test_fewer_than_three_seeds_have_no_interval_of_any_kind(members: list[Member]) -> None:
+    spread = {"absorption_capitalised": (0.1, 0.9)}
+    for rates in ([0.4], [0.4, 0.5], [0.4, 0.4]):
+        two = [
+            dataclasses.replace(fake("plain", seed, rate, members[0].run), intervals=spread)
+            for seed, rate in enumerate(rates)
+        ]
+        document = compare_settings(HEADING, two, "plain")
+        found = setting_of(document, "plain")["figures"]["absorption_capitalised"]
+        assert found == {"mean": pytest.approx(np.mean(rates)), "low": None, "high": None, "n": len(rates)}
+        assert "no intervals" in to_markdown(document)
+
+
+def test_efficiency_says_which_figure_is_missing(members: list[Member]) -> None:
+    run = members[0].run
+    plain, other = fake("plain", 0, 0.4, run), fake("pairs", 0, 0.2, run)
+    for side, figures, status in (
+        (plain, {"fvu": 0.0}, "the baseline's FVU is 0 (seed 0): no relative cost"),
+        (plain, {"fvu": None}, "FVU is not known (seed 0)"),
+        (other, {"l0": None}, "L0 is not known (seed 0)"),
+    ):
+        changed = dataclasses.replace(side, figures=side.figures | figures)
+        document = compare_settings(HEADING, [changed if one is side else one for one in (plain, other)], "plain")
+        assert [one["status"] for one in document["efficiency"]] == [status]
+
+
 def test_markdown_says_what_to_run_and_what_is_missing(measured: list[Measured], tmp_path: Path) -> None:
     document = compare_settings(HEADING, measured[:8], "plain", ["s-frozen-seed2"])
     text = to_markdown(document)
