@@ -209,7 +209,7 @@ def compare(
         return None
     groups = baseline_first(group_runs(trained), baseline)
     pairs = _pairs(groups, [one for one in analysed if not one.facts["trained"]], samples)
-    tables = [before_after(groups)]
+    tables = [table for table in [before_after(groups)] if table.rows]
     if pairs:
         tables.append(_similarity_table(pairs))
     charts = [_pairs_chart(trained), _frontier(analysed)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from analyze.folder import check_folder, report_folder
 from analyze.kernels import threads
 from analyze.pairs import PairSums
 from analyze.parts import Part, collect, other_processes
-from analyze.reports import AnyReport, Subject
+from analyze.reports import REPORTS, AnyReport, Subject
 from analyze.result import ReportResult, number
 from shared.cache import Cache, open_cache
 from shared.coders import Coder, build_coder
@@ -67,6 +67,7 @@ class AnalyzeResult:
         report: index.html.
         runs: one summary per run, in the order given. controls: the same for what stands beside them.
         comparison: groups of seeds, figures over them, likeness of pairs; None for one run.
+        leads: (run, what a report says of it) for reports on request that have no column in the table of headlines.
     """
 
     report: Path
@@ -75,6 +76,7 @@ class AnalyzeResult:
     comparison: dict[str, Any] | None
     rows: int
     seconds: float
+    leads: list[tuple[str, str]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The --json document."""
@@ -90,7 +92,9 @@ class AnalyzeResult:
     def __str__(self) -> str:
         from analyze.render.markdown import summary_table
 
-        return f"{summary_table(self.runs + self.controls)}\nreport: {self.report} ({duration(self.seconds)})"
+        table = summary_table(self.runs + self.controls)
+        said = [f"{name}: {lead}" for name, lead in self.leads]
+        return "\n".join([*([table] if table else []), *said, f"report: {self.report} ({duration(self.seconds)})"])
 
 
 def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None = None) -> AnalyzeResult:
@@ -145,7 +149,22 @@ def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None
         None if comparison is None else comparison.document["data"],
         rows,
         time.perf_counter() - started,
+        _leads(analysed, config),
     )
+
+
+def _leads(analysed: Sequence[Analysed], config: AnalyzeConfig) -> list[tuple[str, str]]:
+    """What the reports say that the table of headlines does not show: those on request, or all where it shows none."""
+    from analyze.render.markdown import SUMMARY
+
+    columns = {key for key, _, _ in SUMMARY}
+    figures: dict[str, set[str]] = {}
+    for one in analysed:
+        for name, result in one.results.items():
+            figures.setdefault(name, set()).update(figure.key for figure in result.figures)
+    untold = [name for name, keys in figures.items() if not keys & columns]
+    shown = [n for n in untold if len(untold) == len(figures) or not REPORTS[config.reports[n].kind].by_default]
+    return [(one.subject.name, one.results[name].lead) for one in analysed for name in shown if name in one.results]
 
 
 def _shorten(analysed: list[Analysed], samples: dict[str, CodeSample]) -> None:

@@ -26,8 +26,10 @@ ROWS = 25
 
 
 def summary_table(summaries: Sequence[dict[str, Any]]) -> str:
-    """One line per run, in columns, for a terminal."""
+    """One line per run, in columns, for a terminal; "" where the reports have no column."""
     keys = [entry for entry in SUMMARY if any(entry[0] in summary for summary in summaries)]
+    if len(keys) < 2:
+        return ""
     rows = [[label for _, label, _ in keys]]
     for summary in summaries:
         cells = [show(summary.get(key), form) for key, _, form in keys]

@@ -18,12 +18,14 @@ from analyze.reports import REPORTS, Subject
 from analyze.reports.absorption import AbsorptionConfig
 from analyze.reports.probing import ProbingConfig
 from analyze.result import ReportResult
+from analyze.run import analyze
 from analyze.stream import stream
 from shared.cache import Cache, Flag
 from shared.coders import Coder, build_coder
 from shared.coders.topk import TopKConfig
 from shared.documents import DOCUMENTS
 from shared.errors import UsageError
+from shared.runs import create_run
 from shared.text import Vocabulary
 from tests.planted import Hierarchy, absorbing_coder, hierarchy, true_rates
 from tests.synthetic import BOS_ID, EOS_ID, PAD_ID, TokenTable, make_cache
@@ -211,6 +213,35 @@ def test_rare_labels_are_left_out(cache: Cache) -> None:
 def test_made_when_named(tree: Hierarchy) -> None:
     assert not {"absorption", "probing"} & set(AnalyzeConfig().reports)
     assert default_report("absorption") == AbsorptionConfig()
+
+
+def test_the_terminal_says_what_was_asked_for(cache: Cache, tree: Hierarchy, tmp_path: Path) -> None:
+    """Reports without a column in the table of headlines say their sentence; an empty before/after is left out."""
+    runs = []
+    for name, rate in (("few", 0.25), ("many", 0.5)):
+        run = create_run(tmp_path / "runs", name, {}, {})
+        run.finish(
+            absorbing_coder(tree, rate),
+            {},
+            {"source": SITE, "target": SITE, "cache": {"path": str(cache.path), "identity": cache.identity}},
+        )
+        runs.append(run.path)
+    config = AnalyzeConfig(
+        out=tmp_path / "reports",
+        controls=False,
+        reports={
+            "absorption": AbsorptionConfig(families=("digit",), rows=3000, splits=1),
+            "probing": ProbingConfig(families=("digit",), rows=3000),
+        },
+    )
+    result = analyze(runs, config)
+    document = json.loads((result.report.parent / "report.json").read_text())
+    leads = [f"{run['name']}: {report['lead']}" for run in document["runs"] for report in run["reports"].values()]
+    lines = str(result).splitlines()
+    assert lines[:-1] == leads
+    assert lines[0].startswith("few: Full absorption on 3,000 rows: digit ")
+    assert lines[1].startswith("few: One probe of k latents per label, 1 labels, 3,000 rows: mean AUC ")
+    assert [table["key"] for table in document["comparison"]["tables"]] == ["similarity"]
 
 
 def test_texts_of_the_planted_tokenizer(cache: Cache) -> None:
