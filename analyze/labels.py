@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.cache import Cache, Flag
+from shared.cache import Cache, Flag, positions
 from shared.errors import DataError, UsageError
 from shared.registry import did_you_mean
 from shared.text import Vocabulary
@@ -220,7 +220,7 @@ def row_labels(
         elif family == "next_token":
             parts.append(_next_token(cache, seq, position, texts))
         else:
-            parts.append(_position_bins(position, cache.ctx))
+            parts.append(_position_bins(positions(rows, cache.flags[seq, position], cache.ctx), cache.ctx))
     return concatenate(parts)
 
 
@@ -237,7 +237,7 @@ def _next_token(cache: Cache, seq: NDArray[np.int64], position: NDArray[np.int64
     return Labels(names, values)
 
 
-def _position_bins(position: NDArray[np.int64], ctx: int) -> Labels:
+def _position_bins(position: NDArray[np.int32], ctx: int) -> Labels:
     """Position 0 is no bin's; 1 … ctx − 1 fall into ten equal bins (fewer in a shorter context)."""
     n_bins = min(N_POSITION_BINS, max(ctx - 1, 1))
     bin_of = np.where(position > 0, (position - 1) * n_bins // max(ctx - 1, 1), UNKNOWN)
@@ -272,9 +272,9 @@ def categories(family: str, values: Sequence[object]) -> Labels:
 
 
 def content_rows(cache: Cache) -> NDArray[np.int64]:
-    """Rows that hold text: neither BOS nor EOS nor padding, nor position 0. Ascending."""
-    usable = (cache.flags & int(Flag.BOS | Flag.EOS | Flag.PADDING)) == 0
-    usable[:, 0] = False
+    """Rows that hold text: neither EOS nor padding, nor position 0, which every BOS is at. Ascending."""
+    usable = (cache.flags & int(Flag.EOS | Flag.PADDING)) == 0
+    usable &= positions(np.arange(cache.ctx), cache.flags, cache.ctx) > 0
     return np.flatnonzero(usable.reshape(-1)).astype(np.int64)
 
 

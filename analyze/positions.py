@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from analyze.keep import Keeper
 from analyze.stream import ShardRows
+from shared.cache import Cache, positions
 from shared.statistics import (
     benjamini_hochberg,
     binomial_upper,
@@ -56,17 +57,18 @@ def shift_slots(
 ) -> NDArray[np.uint16]:
     """For each row and replicate, replicate · n_bins + the bin that the row's position is rotated into [R, shifts].
 
-    Every sequence is rotated by its own uniform amount, over its kept positions from `skip` on (1 leaves position 0
-    out).
+    Every sequence is rotated by its own uniform amount, over its kept rows in order: a firing moves to the position of
+    another row. With skip 1 the rows at position 0 are left out, a BOS within the sequence too.
 
     Args:
         to_bin: [ctx] bin of each position, counted from 0 for position 0; with skip 1 the bins are counted from 1.
     """
-    keep = rows.keep.reshape(-1, rows.ctx)
-    inside = keep & (np.arange(rows.ctx) >= skip)
+    position = rows.position.reshape(-1, rows.ctx)
+    inside = rows.keep.reshape(-1, rows.ctx) & (position >= skip)
     length = inside.sum(axis=1)
     shift = rng.integers(0, np.maximum(length, 1)[:, None], (len(length), shifts))
-    kept = np.argsort(~inside, axis=1, kind="stable")  # positions that count come first, in order
+    # rows that count come first, in order
+    kept = np.take_along_axis(position, np.argsort(~inside, axis=1, kind="stable"), axis=1)
     rank = np.maximum(np.cumsum(inside, axis=1) - 1, 0)
     rotated = (rank[:, :, None] + shift[:, None, :]) % np.maximum(length, 1)[:, None, None]
     bins = to_bin[kept][np.arange(len(kept))[:, None, None], rotated]
@@ -148,8 +150,8 @@ def score(report: Position) -> PositionScores:
         p,
         q,
         (q < config.q) & (share > config.bos_share) & (enrichment > config.bos_enrichment),
-        first_share(report.top, report.subject.n_positions),
-        first_share(report.top_distinct, report.subject.n_positions),
+        first_share(report.top, report.subject.cache),
+        first_share(report.top_distinct, report.subject.cache),
         only(scored_rest, kl_to_base(rest, bin_rows[1:] / rest_total)),
         only(scored, kl_to_base(bins, bin_rows / total)),
         only(scored_rest, mi),
@@ -179,8 +181,15 @@ def _excess(
     return observed - mean, gamma_upper(observed, mean, var)
 
 
-def first_share(keeper: Keeper, ctx: int) -> NDArray[np.float64]:
+def first_share(keeper: Keeper, cache: Cache) -> NDArray[np.float64]:
+    """Share of each latent's kept entries that lie at position 0 [F]; NaN where none is kept."""
     kept = keeper.kept
-    at_first = ((keeper.row % ctx == 0) & (keeper.score > 0)).sum(axis=1)
     with np.errstate(invalid="ignore"):
-        return np.where(kept > 0, at_first / kept, np.nan)
+        return np.where(kept > 0, kept_first(keeper, cache) / kept, np.nan)
+
+
+def kept_first(keeper: Keeper, cache: Cache) -> NDArray[np.int64]:
+    """How many of each latent's kept entries lie at position 0 [F]."""
+    position = positions(keeper.row, cache.flags.reshape(-1)[keeper.row], cache.ctx)
+    counts: NDArray[np.int64] = ((position == 0) & (keeper.score > 0)).sum(axis=1)
+    return counts

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analyze.sparse import SparseCodes
-from shared.cache import Cache, Flag
+from shared.cache import Cache, Flag, positions
 from shared.coders import Coder
 from shared.hashing import mix
 
@@ -37,7 +37,7 @@ class ShardRows:
     Attributes:
         shard: its number.
         start: the cache row of its first row.
-        tokens, pos_in_doc, doc_id: [R].
+        tokens, pos_in_doc, doc_id, flags: [R].
         keep: [R] rows that count: not padding, and of the documents that are looked at.
     """
 
@@ -47,6 +47,7 @@ class ShardRows:
     tokens: NDArray[np.int64]
     pos_in_doc: NDArray[np.int64]
     doc_id: NDArray[np.int64]
+    flags: NDArray[np.uint8]
     keep: NDArray[np.bool_]
     _made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -55,8 +56,8 @@ class ShardRows:
 
     @cached_property
     def position(self) -> NDArray[np.int32]:
-        """Position in the sequence [R]."""
-        return np.arange(len(self), dtype=np.int32) % np.int32(self.ctx)
+        """Position in the sequence, 0 at every BOS [R]."""
+        return positions(np.arange(len(self)), self.flags, self.ctx)
 
     @cached_property
     def row(self) -> NDArray[np.int64]:
@@ -76,16 +77,19 @@ class ShardRows:
         return rows
 
     def context(self, before: int) -> NDArray[np.uint64]:
-        """A hash of each row's token and the `before` tokens ahead of it in its sequence [R]: equal contexts, equal
-        hash.
+        """A hash of each row's token and the `before` tokens ahead of it, from the last row at position 0 on [R]:
+        equal contexts, equal hash.
         """
 
         def make() -> NDArray[np.uint64]:
+            at_first, place = self.position.reshape(-1, self.ctx) == 0, np.arange(self.ctx)
+            ahead = place - np.maximum.accumulate(np.where(at_first, place, 0), axis=1)
             mixed = mix(self.tokens.reshape(-1, self.ctx).astype(np.uint64) + np.uint64(1))
             total = np.zeros_like(mixed)
             factor = 1
             for back in range(min(before + 1, self.ctx)):
-                total[:, back:] += mixed[:, : self.ctx - back] * np.uint64(factor)
+                added = mixed[:, : self.ctx - back] * np.uint64(factor)
+                total[:, back:] += np.where(ahead[:, back:] >= back, added, np.uint64(0))
                 factor = factor * _MULTIPLIER & 0xFFFFFFFFFFFFFFFF
             return mix(total.reshape(-1))
 
@@ -111,12 +115,12 @@ def shard_rows(cache: Cache, shard: int, only: NDArray[np.bool_] | None = None) 
     def flat(array: NDArray[np.generic]) -> NDArray[np.int64]:
         return array[cut].reshape(-1).astype(np.int64)
 
-    keep = (cache.flags[cut].reshape(-1) & int(Flag.PADDING)) == 0
+    flags = cache.flags[cut].reshape(-1)
+    keep = (flags & int(Flag.PADDING)) == 0
     if only is not None:
         keep &= only[seqs.start * cache.ctx : seqs.stop * cache.ctx]
-    return ShardRows(
-        shard, seqs.start * cache.ctx, cache.ctx, flat(cache.tokens), flat(cache.pos_in_doc), flat(cache.doc_id), keep
-    )
+    tokens, pos_in_doc, doc_id = flat(cache.tokens), flat(cache.pos_in_doc), flat(cache.doc_id)
+    return ShardRows(shard, seqs.start * cache.ctx, cache.ctx, tokens, pos_in_doc, doc_id, flags, keep)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,6 @@ def make_cache(path: Path, rows: int, width: int) -> tuple[Cache, dict[str, floa
     rng = np.random.default_rng(0)
     flags = np.zeros((seqs, CTX), np.uint8)
     flags[:, 0] = 1
-    padding = np.zeros(layout.shard_rows, bool)
     spent = {"statistics": 0.0, "checksum": 0.0, "all": 0.0}
     with CacheWriter.create(
         path, layout, {"made_by": "benchmarks.data_path", "rows": rows, "width": width}, {}
@@ -69,7 +68,7 @@ def make_cache(path: Path, rows: int, width: int) -> tuple[Cache, dict[str, floa
             for values in acts.values():
                 stored = values.view(torch.uint16).numpy()
                 began = time.perf_counter()
-                site_stats(stored, CTX, padding[: len(stored)])
+                site_stats(stored, CTX, flags[:n].reshape(-1))
                 middle = time.perf_counter()
                 crc32c(as_bytes(stored))
                 spent["statistics"] += middle - began

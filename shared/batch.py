@@ -15,11 +15,11 @@ class Batch:
     Attributes:
         acts: site → [B, d] in the cache's logical dtype.
         tokens: [B] int32 token ids.
-        position: [B] int32 position in the sequence (0 is the BOS row in a cache that begins sequences with one).
+        position: [B] int32 position in the sequence, 0 for every BOS row: :func:`shared.cache.positions`.
         pos_in_doc: [B] int32 position in the document.
         doc_id: [B] int64 document.
         flags: [B] uint8 shared.cache.Flag bits.
-        row: [B] int64 row in the cache, sequence · ctx + position.
+        row: [B] int64 row in the cache, sequence · ctx + place in the sequence.
     """
 
     acts: Mapping[str, Tensor]

@@ -29,7 +29,7 @@ class Sample:
     Attributes:
         value: the activation when it was seen, during training.
         token: id of the token at the peak.
-        position: in the sequence. pos_in_doc: in the document. doc_id: the document. row: in the cache.
+        position: in the sequence, 0 at every BOS. pos_in_doc: in the document. doc_id: the document. row: in the cache.
         step: the update before which it was seen.
         context: token ids around the peak, of one sequence and one document. peak: where among them the peak is.
         text: the context as text, the peak in «».

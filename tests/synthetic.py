@@ -38,8 +38,9 @@ def token_table(
 
     Args:
         doc_length: shortest and longest document, its closing EOS included.
-        packing: ``concat`` joins documents, so that one may continue in the next sequence; ``document`` gives each its
-            own sequence, cut at ctx and padded.
+        packing: ``concat`` joins documents, so that one may continue in the next sequence; ``apart`` does so too, and
+            puts a BOS before every document within a sequence; ``document`` gives each its own sequence, cut at ctx
+            and padded.
 
     A BOS row belongs to the document of the token after it and has that token's position in it.
     """
@@ -52,20 +53,32 @@ def token_table(
     for s in range(n_seq):
         if packing == "document":
             at = length
+        begins = [0]
         for p in range(1, ctx):
             if at == length:
-                if packing == "document" and p > 1:
+                if p > 1 and (packing == "document" or (packing == "apart" and p == ctx - 1)):
                     break
                 doc, at, length = doc + 1, 0, int(rng.integers(doc_length[0], doc_length[1] + 1))
+                if packing == "apart" and p > 1:
+                    begins.append(p)
+                    continue
             last = at == length - 1
             tokens[s, p] = EOS_ID if last else rng.integers(FIRST_ID, vocab)
             doc_id[s, p], pos[s, p] = doc, at
             flags[s, p] = int(Flag.EOS if last else 0) | int(Flag.DOC_START if at == 0 else 0)
             at += 1
-        tokens[s, 0], flags[s, 0] = BOS_ID, int(Flag.BOS)
-        if ctx > 1:
-            doc_id[s, 0], pos[s, 0] = doc_id[s, 1], pos[s, 1]
+        for p in begins:
+            tokens[s, p], flags[s, p] = BOS_ID, int(Flag.BOS)
+            if ctx > 1:
+                doc_id[s, p], pos[s, p] = doc_id[s, p + 1], pos[s, p + 1]
     return TokenTable(tokens, doc_id, pos, flags)
+
+
+def place_and_position(table: TokenTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Place in the sequence of each row, and position: the same, but 0 for every BOS; [n_seq · ctx] each."""
+    n_seq, ctx = table.tokens.shape
+    place = np.tile(np.arange(ctx), n_seq)
+    return place, np.array([0 if token == BOS_ID else p for token, p in zip(table.tokens.flat, place, strict=True)])
 
 
 def sparse_acts(

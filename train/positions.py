@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shared.cache.format import Flag
 from shared.coders import Codes
 
 
@@ -25,8 +24,3 @@ def bos_share(codes: Codes, position: Tensor) -> float:
     by_row = codes.values.sum(dim=1, dtype=torch.float64)
     total = float(by_row.sum())
     return float(by_row[position == 0].sum()) / total if total > 0 else 0.0
-
-
-def at_bos(position: Tensor, flags: Tensor) -> Tensor:
-    """[B] bool: the rows at position 0, or flagged BOS, which some caches have within a sequence too."""
-    return (position == 0) | ((flags & int(Flag.BOS)) != 0)

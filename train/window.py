@@ -38,7 +38,7 @@ class WindowRows:
     Attributes:
         indptr: [R + 1] where each row's entries begin.
         latents, values: [E].
-        position: [R] in the sequence.
+        position: [R] in the sequence, 0 at every BOS.
         n_latents: F.
     """
 

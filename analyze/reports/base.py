@@ -14,7 +14,7 @@ from torch import Tensor
 from analyze.geometry import Geometry
 from analyze.result import ReportResult
 from analyze.stream import Source, StreamBatch
-from shared.cache import Cache, Flag
+from shared.cache import Cache, Flag, positions
 from shared.coders import Coder
 from shared.documents import domains_of
 from shared.split import split_rows
@@ -94,7 +94,9 @@ class Subject:
         keep = np.zeros((self.cache.n_seq, self.cache.ctx), np.bool_)
         for shard in self.shards:
             seqs = self.cache.layout.seqs_of(shard)
-            keep[seqs.start : seqs.stop, 1:] = (self.cache.flags[seqs.start : seqs.stop, 1:] & int(Flag.PADDING)) == 0
+            flags = self.cache.flags[seqs.start : seqs.stop]
+            at_rest = positions(np.arange(self.cache.ctx), flags, self.cache.ctx) > 0
+            keep[seqs.start : seqs.stop] = at_rest & ((flags & int(Flag.PADDING)) == 0)
         rows = keep.reshape(-1)
         return rows if self.only is None else rows & self.only
 

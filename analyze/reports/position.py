@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from analyze.keep import Keeper
 from analyze.kernels import by_bin, over_latents, shifted_bins
-from analyze.positions import LEFT_OUT, PositionScores, coarse_bins, profile_bins, score, shift_slots
+from analyze.positions import LEFT_OUT, PositionScores, coarse_bins, kept_first, profile_bins, score, shift_slots
 from analyze.reports.base import Report, ReportConfig, Subject
 from analyze.result import Chart, Column, Figure, ReportResult, Series, Table, TableColumn, show
 from analyze.sparse import SparseCodes
 from analyze.stream import ShardRows, StreamBatch
+from shared.cache import Cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +124,9 @@ class Position(Report[PositionConfig]):
 
 
 def _result(report: Position, s: PositionScores) -> ReportResult:
-    config, ctx = report.config, report.subject.n_positions
+    config, cache = report.config, report.subject.cache
     base = float(s.bin_rows[0] / max(1, s.bin_rows.sum()))
-    top, top_distinct = _pooled(report.top, ctx), _pooled(report.top_distinct, ctx)
+    top, top_distinct = _pooled(report.top, cache), _pooled(report.top_distinct, cache)
     alive = int((s.bins.sum(axis=1) > 0).sum())
     low = alive - int(s.scored.sum())
     figures = [
@@ -276,9 +277,9 @@ def _mean(values: NDArray[np.float64]) -> float | None:
     return float(np.nanmean(values)) if np.isfinite(values).any() else None
 
 
-def _pooled(keeper: Keeper, ctx: int) -> float | None:
+def _pooled(keeper: Keeper, cache: Cache) -> float | None:
     kept = int(keeper.kept.sum())
-    return int(((keeper.row % ctx == 0) & (keeper.score > 0)).sum()) / kept if kept else None
+    return int(kept_first(keeper, cache).sum()) / kept if kept else None
 
 
 def _verdicts(s: PositionScores, alive_counts: NDArray[np.int64]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shared.cache.commits import CommitRecord
-from shared.cache.format import FORMAT_VERSION, Flag, Layout, SiteSpec
+from shared.cache.format import FORMAT_VERSION, Flag, Layout, SiteSpec, positions
 from shared.cache.reader import Cache, open_cache
 from shared.cache.stats import Moments, SiteStats
 from shared.cache.verify import Problem, VerifyReport, verify_cache
@@ -22,5 +22,6 @@ __all__ = [
     "SiteStats",
     "VerifyReport",
     "open_cache",
+    "positions",
     "verify_cache",
 ]

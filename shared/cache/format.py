@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.cache.files import crc32c
 from shared.cache.quantise import CODES, SCALE, Quantised
@@ -57,6 +58,21 @@ class Flag(IntFlag):
     EOS = 2
     PADDING = 4
     DOC_START = 8
+
+
+def positions(row: NDArray[np.integer], flags: NDArray[np.uint8], ctx: int) -> NDArray[np.int32]:
+    """Position of rows: their place in the sequence, and 0 for every row flagged BOS, wherever it stands.
+
+    Attention is causal, and a BOS behind which nothing before it is seen (documents kept apart) sees as little as the
+    first: its activation is the same constant vector. So "without position 0" leaves out every such row.
+
+    Args:
+        row: rows in the cache, or places in a sequence; broadcast against ``flags``.
+        flags: :class:`Flag` bits of the same rows.
+        ctx: tokens in a sequence.
+    """
+    bos = (flags & np.uint8(Flag.BOS)) != 0
+    return np.where(bos, 0, row % ctx).astype(np.int32)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Statistics of a site, kept while it is written: first and second moments, norms, non-finite rows.
 
 Rows fall into two classes, because the first position of a sequence is an outlier in every language model: ``first``
-(position 0) and ``rest`` (every other position). Padding is counted in neither. A row with an infinity or a NaN is
-counted as non-finite and left out of every sum. All sums are float64; they are formed per shard in one fixed order on
-one thread and merged in shard order, so the same activations give the same bits whichever process wrote a shard.
+(position 0, and every row flagged BOS: :func:`shared.cache.format.positions`) and ``rest`` (every other row). Padding
+is counted in neither. A row with an infinity or a NaN is counted as non-finite and left out of every sum. All sums are
+float64; they are formed per shard in one fixed order on one thread and merged in shard order, so the same activations
+give the same bits whichever process wrote a shard.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.cache.format import Flag, positions
 from shared.errors import DataError
 
 Vector = NDArray[np.float64]
@@ -93,10 +95,10 @@ class SiteStats:
     """Statistics of one site, over one shard or over a whole cache.
 
     Attributes:
-        first: rows at position 0.
+        first: rows at position 0, those flagged BOS within a sequence included.
         rest: every other row.
-        position_n: rows counted at each position [ctx].
-        position_sum_norm: Σ‖x‖ at each position [ctx].
+        position_n: rows counted at each place in the sequence [ctx], whatever their class.
+        position_sum_norm: Σ‖x‖ at each place in the sequence [ctx].
         nonfinite: rows that hold an infinity or a NaN; they are in no sum.
     """
 
@@ -117,7 +119,7 @@ class SiteStats:
 
     @property
     def per_position_norm(self) -> Vector:
-        """Mean ‖x‖ at each position [ctx]; NaN where no row was counted."""
+        """Mean ‖x‖ at each place in the sequence [ctx]; NaN where no row was counted."""
         with np.errstate(invalid="ignore"):
             return self.position_sum_norm / np.where(self.position_n, self.position_n, np.nan)
 
@@ -158,13 +160,13 @@ def merge_stats(parts: Iterable[SiteStats], width: int, ctx: int) -> SiteStats:
     return total
 
 
-def site_stats(stored: NDArray[Any], ctx: int, padding: NDArray[np.bool_]) -> SiteStats:
+def site_stats(stored: NDArray[Any], ctx: int, flags: NDArray[np.uint8]) -> SiteStats:
     """Statistics of one shard of one site.
 
     Args:
         stored: [rows, d] bfloat16 bits as uint16, or float32; rows are whole sequences in order.
         ctx: tokens in a sequence.
-        padding: [rows] rows that are not counted.
+        flags: [rows] :class:`shared.cache.format.Flag` bits: padding is not counted, BOS is of the class ``first``.
 
     NumPy on one thread: its reductions take a fixed order and release the GIL, so writer threads run side by side.
     """
@@ -172,6 +174,8 @@ def site_stats(stored: NDArray[Any], ctx: int, padding: NDArray[np.bool_]) -> Si
     sum_first, sum_rest = np.zeros(width), np.zeros(width)
     sq_first, sq_rest = np.zeros(width), np.zeros(width)
     norm_sq = np.empty(rows, np.float64)
+    padding = (flags & np.uint8(Flag.PADDING)) != 0
+    at_first = positions(np.arange(rows), flags, ctx) == 0
     kept = ~padding
     step = max(1, PIECE_NUMBERS // width)
     values = np.empty((min(step, rows), width), np.float32)
@@ -194,7 +198,7 @@ def site_stats(stored: NDArray[Any], ctx: int, padding: NDArray[np.bool_]) -> Si
             norm_sq[start:stop] = sq.sum(axis=1)
         x[drop] = 0
         sq[drop] = 0
-        first = slice((-start) % ctx, None, ctx)
+        first = at_first[start:stop]
         sum_first += x[first].sum(axis=0, dtype=np.float64)
         sq_first += sq[first].sum(axis=0, dtype=np.float64)
         x[first] = 0
@@ -202,22 +206,30 @@ def site_stats(stored: NDArray[Any], ctx: int, padding: NDArray[np.bool_]) -> Si
         sum_rest += x.sum(axis=0)
         sq_rest += sq.sum(axis=0)
     norm_sq[~kept] = 0
-    position_n = kept.reshape(-1, ctx).sum(axis=0, dtype=np.int64)
-    position_sum_norm = np.sqrt(norm_sq).reshape(-1, ctx).sum(axis=0)
-    position_norm_sq = norm_sq.reshape(-1, ctx).sum(axis=0)
+    norm = np.sqrt(norm_sq)
+    first_norm, first_norm_sq = (_by_place(np.where(at_first, v, 0.0), ctx) for v in (norm, norm_sq))
+    rest_norm, rest_norm_sq = (_by_place(np.where(at_first, 0.0, v), ctx) for v in (norm, norm_sq))
+    n_first, position_n = int((kept & at_first).sum()), _by_place(kept.astype(np.int64), ctx)
     return SiteStats(
-        Moments(int(position_n[0]), sum_first, sq_first, float(position_sum_norm[0]), float(position_norm_sq[0])),
+        Moments(n_first, sum_first, sq_first, float(first_norm.sum()), float(first_norm_sq.sum())),
+        # no row of the rest stands at place 0
         Moments(
-            int(position_n[1:].sum()),
+            int(position_n.sum()) - n_first,
             sum_rest,
             sq_rest,
-            float(position_sum_norm[1:].sum()),
-            float(position_norm_sq[1:].sum()),
+            float(rest_norm[1:].sum()),
+            float(rest_norm_sq[1:].sum()),
         ),
         position_n,
-        position_sum_norm,
+        _by_place(norm, ctx),
         int((~kept & ~padding).sum()),
     )
+
+
+def _by_place(values: NDArray[Any], ctx: int) -> NDArray[Any]:
+    """Sums of values [rows] at each place in the sequence [ctx]."""
+    total: NDArray[Any] = values.reshape(-1, ctx).sum(axis=0)
+    return total
 
 
 def to_float32(stored: NDArray[Any], out: NDArray[np.float32]) -> None:

@@ -24,6 +24,7 @@ from shared.cache.format import (
     Flag,
     Layout,
     check_version,
+    positions,
 )
 from shared.cache.growth import Parts, generations_of, plan_files
 from shared.cache.stats import SiteStats
@@ -210,9 +211,14 @@ class _ShardReader:
                 yield Problem(file, f"a token slice with sha256 {record.tokens_sha256}", digest)
         flags = payloads.get("flags")
         if flags is not None:
-            counted = int(((flags[:rows] & int(Flag.PADDING)) == 0).sum())
+            kept = (flags[:rows] & int(Flag.PADDING)) == 0
+            first = int((kept & (positions(np.arange(len(kept)), flags[:rows], self.layout.ctx) == 0)).sum())
+            counted = int(kept.sum())
             if counted != record.tokens:
                 yield Problem(file, f"{record.tokens} tokens", f"{counted}")
+            for site, stats in record.stats.items():
+                if not first - stats.nonfinite <= stats.first.n <= first:
+                    yield Problem(file, f"{stats.first.n} rows of {site} at position 0", f"{first}")
         for site, stats in record.stats.items():
             if stats.all.n + stats.nonfinite != record.tokens or int(stats.position_n.sum()) != stats.all.n:
                 yield Problem(file, f"{stats.all.n} + {stats.nonfinite} rows of {site} counted", f"{record.tokens}")

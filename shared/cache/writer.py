@@ -207,7 +207,7 @@ class CacheWriter:
         for name in described.keys() & names:
             self._write_chunk(name, shard, described[name], files)
         n_seq = len(described["tokens"])
-        padding = (described["flags"].reshape(-1) & int(Flag.PADDING)) != 0
+        flags = described["flags"].reshape(-1)
         measured: dict[str, SiteStats] = {}
         for site in (site for site in self.layout.sites if site.name in names):
             stored = _stored(acts[site.name], site, n_seq * self.layout.ctx)
@@ -215,12 +215,10 @@ class CacheWriter:
                 stored = self._write_quantised(site, shard, stored, files)
             else:
                 self._write_chunk(site.name, shard, stored, files)
-            measured[site.name] = (
-                stats[site.name] if stats is not None else site_stats(stored, self.layout.ctx, padding)
-            )
+            measured[site.name] = stats[site.name] if stats is not None else site_stats(stored, self.layout.ctx, flags)
         for folder in sorted({(self.path / ARRAYS / name).parent for name in files}):
             sync_folder(folder)
-        record = CommitRecord(shard, n_seq, int((~padding).sum()), digest, files, measured)
+        record = CommitRecord(shard, n_seq, int(((flags & int(Flag.PADDING)) == 0).sum()), digest, files, measured)
         write_json(commit_path(self.path, shard, part), record.to_dict())
         return record
 

@@ -7,6 +7,7 @@ written into the cache. The decoder's rows lie in a wide space of their own, so 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from shared.cache import Cache
 from shared.coders import Coder, build_coder
 from shared.coders.topk import TopKConfig
 from shared.runs import Run, create_run
-from tests.synthetic import TokenTable, make_cache, token_table
+from tests.synthetic import TokenTable, make_cache, place_and_position, token_table
 
 SOURCE, TARGET = "layer_01.resid_mid", "layer_01.mlp_out"
 F, D_OUT, CTX, N_SEQ = 64, 512, 31, 320
@@ -41,6 +42,18 @@ class Planted:
     y: NDArray[np.float32]
     table: TokenTable
 
+    @cached_property
+    def position(self) -> NDArray[np.int64]:
+        """[n] in the sequence, 0 at every BOS."""
+        return place_and_position(self.table)[1]
+
+    def context(self, row: int, before: int = 20) -> tuple[int, ...]:
+        """The tokens of a row and up to `before` ahead of it, from the last BOS on."""
+        begin = row
+        while self.position[begin] > 0 and begin > row - before:
+            begin -= 1
+        return tuple(self.table.tokens.reshape(-1)[begin : row + 1])
+
     def run(self, folder: Path, name: str = "planted") -> Run:
         """The coder as a finished run."""
         run = create_run(folder, name, {"seed": 0}, {})
@@ -61,7 +74,7 @@ def planted(path: Path, seed: int = 0, packing: str = "concat") -> Planted:
     """Write the cache below `path` and build the coder."""
     rng = np.random.default_rng(seed)
     table = token_table(N_SEQ, CTX, seed, packing=packing, doc_length=(20, CTX - 1))
-    tokens, position = table.tokens.reshape(-1), np.tile(np.arange(CTX), N_SEQ)
+    tokens, position = table.tokens.reshape(-1), place_and_position(table)[1]
     n = len(tokens)
     first = position == 0
 

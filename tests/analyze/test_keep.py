@@ -17,7 +17,13 @@ CTX, F = 10, 40
 def shard(number: int, tokens: np.ndarray) -> ShardRows:
     n = len(tokens)
     return ShardRows(
-        number, number * n, CTX, tokens.astype(np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64), np.ones(n, bool)
+        number,
+        number * n,
+        CTX,
+        tokens.astype(np.int64),
+        *np.zeros((2, n), np.int64),
+        np.zeros(n, np.uint8),
+        np.ones(n, bool),
     )
 
 

@@ -70,6 +70,12 @@ def test_attention_stays_within_documents(tiny_model: Path, texts_file: Path, tm
     apart = dataclasses.replace(config, cross_document_attention=False)
     cache = open_cache(harvest(apart).path)
     assert assert_rows_are_of_documents_alone(cache, tiny_model) > cache.n_seq + 5
+    bos = np.flatnonzero(cache.flags.reshape(-1) & 1)
+    assert len(bos) > cache.n_seq + 5
+    for site in SITES:
+        rows = cache.rows(site, bos).double().numpy()
+        assert cache.stats(site).first.n == len(bos)
+        np.testing.assert_allclose(cache.stats(site).first.sum, rows.sum(0), rtol=1e-5, atol=1e-4)
     with pytest.raises(AssertionError):  # it is not so where documents are joined
         assert_rows_are_of_documents_alone(open_cache(harvest(config).path), tiny_model)
 

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from shared.cache import Cache
+from shared.cache import Cache, Flag
 from shared.coders import build_coder
 from shared.split import split_rows
+from tests.synthetic import make_cache
 from tests.train.conftest import MATRYOSHKA, SOURCE, TARGET, TOPK
 from train.evaluate import evaluate, evaluation_rows
 
 
-def test_figures_equal_the_formula_over_several_coders_in_one_read(cache: Cache) -> None:
+@pytest.mark.parametrize("packing", ["concat", "apart"])
+def test_figures_equal_the_formula_over_several_coders_in_one_read(packing: str, tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "c", n_seq=160, ctx=16, packing=packing)
     split = split_rows(cache, 0.3)
     rows = evaluation_rows(split, 10_000)
     assert np.array_equal(rows, np.flatnonzero(split.heldout))
@@ -29,7 +34,9 @@ def test_figures_equal_the_formula_over_several_coders_in_one_read(cache: Cache)
         with torch.no_grad():
             codes = coder.encode(x)
             y_hat = coder.decode(codes, x).double().numpy()
-        rest, stats = rows % cache.ctx > 0, cache.stats(target)
+        flags, stats = cache.flags.reshape(-1)[rows], cache.stats(target)
+        rest = (rows % cache.ctx > 0) & (flags & int(Flag.BOS) == 0)
+        assert (rest.sum() < (rows % cache.ctx > 0).sum()) == (packing == "apart")
         assert found.fvu == pytest.approx(((y - y_hat)[rest] ** 2).sum() / ((y[rest] - stats.rest.mean) ** 2).sum())
         assert found.fvu_with_bos == pytest.approx(((y - y_hat) ** 2).sum() / ((y - stats.all.mean) ** 2).sum())
         assert found.l0 == pytest.approx(codes.l0()[torch.from_numpy(rest)].double().mean().item())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.batch import Batch
-from shared.cache import Cache
+from shared.cache import Cache, positions
 from shared.errors import DataError, UsageError
 from shared.split import Split, split_rows
 from train.data.blocks import Blocks, Index, Position, WindowPlan, expand, make_blocks, segments, window_rows
@@ -177,10 +177,11 @@ class Stream:
         rows = window_rows(self._blocks, self._windows.blocks(epoch, window))
         places = np.flatnonzero(self.split.train[rows])
         kept = rows[places]
-        position = (kept % self.cache.ctx).astype(np.int32)
         flags = self.cache.flags.reshape(-1)[kept]
         ctx, batch_size = self.cache.ctx, self.config.batch_size
-        return Window(kept, position, flags, self.config.seed, epoch, window, ctx, batch_size, control), places
+        return Window(
+            kept, positions(kept, flags, ctx), flags, self.config.seed, epoch, window, ctx, batch_size, control
+        ), places
 
     # --- iteration --------------------------------------------------------------------------------------------------
 
@@ -371,12 +372,13 @@ def open_stream(
 
 def describe_rows(cache: Cache, row: Index) -> dict[str, NDArray[Any]]:
     """Everything a batch says of its rows beside the activations, by the names of shared.batch.Batch."""
+    flags = cache.flags.reshape(-1)[row]
     return {
         "tokens": cache.tokens.reshape(-1)[row],
-        "position": (row % cache.ctx).astype(np.int32),
+        "position": positions(row, flags, cache.ctx),
         "pos_in_doc": cache.pos_in_doc.reshape(-1)[row].astype(np.int32),
         "doc_id": cache.doc_id.reshape(-1)[row].astype(np.int64),
-        "flags": cache.flags.reshape(-1)[row],
+        "flags": flags,
         "row": row,
     }
 

@@ -17,7 +17,7 @@ class Window:
 
     Attributes:
         row: [n] int64 row in the cache.
-        position: [n] position in the sequence.
+        position: [n] position in the sequence, 0 for every BOS row: shared.cache.positions.
         flags: [n] uint8 shared.cache.Flag bits.
         seed: the data seed.
         epoch: counted from 0.

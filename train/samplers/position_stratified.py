@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from shared.hashing import mix
-from train.positions import at_bos, position_bins
+from train.positions import position_bins
 from train.samplers.base import Sampler, SamplerConfig, Window
 
 Index = NDArray[np.int64]
@@ -24,7 +24,7 @@ class PositionStratifiedConfig(SamplerConfig):
 
     kind: Literal["position_stratified"] = "position_stratified"
     bos_factor: float = 0.3
-    """Share of the rows at position 0 (or flagged BOS) that is drawn; which ones, a hash of (seed, epoch, row) says."""
+    """Share of the rows at position 0 that is drawn; which ones, a hash of (seed, epoch, row) says."""
     max_bos_share: float = 0.2
     """No batch holds a larger share of them, whatever the factor."""
     bins: int = 10
@@ -93,8 +93,7 @@ class PositionStratified(Sampler):
         """(rows after position 0, rows at position 0), as indices into the window."""
         c = self.config
         score = hashed(window.row, window.seed, window.epoch)
-        is_bos = at_bos(torch.from_numpy(window.position), torch.from_numpy(window.flags)).numpy()
-        rest, bos = np.flatnonzero(~is_bos), np.flatnonzero(is_bos)
+        rest, bos = np.flatnonzero(window.position), np.flatnonzero(window.position == 0)
         if c.balanced and len(rest):
             rest = self._balanced(rest, window, score)
         bos = bos[score[bos] < (c.bos_factor if window.control is None else window.control)]

@@ -14,7 +14,6 @@ from shared.batch import Batch
 from shared.cache import Cache, Flag
 from shared.coders import Codes
 from shared.hashing import mix
-from train.positions import at_bos
 from train.samples.config import SamplesConfig
 
 Index = NDArray[np.int64]
@@ -80,7 +79,7 @@ class SampleCollector:
         found = codes.detach().entries()
         strong = found.value > self.config.threshold
         row, latent, value = (part[strong].cpu().numpy() for part in found)
-        bos = at_bos(rows.position, rows.flags).cpu().numpy()
+        bos = (rows.position == 0).cpu().numpy()
         cache_row = rows.row.cpu().numpy()
         key = self.context_keys(cache_row)
         first = bos[row]

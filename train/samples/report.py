@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.cache import Cache, Flag
+from shared.cache import Cache, Flag, positions
 from shared.cache.files import sync_folder, write_file, write_json
 from shared.documents import domains_of, sources_of_rows
 from shared.samples import FOLDER, STATISTICS, TABLE, LatentSamples, Sample, SampleSet, save_samples
@@ -70,7 +70,7 @@ class SampleWriter:
         return Sample(
             value=float(saved.value[i, s]),
             token=context[peak],
-            position=row % self.cache.ctx,
+            position=int(positions(np.array(row), self.cache.flags.reshape(-1)[row], self.cache.ctx)),
             pos_in_doc=int(self.cache.pos_in_doc.reshape(-1)[row]),
             doc_id=int(self.cache.doc_id.reshape(-1)[row]),
             row=row,
@@ -84,8 +84,8 @@ class SampleWriter:
     def _labels(self) -> tuple[str, NDArray[np.int64], NDArray[np.bool_]]:
         """What the source of a row is called, the source of each row, and which rows are the corpus."""
         source, of_row = sources_of_rows(self.cache.doc_id.reshape(-1), domains_of(self.cache.path))
-        corpus = (self.cache.flags & int(Flag.PADDING)) == 0
-        corpus[:, 0] = False
+        flags, ctx = self.cache.flags, self.cache.ctx
+        corpus = ((flags & int(Flag.PADDING)) == 0) & (positions(np.arange(ctx), flags, ctx) > 0)
         return source, of_row, corpus.reshape(-1)
 
     def _verdicts(self, kept: Kept) -> NDArray[np.str_]:

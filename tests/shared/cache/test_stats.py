@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.cache import CacheWriter, Flag, open_cache
+from shared.cache import CacheWriter, Flag, open_cache, positions
 from shared.cache.stats import Moments, SiteStats, decode_vector, encode_vector, merge_stats, site_stats
 from shared.errors import DataError
 from tests.synthetic import make_cache, token_table, write_missing
@@ -30,13 +30,14 @@ def check(moments: Moments, rows: np.ndarray, rtol: float) -> None:
 def test_moments_equal_float64_sums(n_seq: int, ctx: int, width: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(n_seq)
     x = (torch.randn(n_seq * ctx, width, generator=generator) * 3 + 0.7).to(dtype)
-    padding = np.random.default_rng(1).random(n_seq * ctx) < 0.2
+    rng = np.random.default_rng(1)
+    padding, bos = rng.random(n_seq * ctx) < 0.2, rng.random(n_seq * ctx) < 0.1
     stored = x.view(torch.uint16).numpy() if dtype == torch.bfloat16 else x.numpy()
-    stats = site_stats(stored, ctx, padding)
+    stats = site_stats(stored, ctx, np.where(padding, 4, np.where(bos, 1, 0)).astype(np.uint8))
 
     exact, position = x.double().numpy(), np.arange(n_seq * ctx) % ctx
-    check(stats.first, exact[~padding & (position == 0)], 1e-5)
-    check(stats.rest, exact[~padding & (position > 0)], 1e-5)
+    check(stats.first, exact[~padding & ((position == 0) | bos)], 1e-5)
+    check(stats.rest, exact[~padding & (position > 0) & ~bos], 1e-5)
     check(stats.all, exact[~padding], 1e-5)
     assert stats.nonfinite == 0
     for p in range(min(ctx, 20)):
@@ -47,7 +48,7 @@ def test_moments_equal_float64_sums(n_seq: int, ctx: int, width: int, dtype: tor
 
 def test_means_variances_and_norms() -> None:
     x = np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32) * 2 + 1
-    stats = site_stats(x, 8, np.zeros(64, bool))
+    stats = site_stats(x, 8, np.zeros(64, np.uint8))
     exact = x.astype(np.float64)
     np.testing.assert_allclose(stats.all.mean, exact.mean(0), rtol=1e-6)
     np.testing.assert_allclose(stats.all.var, exact.var(0), rtol=1e-5)
@@ -60,9 +61,9 @@ def test_means_variances_and_norms() -> None:
 def test_a_non_finite_row_is_counted_and_left_out(bad: float) -> None:
     x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
     x[0, 1], x[13, 3], x[14, 0] = bad, bad, bad
-    padding = np.zeros(32, bool)
-    padding[14] = True  # a padding row is not counted, not even as non-finite
-    stats = site_stats(x.view(torch.uint16).numpy(), 8, padding)
+    flags = np.zeros(32, np.uint8)
+    flags[14] = Flag.PADDING  # a padding row is not counted, not even as non-finite
+    stats = site_stats(x.view(torch.uint16).numpy(), 8, flags)
     kept = np.ones(32, bool)
     kept[[0, 13, 14]] = False
     assert stats.nonfinite == 2
@@ -74,7 +75,7 @@ def test_a_non_finite_row_is_counted_and_left_out(bad: float) -> None:
 def test_finite_values_whose_squares_overflow_float32_count() -> None:
     x = torch.ones(16, 4).bfloat16()
     x[5] = 3e38
-    stats = site_stats(x.view(torch.uint16).numpy(), 8, np.zeros(16, bool))
+    stats = site_stats(x.view(torch.uint16).numpy(), 8, np.zeros(16, np.uint8))
     assert (stats.nonfinite, stats.all.n) == (0, 16)
     check(stats.all, x.double().numpy(), 1e-6)
 
@@ -110,6 +111,32 @@ def test_statistics_of_a_cache_leave_padding_out(tmp_path: Path) -> None:
     assert cache.stats(site).per_position_norm[0] > 3 * cache.stats(site).per_position_norm[1]
 
 
+def test_a_bos_within_the_sequence_is_of_the_class_first(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "c", n_seq=50, ctx=16, packing="apart", doc_length=(3, 20))
+    site = "layer_01.mlp_out"
+    x = torch.cat([cache.chunk(site, shard) for shard in cache.shards]).double().numpy()
+    flags, place = cache.flags.reshape(-1), np.arange(cache.n_rows) % 16
+    kept, bos = (flags & Flag.PADDING) == 0, (flags & Flag.BOS) != 0
+    assert (bos & (place > 0)).sum() > 20
+    assert not kept.all()
+    stats = cache.stats(site)
+    check(stats.first, x[bos], 1e-5)
+    check(stats.rest, x[kept & ~bos], 1e-5)
+    np.testing.assert_allclose(stats.first.var, 0, atol=1e-9)  # all of them are one vector
+    # by place, rows are counted whatever they are
+    assert stats.position_n.tolist() == kept.reshape(-1, 16).sum(0).tolist()
+    norms = np.where(kept, np.linalg.norm(x, axis=1), 0).reshape(-1, 16)
+    np.testing.assert_allclose(stats.position_sum_norm, norms.sum(0), rtol=1e-5)
+
+
+def test_position_is_the_place_in_the_sequence_and_0_at_every_bos() -> None:
+    flags = np.array([[1, 0, 0, 9, 0], [0, 2, 4, 5, 8]], np.uint8)
+    expected = [[0, 1, 2, 0, 4], [0, 1, 2, 0, 4]]
+    assert positions(np.arange(5), flags, 5).tolist() == expected
+    assert positions(np.arange(10), flags.reshape(-1), 5).reshape(2, 5).tolist() == expected
+    assert positions(np.array([8, 4]), flags.reshape(-1)[[8, 4]], 5).tolist() == [0, 4]
+
+
 def test_an_incomplete_cache_has_the_statistics_of_its_commits(tmp_path: Path) -> None:
     cache = make_cache(tmp_path / "c")
     (tmp_path / "c/manifest.json").unlink()
@@ -133,7 +160,7 @@ def test_vectors_survive_text_exactly() -> None:
 
 def test_site_stats_survive_json_and_merging_starts_at_zero() -> None:
     x = np.random.default_rng(2).standard_normal((24, 3)).astype(np.float32)
-    stats = site_stats(x, 6, np.zeros(24, bool))
+    stats = site_stats(x, 6, np.zeros(24, np.uint8))
     again = SiteStats.from_dict(stats.to_dict())
     assert again.to_dict() == stats.to_dict()
     assert merge_stats([stats], 3, 6).to_dict() == stats.to_dict()

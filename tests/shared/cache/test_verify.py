@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,6 +93,11 @@ def test_truncated_missing_and_uncommitted(cache: Cache) -> None:
     }
 
 
+def one_row_from_rest_to_first(stats: dict[str, Any]) -> None:
+    stats["first"]["n"] += 1
+    stats["rest"]["n"] -= 1
+
+
 @pytest.mark.parametrize(
     ("change", "found"),
     [
@@ -99,6 +105,7 @@ def test_truncated_missing_and_uncommitted(cache: Cache) -> None:
         (lambda c: c.update(tokens=1), "1 tokens"),
         (lambda c: c.update(tokens_sha256="0" * 64), "a token slice with sha256 0000"),
         (lambda c: c["statistics"]["layer_01.mlp_out"].update(nonfinite=3), "rows of layer_01.mlp_out counted"),
+        (lambda c: one_row_from_rest_to_first(c["statistics"]["layer_01.mlp_out"]), "17 rows of layer_01.mlp_out at"),
         (lambda c: c["files"].pop("flags/c.1.0"), "another set of chunk files"),
         (lambda c: c.update(shard=2), "says it commits shard 2, expected 1"),
         (lambda c: c.pop("files"), "is not a commit of this format"),

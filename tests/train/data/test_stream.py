@@ -68,14 +68,17 @@ def test_every_training_row_once_per_epoch(cache: Cache, config: DataConfig) -> 
     assert rows[: len(train)].tolist() != rows[len(train) : 2 * len(train)].tolist()
 
 
-def test_a_batch_says_what_its_rows_are(cache: Cache) -> None:
+@pytest.mark.parametrize("packing", ["document", "apart"])
+def test_a_batch_says_what_its_rows_are(packing: str, tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "c", n_seq=130, ctx=16, shard_rows=400, packing=packing)
     for batch in drain(open_stream(cache, [*SITES, SITES[0]], SMALL, uniform())):
         row = batch.row.numpy()
         for site in SITES:
             assert torch.equal(batch.acts[site], cache.rows(site, row))
         assert batch.acts[SITES[0]].dtype == torch.bfloat16
         np.testing.assert_array_equal(batch.tokens, cache.tokens.reshape(-1)[row])
-        np.testing.assert_array_equal(batch.position, row % 16)
+        bos = (cache.flags.reshape(-1)[row] & int(Flag.BOS)) != 0
+        np.testing.assert_array_equal(batch.position, np.where(bos, 0, row % 16))
         np.testing.assert_array_equal(batch.pos_in_doc, cache.pos_in_doc.reshape(-1)[row])
         np.testing.assert_array_equal(batch.doc_id, cache.doc_id.reshape(-1)[row])
         np.testing.assert_array_equal(batch.flags, cache.flags.reshape(-1)[row])

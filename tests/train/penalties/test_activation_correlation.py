@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from shared.cache import Flag
 from shared.coders import Codes
+from tests.synthetic import make_cache
 from tests.train.penalties.conftest import Case, coder_with, gradcheck, minimise, step_batch
+from train.data.rows import row_batches
+from train.penalties import StepBatch
 from train.penalties.activation_correlation import ActivationCorrelation, ActivationCorrelationConfig
 
 
@@ -24,6 +30,21 @@ def test_it_is_the_squared_excess_of_pearsons_r_over_the_rows_without_position_z
     penalty = build(threshold, per=per)
     assert case.value(penalty).item() == pytest.approx(expected, rel=1e-10)
     assert penalty.metrics() == {"latents": 9, "max_r": pytest.approx(np.abs(r).max())}
+
+
+def test_a_bos_within_a_sequence_is_left_out(tmp_path: Path) -> None:
+    site = "layer_01.resid_mid"
+    cache = make_cache(tmp_path / "c", n_seq=30, ctx=16, packing="apart", doc_length=(3, 20))
+    kept = np.flatnonzero((cache.flags & int(Flag.PADDING)) == 0)
+    (rows,) = row_batches(cache, [site], kept, len(kept))
+    x = rows.acts[site].double()
+    codes = Codes(x[:, :6].clamp_min(0), None, 6)
+    bos = (cache.flags.reshape(-1)[kept] & int(Flag.BOS)) != 0
+    assert bos.sum() > 30 + 10
+    r = np.corrcoef(codes.dense()[torch.from_numpy(~bos)].numpy().T)[np.triu_indices(6, 1)]
+    batch = StepBatch(x, x, rows, 1, 10, torch.Generator().manual_seed(0), cache.ctx)
+    found = build()(batch, coder_with(torch.eye(6, dtype=torch.float64)), codes)
+    assert found.item() == pytest.approx(np.square(r).mean(), rel=1e-10)
 
 
 def test_gradcheck(case: Case) -> None:

@@ -125,12 +125,13 @@ def test_balanced_draws_every_bin_alike() -> None:
     assert (loose > 0).sum() == (seen.position > 0).sum()
 
 
-def test_a_bos_in_the_middle_of_a_sequence_counts_as_one() -> None:
-    seen = window()
-    flags = seen.flags.copy()
-    flags[seen.position == 20] = int(Flag.BOS)
-    drawn = build(bos_factor=0.0).order(replace(seen, flags=flags))
-    assert set((drawn % 40).tolist()) == set(range(40)) - {0, 20}
+def test_a_bos_in_the_middle_of_a_sequence_counts_as_one(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "c", n_seq=60, ctx=16, packing="apart", doc_length=(3, 20))
+    data = DataConfig(batch_size=50, epochs=1, pool_rows=200, block_rows=32, heldout=0.0)
+    with open_stream(cache, SITE, data, build(bos_factor=0.0)) as stream:
+        rows = np.concatenate([batch.row.numpy() for batch in stream])
+    text = np.flatnonzero((cache.flags & int(Flag.BOS | Flag.PADDING)) == 0)
+    assert len(set(rows.tolist()) & set(text.tolist())) == len(rows) > len(text) - 50  # the last batch may be short
 
 
 # --- a stream

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from shared.cache import open_cache
+from shared.cache import Flag, open_cache
 from shared.coders.topk import TopKConfig
 from shared.samples import load_samples
+from tests.synthetic import make_cache
 from train.config import TrainConfig
 from train.data.config import DataConfig
 from train.loop import train
@@ -62,6 +63,30 @@ def test_every_sample_says_where_it_comes_from(run: Path, workshop: Path) -> Non
                     assert before + peak + after == text
                     compared += 1
     assert compared > 100
+
+
+def test_a_bos_within_a_sequence_is_at_position_0(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "c", n_seq=160, ctx=16, packing="apart", doc_length=(3, 20))
+    config = TrainConfig(
+        cache=cache.path,
+        source="layer_01.resid_mid",
+        target="layer_01.resid_mid",
+        runs=tmp_path / "runs",
+        coder=TopKConfig(latents=32, k=4),
+        data=DataConfig(batch_size=128, epochs=1),
+        samples=SamplesConfig(
+            every=2, per_latent=10, save_latents=None, save_per_latent=None, distinct=False, max_bos_share=1.0
+        ),
+        min_steps=1,
+    )
+    train([config])
+    samples = [s for latent in load_samples(config.path).latents for s in latent.samples]
+    bos = {int(row) for row in np.flatnonzero(cache.flags.reshape(-1) & int(Flag.BOS))}
+    assert [s.position for s in samples] == [0 if s.row in bos else s.row % 16 for s in samples]
+    inside = {s.row for s in samples} & bos - set(range(0, cache.n_rows, 16))
+    assert inside
+    statistics = json.loads((config.path / "samples/statistics.json").read_bytes())
+    assert statistics["position_0"]["share"] == pytest.approx(np.mean([s.row in bos for s in samples]))
 
 
 def test_figures_are_those_of_the_samples(run: Path) -> None:
