@@ -17,12 +17,14 @@ def resolve_revision(name: str, revision: str | None) -> str:
         UsageError: there is no such dataset, or the hub cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         commit = HfApi().dataset_info(name, revision=revision).sha
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+    except (HfHubHTTPError, HFValidationError) as error:
         raise _unknown(name, error) from error
+    except Exception as error:  # no connection: an error of whichever HTTP library the client uses
+        raise _unknown(name, error, "there is no such file here, and the hub cannot be reached: ") from error
     if commit is None:
         raise UsageError(f"harvest.dataset: the hub names no commit for {name!r}")
     return commit
@@ -49,9 +51,9 @@ def documents(config: HarvestConfig, revision: str | None, wanted: Columns) -> I
         yield wanted.document(values, f"{config.dataset} row {row}")
 
 
-def _unknown(name: str, error: Exception) -> UsageError:
+def _unknown(name: str, error: Exception, why: str = "") -> UsageError:
     text = " ".join(str(error).split())
     return UsageError(
-        f"harvest.dataset: cannot open {name!r}: {text}",
+        f"harvest.dataset: cannot open {name!r}: {why}{text}",
         hint="demo, a local file or folder, or a hub dataset (private ones: `hf auth login` first)",
     )

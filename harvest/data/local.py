@@ -46,6 +46,11 @@ def files_of(path: Path, split: str) -> list[Path]:
     return files
 
 
+def is_data_file(path: Path) -> bool:
+    """Its name ends as those of files that can be read; a hub dataset's does not."""
+    return _kind(path) is not None
+
+
 def documents(files: list[Path], columns: Columns) -> Iterator[Document]:
     """Every document of the files, in order.
 

@@ -44,7 +44,8 @@ def open_source(config: HarvestConfig) -> Source:
         files = local.files_of(path, config.dataset_split)
         digest = local.fingerprint(files, path if path.is_dir() else path.parent)
         return Source(lambda: local.documents(files, columns), digest, sum(file.stat().st_size for file in files))
-    if config.dataset.startswith((".", "/", "~")) or config.dataset.count("/") > 1:
+    is_a_path = config.dataset.startswith((".", "/", "~")) or config.dataset.count("/") > 1
+    if is_a_path or local.is_data_file(path):
         raise UsageError(
             f"harvest.dataset: {config.dataset} does not exist", hint="demo, a local file or folder, or a hub dataset"
         )

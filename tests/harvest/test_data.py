@@ -124,6 +124,22 @@ def test_hub_needs_a_commit_and_a_budget(monkeypatch: pytest.MonkeyPatch) -> Non
         open_source(HarvestConfig(dataset="some/dataset", tokens=None))
 
 
+def test_what_is_neither_a_file_nor_on_the_hub_says_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ConnectError(Exception):
+        """As HTTP libraries have: no OSError."""
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectError("[Errno 111] Connection refused")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
+    says = "cannot open 'notes': there is no such file here, and the hub cannot be reached: .* Connection refused"
+    with pytest.raises(UsageError, match=says):
+        open_source(HarvestConfig(dataset="notes"))
+    for name in ("missing.jsonl", "texts/missing.txt.gz", "missing.parquet"):
+        with pytest.raises(UsageError, match=f"harvest.dataset: {name} does not exist"):
+            open_source(HarvestConfig(dataset=name))
+
+
 def broken_json(path: Path) -> Path:
     file = path / "x.jsonl"
     file.write_text('{"text": "fine"}\n{"text": \n')
