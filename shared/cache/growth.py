@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from shared.cache.commits import commits_of
 from shared.cache.files import read_json
 from shared.cache.format import (
     FORMAT_NAME,
@@ -160,6 +161,7 @@ class Standing:
         generations: up to this one.
         latest: no later growth has been begun.
         finished: the manifest is that of this generation or of a later one.
+        replaces: a cache of another config lies there that holds no commit; it makes room.
     """
 
     plan: dict[str, Any]
@@ -168,6 +170,7 @@ class Standing:
     generations: tuple[Generation, ...]
     latest: bool = True
     finished: bool = False
+    replaces: bool = False
 
     @property
     def parts(self) -> Parts:
@@ -207,6 +210,8 @@ def stand(
 ) -> Standing:
     """What the folder is for this config and layout, which counts sequences of data. Writes nothing.
 
+    A cache of another config is replaced when nothing of it was ever committed.
+
     Args:
         may_grow: dotted paths of the config that a growth may change.
 
@@ -223,6 +228,9 @@ def stand(
         here = _standing(path, plans, index, manifest)
         if _same(here, layout, config):
             return here
+    if is_empty(path):
+        plan = _plan(layout, config, provenance, ())
+        return Standing(plan, path / PLAN, layout, generations_of(plan), replaces=True)
     last = _standing(path, plans, len(plans) - 1, manifest)
     lines = _differences(last, layout, config)
     obstacle = _obstacle(last, layout, lines, may_grow)
@@ -234,6 +242,11 @@ def stand(
             hint=f"pipeline inspect {path} shows it; harvest into another name, or with its own config",
         )
     return _grown(path, last, layout, config, provenance)
+
+
+def is_empty(path: Path) -> bool:
+    """Nothing of the cache was ever committed: a harvest that was stopped, or failed, before its first shard."""
+    return not ((path / MANIFEST).exists() or (path / plan_name(1)).exists() or commits_of(path))
 
 
 def _plan(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -40,11 +41,11 @@ from shared.cache.format import (
     Layout,
     SiteSpec,
 )
-from shared.cache.growth import Parts, Standing, stand
+from shared.cache.growth import Parts, Standing, is_empty, stand
 from shared.cache.lock import WriterLock
 from shared.cache.quantise import dequantise, quantise
 from shared.cache.stats import SiteStats, site_stats
-from shared.errors import DataError
+from shared.errors import DataError, UsageError
 
 
 class CacheWriter:
@@ -91,7 +92,8 @@ class CacheWriter:
                 many sequences are asked for: it grows. Nothing that is committed is written again.
 
         Raises:
-            DataError: the folder holds something else, or a cache of another config (with every field that differs).
+            DataError: the folder holds something else, or a cache of another config with at least one commit (with
+                every field that differs).
             PipelineError: another process is writing it.
         """
         path = Path(path)
@@ -101,7 +103,11 @@ class CacheWriter:
         lock = WriterLock(path, rank, world)
         try:
             standing = stand(path, layout, config, json.loads(json.dumps(provenance, allow_nan=False)), may_grow)
+            if standing.replaces and not lock.is_first:
+                raise DataError(f"another rank is beginning {path} with another config", hint="run all ranks alike")
             if lock.is_first:
+                if standing.replaces:
+                    _clear(path)
                 for leftover in partial_files(path):
                     leftover.unlink(missing_ok=True)
                 (path / COMMITS).mkdir(exist_ok=True)
@@ -294,6 +300,9 @@ class CacheWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        refused = isinstance(error, (UsageError, DataError))
+        if refused and self._world == 1 and is_empty(self.path):  # it cannot succeed, so it leaves nothing to resume
+            _clear(self.path)
         self.close()
 
     def _write_chunk(self, name: str, shard: int, stored: NDArray[Any], files: dict[str, ChunkFile]) -> None:
@@ -329,6 +338,15 @@ def _refuse_foreign_folder(path: Path) -> None:
                 f"{path} is not a cache (no {PLAN}) and is not empty: found {_some(foreign or [COMMITS])}",
                 hint="choose another cache name",
             )
+
+
+def _clear(path: Path) -> None:
+    """Removes what was begun of a cache without commits, the plan last: until then it can be cleared again."""
+    for folder in (ARRAYS, COMMITS, "tokenizer"):
+        shutil.rmtree(path / folder, ignore_errors=True)
+    for file in (*path.glob("documents*.jsonl*"), path / PLAN):
+        file.unlink(missing_ok=True)
+    sync_folder(path)
 
 
 def _checked(array: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:

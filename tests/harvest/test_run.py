@@ -23,6 +23,7 @@ from harvest.config import HarvestConfig, content_settings
 from harvest.data.documents import Columns
 from harvest.data.local import documents
 from harvest.data.pack import Block
+from harvest.forward import Forward
 from harvest.prepare import prepare
 from harvest.run import HarvestResult, cache_path, harvest, plan
 from harvest.sites import FAMILIES
@@ -462,6 +463,38 @@ def test_an_empty_dataset(tiny_model: Path, tmp_path: Path, content: str) -> Non
             act(config)
     with pytest.raises(UsageError, match="holds no text"):
         harvest(dataclasses.replace(config, tokens=None))
+
+
+@pytest.mark.parametrize("line", ['{"txt": "wrong column"}\n', "", '{"text": 3}\n', '{"text": "caf\xe9"}\n'])
+def test_a_text_that_cannot_be_read_leaves_the_name_free(
+    tiny_model: Path, texts_file: Path, tmp_path: Path, line: str
+) -> None:
+    (tmp_path / "bad.jsonl").write_text(line, encoding="latin-1")
+    config = config_for(tiny_model, tmp_path / "bad.jsonl", tmp_path / "cache", name="mine")
+    with pytest.raises(UsageError):
+        harvest(config)
+    assert [file.name for file in cache_path(config).rglob("*")] == [".lock"]
+    good = dataclasses.replace(config, dataset=str(texts_file), tokens=16 * CTX)
+    assert harvest(good).shards_written == 2
+
+
+def test_what_was_stopped_before_its_first_shard_makes_room(
+    tiny_model: Path, texts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    begun = config_for(tiny_model, texts_file, tmp_path, name="mine", tokens=16 * CTX)
+    with monkeypatch.context() as patched:
+        patched.setattr(Forward, "compute", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            harvest(begun)
+    assert (tmp_path / "mine/plan.json").exists()
+    meant = dataclasses.replace(begun, sites=("layer_00.resid_mid",))
+    assert not plan(meant).conflicts
+    assert contents(harvest(meant).path) == contents(harvest(dataclasses.replace(meant, name="fresh")).path)
+    with pytest.raises(DataError, match="holds sites that this config leaves out"):
+        harvest(begun)  # what is committed stays
 
 
 def test_a_checkpoint_that_lacks_weights_or_safetensors(tiny_model: Path, texts_file: Path, tmp_path: Path) -> None:

@@ -194,7 +194,10 @@ def test_data_that_ends_sooner_than_planned(tmp_path: Path, table: TokenTable, a
 
 
 def test_another_config_is_refused_field_by_field(tmp_path: Path, table: TokenTable, acts) -> None:
-    begin(tmp_path / "c").close()
+    with begin(tmp_path / "c") as writer:
+        write_missing(writer, table, acts)
+    for shard in range(1, 5):  # one commit is enough
+        (tmp_path / f"c/commits/{shard:06d}.json").unlink()
     before = contents(tmp_path / "c")
     with pytest.raises(DataError) as caught:
         begin(tmp_path / "c", model={"name": "other", "revision": None}, layout=replace(layout(), n_seq=71))
@@ -204,6 +207,26 @@ def test_another_config_is_refused_field_by_field(tmp_path: Path, table: TokenTa
     assert "pipeline inspect" in str(caught.value.hint)
     assert contents(tmp_path / "c") == before
     begin(tmp_path / "c").close()  # the lock is free again
+
+
+def test_a_cache_without_a_commit_makes_room_for_another_config(tmp_path: Path, table: TokenTable, acts) -> None:
+    begin(tmp_path / "c", model={"name": "other"}, layout=layout(n_seq=16)).close()
+    (tmp_path / "c/notes.txt").write_text("mine")
+    with begin(tmp_path / "c") as writer:
+        write_missing(writer, table, acts)
+        writer.finish()
+    make_cache(tmp_path / "whole", table=table, n_seq=70, ctx=16, acts=acts, config=CONFIG)
+    assert open_cache(tmp_path / "c").identity == open_cache(tmp_path / "whole").identity
+    assert verify_cache(tmp_path / "c").ok
+    assert (tmp_path / "c/notes.txt").read_text() == "mine"
+
+
+def test_ranks_of_different_configs_do_not_replace_one_another(tmp_path: Path) -> None:
+    with (
+        CacheWriter.create(tmp_path / "c", layout(), CONFIG, {}, rank=0, world=2),
+        pytest.raises(DataError, match="another rank is beginning .* with another config"),
+    ):
+        CacheWriter.create(tmp_path / "c", layout(), CONFIG | {"ctx": 17}, {}, rank=1, world=2)
 
 
 def test_provenance_is_recorded_once_and_not_compared(tmp_path: Path) -> None:
