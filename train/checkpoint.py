@@ -10,6 +10,7 @@ from torch import Tensor
 
 from shared.errors import DataError, PipelineError
 from shared.runs import Checkpoint, Run
+from train.clock import StepClock
 from train.fused import not_finite
 from train.trainee import Trainee
 
@@ -38,7 +39,7 @@ def save(run: Run, trainee: Trainee, position: Mapping[str, Any]) -> None:
     state = {
         "tokens": trainee.tokens,
         "total_steps": trainee.total_steps,
-        "seconds": trainee.seconds,
+        "seconds": trainee.clock.seconds,
         "position": dict(position),
         "penalties": penalty_state,
         "untrained": trainee.untrained,
@@ -69,7 +70,8 @@ def restore(run: Run, trainee: Trainee, checkpoint: Checkpoint) -> None:
     trainee.generator.set_state(checkpoint.optimizer["rng"])
     ema = checkpoint.optimizer.get("loss_ema")
     trainee.loss_ema = None if ema is None else ema.to(device)
-    trainee.step, trainee.tokens, trainee.seconds = checkpoint.step, state["tokens"], state["seconds"]
+    trainee.step, trainee.tokens = checkpoint.step, state["tokens"]
+    trainee.clock = StepClock(device, state["seconds"])
     trainee.untrained = dict(state["untrained"])
 
 

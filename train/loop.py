@@ -86,7 +86,7 @@ def train_group(group: Group, runs: Mapping[Path, Run], console: Console, interr
 def _step(session: Session, rows: Batch, stream: Stream) -> dict[str, Any]:
     """One step of one run; its line of metrics, if it was one to log."""
     due = session.log_due
-    with session.trainee.timed():
+    with session.trainee.clock.running():
         result = train_step(session.trainee, rows, measure=due)
         if stream.sampler.config.follows_training:
             stream.sampler.observe(bos_share(result.codes(), rows.position))
@@ -101,11 +101,14 @@ def _shown(session: Session, line: Mapping[str, Any], alone: bool) -> dict[str, 
 
 
 def _evaluate(sessions: Sequence[Session], group: Group, stream: Stream) -> list[Evaluation]:
-    """Figures of every coder on the same rows."""
-    limit = max(session.trainee.config.eval_rows for session in sessions)
-    rows = evaluation_rows(stream.split, limit)
-    coders = [(s.trainee.coder, s.trainee.config.source, s.trainee.config.target_site) for s in sessions]
-    return evaluate(coders, group.cache, rows, group.device)
+    """Figures of every coder, on the rows it would have alone; one read for all with the same `eval_rows`."""
+    found: dict[int, Evaluation] = {}
+    for limit in sorted({session.trainee.config.eval_rows for session in sessions}):
+        alike = [session for session in sessions if session.trainee.config.eval_rows == limit]
+        rows = evaluation_rows(stream.split, limit)
+        coders = [(s.trainee.coder, s.trainee.config.source, s.trainee.config.target_site) for s in alike]
+        found |= zip(map(id, alike), evaluate(coders, group.cache, rows, group.device), strict=True)
+    return [found[id(session)] for session in sessions]
 
 
 def _evaluate_untrained(sessions: Sequence[Session], group: Group, stream: Stream) -> None:

@@ -163,7 +163,7 @@ class Session:
             "tokens": trainee.tokens,
             **evaluation.to_dict(),
             "dead": int(trainee.coder.dead.sum()),
-            "seconds": trainee.seconds,
+            "seconds": trainee.clock.seconds,
             "fvu_untrained": trainee.untrained.get("fvu"),
             "evaluated_on": "heldout" if group.stream.heldout_rows else "train",
         }

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +10,7 @@ from torch import Tensor
 
 from shared.cache import Cache
 from shared.coders import Coder, build_coder
+from train.clock import StepClock
 from train.config import TrainConfig
 from train.monitors.watch import Watch
 from train.objective import Objective
@@ -25,7 +23,8 @@ LOSS_EMA = 0.99
 """Decay of the moving average of the loss."""
 
 DEAD_AFTER = 10_000_000
-"""Tokens without firing after which a latent counts as dead, where an epoch is not shorter."""
+"""Tokens without firing after which a latent counts as dead, where neither an epoch nor half of the run is shorter: a
+run of one epoch would end before any could."""
 
 MAX_BOS_SHARE = 0.2
 """Largest share of samples at position 0, where neither their settings nor the sampler say another."""
@@ -39,7 +38,7 @@ class Trainee:
         step: updates done so far.
         tokens: rows trained on so far.
         loss_ema: moving average of the loss; None before the first step.
-        seconds: time spent in this coder's own steps and in waiting for its data.
+        clock: the time of this coder's own steps.
         ctx: tokens in a sequence of the cache.
         bos_shift: [d_out] what separates the mean of all rows from that of the rows without position 0, normalised.
         untrained: what evaluation said before the first step.
@@ -56,10 +55,10 @@ class Trainee:
     total_steps: int
     ctx: int
     bos_shift: Tensor
+    clock: StepClock
     step: int = 0
     tokens: int = 0
     loss_ema: Tensor | None = None
-    seconds: float = 0.0
     untrained: dict[str, Any] = field(default_factory=dict)
     watch: Watch | None = None
     samples: SampleCollector | None = None
@@ -73,15 +72,6 @@ class Trainee:
     def learning_rate(self, step: int) -> float:
         """The rate of update number `step`, from 1."""
         return self.config.optimizer.rate(step, self.total_steps, self.coder.n_latents)
-
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Count what runs inside as this coder's time."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - began
 
 
 def new_trainee(
@@ -108,7 +98,8 @@ def new_trainee(
         *(torch.from_numpy(v) for v in (target.rest.mean, target.rest.var)),
     )
     shift = (torch.from_numpy(target.all.mean - target.rest.mean) / float(coder.target_scale)).to(coder.w_dec.dtype)
-    coder.dead_after = min(DEAD_AFTER, rows_per_epoch) if config.dead_after is None else config.dead_after
+    half = max(1, total_steps * config.data.batch_size // 2)
+    coder.dead_after = config.dead_after or min(DEAD_AFTER, rows_per_epoch, half)
     coder.selection_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
     if "w_dec" in config.freeze:
         coder.randomise_decoder(generator)
@@ -125,7 +116,9 @@ def new_trainee(
         fused=True,
     )
     objective = Objective(config.penalties)
-    trainee = Trainee(config, coder, objective, optimizer, generator, total_steps, cache.ctx, shift.to(device))
+    trainee = Trainee(
+        config, coder, objective, optimizer, generator, total_steps, cache.ctx, shift.to(device), StepClock(device)
+    )
     if config.monitors:
         trainee.watch = Watch(config.monitors, config.monitor_every, config.monitor_window, total_steps, cache.ctx)
     if config.samples is not None:

@@ -30,7 +30,9 @@ class PoolSize:
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on the device; on the CPU, within the process's control group too."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # what torch holds and nothing uses is free for the next tensor, though the driver does not say so
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
     free = int(psutil.virtual_memory().available)
     limit, used = _read_int("/sys/fs/cgroup/memory.max"), _read_int("/sys/fs/cgroup/memory.current")
     if limit is not None and used is not None:

@@ -127,11 +127,13 @@ class BlockReader:
         if self._staging is None:
             views = {name: _bytes_of(tensor) for name, tensor in pool.arrays.items()}
             return self._read(segments, views, base_slot=0)
-        for piece, buffer in self._staging.pieces(segments):
-            base = piece[0].slot
-            self.wait(self._read(piece, buffer.views, base))
-            self._staging.copy(buffer, pool, base, piece[-1].slot + piece[-1].rows - base)
-        self._staging.finish()
+        try:
+            for piece, buffer in self._staging.pieces(segments):
+                base = piece[0].slot
+                self.wait(self._read(piece, buffer.views, base))
+                self._staging.copy(buffer, pool, base, piece[-1].slot + piece[-1].rows - base)
+        finally:
+            self._staging.finish()  # after an error too: the pool may be freed next
         return []
 
     def wait(self, futures: Sequence[Future[None]]) -> None:

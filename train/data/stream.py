@@ -106,7 +106,9 @@ class Stream:
         self._row_bytes = sum(cache.spec(site).row_bytes for site in self.sites)
         free = free_memory(device)
         size = choose_pool(config, self._blocks.n_rows, self._row_bytes + META_BYTES, free)
-        self._beyond_memory = not size.resident and self._blocks.n_rows * self._row_bytes > free
+        # the system's cache of file pages is in the host's memory, wherever the pool lies
+        host = free if device.type == "cpu" else free_memory(torch.device("cpu"))
+        self._beyond_memory = not size.resident and self._blocks.n_rows * self._row_bytes > host
         self.resident = size.resident
         per_window = max(1, size.window_rows // config.block_rows)
         if start is not None:

@@ -7,6 +7,7 @@ with the same arithmetic. That is how they are tested where there is no GPU.
 from __future__ import annotations
 
 import os
+import shutil
 from importlib.util import find_spec
 
 import torch
@@ -20,6 +21,8 @@ def unavailable(device: torch.device) -> str | None:
         return None if interpreting() else f"the device is {device.type}, not cuda"
     if torch.version.hip is not None:
         return "the kernels are written for NVIDIA devices"
+    if "CC" not in os.environ and not any(map(shutil.which, ("gcc", "clang"))):
+        return "Triton finds no C compiler (gcc, clang or $CC) to build its launcher with"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"{torch.cuda.get_device_name(device)} has no bfloat16 matrix products (compute capability below 8.0)"
     return None

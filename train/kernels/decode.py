@@ -186,8 +186,10 @@ def nested_decode(
     if n_rows == 0:
         return
     one_block = not codes.over_batch and codes.k <= _ONE_BLOCK
-    block_k = max(16, triton.next_power_of_2(codes.k)) if one_block else 64
-    block_d = max(16, min(128, triton.next_power_of_2(width)))
+    # float32 rows take twice the registers and have no tensor cores: larger tiles spill
+    most_k, most_d = (64, 128) if w_dec.dtype == torch.bfloat16 else (32, 32)
+    block_k = max(16, triton.next_power_of_2(codes.k)) if one_block else most_k
+    block_d = max(16, min(most_d, triton.next_power_of_2(width)))
     product = product_dtype(w_dec.dtype)
     _nested_decode[(n_rows,)](
         codes.latent, codes.value, codes.start, codes.count, w_dec, b_dec, target,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,8 @@ from train.kernels.inputs import normalise_rows
 from train.kernels.update import ExtraRows, Matrix
 
 _EAGER_STEPS = 3
-"""Steps before the launches are captured: every kernel has been compiled by then."""
+"""Steps of the kind that is captured before it is: each of its kernels has been compiled and loaded by then, which a
+capture does not allow."""
 
 Penalise = Callable[[Codes], Tensor | None]
 """From codes whose values require gradients to the weighted sum of all penalties; None: no penalty this time."""
@@ -84,7 +85,7 @@ class _Buffers:
     bound: Tensor
     norms: Tensor
     others: Tensor
-    steps_done: int = 0
+    plain_steps: int = 0
     graph: Any = None
 
 
@@ -154,8 +155,9 @@ class FusedStep:
         """As `step`, from raw activations x [B, d_in] and y [B, d_out]: normalises them on the way."""
         b, c = self._prepare(x.shape[0]), self.coder
         rms = RMS_EPS if c.config.input_transform == "rms" else None
-        normalise_rows(x.contiguous(), c.input_mean, c.input_scale, b.u, rms_eps=rms, norm=b.input_norm)
-        normalise_rows(y.contiguous(), c.target_mean, c.target_scale, b.t)
+        with self._on_device():
+            normalise_rows(x.contiguous(), c.input_mean, c.input_scale, b.u, rms_eps=rms, norm=b.input_norm)
+            normalise_rows(y.contiguous(), c.target_mean, c.target_scale, b.t)
         return self._step(b, lr, penalise, want_norm)
 
     def codes(self) -> Codes:
@@ -187,8 +189,12 @@ class FusedStep:
 
     @torch.no_grad()
     def _step(self, b: _Buffers, lr: float, penalise: Penalise | None, want_norm: bool) -> FusedResult:
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+        with self._on_device():
             return self._step_on_device(b, lr, penalise, want_norm)
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Triton launches on the current device."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def _step_on_device(self, b: _Buffers, lr: float, penalise: Penalise | None, want_norm: bool) -> FusedResult:
         self._updates += 1
@@ -210,7 +216,6 @@ class FusedStep:
             self._launch(b)
         else:
             aux = self._launch_with_extras(b, penalise, dead)
-        b.steps_done += 1
         self._versions = self._read_versions()
         return FusedResult(
             reconstruction=b.loss,
@@ -228,19 +233,22 @@ class FusedStep:
         self._update(b, None, None)
 
     def _replay(self, b: _Buffers) -> None:
-        if b.graph is None and b.steps_done >= _EAGER_STEPS:
+        if b.graph is None and b.plain_steps >= _EAGER_STEPS and self.graphs:
             b.graph = self._capture(b)
         if b.graph is None:
             self._launch(b)
+            b.plain_steps += 1
         else:
             b.graph.replay()
 
     def _capture(self, b: _Buffers) -> Any:
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         try:
-            with torch.cuda.graph(graph):
+            # thread_local: the thread that loads the next window allocates and copies meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._launch(b)
         except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # torch.cuda.graph stays on its own where ending the capture fails
             self.graphs = False
             warnings.warn(f"the training step runs without a CUDA graph: capturing it failed ({error})", stacklevel=2)
             return None

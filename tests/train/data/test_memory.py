@@ -41,6 +41,13 @@ def test_free_memory_is_a_plausible_number() -> None:
     assert 10**7 < free_memory(torch.device("cpu")) < 10**15
 
 
+def test_what_torch_holds_and_nothing_uses_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
+    assert free_memory(torch.device("cuda")) == 600
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

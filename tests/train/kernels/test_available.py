@@ -32,6 +32,15 @@ def test_the_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Triton is not installed" in reason
 
 
+def test_a_machine_without_a_c_compiler_trains_without_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(kernels, "find_spec", lambda name: object())
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+    reason = kernels.unavailable(torch.device("cuda"))
+    assert reason is not None
+    assert "no C compiler" in reason
+
+
 def test_auto_leaves_a_cpu_to_autograd() -> None:
     coder = build_coder(TopKConfig(latents=16, k=2), 4, 4, tied=True)
     assert refusal(config("auto"), coder, CPU) == "the device is cpu"

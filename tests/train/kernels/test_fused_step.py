@@ -271,6 +271,19 @@ def test_what_the_fused_step_does_not_do(device: torch.device) -> None:
         FusedStep(coder, torch.optim.Adam(coder.parameters()), grad_clip=1.0)
 
 
+def test_only_steps_of_the_kind_that_is_captured_count_before_a_capture(device: torch.device) -> None:
+    """A kernel that a capture meets first would be compiled and loaded within it, which CUDA refuses."""
+    coder = made(TopKConfig(latents=16, k=2), 8, 8, True)
+    step = FusedStep(coder, torch.optim.Adam(coder.parameters()), grad_clip=1.0, dtype=torch.float32)
+    step.graphs = True
+    seen: list[int] = []
+    step._capture = lambda b: seen.append(number)  # type: ignore[method-assign]
+    for number in range(9):
+        u, t = rows_for(coder, 4)
+        step.step(u, t, LR, penalise=(lambda codes: codes.values.sum()) if number < 4 else None)
+    assert seen[0] == 4 + 3
+
+
 @pytest.mark.gpu
 def test_a_graph_repeats_the_launches(device: torch.device) -> None:
     config = MatryoshkaConfig(latents=2048, k=16)
