@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+ROUNDING = 1e-9
+"""Share of N Σz² below which N Σz² − (Σz)² is no variance: float64 sums over some 10⁸ rows err by about 1e-12 of it,
+and one deviation in 30,000 of the mean is more."""
+
 
 @dataclass(frozen=True)
 class CodeMoments:
@@ -54,18 +58,21 @@ class CodeMoments:
 
     @cached_property
     def spread(self) -> NDArray[np.float64]:
-        """√(N Σz² − (Σz)²) [F]: N times the standard deviation."""
-        found: NDArray[np.float64] = np.sqrt(np.maximum(self.rows * self.sum_sq - self.sum**2, 0.0))
+        """√(N Σz² − (Σz)²) [F]: N times the standard deviation; 0 of a latent whose difference is rounding alone."""
+        square = self.rows * self.sum_sq
+        difference = square - self.sum**2
+        found: NDArray[np.float64] = np.sqrt(np.where(difference > ROUNDING * square, difference, 0.0))
         return found
 
     @cached_property
     def std(self) -> NDArray[np.float64]:
-        """Standard deviation of the population [F]; 0 without rows."""
+        """Standard deviation of the population [F]; 0 where `spread` is."""
         return self.spread / max(self.rows, 1)
 
     def pearson(self, i: NDArray[Any], j: NDArray[Any], sums: NDArray[np.float64]) -> NDArray[np.float64]:
         """r of pairs [P] from their Σ z_i z_j; NaN where a latent does not vary."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            r = (self.rows * sums - self.sum[i] * self.sum[j]) / (self.spread[i] * self.spread[j])
-        clipped: NDArray[np.float64] = np.clip(r, -1.0, 1.0)
-        return clipped
+        product = self.spread[i] * self.spread[j]
+        covariance = self.rows * sums - self.sum[i] * self.sum[j]
+        r = np.full(product.shape, np.nan)
+        np.divide(covariance, product, out=r, where=product > 0)
+        return r.clip(-1.0, 1.0)

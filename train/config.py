@@ -123,7 +123,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Adam and its schedule."""
     dead_after: int | None = None
-    """Tokens without firing after which a latent counts as dead; null: 10 million, or one epoch if that is shorter."""
+    """Tokens without firing after which a latent counts as dead; null: 10 million, or one epoch or half of the
+    run if that is shorter."""
     min_steps: int = 100
     """A run that would take fewer steps is refused."""
     log_every: int = 50
@@ -149,6 +150,8 @@ class TrainConfig:
         for name in ("min_steps", "log_every", "checkpoint_every", "eval_rows", "monitor_every", "monitor_window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.dead_after is not None and self.dead_after < 1:
+            raise ValueError(f"dead_after must be at least 1 (or null), not {self.dead_after}")
         if self.keep_checkpoints is not None and self.keep_checkpoints < 1:
             raise ValueError(f"keep_checkpoints must be at least 1 (or null: all), not {self.keep_checkpoints}")
         known = ("w_enc", "b_enc", "w_dec", "b_dec", "w_skip")

@@ -127,8 +127,9 @@ def scan(
             j = touched[t]
             if both[j] >= min_both and fired[i] >= min_fired and fired[j] >= min_fired and std[i] > 0 and std[j] > 0:
                 correlation = (sums[j] / n_rest - mean[i] * mean[j]) / (std[i] * std[j])
+                correlation = min(1.0, max(-1.0, correlation))
                 bin_ = int((correlation + 1.0) * 0.5 * BINS)
-                histogram[min(max(bin_, 0), BINS - 1)] += 1
+                histogram[min(bin_, BINS - 1)] += 1
                 if correlation > largest[i]:
                     largest[i] = correlation
                 if correlation > largest[j]:

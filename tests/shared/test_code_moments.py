@@ -53,3 +53,16 @@ def test_pearson_of_a_latent_that_does_not_vary_is_nan() -> None:
     z = np.array([[1.0, 0.0, 2.0], [0.0, 0.0, 2.0]], np.float32)
     r = of(z).pearson(np.array([0, 0]), np.array([1, 2]), np.array([0.0, 2.0]))
     assert np.isnan(r).all()
+
+
+def test_a_constant_does_not_vary_whatever_its_rounding_says() -> None:
+    rng = np.random.default_rng(1)
+    z = np.empty((999, 40), np.float32)
+    z[:] = rng.random(40, np.float32) * 10
+    z[:, 39] += rng.random(999, np.float32)
+    found = of(z)
+    assert not found.std[:39].any()
+    assert found.std[39] > 0
+    i, j = np.triu_indices(40, 1)
+    x = z.astype(np.float64)
+    assert np.isnan(found.pearson(i, j, (x[:, i] * x[:, j]).sum(axis=0))).all()

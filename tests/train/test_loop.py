@@ -131,6 +131,16 @@ def test_it_learns_and_the_figures_agree_with_numpy(config: MakeConfig, cache: C
     assert summary.fvu_with_bos == pytest.approx(with_bos, rel=1e-4)
 
 
+def test_neighbours_do_not_change_what_a_run_is_evaluated_on(config: MakeConfig, cache: Cache) -> None:
+    (alone,) = train_runs([config(name="alone", eval_rows=50)])
+    few, many = train_runs([config(name="few", eval_rows=50), config(name="many", eval_rows=200)])
+    assert (few.fvu, few.fvu_with_bos, few.l0) == (alone.fvu, alone.fvu_with_bos, alone.l0)
+    assert many.fvu != few.fvu
+    rows = [open_run(config(name=name).path).summary["rows"] for name in ("alone", "few", "many")]
+    assert rows[:2] == [50, 50]
+    assert rows[2] > 50
+
+
 def test_the_logged_fvu_of_a_batch_is_the_formula(config: MakeConfig, cache: Cache, monkeypatch: Any) -> None:
     made = config()
     seen: list[tuple[dict[str, Any], Any, Coder]] = []

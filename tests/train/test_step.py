@@ -237,6 +237,19 @@ def test_skip_rms_free_and_bfloat16_train(config: MakeConfig) -> None:
         assert summary.fvu < 0.8 * summary.fvu_untrained, summary.name
 
 
+def test_a_latent_is_dead_after_ten_million_tokens_or_an_epoch_or_half_of_the_run(config: MakeConfig) -> None:
+    group = plan([config()]).groups[0]
+
+    def dead_after(steps: int, epoch: int, **settings: Any) -> int | None:
+        return new_trainee(config(**settings), group.cache, steps, epoch, group.device).coder.dead_after
+
+    batch = config().data.batch_size
+    assert dead_after(10**7, 10**9) == 10_000_000
+    assert dead_after(10**4, 1234) == 1234
+    assert dead_after(100, 100 * batch) == 50 * batch, "a run of one epoch"
+    assert dead_after(100, 100 * batch, dead_after=7) == 7
+
+
 def test_aux_revives_latents_that_never_win(config: MakeConfig, tmp_path: Path) -> None:
     """Encoder rows too short to be among the top k get no gradient of their own; AuxK makes them useful again."""
     cache, _ = planted(tmp_path, 64)

@@ -72,6 +72,15 @@ def test_the_planted_pair_is_found_and_one_at_position_zero_only_with_it() -> No
         assert (np.abs(np.corrcoef(z.T))[np.triu_indices(F, 1)] > 0.8).sum() == 2
 
 
+def test_latents_that_do_not_vary_correlate_with_nothing() -> None:
+    window = CodeWindow(1)
+    z = (torch.rand(30, generator=torch.Generator().manual_seed(0)) * 10).expand(997, 30).contiguous()
+    window.push(Codes(z, None, 30), torch.ones(997, dtype=torch.int64))
+    found = scan_pairs(window.rows(), 0.5, min_fired=1, min_both=1)
+    assert not len(found.r)
+    assert found.with_bos == 0
+
+
 def test_rare_latents_and_rare_pairs_are_left_out() -> None:
     window, z, position = filled(2, 2)
     n = (z[position > 0] > 0).sum(axis=0)

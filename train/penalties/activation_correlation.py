@@ -64,9 +64,12 @@ class ActivationCorrelation(Penalty):
         if n < 2:
             return codes.values.sum() * 0
         z = codes.columns(ids)[rest]
+        size = z.square().sum(dim=0)
         z = z - z.mean(dim=0)
-        # A latent that fires on every row with one value does not vary: it correlates with nothing.
-        z = z / z.square().sum(dim=0).clamp_min(torch.finfo(z.dtype).tiny).sqrt()
+        variance = z.square().sum(dim=0)
+        # A latent that fires on every row with one value does not vary, rounding apart: it correlates with nothing.
+        varies = variance > 1e-10 * size
+        z = torch.where(varies, z / variance.where(varies, 1.0).sqrt(), 0.0)
         r = (z.T @ z).abs().triu(1)
         self._r = r.detach()
         pairs = n * (n - 1) / 2

@@ -84,6 +84,17 @@ def test_it_is_zero_for_latents_that_fire_independently() -> None:
     assert build(0.9999)(batch, coder, Codes(grid, None, 2)).item() == 0
 
 
+def test_latents_that_do_not_vary_correlate_with_nothing() -> None:
+    """0.1 thirteen times has a mean that is not 0.1, and the difference would be a perfect correlation."""
+    z = torch.cat([torch.full((13, 2), 0.1), torch.rand(13, 1)], dim=1).requires_grad_()
+    batch, coder = step_batch(torch.ones(13, dtype=torch.int64)), coder_with(torch.eye(3))
+    value = build()(batch, coder, Codes(z, None, 3))
+    value.backward()
+    assert value.item() == 0
+    assert z.grad is not None
+    assert not z.grad.any()
+
+
 def test_minimising_it_alone_separates_a_correlated_pair() -> None:
     shared = torch.rand(64, 1, dtype=torch.float64)
     raw = (shared + 0.1 * torch.rand(64, 2, dtype=torch.float64)).requires_grad_()
