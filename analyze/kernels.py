@@ -363,7 +363,7 @@ def value_histogram(
     values: NDArray[np.float32],
     lowest: float,
     per_octave: int,
-    histogram: NDArray[np.int32],
+    histogram: NDArray[np.int64],
     first: int,
     stop: int,
 ) -> None:

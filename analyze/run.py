@@ -236,7 +236,7 @@ def subjects_of(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeC
         subjects.append(
             Subject(
                 name, "control" if frozen else "run", coder, cache, final["source"], final["target"], vocabulary,
-                shards, device, config.seed, heldout,
+                shards, device, config.seed, heldout, _trained_on(run, cache),
             )
         )  # fmt: skip
     if heldout is not None and not subjects[0].rest_rows.any():
@@ -250,6 +250,20 @@ def subjects_of(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeC
         # A control needs no control of its own, unless there is nothing else.
         subjects += _controls([subject for subject in subjects if subject.role == "run"] or subjects, members)
     return subjects
+
+
+def _trained_on(run: Run, cache: Cache) -> Cache | None:
+    """The cache that a run was trained on: the one under analysis, or another that is still there."""
+    known = run.final.get("cache", {})
+    if known.get("identity") == cache.identity:
+        return cache
+    if "path" not in known or not Path(known["path"]).exists():
+        return None
+    try:
+        found = open_cache(Path(known["path"]), identity=known["identity"])
+    except DataError:  # it was moved, or another cache stands there
+        return None
+    return found if found.identity == known["identity"] else None
 
 
 def _check(run: Run, final: dict[str, Any], cache: Cache, given: bool) -> None:
@@ -321,11 +335,12 @@ def untrained(subject: Subject, final: dict[str, Any]) -> Coder:
     coder = subject.coder
     generator = torch.Generator().manual_seed(int(final.get("training", {}).get("seed", 0)))
     fresh = build_coder(coder.config, coder.d_in, coder.d_out, tied=coder.tied, generator=generator)
-    source, target = subject.cache.stats(subject.source).rest, subject.cache.stats(subject.target).rest
     if "w_dec" in final.get("training", {}).get("freeze", ()):  # what never learned is what it began with
         with torch.no_grad():
             fresh.w_dec.copy_(coder.w_dec.cpu())
-    fresh.set_normalisation(*(torch.from_numpy(v) for v in (source.mean, source.var, target.mean, target.var)))
+    with torch.no_grad():
+        for name in ("input_mean", "input_scale", "target_mean", "target_scale"):
+            getattr(fresh, name).copy_(getattr(coder, name))
     return fresh.to(subject.device).eval()
 
 

@@ -39,6 +39,7 @@ class Subject:
         shards: the shards that the whole analysis looks at.
         heldout: only the documents that training held out are looked at: the share of them (`data.heldout` of the
             run); None: all documents.
+        trained_on: the cache that the coder was trained on, which may be another one; None: not at hand.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Subject:
     device: str = "cpu"
     seed: int = 0
     heldout: float | None = None
+    trained_on: Cache | None = None
 
     @property
     def n_latents(self) -> int:

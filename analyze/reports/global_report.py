@@ -43,7 +43,7 @@ class Global(Report[GlobalConfig]):
         ctx = subject.n_positions
         self.prefixes = subject.coder.prefixes or (subject.n_latents,)
         groups = len(self.prefixes)
-        stats = subject.cache.stats(subject.target)
+        stats = (subject.trained_on or subject.cache).stats(subject.target)
         self.mean_rest = torch.from_numpy(stats.rest.mean).to(subject.device)
         self.mean_all = torch.from_numpy(stats.all.mean).to(subject.device)
         self.rows = np.zeros(ctx, np.int64)
@@ -153,8 +153,9 @@ def _result(report: Global) -> ReportResult:
             "fvu",
             "FVU",
             report.fvu,
-            "Fraction of variance unexplained, Σ‖y − ŷ‖² / Σ‖y − ȳ‖², ȳ the mean of the cache's rows. The mean alone "
-            "scores 1.",
+            "Fraction of variance unexplained, Σ‖y − ŷ‖² / Σ‖y − ȳ‖², ȳ the mean of the "
+            f"{'training cache' if subject.trained_on else 'cache under analysis (the training cache is gone)'}. The "
+            "mean alone scores 1 on the rows that it is of.",
             with_bos=report.fvu_with_bos,
             null=1.0,
             better="lower",
@@ -254,9 +255,9 @@ def _result(report: Global) -> ReportResult:
         definitions=[
             (
                 "FVU",
-                "Σ‖y − ŷ‖² / Σ‖y − ȳ‖² in float64, ȳ per dimension from the training cache: the mean of its rows "
-                "without position 0 "
-                "for the figure without, of all rows for the figure with.",
+                "Σ‖y − ŷ‖² / Σ‖y − ȳ‖² in float64, ȳ per dimension from the training cache (where it is gone, from the "
+                "one under analysis): the mean of its rows without position 0 for the figure without, of all rows for "
+                "the figure with.",
             ),
             ("Dead", "A latent that never fired on the rows of this report. Few rows make many latents look dead."),
             (

@@ -77,7 +77,7 @@ class TopActivations(Report[TopActivationsConfig]):
         self.top = Keeper(n, config.top, distinct=True, context=config.before, window=window)
         self.raw = Keeper(n, config.raw_top, context=config.before)
         self.sample = Keeper(n, config.sample, by="sample", context=config.before, window=window)
-        self.histogram = np.zeros((n, OCTAVES * PER_OCTAVE), np.int32)
+        self.histogram = np.zeros((n, OCTAVES * PER_OCTAVE), np.int64)
         self.fired = np.zeros(n, np.int64)
         self.fired_first = np.zeros(n, np.int64)
         self.sum = np.zeros(n)

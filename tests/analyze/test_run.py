@@ -24,8 +24,10 @@ from analyze.render import html
 from analyze.render.markdown import to_markdown
 from analyze.reports import REPORTS
 from analyze.reports.global_report import GlobalConfig
+from analyze.reports.top_activations import TopActivationsConfig
 from analyze.run import analyze, choose_shards, subjects_of
 from analyze.stream import stream
+from shared.cache import Cache
 from shared.coders import build_coder
 from shared.coders.matryoshka import MatryoshkaConfig
 from shared.coders.topk import TopKConfig
@@ -212,6 +214,15 @@ def test_collectors_merge_as_if_one_had_seen_all(made: Planted, run: Path) -> No
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_counts_of_activations_do_not_wrap(made: Planted, run: Path) -> None:
+    subject = subjects_of(made.cache.path, [("planted", open_run(run))], AnalyzeConfig(controls=False))[0]
+    one, other = (REPORTS["top_activations"](TopActivationsConfig(), subject) for _ in range(2))
+    one.histogram += 2**31 - 1
+    other.histogram += 5
+    one.merge(other)
+    assert (one.histogram == 2**31 + 4).all()
+
+
 def test_processes_that_share_the_pass_report_the_same(made: Planted, run: Path, tmp_path: Path) -> None:
     """Two processes, each with its own shards: counts, lists and examples to the bit, float sums to 1e-12."""
     runs = [run, nested(made, tmp_path / "runs", "nested")]
@@ -369,6 +380,41 @@ def test_a_cache_of_ones_own_choice_may_differ(made: Planted, run: Path, tmp_pat
     other = make_cache(tmp_path / "other", 8, 8, acts={k: torch.from_numpy(v) for k, v in acts.items()})
     result = analyze([run], AnalyzeConfig(out=tmp_path / "reports", cache=other.path, controls=False))
     assert (result.rows, result.runs[0]["n_pairs_above"]) == (64, 0)
+
+
+def test_another_cache_is_measured_by_the_training_caches_mean(made: Planted, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    acts = {SOURCE: rng.random((64, 64), np.float32), TARGET: rng.random((64, 512), np.float32) + 3}
+    other = make_cache(tmp_path / "other", 8, 8, acts={k: torch.from_numpy(v) for k, v in acts.items()})
+    path = nested(made, tmp_path / "runs", "one")
+    config = AnalyzeConfig(out=tmp_path / "reports", cache=other.path, reports={"global": GlobalConfig()})
+    coder = open_run(path).load_coder()
+    with torch.no_grad():
+        y_hat = coder.decode(coder.encode(torch.from_numpy(acts[SOURCE]))).double().numpy()
+    y = acts[TARGET].astype(np.float64)
+    rest = (np.arange(64) % 8 > 0) & ((other.flags.reshape(-1) & 4) == 0)
+    every = (other.flags.reshape(-1) & 4) == 0
+
+    def fvu(of: Cache, rows: np.ndarray, kind: str) -> float:
+        mean = getattr(of.stats(TARGET), kind).mean
+        return float(((y - y_hat)[rows] ** 2).sum() / ((y - mean)[rows] ** 2).sum())
+
+    result = analyze([path], config)
+    assert result.runs[0]["fvu"] == pytest.approx(fvu(made.cache, rest, "rest"), rel=1e-6)
+    assert result.runs[0]["fvu_with_bos"] == pytest.approx(fvu(made.cache, every, "all"), rel=1e-6)
+    # A transcoder that never learned gives the training cache's mean, not the other's.
+    assert result.controls[0]["fvu"] == pytest.approx(1, rel=1e-6)
+    document = json.loads((result.report.parent / "report.json").read_text())
+    assert "the training cache." in document["runs"][0]["reports"]["global"]["figures"]["fvu"]["definition"]
+
+    final = path / "final" / "config.json"
+    text = json.loads(final.read_text())
+    text["cache"]["path"] = str(tmp_path / "gone")
+    final.write_text(json.dumps(text))
+    result = analyze([path], config)
+    assert result.runs[0]["fvu"] == pytest.approx(fvu(other, rest, "rest"), rel=1e-6)
+    document = json.loads((result.report.parent / "report.json").read_text())
+    assert "cache under analysis" in document["runs"][0]["reports"]["global"]["figures"]["fvu"]["definition"]
 
 
 def test_sae_with_one_latent_and_rows_that_never_fire(tmp_path: Path) -> None:
