@@ -188,9 +188,9 @@ def describe(path: Path) -> dict[str, Any]:
     """What is in a cache or a run. Raises DataError when the folder is neither, or cannot be read."""
     kind = kind_of(path)
     if kind == "cache":
-        return describe_cache(path)
+        return {**describe_cache(path), "next": _cache_entry(path)["next"]}
     if kind == "run":
-        return describe_run(path)
+        return {**describe_run(path), "next": _run_entry(path)["next"]}
     found = "no such folder" if not path.exists() else "neither a cache (plan.json) nor a run (config.yaml) is in there"
     raise DataError(f"{path}: {found}", "pipeline status lists what exists")
 
@@ -245,7 +245,7 @@ def describe_run(path: Path) -> dict[str, Any]:
         "path": str(path),
         "complete": run.complete,
         "variant": run.config.get("variant"),
-        "architecture": final.get("architecture"),
+        "architecture": final.get("architecture") or run.config.get("coder", {}).get("architecture"),
         "d_in": final.get("d_in"),
         "d_out": final.get("d_out"),
         "cache": final.get("cache"),
@@ -279,7 +279,7 @@ def describe_text(document: dict[str, Any]) -> str:
             lines += [f"    {massive}"] if massive else []
         lines.append(f"  identity {document['identity']}")
     else:
-        lines.append(f"  variant {document['variant']}, architecture {document['architecture'] or 'unknown yet'}")
+        lines.append(f"  variant {document['variant']}, architecture {document['architecture']}")
         lines += [f"  {name}: {value}" for name, value in (document["summary"] or {}).items()]
         lines.append(f"  checkpoints: {', '.join(document['checkpoints']) or 'none'}")
         if (samples := document["samples"]) is not None:
@@ -287,7 +287,7 @@ def describe_text(document: dict[str, Any]) -> str:
                 f"  samples: {samples['samples']['total']:,} of {samples['latents']['with_samples']:,} latents "
                 f"after step {samples['step']:,}, to read in {samples['table']}"
             )
-    return "\n".join(lines)
+    return "\n".join([*lines, *([f"next: {document['next']}"] if document["next"] else [])])
 
 
 # --- verify ---------------------------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ class Run:
             if not found:
                 return None
             path = found[-1]
-        remedy = f"delete {path} to go back to the checkpoint before it, then pipeline train --resume"
+        remedy = f"delete {path} to go back to the checkpoint before it, then pipeline train -c {self.path} --resume"
         try:
             document = json.loads((path / "state.json").read_bytes())
             version = document["format_version"]
@@ -242,7 +242,7 @@ def open_run(path: Path | str, allow_incomplete: bool = False) -> Run:
     if not run.complete and not allow_incomplete:
         reached = run.checkpoints()
         where = f"its last checkpoint is {reached[-1].name}" if reached else "it has no checkpoint yet"
-        raise DataError(f"run {run.name} has not finished: {where}", f"pipeline train --resume --name {run.name}")
+        raise DataError(f"run {run.name} has not finished: {where}", f"pipeline train -c {path} --resume")
     return run
 
 

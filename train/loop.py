@@ -78,6 +78,8 @@ def train_group(group: Group, runs: Mapping[Path, Run], console: Console, interr
             if failures:
                 raise next(iter(failures.values()))
             if interrupt.requested:
+                saved = ", ".join(str(session.run.path) for session in sessions)
+                console.warn(f"interrupted: {saved} saved at step {step:,} of {group.steps:,}")
                 raise KeyboardInterrupt
         for session, evaluation in zip(sessions, _evaluate(sessions, group, stream), strict=True):
             session.finish(evaluation, group)

@@ -14,7 +14,7 @@ from shared.coders import build_coder
 from shared.coders.topk import TopKConfig
 from shared.errors import DataError, UsageError
 from shared.overview import describe, describe_text, folder_bytes, frozen_settings, kind_of, status, verify_run
-from shared.runs import Run, create_run
+from shared.runs import Run, create_run, open_run
 from shared.samples import SampleSet, save_samples
 from tests.synthetic import make_cache, sparse_acts, token_table
 
@@ -128,6 +128,7 @@ def test_describe_incomplete_cache(tmp_path: Path) -> None:
     document = describe(tmp_path / "half")
     assert (document["complete"], document["shards"]) == (False, {"committed": 1, "total": 4})
     assert document["n_tokens"] == 256
+    assert describe_text(document).endswith(f"\nnext: pipeline harvest -c {tmp_path / 'half'}")
 
 
 def test_describe_run(tmp_path: Path) -> None:
@@ -138,7 +139,13 @@ def test_describe_run(tmp_path: Path) -> None:
     assert "fvu: 0.25" in describe_text(document)
     stopped = describe(make_run(tmp_path, "b", finished=False).path)
     assert (stopped["complete"], stopped["summary"]) == (False, None)
-    assert "unknown yet" in describe_text(stopped)
+    assert stopped["architecture"] == "topk"
+    assert stopped["next"] == f"pipeline train -c {tmp_path / 'b'} --resume"
+    assert describe_text(stopped).endswith(f"\nnext: {stopped['next']}")
+    assert document["next"] is None
+    with pytest.raises(DataError) as caught:
+        open_run(tmp_path / "b")
+    assert caught.value.hint == stopped["next"]
 
 
 def test_describe_what_is_neither(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_a_frozen_random_decoder_stays_as_it_started(config: MakeConfig) -> None
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_step_it_came_in_and_resuming_gives_the_same_bits(
-    config: MakeConfig, tmp_path: Path, monkeypatch: Any, number: signal.Signals
+    config: MakeConfig, tmp_path: Path, monkeypatch: Any, number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = config(runs=tmp_path / "whole")
     train_runs([whole])
@@ -222,6 +222,8 @@ def test_a_signal_saves_the_step_it_came_in_and_resuming_gives_the_same_bits(
         assert signal.getsignal(number) is before
     run = open_run(made.path, allow_incomplete=True)
     assert run.checkpoints()[-1].name == "step_00000027"
+    total = int(open_run(whole.path).summary["steps"])
+    assert f"warning: interrupted: {made.path} saved at step 27 of {total}\n" in capsys.readouterr().err
     assert not run.complete
     with pytest.raises(UsageError, match="exists already"):
         train_runs([made])
