@@ -90,7 +90,7 @@ def sweep_class() -> type[SweepFile]:
 def variants() -> dict[str, Path]:
     """The named combinations that `--variant` accepts."""
     folder = Path(__file__).parent / "train" / "variants"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def _read(source: str) -> dict[str, Any]:

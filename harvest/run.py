@@ -29,7 +29,7 @@ from harvest.units import Unit, dataset_units, stored_units
 from shared.cache import CacheWriter, Layout
 from shared.cache.commits import load_commit
 from shared.cache.files import sync_folder, write_file
-from shared.console import Console, duration, si, size
+from shared.console import Console, count, duration, si, size
 from shared.documents import DocumentWriter, documents_name, documents_summary
 from shared.errors import DataError, PipelineError
 from shared.provenance import provenance
@@ -75,12 +75,12 @@ class HarvestResult:
 
     def __str__(self) -> str:
         done = (
-            f"{self.shards_written} of {self.shards} shards in {duration(self.seconds)}, "
-            f"{si(self.tokens_per_second)} tokens/s"
+            f"{self.shards_written} of {count(self.shards, 'shard')} in {duration(self.seconds)}, loading included; "
+            f"{si(self.tokens_per_second)} rows/s from the first batch on"
             if self.shards_written
             else "it was complete already"
         )
-        return f"{self.path}: {self.n_tokens:,} tokens, {size(self.bytes)} ({done})"
+        return f"{self.path}: {self.n_tokens:,} tokens, {size(self.bytes)} of chunk files ({done})"
 
 
 def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestResult:
@@ -187,7 +187,7 @@ class _Work:
         unit = (job.unit_shards, job.seqs_per_shard)
         found = stored_units(writer, *unit) if stored else dataset_units(job.blocks(), writer.parts.segments, *unit)
         with (
-            self.console.progress(planned.n_rows, "tokens", "harvest", done=done) as progress,
+            self.console.progress(planned.n_rows, "rows", "harvest", done=done) as progress,
             self._interruptible(),
             nullcontext() if stored else DocumentWriter(writer.path, documents_file) as documents,
             Ahead(found, depth=2) as units,

@@ -173,10 +173,15 @@ class _Lines:
             self._say()
 
 
+def count(n: int, noun: str) -> str:
+    """ "1 run", "2 runs", "1,024 runs"."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
 def si(number: float) -> str:
-    """1234567 → "1.23M"; whole numbers below 10,000 stay as they are."""
+    """1234567 → "1.23M"; whole numbers below 10,000 stay as they are: "3,870"."""
     if abs(number) < 10_000:
-        return f"{number:.0f}" if number == int(number) or abs(number) >= 100 else f"{number:.3g}"
+        return f"{number:,.0f}" if number == int(number) or abs(number) >= 100 else f"{number:.3g}"
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= factor:
             return f"{number / factor:.3g}{letter}"

@@ -14,11 +14,11 @@ from shared.cache.format import ARRAYS, MANIFEST, PLAN, Layout
 from shared.cache.growth import Parts, generations_of, plan_files
 from shared.cache.reader import open_cache
 from shared.config import load_yaml
-from shared.console import Console, si, size
+from shared.console import Console, count, si, size
 from shared.errors import DataError, UsageError
 from shared.massive import massive_activations, massive_text
 from shared.registry import did_you_mean
-from shared.runs import Run, open_run
+from shared.runs import Run, fvu_label, open_run
 from shared.samples import load_samples, samples_summary
 
 
@@ -98,7 +98,7 @@ class Status:
             amount = f"{si(entry['n_tokens'])} tokens" if entry["n_tokens"] is not None else ""
             rows.append(("cache", entry["path"], _state(entry), size(entry["bytes"]), amount))
         for entry in self.runs:
-            result = f"FVU {entry['fvu']:.4f}" if entry["fvu"] is not None else ""
+            result = f"{fvu_label(entry['evaluated_on'])} {entry['fvu']:.4f}" if entry["fvu"] is not None else ""
             rows.append(("run", entry["path"], _state(entry), size(entry["bytes"]), result))
         if len(rows) == 1:
             return f"no caches and no runs yet\nnext: {self.next}"
@@ -166,13 +166,15 @@ def _cache_entry(path: Path) -> dict[str, Any]:
 
 def _run_entry(path: Path) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": path.name, "path": str(path), "complete": False, "progress": "", "fvu": None}
+    entry |= {"evaluated_on": None}
     entry |= {"bytes": folder_bytes(path), "next": None, "problem": None}
     try:
         run = open_run(path, allow_incomplete=True)
         entry["complete"] = run.complete
         last = run.checkpoints()
         entry["progress"] = f"at {last[-1].name}" if last else "no checkpoint yet"
-        entry["fvu"] = run.summary.get("fvu") if run.complete else None
+        summary = run.summary if run.complete else {}
+        entry |= {"fvu": summary.get("fvu"), "evaluated_on": summary.get("evaluated_on")}
     except DataError as error:
         entry["problem"] = str(error)
         entry["next"] = f"pipeline verify {path}"
@@ -323,8 +325,9 @@ class RunReport:
 
     def __str__(self) -> str:
         state = "complete" if self.complete else "not finished"
-        head = f"{self.path}: {self.checkpoints} checkpoints, {self.tensors} tensors read, {state}"
-        return "\n".join([head, *self.problems, "ok" if self.ok else f"{len(self.problems)} problems"])
+        read = f"{count(self.checkpoints, 'checkpoint')}, {count(self.tensors, 'tensor')} read"
+        head = f"{self.path}: {read}, {state}"
+        return "\n".join([head, *self.problems, "ok" if self.ok else count(len(self.problems), "problem")])
 
 
 def verify_run(path: Path, console: Console | None = None) -> RunReport:

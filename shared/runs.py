@@ -246,6 +246,11 @@ def open_run(path: Path | str, allow_incomplete: bool = False) -> Run:
     return run
 
 
+def fvu_label(evaluated_on: str | None) -> str:
+    """What a final FVU is of (`evaluated_on` of a summary): analyze has one too, of the rows that it reads."""
+    return "held-out FVU" if evaluated_on == "heldout" else "FVU"
+
+
 def sweep(folder: Path) -> None:
     """Remove what an interrupted writer left in a checkpoint folder."""
     for leftover in folder.glob(".step_*.partial"):

@@ -95,6 +95,11 @@ def test_exit_codes(
     assert json.loads(out)["error"]["exit_code"] == code
 
 
+def test_variants_are_listed_by_name() -> None:
+    assert list(pipeline.variants()) == sorted(pipeline.variants())
+    assert "matryoshka-tracked-pairs" in pipeline.variants()
+
+
 def test_debug_shows_the_traceback(
     failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

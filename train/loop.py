@@ -98,7 +98,7 @@ def _step(session: Session, rows: Batch, stream: Stream) -> dict[str, Any]:
 
 def _shown(session: Session, line: Mapping[str, Any], alone: bool) -> dict[str, object]:
     """What progress shows of a line of metrics: loss and FVU of one run, or the FVU of each of several."""
-    names = {"loss": "loss", "fvu": "fvu"} if alone else {"fvu": session.run.name}
+    names = {"loss": "loss", "fvu": "fvu"} if alone else {"fvu": f"{session.run.name} fvu"}
     return {shown: line[name] for name, shown in names.items() if line.get(name) is not None}
 
 

@@ -11,7 +11,7 @@ import torch
 from shared.cache import Cache, open_cache
 from shared.cache.format import MANIFEST
 from shared.coders import build_coder
-from shared.console import si, size
+from shared.console import count, si, size
 from shared.errors import DataError, UsageError
 from shared.registry import did_you_mean
 from shared.runs import open_run
@@ -93,7 +93,7 @@ class TrainPlan:
                 f"{d['cache']} on {d['device']}",
                 f"  {d['steps']:,} steps of {d['batch_size']:,} rows: {si(d['tokens'])} tokens, "
                 f"{d['epochs']:.2f} epochs of {si(d['rows_per_epoch'])}; {si(d['heldout_rows'])} rows held out",
-                f"  {size(d['bytes']['data'])} of activations in memory, read once for {len(d['runs'])} runs:",
+                f"  {size(d['bytes']['data'])} of activations in memory, read once for {count(len(d['runs']), 'run')}:",
             ]
             lines += [
                 f"  {run['name']}: {run['architecture']}, {run['source']} → {run['target']}, "
@@ -168,12 +168,14 @@ def _group(configs: list[TrainConfig]) -> Group:
 def _refuse_short(config: TrainConfig, stream: StreamPlan) -> None:
     data, steps = config.data, stream.total_steps
     if steps < config.min_steps:
-        epochs = f"{stream.rows_per_epoch:,} tokens × {data.epochs} epochs"
+        kept = f" ({data.heldout:.0%} of the documents held out)" if data.heldout else ""
+        epochs = f"{stream.rows_per_epoch:,} tokens{kept} × {data.epochs} epochs"
         amount = epochs if data.tokens is None else f"{data.tokens:,} tokens"
         raise UsageError(
             f"run {config.run_name} would take {steps} steps ({amount} / batches of {data.batch_size:,} = {steps}), "
             f"fewer than train.min_steps = {config.min_steps}",
-            "raise train.data.epochs or train.data.tokens, lower train.data.batch_size, or harvest more tokens",
+            "raise train.data.epochs or train.data.tokens, lower train.data.batch_size or train.data.heldout, "
+            "or harvest more tokens",
         )
     warmup = config.optimizer.warmup(steps)
     if warmup >= steps:

@@ -15,7 +15,7 @@ from shared.cache.format import differences
 from shared.config import to_dict, validate
 from shared.errors import ConfigError, DataError, UsageError
 from shared.provenance import provenance
-from shared.runs import Run, create_run, open_run
+from shared.runs import Run, create_run, fvu_label, open_run
 from train import checkpoint
 from train.config import OPERATIONAL, TrainConfig
 from train.data.stream import Stream
@@ -37,8 +37,7 @@ class RunSummary:
     """What a finished run is worth; FVU and L0 on held-out documents, where there are any.
 
     `seconds` is the time spent in the run's own steps. `fvu_untrained` is the same coder's before its first step: the
-    control to
-    read `fvu` against.
+    control to read `fvu` against. `evaluated_on` is "heldout" or "train".
     """
 
     name: str
@@ -52,12 +51,14 @@ class RunSummary:
     dead: int
     seconds: float
     fvu_untrained: float | None
+    evaluated_on: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __str__(self) -> str:
-        pairs = (("FVU", self.fvu), ("with BOS", self.fvu_with_bos), ("untrained", self.fvu_untrained))
+        fvu = fvu_label(self.evaluated_on)
+        pairs = ((fvu, self.fvu), ("with BOS", self.fvu_with_bos), ("untrained", self.fvu_untrained))
         figures = ", ".join(f"{label} {value:.4f}" for label, value in pairs if value is not None)
         l0 = "" if self.l0 is None else f", L0 {self.l0:.1f}"
         work = f"{self.steps:,} steps in {self.seconds:.1f} s"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shared.config import identity, merge, to_dict, validate
-from shared.console import Console, si, size
+from shared.console import Console, count, si, size
 from shared.errors import ConfigError, UsageError
 from shared.registry import did_you_mean
 from shared.runs import open_run
@@ -267,8 +267,8 @@ class SweepPlan:
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         left = sum(map(len, self.parts))
         lines.append(
-            f"{len(self.cells)} runs, {left} to train in {len(self.parts)} parts; runs of one part share each batch "
-            f"that is read, at most {size(document['bytes'])} of weights, gradients and moments at a time"
+            f"{count(len(self.cells), 'run')}, {left} to train in {count(len(self.parts), 'part')}; "
+            f"runs of one part share each batch that is read, at most {size(document['bytes'])} of weights, gradients and moments at a time"
         )
         lines.append(f"comparison: {document['folder']}")
         return "\n".join(lines)

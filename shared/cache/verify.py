@@ -29,7 +29,7 @@ from shared.cache.format import (
 from shared.cache.growth import Parts, generations_of, plan_files
 from shared.cache.stats import SiteStats
 from shared.config import identity
-from shared.console import Console, Progress
+from shared.console import Console, Progress, count
 from shared.errors import DataError
 
 READERS = 4
@@ -95,8 +95,11 @@ class VerifyReport:
 
     def __str__(self) -> str:
         state = "complete" if self.complete else "not finished"
-        lines = [f"{self.path}: {self.shards} shards, {self.bytes:,} bytes read, {state}", *map(str, self.problems)]
-        return "\n".join([*lines, "ok" if self.ok else f"{len(self.problems)} problems"])
+        lines = [
+            f"{self.path}: {count(self.shards, 'shard')}, {self.bytes:,} bytes read, {state}",
+            *map(str, self.problems),
+        ]
+        return "\n".join([*lines, "ok" if self.ok else count(len(self.problems), "problem")])
 
 
 def verify_cache(path: Path | str, console: Console | None = None) -> VerifyReport:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from harvest.run import HarvestResult, cache_path, harvest, plan
 from harvest.sites import FAMILIES
 from shared.cache import open_cache, verify_cache
 from shared.config import to_dict, validate
+from shared.console import size
 from shared.errors import ConfigError, DataError, PipelineError, UsageError
 from shared.sites import format_site
 from tests.harvest.conftest import CTX, make_texts
@@ -164,6 +166,8 @@ def test_dry_run_writes_nothing_and_predicts_the_bytes(tiny_model: Path, texts_f
     result = harvest(config)
     written = sum(file.stat().st_size for file in result.path.joinpath("acts.zarr").glob("*/c.*"))
     assert planned.to_dict()["bytes"] == written == result.bytes
+    done = rf"{size(written)} of chunk files \(6 of 6 shards in \d+s, loading included; [\d.,k]+ rows/s from the first"
+    assert re.search(done, str(result))
     assert (planned.to_dict()["rows"], planned.to_dict()["shards"]) == (45 * CTX, 6)
     assert plan(config).complete
     assert "layer_01.mlp_out" in str(planned)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from shared.console import Console, duration, si, size
+from shared.console import Console, count, duration, si, size
 
 
 class Terminal(io.StringIO):
@@ -98,10 +98,24 @@ def test_bar_on_a_terminal() -> None:
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0, "0"), (7, "7"), (0.1234, "0.123"), (9999, "9999"), (262144, "262k"), (5e6, "5M"), (2.5e9, "2.5G")],
+    [
+        (0, "0"),
+        (7, "7"),
+        (0.1234, "0.123"),
+        (999, "999"),
+        (3870, "3,870"),
+        (9999, "9,999"),
+        (262144, "262k"),
+        (5e6, "5M"),
+        (2.5e9, "2.5G"),
+    ],
 )
 def test_si(number: float, text: str) -> None:
     assert si(number) == text
+
+
+def test_count() -> None:
+    assert [count(n, "run") for n in (0, 1, 2, 1024)] == ["0 runs", "1 run", "2 runs", "1,024 runs"]
 
 
 def test_size_and_duration() -> None:

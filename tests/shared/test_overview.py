@@ -21,13 +21,13 @@ from tests.synthetic import make_cache, sparse_acts, token_table
 SUMMARY = {"steps": 3, "tokens": 96, "fvu": 0.25, "fvu_with_bos": 0.2, "l0": 4.0, "dead": 0, "seconds": 1.5}
 
 
-def make_run(folder: Path, name: str, finished: bool = True) -> Run:
+def make_run(folder: Path, name: str, finished: bool = True, **summary: Any) -> Run:
     run = create_run(folder, name, {"variant": "topk", "coder": {"architecture": "topk"}}, {})
     coder = build_coder(TopKConfig(latents=8, k=2), 4, 4, tied=True)
     run.save_checkpoint(2, coder.state_dict(), {"m": torch.ones(3)}, {"step": 2})
     run.log({"step": 2, "loss": 0.5})
     if finished:
-        run.finish(coder, SUMMARY, {"cache": {"path": "c", "identity": "i"}})
+        run.finish(coder, SUMMARY | summary, {"cache": {"path": "c", "identity": "i"}})
     return run
 
 
@@ -84,7 +84,9 @@ def test_status_names_what_is_incomplete_and_the_next_command(tmp_path: Path) ->
     make_run(runs, "done")
     assert status(caches, runs).next == "pipeline analyze"
     text = str(status(caches, runs))
-    assert "FVU 0.2500" in text
+    assert "  FVU 0.2500" in text
+    make_run(runs, "heldout", evaluated_on="heldout")
+    assert "  held-out FVU 0.2500" in str(status(caches, runs))
     assert text.splitlines()[-1] == "next: pipeline analyze"
 
 
@@ -187,6 +189,7 @@ def test_verify_run(tmp_path: Path) -> None:
     assert report.to_dict()["problems"] == report.problems
     assert str(report).endswith("3 problems")
 
+    assert str(report).startswith(f"{run.path}: 1 checkpoint, ")
     (run.path / "final/coder.safetensors").unlink()
     assert any("is missing" in text for text in verify_run(run.path).problems)
 

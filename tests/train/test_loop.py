@@ -19,6 +19,7 @@ import train.loop
 from shared.cache import Cache
 from shared.coders import Coder
 from shared.coders.relu import ReLUConfig
+from shared.console import Console
 from shared.errors import DataError, PipelineError, UsageError
 from shared.runs import open_run
 from shared.split import split_rows
@@ -165,6 +166,18 @@ def test_the_logged_fvu_of_a_batch_is_the_formula(config: MakeConfig, cache: Cac
         with_bos = (y - y_hat).square().sum() / (y - torch.from_numpy(stats.all.mean)).square().sum()
         assert measures["fvu"] == pytest.approx(float(fvu), rel=1e-4)
         assert measures["fvu_with_bos"] == pytest.approx(float(with_bos), rel=1e-4)
+
+
+def test_progress_says_whose_fvu_it_shows(
+    config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = [config(name="a"), config(name="b")]
+    assert "read once for 2 runs:" in str(plan(pair))
+    assert "read once for 1 run:" in str(plan(pair[:1]))
+    summaries = train_runs(pair, Console())
+    a, b = (f"{open_run(made.path).metrics()[-1]['fvu']:.4g}" for made in pair)
+    assert f"a fvu {a} b fvu {b}\n" in capsys.readouterr().err
+    assert str(summaries[0]).startswith(f"a: held-out FVU {summaries[0].fvu:.4f}, with BOS ")
 
 
 def test_runs_trained_side_by_side_have_the_bits_of_runs_trained_alone(config: MakeConfig, tmp_path: Path) -> None:
@@ -319,7 +332,9 @@ def test_too_few_steps_are_refused_with_the_arithmetic(config: MakeConfig) -> No
     made = config(min_steps=1000)
     rows = plan([config()]).groups[0].stream.rows_per_epoch
     error = refused([made], UsageError, "fewer than train.min_steps = 1000")
-    assert f"{rows:,} tokens × 2 epochs / batches of 64 = {rows * 2 // 64}" in error.message
+    assert f"{rows:,} tokens (5% of the documents held out) × 2 epochs / batches of 64 = " in error.message
+    assert f"= {rows * 2 // 64})" in error.message
+    assert "train.data.heldout" in str(error.hint)
     refused([config(min_steps=1000, data={"tokens": 640})], UsageError, "640 tokens / batches of 64 = 10")
     assert not made.path.exists()
 

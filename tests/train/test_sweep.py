@@ -169,7 +169,7 @@ def test_finished_runs_stay_and_interrupted_ones_end_with_the_same_bits(
     states = [run["state"] for run in planned.to_dict()["runs"]]
     assert states == ["finished", "finished", "at step 20", "at step 20"]
     assert [len(part) for part in planned.parts] == [2]
-    assert "4 runs, 2 to train in 1 parts" in str(planned)
+    assert "4 runs, 2 to train in 1 part;" in str(planned)
 
     final = "final/coder.safetensors"
     before = {cell.setting: (cell.config.path / final).stat().st_mtime_ns for cell in cells[:2]}
