@@ -268,7 +268,8 @@ class SweepPlan:
         left = sum(map(len, self.parts))
         lines.append(
             f"{count(len(self.cells), 'run')}, {left} to train in {count(len(self.parts), 'part')}; "
-            f"runs of one part share each batch that is read, at most {size(document['bytes'])} of weights, gradients and moments at a time"
+            f"runs of one part share each batch that is read, at most {size(document['bytes'])} of weights, gradients "
+            "and moments at a time"
         )
         lines.append(f"comparison: {document['folder']}")
         return "\n".join(lines)
