@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shared.cache import Cache, Flag, SiteSpec
+from shared.cache import Cache, Flag, SiteSpec, positions
 from shared.documents import document_positions
 from shared.errors import DataError, UsageError
 from shared.models import model_folder
@@ -211,27 +211,26 @@ def losses(
         part = sequences[start : start + batch]
         ids = torch.from_numpy(cache.tokens[part].astype(np.int64)).to(device)
         real = torch.from_numpy((cache.flags[part] & int(Flag.PADDING)) == 0).to(device)
-        first = torch.from_numpy((cache.flags[part] & int(Flag.BOS)) != 0).to(device)
-        first[:, 0] = True
+        position = torch.from_numpy(positions(np.arange(cache.ctx), cache.flags[part], cache.ctx)).to(device)
         rows = real
         if only is not None:
             rows = real & torch.from_numpy(only.reshape(-1, cache.ctx)[part]).to(device)
         counted = rows[:, :-1] & rows[:, 1:]
         told: dict[str, Any] = {"attention_mask": None if bool(real.all()) else real.long()}
         if apart:
-            positions = torch.from_numpy(document_positions(cache.doc_id[part], ~real.cpu().numpy())).to(device)
-            counted &= positions[:, 1:] > 0
+            within = torch.from_numpy(document_positions(cache.doc_id[part], ~real.cpu().numpy())).to(device)
+            counted &= within[:, 1:] > 0
             # Positions say where a document begins only where there is neither a mask nor a cache of keys and values.
-            told = {"attention_mask": None, "position_ids": positions, "use_cache": False}
+            told = {"attention_mask": None, "position_ids": within, "use_cache": False}
         with spliced(model, *sites, lambda _, y: y) as seen:
             clean = model(input_ids=ids, **told).logits.float().log_softmax(-1)
         _check(cache, source, int(part[0]), seen["source"][0], real[0])
-        add("clean", _loss(clean, clean, ids, counted, first))
+        add("clean", _loss(clean, clean, ids, counted, position))
         for name, replace in replacements.items():
-            for named, used in ((name, _leaving(first, replace)), (f"{name}_all", replace)):
+            for named, used in ((name, _leaving(position == 0, replace)), (f"{name}_all", replace)):
                 with spliced(model, *sites, used):
                     logits = model(input_ids=ids, **told).logits.float().log_softmax(-1)
-                add(named, _loss(logits, clean, ids, counted, first))
+                add(named, _loss(logits, clean, ids, counted, position))
     return totals
 
 
@@ -246,16 +245,11 @@ def _leaving(rows: Tensor, replace: Replace) -> Replace:
     return lambda x, y: torch.where(rows[..., None], y, replace(x, y).to(y.dtype))
 
 
-def _loss(logits: Tensor, clean: Tensor, ids: Tensor, counted: Tensor, first: Tensor) -> Loss:
-    """Sums by position of log-probabilities [B, T, V] over the predictions that count [B, T - 1].
-
-    Args:
-        first: [B, T] what is at position 0, wherever it lies.
-    """
+def _loss(logits: Tensor, clean: Tensor, ids: Tensor, counted: Tensor, position: Tensor) -> Loss:
+    """Sums by position [B, T] of log-probabilities [B, T, V] over the predictions that count [B, T - 1]."""
     ce = -logits[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
     kl = (clean[:, :-1].exp() * (clean[:, :-1] - logits[:, :-1])).sum(-1)
-    n = ids.shape[1]
-    place = torch.arange(n, device=ids.device).where(~first, 0)[:, :-1][counted].cpu().numpy()
+    n, place = ids.shape[1], position[:, :-1][counted].cpu().numpy()
 
     def by_position(values: Tensor) -> NDArray[np.float64]:
         return np.bincount(place, values[counted].double().cpu().numpy(), minlength=n).astype(np.float64)
