@@ -78,10 +78,13 @@ class Chart:
 
 @dataclass(frozen=True)
 class TableColumn:
-    """A column of a table; `latent` makes its numbers links to the latent's panel, `latents` a list of such."""
+    """A column of a table; `latent` makes its numbers links to the latent's panel, `latents` a list of such; a `remark`
+    is a sentence on the row, which the page writes below it."""
 
     label: str
-    format: Literal["number", "integer", "percent", "probability", "text", "latent", "latents", "flag"] = "number"
+    format: Literal["number", "integer", "percent", "probability", "text", "remark", "latent", "latents", "flag"] = (
+        "number"
+    )
     definition: str = ""
 
 
@@ -106,6 +109,7 @@ class Column:
     Attributes:
         values: [F] numbers, NaN = not scored, or texts.
         shown: visible at first.
+        without: what a reader sees where there is no value: not scored, unless the column means something else by it.
     """
 
     key: str
@@ -114,6 +118,7 @@ class Column:
     values: NDArray[Any] | Sequence[str]
     format: Format = "number"
     shown: bool = True
+    without: str = "–"
 
 
 @dataclass(frozen=True)
@@ -248,6 +253,6 @@ def show(value: Any, format: str = "number") -> str:
         return "yes" if value else "no"
     if format == "latents":
         return ", ".join(str(item) for item in value)
-    if format in ("text", "latent"):
+    if format in ("text", "remark", "latent"):
         return str(value)
     return significant(value)

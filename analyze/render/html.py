@@ -73,6 +73,7 @@ def _blocks(folder: Path, document: dict[str, Any], analysed: Sequence[Analysed]
                     "definition": column.definition,
                     "format": column.format,
                     "shown": column.shown,
+                    "without": column.without,
                     "report": name,
                     "values": round_column(column.values),
                 }

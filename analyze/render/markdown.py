@@ -110,7 +110,9 @@ def _table(table: dict[str, Any]) -> list[str]:
     columns = table["columns"]
     lines = [f"**{table['title']}** – {_escape(table['caption'])}", ""]
     lines.append("| " + " | ".join(_escape(c["label"]) for c in columns) + " |")
-    lines.append("|" + "|".join("---" if c["format"] in ("text", "latents") else "---:" for c in columns) + "|")
+    lines.append(
+        "|" + "|".join("---" if c["format"] in ("text", "remark", "latents") else "---:" for c in columns) + "|"
+    )
     for row in table["rows"][:ROWS]:
         cells = (_escape(show(value, c["format"])) for value, c in zip(row, columns, strict=True))
         lines.append("| " + " | ".join(cells) + " |")

@@ -21,18 +21,24 @@
 
   // --- numbers -------------------------------------------------------------------------------------------------------
 
-  const grouped = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
+  const grouped = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0, roundingMode: "halfEven" });
+  // Three significant digits as Python writes them: a tie goes to the even digit, where toPrecision goes up.
+  function rounded(value) {
+    const digits = value.toPrecision(60).replace(/e.*|[-.]/g, "").replace(/^0+/, "");
+    const down = /^[1-9]\d[02468]50*$/.test(digits);
+    return Number((down ? value * (1 - 1e-9) : value).toPrecision(3));
+  }
   function significant(value) {
     if (value === null || value === undefined || Number.isNaN(value)) return "–";
     if (Number.isInteger(value)) return grouped.format(value);
     const size = Math.abs(value);
     if (size >= 1000) return grouped.format(value);
-    if (size >= 0.001) return String(Number(value.toPrecision(3)));
+    if (size >= 0.001) return String(rounded(value));
     return value.toExponential(1);
   }
   function show(value, format) {
     if (value === null || value === undefined) return "–";
-    if (format === "percent") return `${Number((100 * value).toPrecision(3))}%`;
+    if (format === "percent") return `${rounded(100 * value)}%`;
     if (format === "probability" && value < 1e-300) return "< 1e-300"; // underflow, not certainty
     if (format === "flag") return value ? "yes" : "no";
     if (format === "text") return String(value).replace(/\r\n|\r|\n/g, "↵").replace(/\t/g, "⇥");
@@ -85,50 +91,95 @@
 
   // --- charts --------------------------------------------------------------------------------------------------------
 
-  const W = 560, H = 250, LEFT = 52, RIGHT = 10, TOP = 12, BOTTOM = 40;
-  function ticks(low, high, wanted) {
+  const RIGHT = 10, TOP = 12, PLOT = 198, SMALL = 138, SLOT = 14;
+  const pen = document.createElement("canvas").getContext("2d");
+  pen.font = `11px ${getComputedStyle(document.body).fontFamily}`;
+  const widthOf = (text) => pen.measureText(text).width;
+  function ticks(low, high, wanted, whole) {
     if (!(high > low)) return [low];
     const raw = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(raw));
-    const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw - 1e-12) || raw;
+    const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw - 1e-12 && (!whole || Number.isInteger(s))) || raw;
     const out = [];
     for (let t = Math.ceil(low / step - 1e-9) * step; t <= high + step * 1e-6; t += step) out.push(Math.abs(t) < step * 1e-6 ? 0 : Number(t.toPrecision(12)));
     return out;
   }
   const tickLabel = (t) => (t !== 0 && (Math.abs(t) < 0.001 || Math.abs(t) >= 1e5) ? t.toExponential(0).replace("e+", "e") : String(Number(t.toPrecision(4))));
 
-  function drawChart(spec, small) {
-    const height = small ? 190 : H;
-    const svg = el("svg", { viewBox: `0 0 ${W} ${height}`, role: "img", "aria-label": spec.title + (spec.caption ? `. ${spec.caption}` : "") });
+  // How the names of bars stand below them: level where each has room, else slanted; bins in a panel are named as room allows.
+  function naming(names, slot, small) {
+    const widest = Math.max(...names.map(widthOf));
+    if (widest + 6 <= slot) return { every: 1, depth: 0 };
+    if (small) return { every: Math.ceil((widest + 6) / slot), depth: 0 };
+    return { every: 1, slanted: true, depth: widest * Math.sin(SLANT), reach: (name) => widthOf(name) * Math.cos(SLANT) };
+  }
+  const SLANT = (40 * Math.PI) / 180;
+
+  // Names over the plot, at their marks but inside of it, and in as many lines as keep them apart.
+  function placeMarks(marks, fx, left, right) {
+    const lines = [];
+    return marks.map(([x, label]) => {
+      const half = widthOf(label) / 2, at = Math.max(left + half, Math.min(right - half, fx(x)));
+      let line = lines.findIndex((taken) => taken.every(([a, b]) => at + half + 6 < a || at - half - 6 > b));
+      if (line < 0) line = lines.push([]) - 1;
+      lines[line].push([at - half, at + half]);
+      return { x, label, at, line };
+    });
+  }
+
+  function drawChart(spec, small, width) {
     const values = spec.series.flatMap((s) => s.y).filter((v) => v !== null && Number.isFinite(v) && (!spec.log_y || v > 0));
     const kind = spec.kind || "bars";
+    const svg = el("svg", { role: "img", "aria-label": spec.title + (spec.caption ? `. ${spec.caption}` : "") });
     if (!values.length) {
-      svg.append(el("text", { x: W / 2, y: height / 2, "text-anchor": "middle" }, "nothing to draw"));
+      svg.setAttribute("viewBox", `0 0 ${width} 60`);
+      svg.append(el("text", { x: width / 2, y: 30, "text-anchor": "middle" }, "nothing to draw"));
       return svg;
     }
     const names = typeof spec.x[0] === "string";
     const n = Math.max(...spec.series.map((s) => s.y.length));
     const edges = kind === "bars" && !names && spec.x.length === n + 1;
+    const counts = values.every(Number.isInteger), whole = edges && spec.x.every((x) => Math.abs(x % 1) === 0.5);
     let low = spec.log_y ? 10 ** (Math.floor(Math.log10(Math.min(...values))) - 0.35) : Math.min(0, ...values);
     let high = Math.max(...values);
     if (spec.log_y) high = 10 ** Math.ceil(Math.log10(high) + 1e-9);
     if (spec.log_y && high / low < 10) low = high / 10;
     if (low === high) high = low + 1;
     if (!spec.log_y) high += (high - low) * 0.04;
-    const bottom = height - BOTTOM, right = W - RIGHT;
-    const fy = spec.log_y ? (v) => bottom - ((Math.log10(v) - Math.log10(low)) / (Math.log10(high) - Math.log10(low))) * (bottom - TOP) : (v) => bottom - ((v - low) / (high - low)) * (bottom - TOP);
-    let x0 = names ? 0 : spec.x[0], x1 = names ? n : spec.x[spec.x.length - 1];
-    if (kind === "scatter") { x0 = 0; x1 = x1 * 1.15 || 1; }
-    const fx = (v) => LEFT + ((v - x0) / (x1 - x0 || 1)) * (right - LEFT);
     const yTicks = [];
     if (spec.log_y) for (let p = Math.ceil(Math.log10(low)); p <= Math.round(Math.log10(high)); p += Math.max(1, Math.ceil(Math.log10(high / low) / 6))) yTicks.push(10 ** p);
-    else yTicks.push(...ticks(low, high, 5));
-    for (const t of yTicks) svg.append(el("line", { class: "grid", x1: LEFT, x2: right, y1: fy(t), y2: fy(t) }), el("text", { x: LEFT - 6, y: fy(t) + 4, "text-anchor": "end" }, tickLabel(t)));
-    svg.append(el("line", { class: "axis", x1: LEFT, x2: right, y1: bottom, y2: bottom }));
+    else yTicks.push(...ticks(low, high, 5, counts));
+    // Left of the plot: the title of the axis, its numbers, and what a slanted name needs beyond its bar.
+    let left = 30 + Math.max(...yTicks.map((t) => widthOf(tickLabel(t))));
+    let named = { every: 1, depth: 0 };
     if (names) {
-      const every = Math.max(1, Math.ceil((Math.max(...spec.x.map((name) => name.length)) * 6.4 + 8) * n / (right - LEFT)));
-      spec.x.forEach((name, i) => { if (i % every === 0) svg.append(el("text", { x: fx(i + 0.5), y: bottom + 14, "text-anchor": "middle" }, name)); });
-    } else for (const t of ticks(x0, x1, 7)) svg.append(el("text", { x: fx(t), y: bottom + 14, "text-anchor": "middle" }, tickLabel(t)));
-    svg.append(el("text", { x: (LEFT + right) / 2, y: height - 8, "text-anchor": "middle" }, spec.x_label), el("text", { x: 12, y: (TOP + bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 12 ${(TOP + bottom) / 2})` }, spec.y_label));
+      const slot = () => (width - RIGHT - left) / n;
+      named = naming(spec.x, slot(), small);
+      if (named.slanted) {
+        left = Math.max(left, ...spec.x.map((name, i) => named.reach(name) - (i + 0.5) * slot() + 4));
+        width = Math.max(width, left + RIGHT + n * SLOT);
+      }
+    }
+    const right = width - RIGHT;
+    let x0 = names ? 0 : spec.x[0], x1 = names ? n : spec.x[spec.x.length - 1];
+    if (kind === "scatter") { x0 = 0; x1 = x1 * 1.15 || 1; }
+    if (whole && n < 5) { x0 -= 2; x1 += 2; } // one bar is a bar, not the background
+    const fx = (v) => left + ((v - x0) / (x1 - x0 || 1)) * (right - left);
+    const marks = placeMarks(spec.marks || [], fx, left, right);
+    const top = TOP + 14 * (marks.length ? 1 + Math.max(...marks.map((m) => m.line)) : 0), bottom = top + (small ? SMALL : PLOT);
+    const height = bottom + 40 + named.depth;
+    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    svg.style.minWidth = named.slanted ? `${width}px` : "";
+    const fy = spec.log_y ? (v) => bottom - ((Math.log10(v) - Math.log10(low)) / (Math.log10(high) - Math.log10(low))) * (bottom - top) : (v) => bottom - ((v - low) / (high - low)) * (bottom - top);
+    for (const t of yTicks) svg.append(el("line", { class: "grid", x1: left, x2: right, y1: fy(t), y2: fy(t) }), el("text", { class: "tick-y", x: left - 6, y: fy(t) + 4, "text-anchor": "end" }, tickLabel(t)));
+    svg.append(el("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));
+    if (names) {
+      spec.x.forEach((name, i) => {
+        if (i % named.every) return;
+        const x = fx(i + 0.5), y = bottom + 14;
+        svg.append(named.slanted ? el("text", { class: "name", x: x + 4, y: y - 2, "text-anchor": "end", transform: `rotate(-40 ${x + 4} ${y - 2})` }, name) : el("text", { class: "name", x, y, "text-anchor": "middle" }, name));
+      });
+    } else for (const t of ticks(x0, x1, Math.max(2, Math.min(8, (right - left) / 60)), whole)) svg.append(el("text", { class: "tick-x", x: fx(t), y: bottom + 14, "text-anchor": "middle" }, tickLabel(t)));
+    svg.append(el("text", { x: (left + right) / 2, y: height - 8, "text-anchor": "middle" }, spec.x_label), el("text", { class: "title-y", x: 12, y: (top + bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 12 ${(top + bottom) / 2})` }, spec.y_label));
     const ok = (v) => v !== null && v !== undefined && Number.isFinite(v) && (!spec.log_y || v > 0);
     const base = bottom;
     if (names && kind === "bars") {
@@ -156,10 +207,11 @@
       points.sort((p, q) => p.y - q.y || p.x - q.x);
       const placed = [];
       for (const p of points) {
-        const side = p.x < W * 0.7 ? 1 : -1;
+        const room = widthOf(p.name) + 12, side = p.x + room <= right || right - p.x > p.x - left ? 1 : -1;
+        const from = side > 0 ? p.x : p.x - room, to = from + room;
         let line = p.y + 4;
-        while (placed.some((q) => Math.abs(q.x - p.x) < 150 && Math.abs(q.line - line) < 12)) line += 1;
-        placed.push({ x: p.x, line });
+        while (placed.some((q) => q.from < to && from < q.to && Math.abs(q.line - line) < 12)) line += 1;
+        placed.push({ from, to, line });
         if (line > p.y + 5) svg.append(el("line", { class: "axis", x1: p.x, y1: p.y, x2: p.x + side * 8, y2: line - 4 }));
         svg.append(el("circle", { class: `point ${p.role}`, cx: p.x, cy: p.y, r: 4 }), el("text", { x: p.x + side * 10, y: line, "text-anchor": side > 0 ? "start" : "end" }, p.name));
       }
@@ -171,19 +223,37 @@
         if (n <= 40) s.y.forEach((v, i) => { if (ok(v)) svg.append(el("circle", { class: `point ${s.role}`, cx: fx(spec.x[i]), cy: fy(v), r: 2.4 })); });
       }
     }
-    for (const [x, label] of spec.marks || []) svg.append(el("line", { class: "mark", x1: fx(x), x2: fx(x), y1: TOP, y2: bottom }), el("text", { x: fx(x) + (fx(x) > W * 0.8 ? -5 : 5), y: TOP + 9, "text-anchor": fx(x) > W * 0.8 ? "end" : "start" }, label));
+    for (const m of marks) svg.append(el("line", { class: "mark", x1: fx(m.x), x2: fx(m.x), y1: TOP + 14 * m.line + 4, y2: bottom }), el("text", { class: "mark-name", x: m.at, y: TOP + 14 * m.line, "text-anchor": "middle" }, m.label));
     for (let i = 0; i < n; i++) {
       if (kind === "scatter") break;
       const a = names ? fx(i) : edges ? fx(spec.x[i]) : fx(i ? (spec.x[i] + spec.x[i - 1]) / 2 : spec.x[i]);
       const b = names ? fx(i + 1) : edges ? fx(spec.x[i + 1]) : fx(i + 1 < n ? (spec.x[i] + spec.x[i + 1]) / 2 : spec.x[i]);
       const where = names ? spec.x[i] : edges ? `${tickLabel(spec.x[i])} … ${tickLabel(spec.x[i + 1])}` : tickLabel(spec.x[i]);
       const text = `${spec.x_label}: ${where}\n${spec.series.map((s) => `${s.name}: ${significant(s.y[i])}`).join("\n")}`;
-      svg.append(el("rect", { class: "hit", x: a, y: TOP, width: Math.max(1, b - a), height: bottom - TOP, onmousemove: (e) => showTip(text, e.clientX, e.clientY), onmouseleave: hideTip }));
+      svg.append(el("rect", { class: "hit", x: a, y: top, width: Math.max(1, b - a), height: bottom - top, onmousemove: (e) => showTip(text, e.clientX, e.clientY), onmouseleave: hideTip }));
     }
     return svg;
   }
   const legend = (spec) => el("div", { class: "legend" }, spec.series.map((s) => el("span", {}, el("span", { class: `dot ${s.role}` }), s.name)));
-  const chartFigure = (spec) => el("figure", {}, el("h3", {}, spec.title), el("figcaption", {}, spec.caption), spec.series.length > 1 ? legend(spec) : null, drawChart(spec));
+  // A chart is drawn for the width that it has, so that its text is as large as the page's, and again when that changes.
+  const MANY = 12;
+  const drawn = new WeakMap();
+  const fitted = new ResizeObserver((entries) => requestAnimationFrame(() => {
+    for (const { target } of entries) if (target.clientWidth && target.clientWidth !== drawn.get(target).width) draw(target, target.clientWidth);
+  }));
+  function draw(holder, width) {
+    const { spec, small } = drawn.get(holder);
+    drawn.set(holder, { spec, small, width });
+    holder.replaceChildren(drawChart(spec, small, width));
+  }
+  function chart(spec, small) {
+    const holder = el("div", { class: "chart" });
+    drawn.set(holder, { spec, small });
+    draw(holder, 540);
+    fitted.observe(holder);
+    return holder;
+  }
+  const chartFigure = (spec) => el("figure", { class: typeof spec.x[0] === "string" && spec.x.length > MANY ? "wide" : null }, el("h3", {}, spec.title), el("figcaption", {}, spec.caption), spec.series.length > 1 ? legend(spec) : null, chart(spec));
 
   // --- tables --------------------------------------------------------------------------------------------------------
 
@@ -197,15 +267,23 @@
     return el("td", { class: format === "text" ? "text" : format === "flag" ? "flag" : null }, format === "text" ? breaking(text) : text);
   }
   const headCell = (c) => el("th", { scope: "col", class: c.format === "text" || c.format === "latents" ? "text" : null }, breaking(c.label), why(c.definition));
+  const PHRASE = 60;
   function tableBlock(table, run, open) {
     const SHORT = 15;
     const body = el("tbody");
-    const fill = (n) => body.replaceChildren(...table.rows.slice(0, n).map((row) => el("tr", {}, row.map((v, k) => cell(v, table.columns[k].format, run)))));
+    // Phrases get a wide column; a remark stands below its row.
+    const columns = table.columns.map((c, k) => ({ ...c, k, phrases: c.format === "text" && table.rows.some((row) => String(row[k] ?? "").length > PHRASE) }));
+    const cells = columns.filter((c) => c.format !== "remark"), remarks = columns.filter((c) => c.format === "remark");
+    const line = (row) => [
+      el("tr", {}, cells.map((c) => { const td = cell(row[c.k], c.format, run); if (c.phrases) td.classList.add("phrase"); return td; })),
+      ...remarks.filter((c) => row[c.k]).map((c) => el("tr", { class: "below" }, el("td", { class: "text", colspan: cells.length }, el("div", {}, el("b", {}, c.label), ": ", show(row[c.k], "text"))))),
+    ];
+    const fill = (n) => body.replaceChildren(...table.rows.slice(0, n).flatMap(line));
     fill(SHORT);
     const count = table.total > table.rows.length ? `${grouped.format(table.rows.length)} of ${grouped.format(table.total)}${table.more ? `, all in ${table.more}` : ""}` : grouped.format(table.total);
     const more = table.rows.length > SHORT ? el("button", { type: "button", onclick: (e) => { fill(Infinity); e.currentTarget.remove(); } }, `Show all ${grouped.format(table.rows.length)} listed`) : null;
     return el("details", { class: "table", open: open && table.rows.length > 0 }, el("summary", {}, `${table.title} `, el("span", { class: "count" }, `(${count})`)), el("p", { class: "note" }, table.caption),
-      table.rows.length ? el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, table.columns.map(headCell))), body)) : el("p", { class: "note" }, "None."), more ? el("p", {}, more) : null);
+      table.rows.length ? el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, cells.map(headCell))), body)) : el("p", { class: "note" }, "None."), more ? el("p", {}, more) : null);
   }
 
   // --- overview ------------------------------------------------------------------------------------------------------
@@ -255,6 +333,7 @@
   // --- latents -------------------------------------------------------------------------------------------------------
 
   const ROW = 34;
+  const without = (value) => value === null || value === "";
   const tables = new Map();
   async function latentsView(r) {
     const run = runs[r];
@@ -293,10 +372,9 @@
       for (let i = 0; i < data.n; i++) if (matches(i, words, conditions)) order.push(i);
       if (sortKey) {
         const values = byKey.get(sortKey).values, sign = descending ? -1 : 1;
-        const missing = (v) => v === null || v === "";
         order.sort((a, b) => {
           const x = values[a], y = values[b];
-          if (missing(x) || missing(y)) return missing(x) === missing(y) ? a - b : missing(x) ? 1 : -1;
+          if (without(x) || without(y)) return without(x) === without(y) ? a - b : without(x) ? 1 : -1;
           return (x < y ? -1 : x > y ? 1 : 0) * sign || a - b;
         });
       } else if (descending === false) order.reverse();
@@ -330,7 +408,8 @@
         const where = first + k === cursor ? "row current" : "row";
         return el("tr", { class: where, onclick: () => { cursor = first + k; go("latents", r, i); } }, el("td", {}, latentLink(i, r)), visible.map((c) => {
           const v = c.values[i];
-          return el("td", { class: c.format === "text" ? (v === "rare" || v === "dead" ? "text rare" : "text") : null, title: c.format === "text" && v.length > 12 ? v : null }, show(v, c.format));
+          const said = [c.format === "text" ? "text" : null, v === "rare" || v === "dead" || v === "none" || without(v) ? "rare" : null].filter(Boolean);
+          return el("td", { class: said.join(" ") || null, title: c.format === "text" && v.length > 12 ? v : null }, without(v) ? c.without : show(v, c.format));
         }));
       }), space(order.length - last));
     }
@@ -396,7 +475,7 @@
       const spec = { ...b, caption: b.note || "", kind: "bars" };
       // Bars over a logarithmic axis: equal widths, named by their lower edge.
       if (typeof spec.x[0] === "number" && spec.x.length === spec.series[0].y.length + 1 && /log/.test(spec.x_label)) spec.x = spec.x.slice(0, -1).map((v) => tickLabel(v));
-      return el("figure", {}, title, spec.series.length > 1 ? legend(spec) : null, drawChart(spec, true));
+      return el("figure", {}, title, spec.series.length > 1 ? legend(spec) : null, chart(spec, true));
     }
     return null;
   }
@@ -405,10 +484,10 @@
     const [data, found, vocabulary] = await Promise.all([block(`columns-${r}`), panelOf(r, latent), block("vocabulary")]);
     if (!data || latent < 0 || latent >= data.n || state.latent !== latent || state.run !== r) return;
     const step = (by) => { if (current && current.run === r) current.step(by); else go("latents", r, Math.max(0, Math.min(data.n - 1, latent + by))); };
-    const fact = (c) => el("div", {}, el("dt", {}, c.label, why(c.definition)), el("dd", {}, c.values[latent] === "" ? "–" : show(c.values[latent], c.format)));
+    const fact = (c) => el("div", {}, el("dt", {}, c.label, why(c.definition)), el("dd", {}, without(c.values[latent]) ? c.without : show(c.values[latent], c.format)));
     const examples = found.filter((b) => b.type === "examples"), rest = found.filter((b) => b.type !== "examples");
     panel.replaceChildren(
-      el("div", { class: "panel-head" }, el("h2", {}, `Latent ${latent} `, el("span", { class: "badge" }, runs[r].name)), el("button", { type: "button", class: "optional", onclick: () => step(-1), "aria-label": "Previous latent" }, "↑"), el("button", { type: "button", class: "optional", onclick: () => step(1), "aria-label": "Next latent" }, "↓"), el("button", { type: "button", id: "panel-close", onclick: closePanel, "aria-label": "Close" }, "✕")),
+      el("div", { class: "panel-head" }, el("h2", {}, `Latent ${latent} `, el("small", {}, runs[r].name, " ", badge(runs[r]))), el("button", { type: "button", class: "optional", onclick: () => step(-1), "aria-label": "Previous latent" }, "↑"), el("button", { type: "button", class: "optional", onclick: () => step(1), "aria-label": "Next latent" }, "↓"), el("button", { type: "button", id: "panel-close", onclick: closePanel, "aria-label": "Close" }, "✕")),
       el("dl", { class: "facts" }, data.columns.filter((c) => c.shown).map(fact)),
       el("details", {}, el("summary", { class: "note" }, "more figures"), el("dl", { class: "facts" }, data.columns.filter((c) => !c.shown).map(fact))),
       ...(examples.length || !runs[r].reports.top_activations ? [] : [el("p", { class: "note" }, "This latent never fired on these rows.")]),

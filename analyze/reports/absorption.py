@@ -227,7 +227,7 @@ def _family_table(families: list[FamilyAbsorption]) -> Table:
                 "with latents", "integer", "Of those, labels that the coder has latents for: the ones that count."
             ),
             TableColumn("true positives", "integer"),
-            TableColumn("why not", "text"),
+            TableColumn("why not", "remark"),
         ],
         rows,
         len(rows),
@@ -273,7 +273,7 @@ def _label_table(labels: list[LabelAbsorption]) -> Table:
             TableColumn("main latents", "latents"),
             TableColumn("stand in", "latents", "Latents that absorb, most rows first."),
             TableColumn("a > 0", "percent", "True positives on the probe's side; only there can absorption be seen."),
-            TableColumn("why not", "text"),
+            TableColumn("why not", "remark"),
         ],
         rows,
         len(ordered),
@@ -301,6 +301,7 @@ def _columns(labels: list[LabelAbsorption], n_latents: int) -> list[Column]:
             [", ".join(main.get(latent, ())) for latent in range(n_latents)],
             "text",
             shown=False,
+            without="none",
         ),
         Column(
             "absorbs",

@@ -196,6 +196,7 @@ def _result(
                 "Number of its duplicate cluster, 0 is the largest.",
                 np.array([in_cluster.get(i, np.nan) for i in range(report.subject.n_latents)], np.float64),
                 "integer",
+                without="none",
             ),
         ],
         {

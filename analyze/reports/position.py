@@ -197,7 +197,9 @@ def _result(report: Position, s: PositionScores) -> ReportResult:
         _charts(report, s),
         _tables(s),
         [
-            Column("position", "position", "BOS, position, – (neither), rare (not scored) or dead.", verdict, "text"),
+            Column(
+                "position", "position", "BOS, position, none (neither), rare (not scored) or dead.", verdict, "text"
+            ),
             Column("bos_share", "at pos. 0", "Share of its firings at position 0.", s.share, "percent"),
             Column(
                 "bos_share_top",
@@ -286,7 +288,7 @@ def _verdicts(s: PositionScores, alive_counts: NDArray[np.int64]) -> list[str]:
     words = np.select(
         [alive_counts == 0, ~s.scored, s.bos & s.biased, s.bos, s.biased],
         ["dead", "rare", "BOS + position", "BOS", "position"],
-        "–",
+        "none",
     )
     return [str(word) for word in words]
 

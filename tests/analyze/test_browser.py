@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from analyze.config import AnalyzeConfig
+from analyze.render.html import write_html
+from analyze.result import Chart, Figure, ReportResult, Series, Table, TableColumn, show
 from analyze.run import analyze
+from shared.console import Console
 from tests.analyze.planted import BOS_LOCKED, DEAD, ONE_TOKEN, STRUCTURAL, F, planted
 from tests.analyze.test_run import HOSTILE, nested
 
@@ -37,6 +40,61 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(str(folder / "cache" / "tokenizer.json"))
     runs = [made.run(folder / "runs").path, nested(made, folder / "runs", "nested <i>")]
     return analyze(runs, AnalyzeConfig(out=folder / "reports")).report
+
+
+NAMES = ["ab-antidup", "ab-jumprelu", "ab-matryoshka-ortsae", "ab-topk", "width-nested-latents=128-seed0"]
+REASON = "0 of 22 labels have a dense probe with F1 > 0.6 and 10 true positives: the activations do not say it. " * 2
+CHARTS = [
+    Chart("pairs", "Pairs", "", NAMES, [Series("pairs", [0, 0, 0, 0, 0])], "run", "pairs"),
+    Chart("l0", "L0", "", [15.5, 16.5], [Series("rows", [65000])], "latents that fire on a row", "rows"),
+    Chart(
+        "tokens", "Tokens", "", [0, 16, 32, 48, 64], [Series("latents", [1, 2, 1, 90])], "effective tokens", "latents",
+        marks=[(64, "random rows"), (63, "another null")],
+    ),
+]  # fmt: skip
+TABLE = Table(
+    "families",
+    "Families",
+    "",
+    [TableColumn("family", "text"), *(TableColumn(f"figure {n}") for n in range(10)), TableColumn("why not", "remark")],
+    [["first_letter", *range(10), REASON], ["digit", *range(10), ""]],
+    2,
+)
+CONTEXTS = Table(
+    "contexts",
+    "Contexts",
+    "",
+    [TableColumn("latent", "latent"), TableColumn("context", "text")],
+    [[0, "word " * 25]],
+    1,
+)
+ROUNDED = [0.0003125, 0.0009375, 0.00034375, 0.123456, 0.0999500001, 0.5, 1.0]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a document of our own: charts and tables that are hard to lay out."""
+    folder = tmp_path_factory.mktemp("drawn")
+    figures = [Figure(f"f{n}", f"f{n}", value, "", "percent") for n, value in enumerate(ROUNDED)]
+    one = ReportResult("one", "One", "Alone.", figures, CHARTS[:1], [TABLE, CONTEXTS])
+    all_of_them = ReportResult("three", "Three", "Three.", (), CHARTS)
+    document = {
+        "caches": [],
+        "comparison": None,
+        "definitions": [],
+        "runs": [
+            {
+                "name": "run",
+                "role": "run",
+                "trained": False,
+                "folder": "run",
+                "facts": {"architecture": "topk", "kind": "SAE", "latents": 4, "source": "site"},
+                "reports": {"one": one.to_dict(), "three": all_of_them.to_dict()},
+            }
+        ],
+    }
+    write_html(folder, document, [], Console(quiet=True))
+    return folder / "index.html"
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +128,32 @@ def open_page(browser: Any, page: Path) -> Iterator[Any]:
     yield opened
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     assert browser.execute_script("return window.hacked") is None
+
+
+@pytest.fixture
+def show_drawn(browser: Any, drawn: Path) -> Iterator[Any]:
+    """Opens a tab of the page of our own at a width, once its charts are drawn for it."""
+    before = browser.get_window_size()
+
+    def opened(where: str, width: int) -> Any:
+        browser.set_window_size(width, 900)
+        browser.get("about:blank")
+        browser.get(f"file://{drawn}#{where}")
+        fits = (
+            "[...document.querySelectorAll('.chart')].every(c => c.firstChild.viewBox.baseVal.width >= c.clientWidth)"
+        )
+        wait(browser, f"return document.getElementById('main').dataset.drawn && {fits}")
+        return browser
+
+    yield opened
+    browser.set_window_size(before["width"], before["height"])
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+BOXES = (
+    "return [...document.querySelectorAll(arguments[0])].map(e => { const b = e.getBoundingClientRect();"
+    "return [e.textContent, b.left, b.right, b.top, b.bottom]; })"
+)
 
 
 def wait(browser: Any, script: str) -> Any:
@@ -209,3 +293,70 @@ def test_the_names_of_points_stand_in_the_order_of_the_points(open_page: Any) ->
     assert {name for _, _, name in names} == {"planted", "nested <i>"}
     assert [name for _, _, name in sorted(names)] == [name for _, _, name in sorted(names, key=lambda n: n[1])]
     assert sorted(names)[-1][2] == "planted"  # the lower FVU lies lower on the page
+
+
+@pytest.mark.parametrize("width", [1300, 500])
+def test_every_bar_is_named_and_a_count_has_whole_ticks(show_drawn: Any, width: int) -> None:
+    browser = show_drawn("one/0", width)
+    assert texts(browser, "svg .name") == NAMES
+    assert texts(browser, "svg .tick-y") == ["0", "1"]
+    (_, left, right, *_), *_ = browser.execute_script(BOXES, "figure")
+    for name, start, end, *_ in browser.execute_script(BOXES, "svg .name"):
+        assert left <= start < end <= right, name
+
+
+@pytest.mark.parametrize("width", [1300, 500])
+def test_the_text_of_a_chart_is_as_large_as_it_says(show_drawn: Any, width: int) -> None:
+    """One chart alone, and three beside each other: drawn for the width they have, and not scaled."""
+    for tab in ("one/0", "three/0"):
+        browser = show_drawn(tab, width)
+        scale = "return [...document.querySelectorAll('.chart svg')].map(s => s.getScreenCTM().a)"
+        assert browser.execute_script(scale) == pytest.approx([1.0] * (1 if tab == "one/0" else 3), abs=0.02)
+    if width == 1300:
+        (_, left, right, *_), *_ = browser.execute_script(BOXES, "figure")
+        assert right - left < 700  # a chart alone in its row is no poster
+
+
+def test_axes_and_marks_keep_clear_of_each_other(show_drawn: Any) -> None:
+    browser = show_drawn("three/0", 1300)
+    svg = "figure:nth-of-type({}) svg "
+    assert texts(browser, svg.format(2) + ".tick-x") == ["14", "15", "16", "17", "18"]
+    for chart in (1, 2, 3):
+        (_, _, title, *_), *_ = browser.execute_script(BOXES, svg.format(chart) + ".title-y")
+        ticks = browser.execute_script(BOXES, svg.format(chart) + ".tick-y")
+        assert all(title < left for _, left, *_ in ticks)
+    marks = browser.execute_script(BOXES, svg.format(3) + ".mark-name")
+    (_, left, right, top, _), *_ = browser.execute_script(BOXES, svg.format(3))
+    (_, _, _, line, _), *_ = browser.execute_script(BOXES, svg.format(3) + ".line")
+    for name, start, end, above, below in marks:
+        assert left <= start < end <= right, name
+        assert top - 3 <= above < below <= line, name
+    assert marks[0][4] <= marks[1][3] + 3 or marks[1][4] <= marks[0][3] + 3  # one above the other
+
+
+@pytest.mark.parametrize("width", [1300, 500])
+def test_sentences_in_a_table_have_room(show_drawn: Any, width: int) -> None:
+    browser = show_drawn("one/0", width)
+    boxes = browser.execute_script(BOXES, "tr.below div")
+    assert [text for text, *_ in boxes] == [f"why not: {REASON}"]
+    assert "why not" not in texts(browser, "thead th")
+    assert boxes[0][2] <= width
+    for text, _, _, top, bottom in browser.execute_script(BOXES, "main tbody tr"):
+        assert bottom - top < (100 if width == 1300 else 220), text
+
+
+def test_the_page_rounds_as_python_does(show_drawn: Any) -> None:
+    browser = show_drawn("one/0", 1300)
+    assert texts(browser, ".card .value") == [show(value, "percent") for value in ROUNDED]
+    assert show(ROUNDED[0], "percent") == "0.0312%"  # a tie, to the even digit
+
+
+def test_a_dash_means_not_scored_and_nothing_else(open_page: Any) -> None:
+    browser = open_page(f"latents/0/{ONE_TOKEN}")
+    wait(browser, "return !document.getElementById('panel').hidden")
+    facts = dict(zip(texts(browser, "#panel dt"), texts(browser, "#panel dd"), strict=True))
+    assert (facts["cluster?"], facts["position?"]) == ("none", "none")
+    assert [text for text in texts(browser, "#panel .panel-head .badge") if text] == []  # a run is no control
+    heads = texts(browser, ".virtual thead th")
+    place = next(k for k, text in enumerate(heads) if text.startswith("cluster"))
+    assert set(texts(browser, f".virtual tr.row td:nth-child({place + 1})")) == {"0", "1", "none"}
