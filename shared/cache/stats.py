@@ -2,9 +2,9 @@
 
 Rows fall into two classes, because the first position of a sequence is an outlier in every language model: ``first``
 (position 0, and every row flagged BOS: :func:`shared.cache.format.positions`) and ``rest`` (every other row). Padding
-is counted in neither. A row with an infinity or a NaN is counted as non-finite and left out of every sum. All sums are
-float64; they are formed per shard in one fixed order on one thread and merged in shard order, so the same activations
-give the same bits whichever process wrote a shard.
+is counted in neither. A row with an infinity or a NaN is counted as non-finite and left out of every sum. All sums over
+rows are float64, of squares that are exact where x is bfloat16; they are formed per shard in one fixed order on one
+thread and merged in shard order, so the same activations give the same bits whichever process wrote a shard.
 """
 
 from __future__ import annotations
@@ -203,8 +203,9 @@ def site_stats(stored: NDArray[Any], ctx: int, flags: NDArray[np.uint8]) -> Site
         sq_first += sq[first].sum(axis=0, dtype=np.float64)
         x[first] = 0
         sq[first] = 0
-        sum_rest += x.sum(axis=0)
-        sq_rest += sq.sum(axis=0)
+        # a sum over rows in float32 is rounded at each, which on bfloat16's grid falls to one side
+        sum_rest += x.sum(axis=0, dtype=np.float64)
+        sq_rest += sq.sum(axis=0, dtype=np.float64)
     norm_sq[~kept] = 0
     norm = np.sqrt(norm_sq)
     first_norm, first_norm_sq = (_by_place(np.where(at_first, v, 0.0), ctx) for v in (norm, norm_sq))

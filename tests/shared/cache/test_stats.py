@@ -57,6 +57,20 @@ def test_means_variances_and_norms() -> None:
     np.testing.assert_allclose(stats.per_position_norm, np.linalg.norm(exact, axis=1).reshape(8, 8).mean(0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("mean_in_std", [10, 100, 300])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.bfloat16, 1e-9), (torch.float32, 1e-4)])
+def test_the_variance_survives_a_mean_far_from_zero(mean_in_std: int, dtype: torch.dtype, rtol: float) -> None:
+    """8,192 rows of width 64: a sum of squares in float32 loses more than half of this variance."""
+    x = (torch.randn(8192, 64, generator=torch.Generator().manual_seed(0)) + mean_in_std).to(dtype)
+    stored = x.view(torch.uint16).numpy() if dtype == torch.bfloat16 else x.numpy()
+    flags = np.zeros(8192, np.uint8)
+    flags[::2] = int(Flag.BOS)  # both classes
+    stats, exact = site_stats(stored, 128, flags), x.double().numpy()
+    np.testing.assert_allclose(stats.first.var, exact[::2].var(0), rtol=rtol)
+    np.testing.assert_allclose(stats.rest.var, exact[1::2].var(0), rtol=rtol)
+    np.testing.assert_allclose(stats.all.mean, exact.mean(0), rtol=1e-12)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_non_finite_row_is_counted_and_left_out(bad: float) -> None:
     x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
