@@ -126,8 +126,8 @@ def _overlay(variant: str) -> dict[str, Any]:
     """What a variant lays over the train section."""
     known = variants()
     if variant not in known:
-        close = did_you_mean(variant, known)
-        raise UsageError(f"--variant {variant}: unknown variant{close}", f"one of: {', '.join(known)}")
+        hint = f"-c {variant}" if variant.endswith((".yaml", ".yml")) else f"one of: {', '.join(known)}"
+        raise UsageError(f"--variant {variant}: unknown variant{did_you_mean(variant, known)}", hint)
     return {"variant": variant, **settings_of.load_yaml(known[variant])}
 
 

@@ -262,6 +262,7 @@ def test_unknown_variant_report_and_run(cli: Cli, here: Path) -> None:
     message, hint = cli.fails(2, "train", "--variant", "matroyshka")
     assert message == "--variant matroyshka: unknown variant; did you mean 'matryoshka'?"
     assert "topk" in hint
+    assert cli.fails(2, "train", "--variant", "./mine.yaml")[1] == "-c ./mine.yaml"
     message, hint = cli.fails(2, "analyze", "topk", "--only", "corelation")
     assert message == "--only corelation: no such report; did you mean 'correlation'?"
     assert "there is no run 'tpok' in runs; did you mean 'topk'?" in cli.fails(3, "analyze", "tpok")[0]

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def example(page: str, holds: str) -> str:
+    """The Python block of a page that holds this text."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    (found,) = (block for block in blocks if holds in block)
+    return f'"""A toy: mean squared code."""\n\n{found}'
+
 
 NEW = {
     "shared/coders/toy.py": '''"""A toy: ReLU with a margin."""
@@ -44,30 +53,8 @@ class Toy(DenseCoder):
     def losses(self, u, t, codes):
         return self.fit(u, t, codes)
 ''',
-    "train/penalties/toy.py": '''"""A toy: mean squared code."""
-
-from dataclasses import dataclass
-from typing import Literal
-
-from train.penalties.base import Penalty, PenaltyConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoudnessConfig(PenaltyConfig):
-    """Loudness."""
-
-    kind: Literal["loudness"] = "loudness"
-    weight: float = 0.01
-
-
-class Loudness(Penalty):
-    """mean z²."""
-
-    config_class = LoudnessConfig
-
-    def __call__(self, batch, coder, codes):
-        return codes.values.square().mean()
-''',
+    # The example of docs/training.md: imported before all others, it must not ask the package for its own base.
+    "train/penalties/toy.py": example("docs/training.md", "class Loudness"),
     "train/variants/toy.yaml": """# A toy.
 coder: {architecture: toy, margin: 0.2}
 penalties: {loudness: {weight: 0.05}}
