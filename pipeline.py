@@ -477,7 +477,7 @@ def prompts_first_letter(console: Console, tokenizer: Path, out: Path, words: in
         raise UsageError(f"{out} exists already", "name another file, or remove it")
     prompts = first_letter_prompts(tokenizer, max_words=words, seed=seed)
     write_prompts(out, prompts)
-    console.result(*described(out, prompts))
+    console.result(*described(out, prompts, tokenizer))
 
 
 @cli.command("demo")

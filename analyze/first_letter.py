@@ -8,6 +8,8 @@ like any text (`pipeline harvest` with a prompt set), once per model; any number
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from tokenizers import Tokenizer
 from analyze.labels import word_of
 from shared.cache.files import write_file
 from shared.errors import DataError, UsageError
+from shared.overview import frozen_settings, kind_of
 from shared.text import Vocabulary
 
 TEMPLATE = "{word} has the first letter:"
@@ -148,10 +151,34 @@ def write_prompts(path: Path | str, prompts: Sequence[Prompt]) -> None:
     write_file(Path(path), [b"".join(lines())])
 
 
-def described(path: Path, prompts: Sequence[Prompt]) -> tuple[dict[str, Any], str]:
-    """A prompt set that was written, as a document and as text, with the settings that harvest it."""
+_OF_ANOTHER_TEXT: dict[str, Any] = {
+    "text_column": "text",
+    "domain_column": None,
+    "label_columns": [],
+    "shard_rows": 0,
+    "chunk_rows": 0,
+}
+"""Settings of a cache's own text that do not fit a prompt set, and what they are for one."""
+
+
+def described(path: Path, prompts: Sequence[Prompt], source: Path) -> tuple[dict[str, Any], str]:
+    """A prompt set that was written, as a document and as text, with the command that harvests it.
+
+    Args:
+        source: what its tokenizer came from: the command runs that cache's model at its sites, or the folder's model.
+    """
     longest = max(prompt.tokens for prompt in prompts)
-    settings = {"dataset": str(path), "packing": "prompts", "tokens": None, "ctx": longest + 2}
-    hint = " ".join(f"--set harvest.{key}={'null' if value is None else value}" for key, value in settings.items())
+    settings: dict[str, Any] = {"dataset": str(path), "packing": "prompts", "tokens": None, "ctx": longest + 2}
+    words = ["pipeline", "harvest"]
+    if kind_of(source) == "cache":
+        words += ["-c", str(source)]
+        own = frozen_settings(source)["harvest"]
+        settings |= {key: value for key, value in _OF_ANOTHER_TEXT.items() if own.get(key, value) != value}
+        settings["name"] = re.sub(r"[^A-Za-z0-9._+-]+", "-", path.stem)
+    elif (source / "config.json").is_file():
+        settings["model"] = str(source)
+    for key, value in settings.items():
+        words += ["--set", f"harvest.{key}={value if isinstance(value, str) else json.dumps(value)}"]
     document = {"path": str(path), "prompts": len(prompts), "longest": longest, "harvest": settings}
-    return document, f"{path}: {len(prompts):,} prompts of at most {longest} tokens\nnext: pipeline harvest {hint}"
+    document["next"] = shlex.join(words)
+    return document, f"{path}: {len(prompts):,} prompts of at most {longest} tokens\nnext: {document['next']}"

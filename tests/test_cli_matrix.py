@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,23 @@ def test_a_cache_by_its_name(cli: Cli, here: Path) -> None:
     cli("train", *named)
     (run,) = cli("analyze", "x", "--only", "position", "--set", "analyze.cache=demo")["runs"]
     assert run["name"] == "x"
+
+
+def test_prompts_name_the_command_that_harvests_them(cli: Cli, here: Path) -> None:
+    """Of a cache of a text with columns and shards of its own: its model at its sites, on the prompts."""
+    text = "".join(json.dumps({"body": f"text number {n}", "kind": "a"}) + "\n" for n in range(200))
+    (here / "own.jsonl").write_text(text)
+    columns = ["text_column=body", "domain_column=kind", "label_columns=[kind]", "dataset=own.jsonl", "tokens=256"]
+    sets = [
+        word for one in (*columns, "name=own", "sites=[layer_01.resid_mid]") for word in ("--set", f"harvest.{one}")
+    ]
+    cli("harvest", *sets)
+    step = cli("prompts", "first-letter", "cache/own", "letters.jsonl", "--words", "12")["next"]
+    assert step.startswith("pipeline harvest -c cache/own --set harvest.dataset=letters.jsonl ")
+    (here / "pipeline.yaml").unlink()
+    result = cli(*shlex.split(step)[1:])
+    assert (result["path"], result["n_sequences"]) == ("cache/letters", 12)
+    assert cli("inspect", "letters")["sites"].keys() == {"layer_01.resid_mid"}
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
