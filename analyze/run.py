@@ -20,6 +20,7 @@ from analyze.parts import Part, collect, other_processes
 from analyze.reports import REPORTS, AnyReport, Subject
 from analyze.result import ReportResult, number
 from shared.cache import Cache, open_cache
+from shared.cache.files import make_folder
 from shared.coders import Coder, build_coder
 from shared.console import Console, duration, size
 from shared.errors import DataError, UsageError
@@ -121,6 +122,7 @@ def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None
         )
     folder = report_folder(config, names)
     check_folder(folder, SCHEMA, config, [run.path for run in opened])
+    make_folder(folder.parent, "analyze.out")
     samples: dict[str, CodeSample] = {}
     by_cache: dict[tuple[Path, str | None], list[tuple[str, Run]]] = {}
     for name, run in zip(names, opened, strict=True):

@@ -28,7 +28,7 @@ from harvest.stages import Stages
 from harvest.units import Unit, dataset_units, stored_units
 from shared.cache import CacheWriter, Layout
 from shared.cache.commits import load_commit
-from shared.cache.files import sync_folder, write_file
+from shared.cache.files import make_folder, sync_folder, write_file
 from shared.console import Console, count, duration, si, size
 from shared.documents import DocumentWriter, documents_name, documents_summary
 from shared.errors import DataError, PipelineError
@@ -98,6 +98,7 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
     console = console or Console(quiet=True)
     started = time.perf_counter()
     job = prepare(config)
+    make_folder(config.cache_dir, "harvest.cache_dir")
     model = load_model(job.checkpoint, config.model)
     sites = resolve_sites(config.sites, model, job.checkpoint.model_type)
     drop_later_layers(model, job.checkpoint.model_type, sites)

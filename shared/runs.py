@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from shared.cache.files import sync_folder, write_file, write_json
+from shared.cache.files import make_folder, sync_folder, write_file, write_json
 from shared.coders import Coder, load_coder, save_coder
 from shared.coders.io import read_coder_config
 from shared.config import dump_yaml, load_yaml
@@ -221,7 +221,7 @@ def create_run(runs_dir: Path | str, name: str, config: Mapping[str, Any], prove
             f"run {name} exists already in {runs_dir}",
             "pipeline train --resume to go on with it, or --name for another",
         )
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path, "train.runs")
     write_json(path / "provenance.json", dict(provenance))
     write_file(path / "config.yaml", [dump_yaml(dict(config)).encode()])
     sync_folder(path)

@@ -250,7 +250,7 @@ def test_unknown_key(command: str, cli: Cli, here: Path) -> None:
         "harvest.modle: unknown key; did you mean 'model'?",
         "train.coder.kk: unknown key; did you mean 'k'?",
     ]
-    assert hint.startswith("pipeline config schema")
+    assert hint.startswith("pipeline config show explains every setting   (settings came from ")
     assert digest(here) == before
 
 
@@ -360,6 +360,22 @@ def test_empty_dataset(cli: Cli, here: Path) -> None:
     message, hint = cli.fails(2, "harvest", "--set", "harvest.dataset=empty.jsonl", "--set", "harvest.name=e")
     assert "empty.jsonl" in message
     assert hint
+
+
+@pytest.mark.parametrize(
+    ("setting", "command"),
+    [
+        ("harvest.cache_dir", ("harvest", "--set", "harvest.name=x")),
+        ("train.runs", ("train", "--variant", "topk", "--set", "train.cache=cache/demo")),
+        ("analyze.out", ("analyze", "runs/topk", "--only", "position")),
+    ],
+)
+def test_a_folder_that_cannot_be_made(setting: str, command: tuple[str, ...], cli: Cli, here: Path) -> None:
+    (here / "file").write_text("")
+    message, hint = cli.fails(2, *command, "--set", f"{setting}=file/below")
+    assert message.startswith(f"{setting}: cannot create file/below")
+    assert message.endswith(": Not a directory")
+    assert hint == f"--set {setting}=FOLDER"
 
 
 def test_full_disk_and_then_space(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,8 +112,21 @@ def _json_lines(file: Path, columns: Columns) -> Iterator[Document]:
                 if not isinstance(row, dict):
                     raise UsageError(f"harvest.dataset: {where} is {type(row).__name__}, expected an object")
                 yield columns.document(row, where)
-    except (UnicodeDecodeError, OSError) as error:
+    except UnicodeDecodeError as error:
+        raise _unreadable(_first_bad_line(file), error) from None
+    except OSError as error:
         raise _unreadable(file, error) from None
+
+
+def _first_bad_line(file: Path) -> str:
+    """FILE:LINE of what is not UTF-8: a text file is decoded in blocks, so that the error does not know the line."""
+    with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f"{file}:{number}"
+    return str(file)
 
 
 def _parquet(file: Path, columns: Columns) -> Iterator[Document]:
@@ -155,8 +168,11 @@ def _rows(batch: Any, columns: Columns, file: Path, first: int) -> Iterator[Docu
         yield columns.document(row, f"{file} row {first + offset}")
 
 
-def _unreadable(file: Path, error: Exception) -> UsageError:
-    return UsageError(f"harvest.dataset: cannot read {file}: {error}")
+def _unreadable(where: Path | str, error: Exception) -> UsageError:
+    hint = None
+    if isinstance(error, UnicodeDecodeError):
+        hint = "text must be UTF-8: iconv -f ENCODING -t UTF-8 FILE converts it"
+    return UsageError(f"harvest.dataset: cannot read {where}: {error}", hint)
 
 
 READERS: dict[str, Reader] = {

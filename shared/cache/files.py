@@ -14,7 +14,9 @@ from typing import Any, cast
 import google_crc32c
 import numpy as np
 
-from shared.errors import DataError, PipelineError
+from shared.errors import DataError, PipelineError, UsageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 PARTIAL = ".partial"
 """Suffix of a file that is being written. Nothing ever reads one; a writer sweeps leftovers when it starts."""
@@ -98,13 +100,27 @@ def explained_full_disk(path: Path, needed: int, partial: Path | None = None) ->
     except OSError as error:
         if partial is not None:
             partial.unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in _FULL:
             raise
         free = shutil.disk_usage(path.parent).free
         raise PipelineError(
             f"the disk is full: {path} needs {needed:,} bytes, {free:,} are free. What was committed before is intact",
             hint="free some space and run the same command again: it resumes where it stopped",
         ) from error
+
+
+def make_folder(path: Path, setting: str) -> None:
+    """Makes a folder and its parents where they are not there.
+
+    Raises:
+        UsageError: it cannot be made; names the setting that it comes from.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        raise UsageError(f"{setting}: cannot create {path}: {error.strerror}", f"--set {setting}=FOLDER") from None
 
 
 def partial_files(folder: Path) -> Iterator[Path]:

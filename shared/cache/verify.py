@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ class VerifyReport:
         problems: everything that is wrong; an unfinished cache is no problem in itself.
         shards: committed shards that were read.
         bytes: bytes of chunk files that were read.
+        remove: files without which the same harvest writes anew what is damaged.
     """
 
     path: Path
@@ -65,6 +67,7 @@ class VerifyReport:
     problems: tuple[Problem, ...]
     shards: int
     bytes: int
+    remove: tuple[Path, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -72,15 +75,11 @@ class VerifyReport:
 
     @property
     def hint(self) -> str | None:
-        """The next step when something is wrong."""
+        """The commands that mend it: only what is gone is written anew."""
         if self.ok:
             return None
-        steps = []
-        if not all(problem.beside for problem in self.problems):
-            steps.append("the commit files (commits/NNNNNN.json) of the shards named above")
-        if any(problem.beside for problem in self.problems):
-            steps.append(f"{MANIFEST} and the damaged files beside the arrays")
-        return f"remove {' and '.join(steps)} and run the same harvest again: only what is gone is written anew"
+        remove = f"{shlex.join(['rm', *map(str, self.remove)])} && " if self.remove else ""
+        return f"{remove}{shlex.join(['pipeline', 'harvest', '-c', str(self.path)])}"
 
     def to_dict(self) -> dict[str, Any]:
         problems = [{"path": str(p.path), "found": p.found, "expected": p.expected} for p in self.problems]
@@ -145,7 +144,25 @@ def verify_cache(path: Path | str, console: Console | None = None) -> VerifyRepo
         problems += _manifest_problems(path, parts, head, [records[shard] for shard in shards])
     if finished:
         problems += _side_file_problems(path, head.get("extra", {}))
-    return VerifyReport(path, finished and not missing, tuple(problems), len(shards), reader.bytes)
+    remove = _to_remove(path, parts, commits, problems)
+    return VerifyReport(path, finished and not missing, tuple(problems), len(shards), reader.bytes, remove)
+
+
+def _to_remove(
+    path: Path, parts: Parts, commits: Collection[tuple[int, int]], problems: Sequence[Problem]
+) -> tuple[Path, ...]:
+    """The commits of damaged chunks, and whatever else is damaged; with a file beside the arrays the manifest, which
+    vouches for it. Not what is gone already, and not the plan."""
+    vouching: dict[Path, Path] = {}
+    for shard in range(parts.layout.n_shards):
+        for part in parts.of(shard):
+            if (shard, part) in commits:
+                chunks = parts.files(shard, part)
+                vouching |= {path / ARRAYS / name: commit_path(path, shard, part) for name in chunks}
+    found = [vouching.get(problem.path, problem.path) for problem in problems]
+    if any(problem.beside for problem in problems):
+        found.append(path / MANIFEST)
+    return tuple(file for file in dict.fromkeys(found) if file.exists() and file.name != PLAN)
 
 
 class _ShardReader:

@@ -24,6 +24,7 @@ from shared.cache.files import (
     crc32c,
     explained_full_disk,
     json_bytes,
+    make_folder,
     partial_files,
     sync_folder,
     write_file,
@@ -99,7 +100,7 @@ class CacheWriter:
         path = Path(path)
         config = json.loads(json.dumps(config, allow_nan=False))
         _refuse_foreign_folder(path)
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path, "harvest.cache_dir")
         lock = WriterLock(path, rank, world)
         try:
             standing = stand(path, layout, config, json.loads(json.dumps(provenance, allow_nan=False)), may_grow)

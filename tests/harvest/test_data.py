@@ -146,6 +146,21 @@ def broken_json(path: Path) -> Path:
     return file
 
 
+LATIN_LINES = b'{"text": "fine"}\n' * 5000 + b'{"text": "caf\xe9"}\n'
+
+
+def latin_lines(path: Path) -> Path:
+    file = path / "x.jsonl"
+    file.write_bytes(LATIN_LINES)
+    return file
+
+
+def latin_lines_zipped(path: Path) -> Path:
+    file = path / "x.jsonl.gz"
+    file.write_bytes(gzip.compress(LATIN_LINES))
+    return file
+
+
 def list_line(path: Path) -> Path:
     file = path / "x.jsonl"
     file.write_text('["text"]\n')
@@ -183,6 +198,8 @@ def no_column(path: Path) -> Path:
         (null_text, r"x\.jsonl:1: 'text' is NoneType, expected text"),
         (not_parquet, r"cannot read .*x\.parquet"),
         (not_utf8, r"cannot read .*x\.txt"),
+        (latin_lines, r"cannot read .*x\.jsonl:5001: 'utf-8' codec can't decode byte 0xe9"),
+        (latin_lines_zipped, r"cannot read .*x\.jsonl\.gz:5001: 'utf-8' codec can't decode byte 0xe9"),
         (no_column, r"no column 'text'; did you mean 'texts'"),
         (lambda path: path / "missing.jsonl", "does not exist"),
         (lambda path: path, "no data files"),

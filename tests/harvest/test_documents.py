@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,8 @@ def test_verify_finds_a_flipped_bit_beside_the_arrays(
         report = verify_cache(path)
         assert [problem.path for problem in report.problems] == [file]
         assert report.problems[0].expected.endswith(said[name])
-        assert "remove manifest.json and the damaged files" in str(report.hint)
+        named = [file, path / "manifest.json"] if file.exists() else [path / "manifest.json"]
+        assert report.hint == f"{shlex.join(['rm', *map(str, named)])} && pipeline harvest -c {path}"
     (path / "manifest.json").unlink()
     assert harvest(config).shards_written == 0
     assert verify_cache(path).ok

@@ -56,7 +56,7 @@ def test_one_flipped_bit_is_found_and_named(cache: Cache, array: str, at: int) -
     assert [problem.path for problem in report.problems] == [file]
     assert report.problems[0].found.startswith("crc32c ")
     assert str(file) in str(report)
-    assert "commits/NNNNNN.json" in str(report.hint)
+    assert report.hint == f"rm {cache.path / 'commits/000003.json'} && pipeline harvest -c {cache.path}"
 
 
 def test_a_flipped_bit_in_the_trailer(cache: Cache) -> None:
@@ -69,7 +69,12 @@ def test_a_flipped_bit_in_the_trailer(cache: Cache) -> None:
 
 def test_the_hint_mends_the_cache(cache: Cache) -> None:
     flip(cache.path / "acts.zarr/layer_01.mlp_out/c.3.0", 9)
-    (cache.path / "commits/000003.json").unlink()
+    rewrite(cache.path / "acts.zarr/flags/zarr.json", lambda m: m.update(data_type="int16"))
+    named = verify_cache(cache.path).remove
+    assert {str(file.relative_to(cache.path)) for file in named} == {"acts.zarr/flags/zarr.json", "commits/000003.json"}
+    for file in named:
+        file.unlink()
+    assert verify_cache(cache.path).hint == f"pipeline harvest -c {cache.path}", "nothing that is gone is to be removed"
     table = token_table(70, 16, packing="document")
     with CacheWriter.create(cache.path, cache.layout, cache.config, {}) as writer:
         write_missing(writer, table, sparse_acts(table, dict.fromkeys(cache.sites, 32)))
