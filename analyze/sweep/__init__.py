@@ -14,14 +14,14 @@ from typing import Any
 from analyze.config import AnalyzeConfig
 from analyze.sweep.measure import Measured, Member, measure_runs
 from analyze.sweep.plots import write_plots
-from analyze.sweep.table import Heading, aligned, compare_settings, settings_table, write_comparison
+from analyze.sweep.table import Heading, compare_settings, terminal_table, write_comparison
 from shared.console import Console
 from shared.errors import DataError
 
 __all__ = ["Heading", "Measured", "Member", "SweepResult", "compare_runs"]
 
-SHOWN = ("fvu", "l0", "dead", "n_pairs_above", "n_pairs_above_with_bos", "mean_max_cosine", "bos_share_top", "step_ms")
-"""Columns of the table on the terminal; the files have all."""
+SHOWN = ("fvu", "l0", "dead", "n_pairs_above", "bos_share_top")
+"""Columns of the table on the terminal; the files have all, and the changes against the baseline."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SweepResult:
     def __str__(self) -> str:
         missing = self.document["missing"]
         left = f"\nnot finished: {', '.join(missing)}" if missing else ""
-        return f"{aligned(settings_table(self.document, SHOWN))}{left}\ncomparison: {self.folder / 'comparison.md'}"
+        return f"{terminal_table(self.document, SHOWN)}{left}\ncomparison: {self.folder / 'comparison.md'}"
 
 
 def compare_runs(

@@ -46,15 +46,13 @@ class Curve:
     Attributes:
         pick: its value in a line of metrics.jsonl, or None.
         log: on a logarithmic axis.
-        absent: what an empty panel says.
-        otherwise: what is drawn where no run logs this one.
+        otherwise: what is drawn where no run logs this one; None: nothing is, and the panel is left out.
     """
 
     key: str
     title: str
     pick: Callable[[Line], float | None]
     log: bool = False
-    absent: str = "no run logs it"
     otherwise: Curve | None = None
 
 
@@ -83,19 +81,26 @@ def penalties(line: Line) -> float | None:
     return float(sum(found)) if found else None
 
 
-NO_PAIRS = "no run has a penalty on pairs"
 PER_ROW = Curve("l0", "Active latents per row", named("l0"))
 CURVES = (
     Curve("loss", "Total loss", named("loss"), log=True),
     Curve("reconstruction", "L2 (reconstruction)", named("reconstruction"), log=True),
-    Curve("sparsity", "Sparsity loss", named("sparsity"), True, "no run has one: k fixes\nthe sparsity of TopK coders"),
-    Curve("orthogonality", "Orthogonality loss (weighted)", penalties, True, "no run has a penalty"),
+    Curve("sparsity", "Sparsity loss", named("sparsity"), log=True),
+    Curve("orthogonality", "Orthogonality loss (weighted)", penalties, log=True),
     Curve("active", "Active latents in a batch", named("active"), otherwise=PER_ROW),
-    Curve("unique", "Unique latents in the pairs", ending("unique_latents"), absent=NO_PAIRS),
-    Curve("max_pair", "Largest correlation of a pair", ending("max_overlap", "max_r"), absent=NO_PAIRS),
-    Curve("mean_pair", "Mean correlation of the pairs", ending("mean_overlap", "mean_max_r"), absent=NO_PAIRS),
+    Curve("unique", "Unique latents in the pairs", ending("unique_latents")),
+    Curve("max_pair", "Largest correlation of a pair", ending("max_overlap", "max_r")),
+    Curve("mean_pair", "Mean correlation of the pairs", ending("mean_overlap", "mean_max_r")),
 )
-"""Row by row, the panels of the figure of curves."""
+"""Row by row, the panels of the figure of curves; those that no run has are left out."""
+
+NESTED_LOSS = (
+    "Total loss and L2 of {} are means over the prefixes of the dictionary: not to be held against the others'"
+)
+"""Below the title of the curves where some settings are nested and some are not."""
+
+LISTED = 60
+"""Characters of names in it; of more settings it says how many."""
 
 
 @dataclass(frozen=True)
@@ -156,10 +161,12 @@ def curves_figure(measured: Sequence[Measured], title: str) -> Figure:
     roles = {one.member.setting: one.role for one in measured}
     styles = style_of(roles)
     metrics = [(one, one.member.run.metrics()) for one in measured]
-    figure, axes, legend_rows = _panels(len(CURVES), title, len(roles))
-    for ax, first in zip(axes, CURVES, strict=True):
-        logged = any(series(lines, first)[0] for _, lines in metrics)
-        curve = first if logged or first.otherwise is None else first.otherwise
+    logged = {curve.key: any(series(lines, curve)[0] for _, lines in metrics) for curve in (*CURVES, PER_ROW)}
+    curves = [first if logged[first.key] or first.otherwise is None else first.otherwise for first in CURVES]
+    curves = [curve for curve in curves if logged[curve.key]]
+    note = _nested(measured)
+    figure, axes, legend_rows = _panels(len(curves), f"{title}\n{note}" if note else title, len(roles))
+    for ax, curve in zip(axes, curves, strict=True):
         drawn: dict[str, list[tuple[list[int], list[float]]]] = {}
         for one, lines in metrics:
             steps, values = series(lines, curve)
@@ -177,18 +184,24 @@ def curves_figure(measured: Sequence[Measured], title: str) -> Figure:
                 colour, dash = styles[setting]
                 mean = np.mean([values for _, values in members], axis=0)
                 ax.plot(members[0][0], mean, dash, color=colour, lw=1.6, gid=f"mean of {setting}")
-        _dress(ax, curve, bool(drawn))
+        _dress(ax, curve)
     handles = [Line2D([], [], color=colour, ls=dash, lw=2, label=name) for name, (colour, dash) in styles.items()]
     figure.legend(handles=handles, loc="lower center", ncols=-(-len(roles) // legend_rows), frameon=False)
     return figure
 
 
-def _dress(ax: Axes, curve: Curve, drawn: bool) -> None:
+def _nested(measured: Sequence[Measured]) -> str:
+    """What to say of losses over prefixes beside losses of whole dictionaries; "" where there are not both."""
+    nested = {one.member.setting: one.member.run.final["architecture"] == "matryoshka" for one in measured}
+    names = [setting for setting, is_nested in nested.items() if is_nested]
+    if not 0 < len(names) < len(nested):
+        return ""
+    listed = ", ".join(names)
+    return NESTED_LOSS.format(listed if len(listed) <= LISTED else f"the {len(names)} Matryoshka settings")
+
+
+def _dress(ax: Axes, curve: Curve) -> None:
     ax.set_title(curve.title, loc="left")
-    if not drawn:
-        ax.text(0.5, 0.5, curve.absent, ha="center", va="center", color="#666666", transform=ax.transAxes)
-        ax.set_axis_off()
-        return
     ax.set_xlabel("step")
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.get_lines()])
     if curve.log and values.max() > 2 * values.min():
@@ -202,14 +215,15 @@ def _dress(ax: Axes, curve: Curve, drawn: bool) -> None:
 
 
 def _panels(n: int, title: str, settings: int) -> tuple[Figure, list[Axes], int]:
-    """n panels in rows of four, room for the legend below."""
-    rows = -(-n // 4)
+    """n panels in rows of at most four, as even as can be; room for the legend below."""
+    rows = max(1, -(-n // 4))
+    columns = max(1, -(-n // rows))
     legend_rows = -(-settings // 6)
-    height = 2.45 * rows + 0.5 + 0.22 * legend_rows
+    height = 2.45 * rows + 0.5 + 0.2 * title.count("\n") + 0.22 * legend_rows
     bottom = 0.26 * (legend_rows + 0.4) / height
     figure = Figure(figsize=(13, height), layout=ConstrainedLayoutEngine(rect=(0, bottom, 1, 1 - bottom)))
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    grid = figure.subplots(rows, 4, squeeze=False)
+    grid = figure.subplots(rows, columns, squeeze=False)
     flat = list(grid.flat)
     for ax in flat[n:]:
         ax.set_axis_off()
@@ -247,7 +261,8 @@ def bars_figure(document: Mapping[str, Any], title: str) -> Figure:
             ax.barh(place, mean, height=0.72, color=colour, alpha=0.85, gid=f"{bar.key} {row['setting']}")
             reach = mean
             if value["low"] is not None:
-                low, high = bar.scale * value["low"], bar.scale * value["high"]
+                # Student's interval of a count or share may reach below 0, where none can be: it is drawn from 0 on.
+                low, high = max(0.0, bar.scale * value["low"]), bar.scale * value["high"]
                 ax.plot([low, high], [place, place], color="black", lw=1)
                 reach = max(reach, high)
             dots = [run.get(bar.key) for run in document["runs"] if run["setting"] == row["setting"]]

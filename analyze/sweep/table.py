@@ -321,12 +321,15 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in escaped)])
 
 
-def settings_table(document: dict[str, Any], keys: Sequence[str] | None = None, against: bool = True) -> str:
+def settings_table(
+    document: dict[str, Any], keys: Sequence[str] | None = None, against: bool = True, emphasis: bool = True
+) -> str:
     """One line per setting, and the controls.
 
     Args:
         keys: the columns to show; None: all.
         against: also the changes against the baseline.
+        emphasis: controls in Markdown's italics; False: with "(control)" behind the name.
     """
     columns = [column for column in document["columns"] if keys is None or column["key"] in keys]
     against = against and any(row["against"] for row in document["settings"])
@@ -335,7 +338,9 @@ def settings_table(document: dict[str, Any], keys: Sequence[str] | None = None, 
         header += [f"FVU vs. {document['baseline']}", f"time vs. {document['baseline']}"]
     rows = []
     for row in document["settings"]:
-        name = f"*{row['setting']}*" if row["role"] == "control" else row["setting"]
+        name = row["setting"]
+        if row["role"] == "control":
+            name = f"*{name}*" if emphasis else f"{name} (control)"
         cells = [cell(row["figures"].get(c["key"]), c["format"], c["key"]) if c["key"] in row["figures"] else "–"
                  for c in columns]  # fmt: skip
         if against:
@@ -344,9 +349,11 @@ def settings_table(document: dict[str, Any], keys: Sequence[str] | None = None, 
     return markdown_table(header, rows)
 
 
-def aligned(table: str) -> str:
-    """A table of Markdown for a terminal: columns of one width, no bars."""
-    rows = [re.split(r" (?<!\\)\| ", line[2:-2]) for line in table.splitlines() if not line.startswith("|---")]
+def terminal_table(document: dict[str, Any], keys: Sequence[str]) -> str:
+    """The figures with these keys for a terminal: columns of one width, no bars, controls named."""
+    table = settings_table(document, keys, against=False, emphasis=False)
+    lines = [line[2:-2] for line in table.splitlines() if not line.startswith("|---")]
+    rows = [[cell.replace("\\|", "|") for cell in re.split(r" (?<!\\)\| ", line)] for line in lines]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(

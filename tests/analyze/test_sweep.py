@@ -6,6 +6,8 @@ import csv
 import dataclasses
 import io
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,10 @@ from scipy import stats
 from analyze.config import AnalyzeConfig
 from analyze.reports.correlation import CorrelationConfig
 from analyze.reports.global_report import GlobalConfig
-from analyze.sweep import Heading, Measured, Member, compare_runs
+from analyze.sweep import SHOWN, Heading, Measured, Member, compare_runs
 from analyze.sweep.measure import measure_runs
 from analyze.sweep.plots import CURVES, bars_figure, curves_figure
-from analyze.sweep.table import aligned, compare_settings, settings_table, to_csv, to_markdown, write_comparison
+from analyze.sweep.table import compare_settings, terminal_table, to_csv, to_markdown, write_comparison
 from shared.console import Console
 from shared.errors import DataError
 from shared.runs import Run, create_run
@@ -162,9 +164,10 @@ def lines_of(figure: Figure, panel: int) -> dict[str, tuple[list[float], list[fl
 
 def test_curves_are_the_metrics(measured: list[Measured]) -> None:
     figure = curves_figure(measured, "title")
-    assert [axes.get_title(loc="left") for axes in figure.axes] == [curve.title for curve in CURVES]
-    places = {curve.key: place for place, curve in enumerate(CURVES)}
-    assert len(places) == 8
+    drawn = [curve for curve in CURVES if curve.key != "sparsity"]  # which no run has
+    assert [axes.get_title(loc="left") for axes in figure.axes if axes.axison] == [curve.title for curve in drawn]
+    places = {curve.key: place for place, curve in enumerate(drawn)}
+    assert len(places) == 7
     losses = lines_of(figure, places["loss"])
     for one in measured:
         lines = one.member.run.metrics()
@@ -183,9 +186,48 @@ def test_curves_are_the_metrics(measured: list[Measured]) -> None:
         found = lines_of(figure, places[key])
         assert found["s-pairs-seed1"][1] == pytest.approx(values)
         assert not any(name.startswith("s-plain") for name in found), "what a run did not log is not drawn as 0"
-    assert "no run has one" in figure.axes[places["sparsity"]].texts[0].get_text()
+    figure.draw_without_rendering()
+    assert len({round(axes.get_position().height, 3) for axes in figure.axes if axes.axison}) == 1
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
     assert shown == list(FVU)
+
+
+def test_a_plain_sweep_has_no_empty_panels_and_says_what_does_not_compare(
+    source: Planted, measured: list[Measured], tmp_path: Path
+) -> None:
+    plain = [one for one in measured if one.member.setting == "plain"]
+    figure = curves_figure(plain, "title")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "Total loss",
+        "L2 (reconstruction)",
+        "Active latents in a batch",
+    ]
+    assert figure.get_suptitle() == "title"
+    nested = dataclasses.replace(plain[0], member=Member("nested", 0, copy_of(plain[0].member.path, tmp_path / "n")))
+    assert curves_figure([*plain, nested], "title").get_suptitle() == (
+        "title\nTotal loss and L2 of nested are means over the prefixes of the dictionary: "
+        "not to be held against the others'"
+    )
+    assert curves_figure([nested], "title").get_suptitle() == "title"
+
+
+def copy_of(run: Path, folder: Path) -> Path:
+    """The run again, as one that says it is nested."""
+    shutil.copytree(run, folder)
+    config = folder / "final" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "architecture": "matryoshka"}))
+    return folder
+
+
+def test_an_interval_is_drawn_where_the_figure_can_be(members: list[Member]) -> None:
+    """0, 0 and 2 pairs: Student's interval begins at −2.2."""
+    counts = [fake("plain", seed, None, members[seed].run, n_pairs_above=n) for seed, n in enumerate((0, 0, 2))]
+    document = compare_settings(HEADING, counts, "plain")
+    low, high = stats.t.interval(0.95, 2, 2 / 3, stats.sem([0, 0, 2]))
+    assert low < 0
+    (pairs,) = [ax for ax in bars_figure(document, "t").axes if ax.get_title(loc="left").startswith("Pairs")]
+    assert list(pairs.get_lines()[0].get_xdata()) == [0, pytest.approx(high)]
+    assert f"[{low:.3g}, {high:.3g}]" in to_markdown(document)  # the tables say what the formula says
 
 
 def test_bars_are_the_table(measured: list[Measured]) -> None:
@@ -278,13 +320,20 @@ def test_markdown_says_what_to_run_and_what_is_missing(measured: list[Measured],
     assert "Not finished, and not in the tables: s-frozen-seed2." in text
     assert "*frozen*" in text
     assert setting_of(document, "frozen")["figures"]["fvu"]["low"] is None, "two seeds have no interval"
-    header, *rows = aligned(settings_table(document)).splitlines()
-    assert len({len(line) for line in (header, *rows)}) == 1
-    assert "|" not in header
     files = write_comparison(document, tmp_path / "new")
     assert [path.name for path in files] == ["comparison.csv", "comparison.md", "comparison.json"]
     assert json.loads(files[2].read_text()) == document
     assert str(tmp_path) not in files[1].read_text() + files[2].read_text()
+
+
+def test_the_terminals_table_is_plain_text_and_narrow(measured: list[Measured]) -> None:
+    document = compare_settings(HEADING, measured, "plain")
+    header, *rows = terminal_table(document, SHOWN).splitlines()
+    assert len({len(line) for line in (header, *rows)}) == 1
+    assert [row.split("  ")[0] for row in rows] == ["plain", "pairs", "frozen (control)", "untrained (plain) (control)"]
+    assert re.split(r"  +", header) == ["setting", "seeds", "FVU", "L0", "dead", "pairs"]
+    assert not re.search(r"[*|\\]", "".join((header, *rows)))
+    assert len(header) <= 120
 
 
 def test_nothing_finished(tmp_path: Path) -> None:
