@@ -32,8 +32,13 @@ def kind_of(path: Path) -> str | None:
 
 
 def named(path: Path, *folders: Path) -> Path:
-    """A cache or a run by its folder or by its name in one of `folders`; where there is none, the path as it is."""
-    return next((found for found in (path, *(folder / path for folder in folders)) if kind_of(found)), path)
+    """A cache or a run by its folder or by its name in one of `folders`.
+
+    Where there is none, the path as it is; a bare name is then looked for in the last folder, as the error will say.
+    """
+    places = [folder / path for folder in folders]
+    missing = path if path.exists() or len(path.parts) > 1 else places[-1]
+    return next((found for found in (path, *places) if kind_of(found)), missing)
 
 
 def folder_bytes(path: Path) -> int:

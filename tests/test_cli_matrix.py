@@ -214,6 +214,8 @@ def test_a_cache_by_its_name(cli: Cli, here: Path) -> None:
     message, hint = cli.fails(3, "train", *other)
     assert message == "there is no cache at cache/other"
     assert hint.startswith("caches in cache: demo (train.cache")
+    message, _ = cli.fails(3, "train", "--set", "train.cache=dmo")
+    assert message == "there is no cache at cache/dmo; did you mean 'demo'?"
     named = (*other, "--set", "train.cache=demo", "--name", "x", "--variant", "topk")
     assert cli("train", "--dry-run", *named)["groups"][0]["cache"] == "cache/demo"
     assert cli("inspect", "demo")["path"] == "cache/demo"
