@@ -122,7 +122,6 @@ def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None
         )
     folder = report_folder(config, names)
     check_folder(folder, SCHEMA, config, [run.path for run in opened])
-    make_folder(folder.parent, "analyze.out")
     samples: dict[str, CodeSample] = {}
     by_cache: dict[tuple[Path, str | None], list[tuple[str, Run]]] = {}
     for name, run in zip(names, opened, strict=True):
@@ -131,6 +130,7 @@ def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None
     rows = 0
     for (path, _), members in by_cache.items():
         subjects = subjects_of(path, members, config)
+        make_folder(folder.parent, "analyze.out")  # before the pass, and not for what is refused
         part = _collect(subjects, members, config, console, config.compare and len(runs) > 1)
         samples |= part.samples
         rows += subjects[0].n_rows

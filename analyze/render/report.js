@@ -91,7 +91,7 @@
 
   // --- charts --------------------------------------------------------------------------------------------------------
 
-  const RIGHT = 10, TOP = 12, PLOT = 198, SMALL = 138, SLOT = 14;
+  const RIGHT = 10, TOP = 12, PLOT = 198, SMALL = 138, SLOT = 20;
   const pen = document.createElement("canvas").getContext("2d");
   pen.font = `11px ${getComputedStyle(document.body).fontFamily}`;
   const widthOf = (text) => pen.measureText(text).width;

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     figures = [Figure(f"f{n}", f"f{n}", value, "", "percent") for n, value in enumerate(ROUNDED)]
     one = ReportResult("one", "One", "Alone.", figures, CHARTS[:1], [TABLE, CONTEXTS])
     all_of_them = ReportResult("three", "Three", "Three.", (), CHARTS)
+    letters = [f"first_letter:{chr(97 + n)}" for n in range(26)]
+    chart = Chart("letters", "Letters", "", letters, [Series("full", [0.5] * 26)], "label", "share")
+    many = ReportResult("many", "Many", "Many.", (), [chart])
     document = {
         "caches": [],
         "comparison": None,
@@ -89,7 +94,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "trained": False,
                 "folder": "run",
                 "facts": {"architecture": "topk", "kind": "SAE", "latents": 4, "source": "site"},
-                "reports": {"one": one.to_dict(), "three": all_of_them.to_dict()},
+                "reports": {"one": one.to_dict(), "three": all_of_them.to_dict(), "many": many.to_dict()},
             }
         ],
     }
@@ -303,6 +308,17 @@ def test_every_bar_is_named_and_a_count_has_whole_ticks(show_drawn: Any, width: 
     (_, left, right, *_), *_ = browser.execute_script(BOXES, "figure")
     for name, start, end, *_ in browser.execute_script(BOXES, "svg .name"):
         assert left <= start < end <= right, name
+
+
+@pytest.mark.parametrize("width", [1300, 500])
+def test_many_names_stand_clear_of_each_other(show_drawn: Any, width: int) -> None:
+    """Where they do not fit the page, the chart scrolls; the page does not."""
+    browser = show_drawn("many/0", width)
+    ends = [right for _, _, right, *_ in browser.execute_script(BOXES, "svg .name")]
+    assert len(ends) == 26
+    steps = [b - a for a, b in pairwise(ends)]
+    assert min(steps) * math.sin(math.radians(40)) > 11  # the height of a line
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("width", [1300, 500])
