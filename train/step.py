@@ -119,7 +119,7 @@ def culprit(trainee: Trainee, batch: StepBatch, terms: Terms) -> tuple[str, str]
             found.append(f"loss term {name} is {float(value)}")
     if not found:
         found.append(f"the loss is {float(terms.total.detach()):.6g}, its gradient is not finite")
-    hint = "lower train.optimizer.lr or the weight of the newest penalty, then pipeline train --resume"
+    hint = "lower train.optimizer.lr or the weight of the newest penalty, and train under another --name"
     for site, name in ((trainee.config.source, "u"), (trainee.config.target_site, "t")):
         bad = ~torch.isfinite(getattr(batch, name)).all(dim=1)
         if bool(bad.any()):
