@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analyze.config import AnalyzeConfig
+from analyze.folder import ELSEWHERE
 from analyze.result import Number, number
 from analyze.run import analyze
 from shared.config import identity, to_dict
@@ -21,7 +22,7 @@ from shared.runs import Run, open_run
 VERSION = 1
 """Of measured.json; raised when the reports' figures change their meaning."""
 
-ELSEWHERE = ("out", "name", "device", "cache", "processes", "baseline")
+NOT_MEASURED = (*ELSEWHERE, "cache", "baseline")
 """Settings of analysis that do not reach the figures of a run."""
 
 LATE = ("stability", "recall")
@@ -115,7 +116,7 @@ def measure_runs(
 def _key(run: Run, config: AnalyzeConfig) -> str:
     """What the figures depend on: the coder's bits, and what is asked of them."""
     coder = hashlib.sha256((run.path / "final" / "coder.safetensors").read_bytes()).hexdigest()
-    asked = {name: value for name, value in to_dict(config).items() if name not in ELSEWHERE}
+    asked = {name: value for name, value in to_dict(config).items() if name not in NOT_MEASURED}
     return identity({"version": VERSION, "coder": coder, "cache": run.final["cache"]["identity"], "asked": asked})
 
 

@@ -208,18 +208,17 @@ def test_three_seeds_before_and_after(made: Planted, tmp_path: Path) -> None:
     assert "Before and after" in markdown
 
 
+def facts_of(name: str, setting: int) -> dict[str, object]:
+    """Of runs that differ in one setting and the seed."""
+    return {"cache": "c", "trained_on": "i", "source": "a", "target": "b", "settings": {"x": setting, "seed": name}}
+
+
 class Stub:
     """As much of a run as the table of figures looks at."""
 
     def __init__(self, name: str, setting: int, fvu: float, share: float) -> None:
         self.subject = SimpleNamespace(name=name, role="run")
-        self.facts = {
-            "cache": "c",
-            "trained_on": "i",
-            "source": "a",
-            "target": "b",
-            "settings": {"x": setting, "seed": name},
-        }
+        self.facts = facts_of(name, setting)
         figures = [Figure("bos_share_top", "share", share, "", "percent"), Figure("fvu", "FVU", fvu, "")]
         self.results = {
             "position": ReportResult("position", "", "", figures[:1]),
@@ -280,13 +279,7 @@ def test_names_of_groups(made: Planted) -> None:
     class One:
         def __init__(self, name: str, setting: int) -> None:
             self.subject = Subject(name)
-            self.facts = {
-                "cache": "c",
-                "trained_on": "i",
-                "source": "a",
-                "target": "b",
-                "settings": {"x": setting, "seed": name},
-            }
+            self.facts = facts_of(name, setting)
 
     names = [("topk-0", 1), ("ortho", 2), ("topk-1", 1), ("topk_seed7", 3), ("topk_seed8", 3)]
     found = group_runs([One(*entry) for entry in names])  # type: ignore[arg-type, list-item]
