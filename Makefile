@@ -26,6 +26,7 @@ test: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	@mkdir -p .mypy_cache/root && ln -sfn ../.. .mypy_cache/root/sparse_pipeline
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev

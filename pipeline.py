@@ -1,8 +1,4 @@
-"""The front door: the commands of `pipeline`, and the same steps as a small Python API.
-
-    import pipeline
-    cache = pipeline.open_cache("cache/demo")
-    coder = pipeline.load_coder("runs/matryoshka")
+"""The front door: the commands of `pipeline`.
 
 Nothing heavy is imported before a command needs it, so `pipeline --help` answers at once.
 """
@@ -18,27 +14,24 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from shared import config as settings_of
-from shared.console import Console
-from shared.errors import ConfigError, DataError, PipelineError, UsageError
-from shared.registry import did_you_mean
+from .shared.config import settings as settings_of
+from .shared.config.registry import did_you_mean
+from .shared.console import Console
+from .shared.errors import ConfigError, DataError, PipelineError, UsageError
 
 if TYPE_CHECKING:
-    from analyze.config import AnalyzeConfig
-    from analyze.run import AnalyzeResult
-    from harvest.config import HarvestConfig
-    from harvest.run import HarvestResult
-    from shared.cache.reader import Cache
-    from shared.coders.base import Coder
-    from train.config import TrainConfig
-    from train.loop import RunSummary
-    from train.sweep import Cell, SweepConfig
+    from .analyze.config import AnalyzeConfig
+    from .analyze.run import AnalyzeResult
+    from .harvest.config import HarvestConfig
+    from .train.config import TrainConfig
+    from .train.loop import RunSummary
+    from .train.sweep import Cell, SweepConfig
 
     class PipelineConfig:
         """The three sections of a settings file."""
@@ -66,9 +59,9 @@ DEMO_VARIANTS = ("matryoshka", "topk", "frozen-random-decoder")
 @functools.cache
 def pipeline_class() -> type[PipelineConfig]:
     """The class of a whole settings file; its default is the embedded default."""
-    from analyze.config import AnalyzeConfig
-    from harvest.config import HarvestConfig
-    from train.config import TrainConfig
+    from .analyze.config import AnalyzeConfig
+    from .harvest.config import HarvestConfig
+    from .train.config import TrainConfig
 
     sections = {"harvest": HarvestConfig, "train": TrainConfig, "analyze": AnalyzeConfig}
     fields = [(name, cls, dataclasses.field(default_factory=cls)) for name, cls in sections.items()]
@@ -79,7 +72,7 @@ def pipeline_class() -> type[PipelineConfig]:
 @functools.cache
 def sweep_class() -> type[SweepFile]:
     """The class of a sweep file."""
-    from train.sweep import SweepConfig
+    from .train.sweep import SweepConfig
 
     base: Any = pipeline_class()
     fields = [("sweep", SweepConfig, dataclasses.field(kw_only=True))]
@@ -96,7 +89,7 @@ def variants() -> dict[str, Path]:
 def _read(source: str) -> dict[str, Any]:
     """What `-c SOURCE` says: a settings file, a preset, or what is frozen into the folder of a cache or a run."""
     if Path(source).is_dir():
-        from shared.overview import frozen_settings
+        from .shared.overview import frozen_settings
 
         return frozen_settings(Path(source))
     return settings_of.load_yaml(settings_of.find_settings(source))
@@ -145,7 +138,7 @@ def resolve_sweep(
     file: str, files: Sequence[str] = (), sets: Sequence[str] = (), size: str | None = None
 ) -> tuple[SweepFile, list[Cell]]:
     """A sweep file and its runs: defaults < base < FILE < its size < settings files < variants and grid < `--set`."""
-    from train.sweep import SweepConfig, check_sets, expand
+    from .train.sweep import SweepConfig, check_sets, expand
 
     if not Path(file).is_file():
         raise UsageError(f"{file}: there is no such sweep file", "give a YAML file; docs/sweeps.md shows one")
@@ -195,69 +188,11 @@ def train_configs(
 
 def _cache_to_train_on(whole: PipelineConfig) -> Path:
     """The cache that train.cache names, else the one that `pipeline harvest` writes with the same settings."""
-    from harvest.config import cache_path
-    from shared.overview import named
+    from .harvest.config import cache_path
+    from .shared.overview import named
 
     cache = whole.train.cache
     return cache_path(whole.harvest) if cache is None else named(cache, whole.harvest.cache_dir)
-
-
-# --- the Python API -------------------------------------------------------------------------------------------------
-
-
-def open_cache(path: Path | str, allow_incomplete: bool = False) -> Cache:
-    """An activation cache, memory-mapped. Raises DataError when it is missing, incomplete or of another format."""
-    from shared.cache.reader import open_cache as opened
-
-    return opened(Path(path), allow_incomplete=allow_incomplete)
-
-
-def load_coder(path: Path | str) -> Coder:
-    """The coder of a finished run: its folder, or a folder with `coder.safetensors` and `config.json`."""
-    from shared.coders import load_coder as loaded
-    from shared.runs import open_run
-
-    path = Path(path)
-    return loaded(path) if (path / "coder.safetensors").is_file() else open_run(path).load_coder()
-
-
-def harvest(config: HarvestConfig | Mapping[str, Any] | None = None, console: Console | None = None) -> HarvestResult:
-    """Write or resume a cache. A mapping is laid over the defaults of the harvest section."""
-    from harvest.config import HarvestConfig
-    from harvest.run import harvest as harvested
-
-    return harvested(_section(HarvestConfig, config, "harvest"), console or Console(quiet=True))
-
-
-def train(
-    configs: TrainConfig | Mapping[str, Any] | Sequence[TrainConfig | Mapping[str, Any]],
-    console: Console | None = None,
-    resume: bool = False,
-) -> list[RunSummary]:
-    """Train one coder, or several on one read of the data."""
-    from train.config import TrainConfig
-    from train.loop import train as trained
-
-    many = [configs] if isinstance(configs, (TrainConfig, Mapping)) else configs
-    return trained([_section(TrainConfig, one, "train") for one in many], console or Console(quiet=True), resume=resume)
-
-
-def analyze(
-    runs: Sequence[Path | str], config: AnalyzeConfig | Mapping[str, Any] | None = None, console: Console | None = None
-) -> AnalyzeResult:
-    """Report on one run, or compare several."""
-    from analyze.config import AnalyzeConfig
-    from analyze.run import analyze as analyzed
-
-    paths = [Path(run) for run in runs]
-    return analyzed(paths, _section(AnalyzeConfig, config, "analyze"), console or Console(quiet=True))
-
-
-def _section(cls: type[C], settings: C | Mapping[str, Any] | None, where: str) -> C:
-    if isinstance(settings, cls):
-        return settings
-    changes = cast("Mapping[str, Any]", settings or {})
-    return settings_of.validate(cls, settings_of.merge(settings_of.to_dict(cls()), changes, cls), where)
 
 
 # --- the commands ---------------------------------------------------------------------------------------------------
@@ -335,8 +270,8 @@ def harvest_command(console: Console, files: tuple[str, ...], sets: tuple[str, .
     Settings: the harvest section. What is already in the cache is kept; a cache of other settings is refused.
     """
     config = resolve(files, sets).harvest
-    from harvest.run import harvest as harvested
-    from harvest.run import plan
+    from .harvest.run import harvest as harvested
+    from .harvest.run import plan
 
     if dry_run:
         planned = plan(config)
@@ -368,8 +303,8 @@ def train_command(
     harvest` writes with the same settings.
     """
     configs = train_configs(files, sets, names, name)
-    from train.loop import plan
-    from train.loop import train as trained
+    from .train.loop import plan
+    from .train.loop import train as trained
 
     if dry_run:
         planned = plan(configs)
@@ -399,9 +334,9 @@ def analyze_command(
     """
     whole = resolve(files, sets)
     only = (*(only or whole.analyze.reports), "cross_entropy") if ce else only
-    from analyze.config import only_reports
-    from analyze.run import analyze as analyzed
-    from shared.overview import named, run_paths
+    from .analyze.config import only_reports
+    from .analyze.run import analyze as analyzed
+    from .shared.overview import named, run_paths
 
     config = only_reports(whole.analyze, only)
     if config.cache is not None:
@@ -433,10 +368,10 @@ def sweep_command(
     and plots of all curves and of the final figures.
     """
     whole, cells = resolve_sweep(file, files, sets, size)
-    from train.sweep import plan_sweep, portable_command, train_sweep
+    from .train.sweep import plan_sweep, portable_command, train_sweep
 
     if whole.sweep.harvest and whole.train.cache is None and not dry_run:
-        from harvest.run import harvest as harvested
+        from .harvest.run import harvest as harvested
 
         console.info(str(harvested(whole.harvest, console)))
     planned = plan_sweep(whole.sweep, cells, only)
@@ -444,8 +379,8 @@ def sweep_command(
         console.result(planned.to_dict(), str(planned))
         return
     train_sweep(planned, console)
-    from analyze.sweep import Heading, Member, compare_runs
-    from shared.provenance import machine
+    from .analyze.sweep import Heading, Member, compare_runs
+    from .shared.provenance import machine
 
     sweep, command = whole.sweep, portable_command(file, files, sets, size)
     title, baseline = sweep.title or sweep.name, sweep.baseline or cells[0].setting
@@ -471,7 +406,7 @@ def prompts_first_letter(console: Console, tokenizer: Path, out: Path, words: in
 
     TOKENIZER is a cache, a model's folder, or a tokenizer.json. OUT is the file to write, JSON lines.
     """
-    from analyze.first_letter import described, first_letter_prompts, write_prompts
+    from .analyze.probes.first_letter import described, first_letter_prompts, write_prompts
 
     if out.exists():
         raise UsageError(f"{out} exists already", "name another file, or remove it")
@@ -492,9 +427,9 @@ def demo_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]
     files = (str(settings_of.PRESETS / "demo.yaml"), *files)
     whole = resolve(files, sets, here=False)
     configs = train_configs(files, sets, DEMO_VARIANTS, "demo", here=False)
-    from analyze.run import analyze as analyzed
-    from harvest.run import harvest as harvested
-    from train.loop import train as trained
+    from .analyze.run import analyze as analyzed
+    from .harvest.run import harvest as harvested
+    from .train.loop import train as trained
 
     console.info("1/3 harvest: run the model once, keep its activations")
     cache = harvested(whole.harvest, console)
@@ -529,7 +464,7 @@ def _demo_text(runs: Sequence[RunSummary], report: AnalyzeResult) -> str:
 @_common
 def status_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """List the caches and runs, what is incomplete, and what to run next."""
-    from shared.overview import status
+    from .shared.overview import status
 
     whole = resolve(files, sets)
     found = status(whole.harvest.cache_dir, whole.train.runs, _cache_to_train_on(whole))
@@ -538,7 +473,7 @@ def status_command(console: Console, files: tuple[str, ...], sets: tuple[str, ..
 
 def _existing(path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> Path:
     """PATH as it is, or as the name of a run or a cache in the folders that the settings name."""
-    from shared.overview import kind_of, named
+    from .shared.overview import kind_of, named
 
     if kind_of(path) and not (files or sets):
         return path
@@ -555,7 +490,7 @@ def _existing(path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> Path
 @_common
 def inspect_command(console: Console, path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """Say what is in a cache or a run: PATH is its folder or its name."""
-    from shared.overview import describe, describe_text
+    from .shared.overview import describe, describe_text
 
     document = describe(_existing(path, files, sets))
     console.result(document, describe_text(document))
@@ -567,8 +502,8 @@ def inspect_command(console: Console, path: Path, files: tuple[str, ...], sets: 
 @_common
 def verify_command(console: Console, path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """Check every checksum and count of a cache, or every tensor of a run: PATH is its folder or its name."""
-    from shared.cache.verify import verify_cache
-    from shared.overview import kind_of, verify_run
+    from .shared.cache.verify import verify_cache
+    from .shared.overview import kind_of, verify_run
 
     path = _existing(path, files, sets)
     report = verify_run(path, console) if kind_of(path) == "run" else verify_cache(path, console)
@@ -590,7 +525,7 @@ def config_group() -> None:
 @_common
 def config_show(console: Console, files: tuple[str, ...], sets: tuple[str, ...], variant: str | None) -> None:
     """Print the resolved settings as YAML, every field commented."""
-    from shared.config_docs import commented_yaml
+    from .shared.config.docs import commented_yaml
 
     whole = resolve(files, sets, variant)
     console.result(settings_of.to_dict(whole), commented_yaml(whole).rstrip("\n"))
@@ -600,7 +535,7 @@ def config_show(console: Console, files: tuple[str, ...], sets: tuple[str, ...],
 @_common
 def config_schema(console: Console) -> None:
     """Print the JSON schema of a settings file, for editors and other tools."""
-    from shared.config_docs import described_schema
+    from .shared.config.docs import described_schema
 
     Console(json=True).result(described_schema(pipeline_class()))
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from analyze.reports import REPORTS, ReportConfig, Reports
-from shared.errors import UsageError
-from shared.registry import did_you_mean
+from ..shared.config.registry import did_you_mean
+from ..shared.errors import UsageError
+from .reports import REPORTS, ReportConfig, Reports
 
 
 def default_report(name: str) -> ReportConfig:

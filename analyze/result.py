@@ -20,17 +20,34 @@ Format = Literal["number", "integer", "percent", "text", "latent", "flag"]
 
 
 @dataclass(frozen=True)
+class Aim:
+    """What training against duplicates is to reach: a value of at most `at_most`."""
+
+    at_most: float
+    text: str
+    """How a table says it: "0", "≤ 20 %"."""
+
+
+@dataclass(frozen=True)
 class Figure:
-    """One headline number of a run, with its twins: the same with position 0, and what chance gives.
+    """One headline number of a run, declared once: every table, chart and file that shows it reads what it says here.
 
     Attributes:
-        key: name in JSON.
+        key: name in JSON, CSV and the sweep's tables.
         label: what a reader sees.
-        value: without position 0, unless `label` says otherwise.
+        value: excluding position 0, unless `label` says otherwise.
         definition: one sentence, one click away.
         with_bos: the same over all rows, position 0 included; None where there is no such twin.
         null: the same under the null of this report (shuffled, random, …); None where there is none.
         better: which direction is good, if either.
+        in_summary: part of a run's summary (`--json`, CSV).
+        short: heading of a column with little room (terminal, sweep); empty: the label.
+        interval: 95 % interval of the value over what it is a mean of (labels, rows); None where none is computed.
+        aim: what training is to reach; None where it has no such aim.
+        terminal: a column of the table that `pipeline analyze` and `pipeline sweep` print.
+        before_after: a row of the before/after table of a comparison.
+        sweep: a column of the tables of a sweep.
+        show_twin: where this figure is a column, its twin with position 0 is one too.
     """
 
     key: str
@@ -42,6 +59,13 @@ class Figure:
     null: Number = None
     better: Literal["lower", "higher", None] = None
     in_summary: bool = True
+    short: str = ""
+    interval: tuple[float, float] | None = None
+    aim: Aim | None = None
+    terminal: bool = False
+    before_after: bool = False
+    sweep: bool = False
+    show_twin: bool = False
 
 
 @dataclass(frozen=True)

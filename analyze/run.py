@@ -9,55 +9,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from analyze.compare import CodeSample, compare
-from analyze.config import AnalyzeConfig
-from analyze.folder import check_folder, report_folder
-from analyze.kernels import threads
-from analyze.pairs import PairSums
-from analyze.parts import Part, collect, other_processes
-from analyze.reports import REPORTS, AnyReport, Subject
-from analyze.result import ReportResult, number
-from shared.cache import Cache, open_cache
-from shared.cache.files import make_folder
-from shared.coders import Coder, build_coder
-from shared.console import Console, duration, size
-from shared.errors import DataError, UsageError
-from shared.registry import did_you_mean
-from shared.runs import Run, open_run
-from shared.text import Vocabulary
-
-UNTRAINED = "untrained"
-"""The control's name where there is one alone."""
-
-PROBE_ROWS = 256
-"""Rows on which two untrained coders must agree to be one control."""
-
-
-@dataclass(frozen=True)
-class Analysed:
-    """One run (or control) with its results, by report.
-
-    Attributes:
-        facts: what else is known of it: architecture, sizes, training, its figures on held-out documents.
-    """
-
-    subject: Subject
-    facts: dict[str, Any]
-    results: dict[str, ReportResult]
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """Headline figures by key; twins with position 0 as key_with_bos."""
-        out: dict[str, Any] = {"name": self.subject.name, "role": self.subject.role}
-        for result in self.results.values():
-            for figure in result.figures:
-                if figure.in_summary:
-                    out[figure.key] = number(figure.value)
-                    if figure.with_bos is not None:
-                        out[f"{figure.key}_with_bos"] = number(figure.with_bos)
-        return out
+from ..shared.cache.files import make_folder
+from ..shared.codes.parallel import threads
+from ..shared.config.registry import did_you_mean
+from ..shared.console import Console, duration, size
+from ..shared.errors import UsageError
+from ..shared.runs.folder import Run, open_run
+from .collect import Part, collect, other_processes
+from .compare.runs import CodeSample, compare
+from .config import AnalyzeConfig
+from .render.folder import check_folder, report_folder
+from .reports import REPORTS, AnyReport, Subject
+from .reports.correlation.pair_sums import PairSums
+from .result import ReportResult
+from .subject.analysed import Analysed
+from .subjects import UNTRAINED, _cache_of, _facts, subjects_of
 
 
 @dataclass(frozen=True)
@@ -91,7 +57,7 @@ class AnalyzeResult:
         }
 
     def __str__(self) -> str:
-        from analyze.render.markdown import summary_table
+        from .render.markdown import summary_table
 
         table = summary_table(self.runs + self.controls)
         said = [f"{name}: {lead}" for name, lead in self.leads]
@@ -105,8 +71,8 @@ def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None
         UsageError: no run was named, or the report's folder holds something that may not be replaced (check_folder).
         DataError: a run or cache is missing, unfinished, or they do not belong together.
     """
-    from analyze.render import write_report
-    from analyze.render.document import SCHEMA
+    from .render import write_report
+    from .render.document import SCHEMA
 
     console = console or Console(quiet=True)
     started = time.perf_counter()
@@ -157,7 +123,7 @@ def analyze(runs: Sequence[Path], config: AnalyzeConfig, console: Console | None
 
 def _leads(analysed: Sequence[Analysed], config: AnalyzeConfig) -> list[tuple[str, str]]:
     """What the reports say that the table of headlines does not show: those on request, or all where it shows none."""
-    from analyze.render.markdown import SUMMARY
+    from .render.markdown import SUMMARY
 
     columns = {key for key, _, _ in SUMMARY}
     figures: dict[str, set[str]] = {}
@@ -194,171 +160,6 @@ def _unique_names(runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def _cache_path(run: Run, config: AnalyzeConfig) -> Path:
-    if config.cache is not None:
-        return config.cache
-    known = run.final.get("cache")
-    if not known:
-        raise DataError(
-            f"run {run.name} does not say which cache it was trained on", "pipeline analyze --set analyze.cache=PATH"
-        )
-    path = Path(known["path"])
-    if not path.exists():
-        raise DataError(
-            f"the cache of run {run.name}, {path}, is not there",
-            "pipeline harvest writes it again; --set analyze.cache=PATH if it was moved",
-        )
-    return path
-
-
-def _cache_of(run: Run, config: AnalyzeConfig) -> tuple[Path, str | None]:
-    """The cache of a run, and the identity under which it was trained on it, if the cache has grown since."""
-    path = _cache_path(run, config)
-    trained_on = run.final.get("cache", {}).get("identity")
-    if config.cache is not None or trained_on not in open_cache(path).identities[:-1]:
-        return path, None
-    return path, trained_on
-
-
-def subjects_of(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeConfig) -> list[Subject]:
-    """The runs on one cache and their controls."""
-    cache = open_cache(path, identity=_cache_of(members[0][1], config)[1])
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"analyze.device is {device}, and there is no CUDA device", "--set analyze.device=cpu")
-    shards = choose_shards(cache, config.max_tokens)
-    vocabulary = Vocabulary.of(cache)
-    heldout = _heldout(members) if config.documents == "heldout" else None
-    subjects = []
-    for name, run in members:
-        final = run.final
-        _check(run, final, cache, given=config.cache is not None)
-        frozen = "w_dec" in final.get("training", {}).get("freeze", ())
-        coder = run.load_coder().to(device)
-        subjects.append(
-            Subject(
-                name, "control" if frozen else "run", coder, cache, final["source"], final["target"], vocabulary,
-                shards, device, config.seed, heldout, _trained_on(run, cache),
-            )
-        )  # fmt: skip
-    if heldout is not None and not subjects[0].rest_rows.any():
-        raise UsageError(
-            f"no document of {path} is held out at data.heldout {heldout:g}"
-            + (" in the shards that are looked at" if len(shards) < len(cache.shards) else "")
-            + ", and analyze.documents is heldout",
-            "--set analyze.documents=all",
-        )
-    if config.controls:
-        # A control needs no control of its own, unless there is nothing else.
-        subjects += _controls([subject for subject in subjects if subject.role == "run"] or subjects, members)
-    return subjects
-
-
-def _trained_on(run: Run, cache: Cache) -> Cache | None:
-    """The cache that a run was trained on: the one under analysis, or another that is still there."""
-    known = run.final.get("cache", {})
-    if known.get("identity") == cache.identity:
-        return cache
-    if "path" not in known or not Path(known["path"]).exists():
-        return None
-    try:
-        found = open_cache(Path(known["path"]), identity=known["identity"])
-    except DataError:  # it was moved, or another cache stands there
-        return None
-    return found if found.identity == known["identity"] else None
-
-
-def _check(run: Run, final: dict[str, Any], cache: Cache, given: bool) -> None:
-    """The run must fit the cache."""
-    for side, width in (("source", final["d_in"]), ("target", final["d_out"])):
-        site = final.get(side)
-        if site not in cache.sites:
-            raise DataError(
-                f"run {run.name} has the {side} {site}, and {cache.path} holds {', '.join(cache.sites)}",
-                f"pipeline inspect {cache.path}",
-            )
-        if cache.sites[site].width != width:
-            raise DataError(
-                f"run {run.name}: its {side} {site} has width {width}, that of {cache.path} {cache.sites[site].width}",
-                f"pipeline inspect {cache.path}",
-            )
-    trained_on = final.get("cache", {}).get("identity")
-    if not given and trained_on != cache.identity:
-        raise DataError(
-            f"run {run.name} was trained on a cache with identity {str(trained_on)[:12]}…, and {cache.path} now is "
-            f"{cache.identity[:12]}…",
-            f"--set analyze.cache={cache.path} to analyze it on that cache all the same",
-        )
-
-
-def _heldout(members: Sequence[tuple[str, Run]]) -> float:
-    """The share of documents that the runs held out."""
-    shares = {name: float(run.final.get("training", {}).get("data", {}).get("heldout", 0.0)) for name, run in members}
-    for name, share in shares.items():
-        if not share:
-            raise UsageError(
-                f"run {name} trained on every document, and analyze.documents is heldout",
-                "--set analyze.documents=all",
-            )
-    if len(set(shares.values())) > 1:
-        raise UsageError(
-            f"the runs hold out different documents: {', '.join(f'{n} {s:g}' for n, s in shares.items())}",
-            "analyze them apart, or --set analyze.documents=all",
-        )
-    return next(iter(shares.values()))
-
-
-def choose_shards(cache: Cache, max_tokens: int | None) -> tuple[int, ...]:
-    """All shards, or as many as hold max_tokens rows, spread evenly over the cache."""
-    shards = cache.shards
-    if max_tokens is None or max_tokens >= cache.n_rows:
-        return tuple(shards)
-    n = max(1, round(max_tokens / cache.layout.shard_rows))
-    return tuple(shards[k * len(shards) // n] for k in range(min(n, len(shards))))
-
-
-def _controls(subjects: Sequence[Subject], members: Sequence[tuple[str, Run]]) -> list[Subject]:
-    """Each run's coder as it was before training; one control for runs that began alike."""
-    runs = dict(members)
-    controls: list[tuple[Subject, list[str]]] = []
-    for subject in subjects:
-        fresh = replace(subject, coder=untrained(subject, runs[subject.name].final), role="control")
-        for other, names in controls:
-            if _agree(fresh, other):
-                names.append(subject.name)
-                break
-        else:
-            controls.append((fresh, [subject.name]))
-    return [replace(control, name=f"{UNTRAINED} ({', '.join(names)})") for control, names in controls]
-
-
-def untrained(subject: Subject, final: dict[str, Any]) -> Coder:
-    """The run's coder before its first step: the same settings, seed and normalisation."""
-    coder = subject.coder
-    generator = torch.Generator().manual_seed(int(final.get("training", {}).get("seed", 0)))
-    fresh = build_coder(coder.config, coder.d_in, coder.d_out, tied=coder.tied, generator=generator)
-    if "w_dec" in final.get("training", {}).get("freeze", ()):  # what never learned is what it began with
-        with torch.no_grad():
-            fresh.w_dec.copy_(coder.w_dec.cpu())
-    with torch.no_grad():
-        for name in ("input_mean", "input_scale", "target_mean", "target_scale"):
-            getattr(fresh, name).copy_(getattr(coder, name))
-    return fresh.to(subject.device).eval()
-
-
-def _agree(a: Subject, b: Subject) -> bool:
-    """Whether two coders say the same of the same rows."""
-    if (a.source, a.target, a.n_latents) != (b.source, b.target, b.n_latents):
-        return False
-    shard = a.shards[0]
-    x = a.cache.chunk(a.source, shard)[:PROBE_ROWS].to(a.device)
-    with torch.inference_mode():
-        ours, theirs = a.coder.encode(x), b.coder.encode(x)
-        return torch.equal(ours.dense(), theirs.dense()) and torch.equal(
-            a.coder.decode(ours, x), b.coder.decode(theirs, x)
-        )
-
-
 def _collect(
     subjects: Sequence[Subject],
     members: Sequence[tuple[str, Run]],
@@ -388,35 +189,3 @@ def _collect(
             whole = whole.merge(part)
             progress.advance(part.rows)
     return whole
-
-
-def _rows_trained_on(cache: Cache, run: Run) -> str | None:
-    """The identity of the cache that a run was trained on; of its first one with the same rows, if it grew by sites."""
-    identity = run.final.get("cache", {}).get("identity")
-    n_seq = {one.identity: one.n_seq for one in cache.parts.generations}
-    return next((one for one, n in n_seq.items() if n == n_seq.get(identity)), identity)
-
-
-def _facts(subject: Subject, run: Run | None) -> dict[str, Any]:
-    coder = subject.coder
-    facts: dict[str, Any] = {
-        "architecture": coder.config.architecture,
-        "kind": "transcoder" if coder.is_transcoder else "SAE",
-        "latents": coder.n_latents,
-        "source": subject.source,
-        "target": subject.target,
-        "cache": str(subject.cache.path),
-        "cache_identity": subject.cache.identity,
-    }
-    if run is None:
-        return {**facts, "trained": False}
-    summary = run.summary
-    keys = ("steps", "tokens", "seconds", "fvu", "fvu_with_bos", "l0", "evaluated_on")
-    return {
-        **facts,
-        "trained": True,
-        "settings": run.final.get("training", {}),
-        "trained_on": _rows_trained_on(subject.cache, run),
-        "path": str(run.path),
-        "training": {key: summary[key] for key in keys if key in summary},
-    }

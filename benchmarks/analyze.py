@@ -29,15 +29,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from analyze import kernels
-from analyze.config import AnalyzeConfig
-from analyze.pairs import PairSums
-from analyze.run import analyze
-from analyze.sparse import SparseCodes
-from shared.cache import CacheWriter, Layout, SiteSpec, open_cache
-from shared.coders import build_coder
-from shared.coders.topk import TopKConfig
-from shared.runs import create_run
+from sparse_pipeline.analyze.config import AnalyzeConfig
+from sparse_pipeline.analyze.reports.correlation.pair_sums import PairSums
+from sparse_pipeline.analyze.run import analyze
+from sparse_pipeline.shared.cache import CacheWriter, Layout, SiteSpec, open_cache
+from sparse_pipeline.shared.coders import build_coder
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.shared.codes import parallel
+from sparse_pipeline.shared.codes.sparse import SparseCodes
+from sparse_pipeline.shared.runs.folder import create_run
 
 SHARD = 8192
 
@@ -74,9 +74,9 @@ def best_of(repeats: int, run: Callable[[], Any]) -> tuple[float, float]:
 def use_threads(n: int) -> None:
     """Let the kernels use n threads from now on."""
     pool = ThreadPoolExecutor(n)
-    kernels.threads.cache_clear()
+    parallel.threads.cache_clear()
     os.environ["OMP_NUM_THREADS"] = str(n)
-    kernels._pool = lambda: pool  # type: ignore[assignment]
+    parallel._pool = lambda: pool  # type: ignore[assignment]
 
 
 def saedashboard(codes: SparseCodes, rows: int) -> tuple[float, float] | None:

@@ -28,16 +28,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from shared.batch import Batch
-from shared.cache import Cache, CacheWriter, Layout, SiteSpec, open_cache
-from shared.cache.files import as_bytes, crc32c
-from shared.cache.stats import site_stats
-from shared.coders.topk import TopKConfig
-from train.config import TrainConfig
-from train.data import DataConfig, Stream, open_stream
-from train.samplers import Uniform, UniformConfig
-from train.step import train_step
-from train.trainee import new_trainee
+from sparse_pipeline.shared.cache import Cache, CacheWriter, Layout, SiteSpec, open_cache
+from sparse_pipeline.shared.cache.files import as_bytes, crc32c
+from sparse_pipeline.shared.cache.stats import site_stats
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.data import DataConfig, Stream, open_stream
+from sparse_pipeline.train.data.batch import Batch
+from sparse_pipeline.train.samplers import Uniform, UniformConfig
+from sparse_pipeline.train.step.autograd import train_step
+from sparse_pipeline.train.step.trainee import new_trainee
 
 SITES = ("layer_08.resid_mid", "layer_08.mlp_out")
 CTX = 64

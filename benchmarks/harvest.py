@@ -24,13 +24,13 @@ from typing import Any
 
 import torch
 
-from harvest.capture import CompiledReader, SiteReader
-from harvest.config import HarvestConfig
-from harvest.model import DEMO_MODEL, body_of, drop_later_layers, find_checkpoint, load_model
-from harvest.prepare import cost, prepare
-from harvest.run import harvest
-from harvest.sites import resolve_sites
-from shared.console import Console, si, size
+from sparse_pipeline.harvest.capture import CompiledReader, SiteReader
+from sparse_pipeline.harvest.config import HarvestConfig
+from sparse_pipeline.harvest.model import DEMO_MODEL, body_of, drop_later_layers, find_checkpoint, load_model
+from sparse_pipeline.harvest.prepare import cost, prepare
+from sparse_pipeline.harvest.run import harvest
+from sparse_pipeline.harvest.sites import resolve_sites
+from sparse_pipeline.shared.console import Console, si, size
 
 
 def synchronise(device: torch.device) -> None:
@@ -72,7 +72,7 @@ def disk_rate(folder: Path, n_bytes: int) -> float:
 
 def corpus_file(folder: Path) -> Path:
     """The demo corpus as JSON lines, so that collecting it from the Python installation is not timed."""
-    from harvest.demo import corpus
+    from sparse_pipeline.harvest.demo import corpus
 
     path = folder / "corpus.jsonl"
     with path.open("w", encoding="utf-8") as file:

@@ -27,10 +27,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from shared.coders import build_coder
-from shared.coders.matryoshka import MatryoshkaConfig
-from shared.coders.topk import TopKConfig
-from train.kernels.fused_step import FusedStep
+from sparse_pipeline.shared.coders import build_coder
+from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.train.kernels.fused_step import FusedStep
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
 LAUNCH_OPTIONS = ("num_warps", "num_stages")

@@ -26,18 +26,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from shared.batch import Batch
-from shared.cache import CacheWriter, Flag, Layout, SiteSpec
-from shared.coders.topk import TopKConfig
-from train.config import TrainConfig
-from train.data.config import DataConfig
-from train.data.stream import open_stream
-from train.monitors import MONITORS
-from train.plan import plan
-from train.samplers import build_sampler
-from train.samples.config import SamplesConfig
-from train.session import Session, begin, open_runs
-from train.step import train_step
+from sparse_pipeline.shared.cache import CacheWriter, Flag, Layout, SiteSpec
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.data.batch import Batch
+from sparse_pipeline.train.data.config import DataConfig
+from sparse_pipeline.train.data.stream import open_stream
+from sparse_pipeline.train.monitors import MONITORS
+from sparse_pipeline.train.plan import plan
+from sparse_pipeline.train.runs.session import Session, begin, open_runs
+from sparse_pipeline.train.samplers import build_sampler
+from sparse_pipeline.train.samples.config import SamplesConfig
+from sparse_pipeline.train.step.autograd import train_step
 
 SITE = "layer_00.resid_mid"
 BLOCK = 10
@@ -116,7 +116,7 @@ def begin_all(folder: Path, shape: Shape) -> dict[str, Session]:
 
 def batches(session: Session, cache: Path, site: str = SITE) -> list[Batch]:
     """The first batches of the stream."""
-    from shared.cache import open_cache
+    from sparse_pipeline.shared.cache import open_cache
 
     config = session.trainee.config
     with open_stream(open_cache(cache), [site], config.data, build_sampler(config.sampler)) as stream:

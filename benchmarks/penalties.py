@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.monitoring import BLOCK, SITE, Shape, batches, block, machine, write_cache
-from shared.coders.topk import TopKConfig
-from shared.config import load_yaml, merge, to_dict, validate
-from train.config import TrainConfig
-from train.data.config import DataConfig
-from train.plan import plan
-from train.session import Session, begin, open_runs
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.shared.config.settings import load_yaml, merge, to_dict, validate
+from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.data.config import DataConfig
+from sparse_pipeline.train.plan import plan
+from sparse_pipeline.train.runs.session import Session, begin, open_runs
 
 VARIANTS = Path(__file__).resolve().parent.parent / "train/variants"
 

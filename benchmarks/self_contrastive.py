@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.batch import Batch
-from shared.coders import Coder, Codes, build_coder, load_coder
-from shared.coders.topk import TopKConfig
-from train.penalties import Penalty, StepBatch, build_penalty
-from train.penalties.self_contrastive import SelfContrastiveConfig, all_pairs, listed_pairs, nominate
+from sparse_pipeline.shared.coders import Coder, Codes, build_coder, load_coder
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.train.data.batch import Batch
+from sparse_pipeline.train.penalties import Penalty, StepBatch, build_penalty
+from sparse_pipeline.train.penalties.self_contrastive import SelfContrastiveConfig, all_pairs, listed_pairs, nominate
 
 FORMS = {"exact": None, "d = 64": 64, "d = 128": 128}
 THRESHOLDS = (0.3, 0.05)

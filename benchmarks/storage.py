@@ -20,16 +20,16 @@ from typing import Any
 
 import torch
 
-from harvest.config import HarvestConfig, Storage
-from harvest.run import harvest
-from shared.cache import Cache, open_cache
-from shared.config import validate
-from shared.console import Console
-from shared.runs import open_run
-from shared.split import split_rows
-from train.config import TrainConfig
-from train.evaluate import evaluate, evaluation_rows
-from train.loop import train
+from sparse_pipeline.harvest.config import HarvestConfig, Storage
+from sparse_pipeline.harvest.run import harvest
+from sparse_pipeline.shared.cache import Cache, open_cache
+from sparse_pipeline.shared.cache.heldout import split_rows
+from sparse_pipeline.shared.config.settings import validate
+from sparse_pipeline.shared.console import Console
+from sparse_pipeline.shared.runs.folder import open_run
+from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.evaluate import evaluate, evaluation_rows
+from sparse_pipeline.train.loop import train
 
 STORAGES: tuple[Storage, ...] = ("float32", "bfloat16", "int8", "fp8")
 ARCHITECTURES = ("topk", "matryoshka")

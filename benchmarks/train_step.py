@@ -42,17 +42,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.batch import Batch
-from shared.coders import build_coder
-from shared.coders.matryoshka import MatryoshkaConfig
-from shared.coders.ops import dense_pre
-from shared.coders.topk import TopKConfig
-from train.config import OptimizerConfig, TrainConfig
-from train.fused import fused_step_for
-from train.kernels import unavailable
-from train.objective import Objective
-from train.step import train_step
-from train.trainee import Trainee
+from sparse_pipeline.shared.coders import build_coder
+from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
+from sparse_pipeline.shared.coders.ops import dense_pre
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.train.config import OptimizerConfig, TrainConfig
+from sparse_pipeline.train.data.batch import Batch
+from sparse_pipeline.train.kernels import unavailable
+from sparse_pipeline.train.step.autograd import train_step
+from sparse_pipeline.train.step.fused import fused_step_for
+from sparse_pipeline.train.step.objective import Objective
+from sparse_pipeline.train.step.trainee import Trainee
 
 Step = Callable[[int], None]
 BATCHES = 8

@@ -18,9 +18,9 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import pipeline  # noqa: E402 (found by the line above)
-from analyze.sweep.table import rows_seen, setup_text, tables  # noqa: E402
-from shared.config_docs import commented_yaml, markdown  # noqa: E402
+from sparse_pipeline import pipeline  # noqa: E402 (found by the line above)
+from sparse_pipeline.analyze.sweep.table import rows_seen, setup_text, tables  # noqa: E402
+from sparse_pipeline.shared.config.docs import commented_yaml, markdown  # noqa: E402
 
 COMMANDS = """# Commands
 

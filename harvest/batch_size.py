@@ -9,11 +9,11 @@ from typing import Any
 import psutil
 import torch
 
-from harvest.capture import SiteReader
-from harvest.prepare import Job
-from shared.cache.files import read_json
-from shared.cache.format import PLAN
-from shared.errors import PipelineError
+from ..shared.cache.files import read_json
+from ..shared.cache.format import PLAN
+from ..shared.errors import PipelineError
+from .capture import SiteReader
+from .job import Job
 
 MOST_ON_CPU = 8192
 MOST_ON_CUDA = 65_536

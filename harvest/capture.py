@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shared.errors import UsageError
-from shared.sites import Site
+from ..shared.errors import UsageError
+from .site_names import Site
 
 _ISOLATION_ERROR = _SAME_ATTENTION = 0.05  # relative; rounding in bfloat16 stays far below it
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harvest.data.pack import Block
-from harvest.prepare import Job
-from harvest.stages import Stages
-from shared.cache import CacheWriter, Layout
-from shared.console import Progress, size
+from ..shared.cache import CacheWriter, Layout
+from ..shared.console import Progress, size
+from .data.pack import Block
+from .job import Job
+from .stages import Stages
 
 
 class Disk:

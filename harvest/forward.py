@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harvest.capture import SiteReader
-from harvest.data.pack import Block
-from harvest.prepare import Job
-from harvest.stages import Stages
+from .capture import SiteReader
+from .data.pack import Block
+from .job import Job
+from .stages import Stages
 
 
 class Forward:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from harvest.config import HarvestConfig
-from harvest.sites import FAMILIES
-from shared.errors import DataError, PipelineError, UsageError
-from shared.sites import Site
+from ..shared.errors import DataError, PipelineError, UsageError
+from .config import HarvestConfig
+from .site_names import Site
+from .sites import FAMILIES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

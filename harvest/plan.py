@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harvest.config import HarvestConfig, cache_path
-from harvest.prepare import Job, cost, identity_of, layout, prepare
-from shared.cache import Layout
-from shared.cache.commits import commits_of
-from shared.cache.format import PLAN
-from shared.cache.growth import stand
-from shared.console import si, size
-from shared.errors import DataError
+from ..shared.cache import Layout
+from ..shared.cache.commits import commits_of
+from ..shared.cache.format import PLAN
+from ..shared.cache.growth import stand
+from ..shared.console import si, size
+from ..shared.errors import DataError
+from .config import HarvestConfig, cache_path
+from .job import Job
+from .prepare import cost, identity_of, layout, prepare
 
 _SURELY_ENOUGH = 32  # bytes of text for each token asked for, above which a local dataset is not counted in a dry run
 

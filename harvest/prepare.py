@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harvest.capture import SiteReader, count_flops, site_widths
-from harvest.config import HarvestConfig, Storage, cache_path, content_settings
-from harvest.data.pack import Block, pack, pack_apart
-from harvest.data.sources import Source, open_source
-from harvest.data.tokenise import tokenise
-from harvest.model import (
-    Checkpoint,
-    Specials,
+from ..shared.cache import Layout, SiteSpec
+from ..shared.cache.format import default_chunk_rows
+from .capture import SiteReader, count_flops, site_widths
+from .config import HarvestConfig, Storage, cache_path, content_settings
+from .data.sources import open_source
+from .job import Job
+from .model import (
     body_of,
     drop_later_layers,
     empty_model,
@@ -25,110 +22,13 @@ from harvest.model import (
     load_tokenizer,
     special_tokens,
 )
-from harvest.sites import FAMILIES, resolve_sites
-from shared.cache import Layout, SiteSpec
-from shared.cache.format import default_chunk_rows, default_shard_rows
-from shared.errors import UsageError
-from shared.sites import Site
+from .site_names import Site
+from .sites import resolve_sites
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 _PROBE_TOKENS = 8
-
-
-@dataclass(frozen=True)
-class Job:
-    """A harvest's inputs, found and checked; no weights loaded and no document read.
-
-    ``batch_tokens`` is the setting, or where that is null what the cache was begun with, else an estimate.
-    """
-
-    config: HarvestConfig
-    checkpoint: Checkpoint
-    tokenizer: PreTrainedTokenizerBase
-    specials: Specials
-    source: Source
-    batch_tokens: int
-
-    @property
-    def compiled(self) -> bool:
-        """The model is compiled."""
-        if self.config.compile == "auto":
-            return self.checkpoint.device.type == "cuda" and self.checkpoint.model_type in FAMILIES
-        return self.config.compile == "on"
-
-    @property
-    def masked(self) -> bool:
-        """Padding must be hidden from the model: causal attention never looks at what comes after, other kinds do."""
-        config = self.checkpoint.config.get_text_config()
-        both_ways = getattr(config, "use_bidirectional_attention", False)
-        return bool(both_ways) or self.checkpoint.model_type not in FAMILIES
-
-    @property
-    def isolated(self) -> bool:
-        """Documents share sequences, and must not see one another."""
-        return self.config.packing == "concat" and not self.config.cross_document_attention
-
-    @property
-    def seqs_per_shard(self) -> int:
-        rows = self.config.shard_rows or default_shard_rows(self.config.ctx)
-        return rows // self.config.ctx
-
-    @property
-    def unit_shards(self) -> int:
-        """Shards that are computed together: as many as one call of the model takes, at least one.
-
-        A call never mixes sequences of two units, so a shard's bits do not depend on which other shards are computed.
-        """
-        return max(1, self.batch_seqs // self.seqs_per_shard)
-
-    @property
-    def batch_seqs(self) -> int:
-        """Sequences in one call: a part of a shard, or a whole number of shards."""
-        wanted = max(1, self.batch_tokens // self.config.ctx)
-        if wanted >= self.seqs_per_shard:
-            return wanted // self.seqs_per_shard * self.seqs_per_shard
-        return wanted
-
-    def blocks(self) -> Iterator[Block]:
-        """All sequences of the dataset up to the budget, a unit of shards at a time."""
-        config, specials = self.config, self.specials
-        left = None if config.tokens is None else self.wanted_sequences
-        prompts = config.packing == "prompts"
-        tokenised = tokenise(self.source.documents(), self.tokenizer, targets=prompts)
-        size = self.unit_shards * self.seqs_per_shard
-        special = (specials.bos, specials.eos, specials.pad, config.separator == "eos")
-        if config.packing == "concat" and config.cross_document_attention:
-            packed = pack(tokenised, config.ctx, size, *special)
-        else:
-            alone = config.packing != "concat"
-            packed = pack_apart(tokenised, config.ctx, size, *special, alone=alone, one_sequence=prompts)
-        for block in packed:
-            if left is not None:
-                block = block.first(left)
-                left -= len(block)
-            yield block
-            if left == 0:
-                return
-
-    @functools.cached_property
-    def wanted_sequences(self) -> int:
-        """Sequences that the budget asks for; the dataset may hold fewer."""
-        if self.config.tokens is None:
-            return self.count_sequences()
-        return -(-self.config.tokens // self.config.ctx)
-
-    def count_sequences(self) -> int:
-        """Sequences that the dataset fills, up to the budget: reads and tokenises it.
-
-        Raises:
-            UsageError: it holds no text at all.
-        """
-        count = sum(len(block) for block in self.blocks())
-        if not count:
-            raise empty_dataset(self.config)
-        return count
 
 
 def prepare(config: HarvestConfig) -> Job:
@@ -138,17 +38,10 @@ def prepare(config: HarvestConfig) -> Job:
     specials = special_tokens(tokenizer, config.model, config.separator)
     job = Job(config, checkpoint, tokenizer, specials, open_source(config), config.batch_tokens or config.ctx)
     if config.batch_tokens is None:
-        from harvest.batch_size import estimate, recorded
+        from .batch_size import estimate, recorded
 
         job = replace(job, batch_tokens=recorded(cache_path(config), config.ctx) or estimate(job))
     return job
-
-
-def empty_dataset(config: HarvestConfig) -> UsageError:
-    return UsageError(
-        f"harvest.dataset: {config.dataset} holds no text (column {config.text_column!r})",
-        hint="check the dataset, its split and harvest.text_column",
-    )
 
 
 def layout(job: Job, sites: list[Site], widths: dict[str, int], counted: int | None = None) -> Layout:

@@ -13,26 +13,27 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from harvest import batch_size
-from harvest.capture import CompiledReader, SiteReader, check_attention, check_isolated, site_widths
-from harvest.config import HarvestConfig, cache_path
-from harvest.data.pack import Block
-from harvest.data.tokenise import Ahead
-from harvest.disk import Disk
-from harvest.forward import Forward
-from harvest.model import body_of, drop_later_layers, load_model
-from harvest.plan import HarvestPlan, free_disk, may_grow, plan
-from harvest.prepare import Job, empty_dataset, identity_of, layout, prepare, probe_ids
-from harvest.sites import resolve_sites
-from harvest.stages import Stages
-from harvest.units import Unit, dataset_units, stored_units
-from shared.cache import CacheWriter, Layout
-from shared.cache.commits import load_commit
-from shared.cache.files import make_folder, sync_folder, write_file
-from shared.console import Console, count, duration, si, size
-from shared.documents import DocumentWriter, documents_name, documents_summary
-from shared.errors import DataError, PipelineError
-from shared.provenance import provenance
+from ..shared.cache import CacheWriter, Layout
+from ..shared.cache.commits import load_commit
+from ..shared.cache.documents import DocumentWriter, documents_name, documents_summary
+from ..shared.cache.files import make_folder, sync_folder, write_file
+from ..shared.console import Console, count, duration, si, size
+from ..shared.errors import DataError, PipelineError
+from ..shared.provenance import provenance
+from . import batch_size
+from .capture import CompiledReader, SiteReader, check_attention, check_isolated, site_widths
+from .config import HarvestConfig, cache_path
+from .data.pack import Block
+from .data.tokenise import Ahead
+from .disk import Disk
+from .forward import Forward
+from .job import Job, empty_dataset
+from .model import body_of, drop_later_layers, load_model
+from .plan import HarvestPlan, free_disk, may_grow, plan
+from .prepare import identity_of, layout, prepare, probe_ids
+from .sites import resolve_sites
+from .stages import Stages
+from .units import Unit, dataset_units, stored_units
 
 __all__ = ["HarvestPlan", "HarvestResult", "cache_path", "harvest", "plan"]
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shared.errors import UsageError
-from shared.registry import did_you_mean
-from shared.sites import KINDS, Site, format_site, parse_module_site, parse_site
+from ..shared.config.registry import did_you_mean
+from ..shared.errors import UsageError
+from .site_names import KINDS, Site, format_site, parse_module_site, parse_site
 
 if TYPE_CHECKING:
     from torch import nn

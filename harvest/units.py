@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from harvest.data.pack import Block
-from shared.cache import CacheWriter
-from shared.cache.reader import read_sequences
+from ..shared.cache import CacheWriter
+from ..shared.cache.reader import read_sequences
+from .data.pack import Block
 
 Unit = tuple[int, Block]
 """The first shard, and the sequences."""

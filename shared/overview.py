@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.cache.commits import commits_of, load_commit
-from shared.cache.files import read_json
-from shared.cache.format import ARRAYS, MANIFEST, PLAN, Layout
-from shared.cache.growth import Parts, generations_of, plan_files
-from shared.cache.reader import open_cache
-from shared.config import load_yaml
-from shared.console import Console, count, si, size
-from shared.errors import DataError, UsageError
-from shared.massive import massive_activations, massive_text
-from shared.registry import did_you_mean
-from shared.runs import Run, fvu_label, open_run
-from shared.samples import load_samples, samples_summary
+from .cache.commits import commits_of, load_commit
+from .cache.files import read_json
+from .cache.format import ARRAYS, MANIFEST, PLAN, Layout
+from .cache.growth import Parts, generations_of, plan_files
+from .cache.massive import massive_activations, massive_text
+from .cache.reader import open_cache
+from .config.registry import did_you_mean
+from .config.settings import load_yaml
+from .console import Console, count, si, size
+from .errors import DataError, UsageError
+from .runs.folder import Run, fvu_label, open_run
+from .runs.samples import load_samples, samples_summary
 
 
 def kind_of(path: Path) -> str | None:

@@ -90,7 +90,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     import json
 
-    import pipeline
+    from sparse_pipeline import pipeline
 
     folder = tmp_path_factory.mktemp("workshop")
     (folder / "pipeline.yaml").write_text(WORKSHOP, encoding="utf-8")

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.coders import build_coder
-from shared.coders.base import Coder
-from shared.coders.topk import TopKConfig
+from sparse_pipeline.shared.coders import build_coder
+from sparse_pipeline.shared.coders.base import Coder
+from sparse_pipeline.shared.coders.topk import TopKConfig
 
 
 @dataclass(frozen=True)

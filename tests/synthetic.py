@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.cache import Cache, CacheWriter, Flag, Layout, SiteSpec, open_cache
-from shared.sites import parse_site
+from sparse_pipeline.harvest.site_names import parse_site
+from sparse_pipeline.shared.cache import Cache, CacheWriter, Flag, Layout, SiteSpec, open_cache
 
 BOS_ID, EOS_ID, PAD_ID, FIRST_ID = 2, 1, 0, 3
 

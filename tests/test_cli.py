@@ -14,8 +14,8 @@ from typing import Any
 import click
 import pytest
 
-import pipeline
-from shared.errors import DataError
+from sparse_pipeline import pipeline
+from sparse_pipeline.shared.errors import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
 LIGHT = {"click", "yaml", "shared", "pipeline"}
@@ -23,7 +23,10 @@ HEAVY = {"torch", "numpy", "transformers", "datasets", "zarr", "wandb", "pydanti
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, pipeline; code = pipeline.run(['--help']); print(*sys.modules, file=sys.stderr); sys.exit(code)"
+    code = (
+        "import sys; from sparse_pipeline.pipeline import run; code = run(['--help']);"
+        "print(*sys.modules, file=sys.stderr); sys.exit(code)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stderr.split()}
     assert not loaded & HEAVY
@@ -110,7 +113,7 @@ def test_debug_shows_the_traceback(
 
 def test_a_closed_pipe_is_not_an_error_message(failing: Callable[[BaseException], None], tmp_path: Path) -> None:
     code = (
-        "import pipeline, sys;"
+        "import sys; from sparse_pipeline import pipeline;"
         "pipeline.cli.commands['status'].callback = lambda **_: print('x' * 1_000_000, flush=True);"
         "sys.exit(pipeline.run(['status']))"
     )

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import zarr
 
-import pipeline
+import sparse_pipeline as sp
+from sparse_pipeline import pipeline
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_every_variant_trains(target: str, cli: Cli, here: Path) -> None:
     for name, run in runs.items():
         assert 0 < run["fvu"] < run["fvu_untrained"], name
         assert run["l0"] > 0, name
-        coder = pipeline.load_coder(here / run["path"])
+        coder = sp.load_coder(here / run["path"])
         assert coder.is_transcoder is (target != "null"), name
         lines = [json.loads(line) for line in (here / run["path"] / "metrics.jsonl").read_text().splitlines()]
         penalties = pipeline.resolve(variant=name).train.penalties

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import pipeline
+from sparse_pipeline import pipeline
 from tests.test_cli import call
 
 WIDTH = """

@@ -16,9 +16,9 @@ from typing import Any
 import click
 import pytest
 
-import pipeline
-from shared.config import presets, to_dict, validate
-from shared.yaml import load_yaml, parse_yaml
+from sparse_pipeline import pipeline
+from sparse_pipeline.shared.config.settings import presets, to_dict, validate
+from sparse_pipeline.shared.config.yaml import load_yaml, parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -28,8 +28,8 @@ from typing import Literal
 
 import torch
 
-from shared.coders.base import CoderConfig
-from shared.coders.dense import DenseCoder, DenseCodes
+from .base import CoderConfig
+from .dense import DenseCoder, DenseCodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,22 +64,23 @@ REGISTERED = {  # file: (the registry, its new entry, the import of what it name
     "shared/coders/registry.py": (
         "ARCHITECTURES: dict[str, type[Coder]] = {",
         '    "toy": Toy,',
-        "from shared.coders.toy import Toy",
+        "from .toy import Toy",
     ),
     "train/penalties/__init__.py": (
         "PENALTIES: dict[str, type[Penalty]] = {",
         '    "loudness": Loudness,',
-        "from train.penalties.toy import Loudness",
+        "from .toy import Loudness",
     ),
 }
 BEFORE = "\nfrom shared.registry import"
 
 
 def test_a_toy_of_each_kind_trains_from_the_command_line(workshop: Path, tmp_path: Path) -> None:
-    source, here = tmp_path / "source", tmp_path / "here"
+    source, here = tmp_path / "source/sparse_pipeline", tmp_path / "here"
     for package in ("harvest", "train", "analyze", "shared"):
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__", "model"))
-    shutil.copy(ROOT / "pipeline.py", source)
+    for name in ("__init__.py", "__main__.py", "pipeline.py"):
+        shutil.copy(ROOT / name, source)
     shutil.copytree(workshop, here)
     for name, text in NEW.items():
         assert not (source / name).exists()
@@ -91,9 +92,9 @@ def test_a_toy_of_each_kind_trains_from_the_command_line(workshop: Path, tmp_pat
         (source / name).write_text(text, encoding="utf-8")
 
     found = subprocess.run(
-        [sys.executable, "-m", "pipeline", "train", "--variant", "toy", "--json"],
+        [sys.executable, "-m", "sparse_pipeline", "train", "--variant", "toy", "--json"],
         cwd=here,
-        env={**os.environ, "PYTHONPATH": str(source)},
+        env={**os.environ, "PYTHONPATH": str(source.parent)},
         capture_output=True,
         text=True,
         check=False,

@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("harvest", "train", "analyze", "shared")
-SHIPPED = [*PACKAGES, "pipeline.py", "pyproject.toml", "README.md", "LICENSE"]
+ROOT_MODULES = ("__init__.py", "__main__.py", "pipeline.py")
+SHIPPED = [*PACKAGES, *ROOT_MODULES, "setup.py", "pyproject.toml", "README.md", "LICENSE"]
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -62,7 +63,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert names == files_of_packages() | {"pipeline.py"}
+    assert names == {f"sparse_pipeline/{name}" for name in [*files_of_packages(), *ROOT_MODULES]}
 
 
 def test_sdist_holds_what_the_wheel_is_built_from(wheel: Path) -> None:
@@ -76,13 +77,14 @@ def test_commands_work_in_a_clean_environment(installed: Path, tmp_path: Path) -
     assert "pipeline demo" in run(installed / "pipeline", "--help", cwd=tmp_path)
     assert run(installed / "pipeline", "--version", cwd=tmp_path).startswith("pipeline, version ")
     assert run(installed / "pipeline", "config", "validate", cwd=tmp_path) == "valid\n"
-    where = run(installed / "python", "-c", "import pipeline; print(pipeline.__file__)", cwd=tmp_path)
+    where = run(installed / "python", "-c", "import sparse_pipeline as sp; print(sp.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(installed.parent)
 
 
 def test_presets_are_installed(installed: Path, tmp_path: Path) -> None:
     presets = sorted(path.stem for path in (ROOT / "shared/presets").glob("*.yaml"))
     every = (
-        "import sys, pipeline; sys.exit(any(pipeline.run(['config', 'validate', '-c', name]) for name in sys.argv[1:]))"
+        "import sys; from sparse_pipeline.pipeline import run;"
+        "sys.exit(any(run(['config', 'validate', '-c', name]) for name in sys.argv[1:]))"
     )
     assert run(installed / "python", "-c", every, *presets, cwd=tmp_path) == "valid\n" * len(presets)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-import pipeline
-from analyze.sweep.table import to_csv, to_markdown
-from shared.yaml import load_yaml
+from sparse_pipeline import pipeline
+from sparse_pipeline.analyze.sweep.table import to_csv, to_markdown
+from sparse_pipeline.shared.config.yaml import load_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = [path for path in sorted((ROOT / "studies").glob("*.yaml")) if "name" in load_yaml(path)["sweep"]]

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from shared.coders import AnyCoderConfig
-from shared.coders.matryoshka import MatryoshkaConfig
-from train.data.config import DataConfig
-from train.monitors import Monitors
-from train.penalties import Penalties
-from train.samplers import AnySamplerConfig, UniformConfig
-from train.samples.config import SamplesConfig
-from train.schedules import default_lr, warmup_constant, warmup_cosine
+from ..shared.coders import AnyCoderConfig
+from ..shared.coders.matryoshka import MatryoshkaConfig
+from .data.config import DataConfig
+from .monitors import Monitors
+from .penalties import Penalties
+from .samplers import AnySamplerConfig, UniformConfig
+from .samples.config import SamplesConfig
+from .schedules import default_lr, warmup_constant, warmup_cosine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.batch import Batch
-from shared.cache import Cache
-from shared.coders import Coder
-from shared.metrics import FVU
-from shared.split import Split
-from train.data.rows import row_batches, thin
+from ..shared.cache import Cache
+from ..shared.cache.heldout import Split
+from ..shared.coders import Coder
+from .data.batch import Batch
+from .data.rows import row_batches, thin
+from .fvu import FVU
 
 ROWS_AT_ONCE = 4096
 

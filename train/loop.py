@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.batch import Batch
-from shared.console import Console
-from shared.errors import PipelineError
-from shared.runs import Run
-from train.config import TrainConfig
-from train.data.stream import Stream, open_stream
-from train.evaluate import Evaluation, evaluate, evaluation_rows
-from train.interrupt import Interrupt, interruptible
-from train.plan import Group, TrainPlan, plan
-from train.positions import bos_share
-from train.samplers import build_sampler
-from train.session import RunSummary, Session, begin, open_runs, summarise, trackers_closed
-from train.step import train_step
+from ..shared.console import Console
+from ..shared.errors import PipelineError
+from ..shared.runs.folder import Run
+from .config import TrainConfig
+from .data.batch import Batch
+from .data.stream import Stream, open_stream
+from .evaluate import Evaluation, evaluate, evaluation_rows
+from .interrupt import Interrupt, interruptible
+from .plan import Group, TrainPlan, plan
+from .positions import bos_share
+from .runs.session import RunSummary, Session, begin, open_runs, summarise, trackers_closed
+from .samplers import build_sampler
+from .step.autograd import train_step
 
 __all__ = ["RunSummary", "TrainPlan", "plan", "train"]
 

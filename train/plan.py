@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from shared.cache import Cache, open_cache
-from shared.cache.format import MANIFEST
-from shared.coders import build_coder
-from shared.console import count, si, size
-from shared.errors import DataError, UsageError
-from shared.registry import did_you_mean
-from shared.runs import open_run
-from train.config import TrainConfig
-from train.data.stream import StreamPlan, open_stream
-from train.fused import refusal
-from train.samplers import build_sampler
+from ..shared.cache import Cache, open_cache
+from ..shared.cache.format import MANIFEST
+from ..shared.coders import build_coder
+from ..shared.config.registry import did_you_mean
+from ..shared.console import count, si, size
+from ..shared.errors import DataError, UsageError
+from ..shared.runs.folder import open_run
+from .config import TrainConfig
+from .data.stream import StreamPlan, open_stream
+from .samplers import build_sampler
+from .step.fused import refusal
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shared.coders import Codes
+from ..shared.coders import Codes
 
 
 def position_bins(position: Tensor, ctx: int, bins: int) -> Tensor:

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from shared.config import identity, merge, to_dict, validate
-from shared.console import Console, count, si, size
-from shared.errors import ConfigError, UsageError
-from shared.registry import did_you_mean
-from shared.runs import open_run
-from train.config import TrainConfig
-from train.data.memory import free_memory
-from train.loop import train
-from train.plan import Group, TrainPlan, plan
-from train.session import existing_runs, is_run
+from ..shared.config.registry import did_you_mean
+from ..shared.config.settings import identity, merge, to_dict, validate
+from ..shared.console import Console, count, si, size
+from ..shared.errors import ConfigError, UsageError
+from ..shared.runs.folder import open_run
+from .config import TrainConfig
+from .data.memory import free_memory
+from .loop import train
+from .plan import Group, TrainPlan, plan
+from .runs.session import existing_runs, is_run
 
 SHARE_OF_MEMORY = 0.5
 """How much of the free memory runs that train side by side may take."""

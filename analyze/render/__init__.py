@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyze.compare import Comparison
-from analyze.config import AnalyzeConfig
-from analyze.folder import check_folder
-from analyze.render.document import SCHEMA, build_document
-from analyze.render.html import write_html
-from analyze.render.latents import write_tables
-from analyze.render.markdown import to_markdown
-from shared.console import Console
+from ...shared.console import Console
+from ..compare.runs import Comparison
+from ..config import AnalyzeConfig
+from .document import SCHEMA, build_document
+from .folder import check_folder
+from .html import write_html
+from .latents import write_tables
+from .markdown import to_markdown
 
 if TYPE_CHECKING:
-    from analyze.run import Analysed
+    from ..subject.analysed import Analysed
 
 
 def write_report(

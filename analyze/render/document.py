@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from analyze.compare import Comparison
-from analyze.config import AnalyzeConfig
-from analyze.result import plain
-from shared.config import to_dict
+from ...shared.config.settings import to_dict
+from ..compare.runs import Comparison
+from ..config import AnalyzeConfig
+from ..result import plain
 
 if TYPE_CHECKING:
-    from analyze.run import Analysed
+    from ..subject.analysed import Analysed
 
 SCHEMA = "sparse-coder-analysis"
 SCHEMA_VERSION = 1

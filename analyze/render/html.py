@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
-from analyze.render.latents import LatentsFile, round_column
-from shared.console import Console
+from ...shared.console import Console
+from .latents import LatentsFile, round_column
 
 if TYPE_CHECKING:
-    from analyze.run import Analysed
+    from ..subject.analysed import Analysed
 
 HERE = Path(__file__).parent
 PANEL_BLOCK = 64

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyze.render.document import SCHEMA, SCHEMA_VERSION
-from analyze.result import plain
+from ..result import plain
+from .document import SCHEMA, SCHEMA_VERSION
 
 if TYPE_CHECKING:
-    from analyze.run import Analysed
+    from ..subject.analysed import Analysed
 
 
 def write_tables(folder: Path, one: Analysed) -> None:

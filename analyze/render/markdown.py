@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from analyze.result import show
+from ..result import show
 
 SUMMARY = (
     ("name", "run", "text"),

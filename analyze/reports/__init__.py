@@ -6,15 +6,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from analyze.reports.absorption import Absorption
-from analyze.reports.base import AnyReport, Report, ReportConfig, Subject
-from analyze.reports.correlation import Correlation
-from analyze.reports.cross_entropy import CrossEntropy
-from analyze.reports.global_report import Global
-from analyze.reports.position import Position
-from analyze.reports.probing import Probing
-from analyze.reports.top_activations import TopActivations
-from shared.registry import keyed
+from ...shared.config.registry import keyed
+from ..subject.subject import Subject
+from .absorption.report import Absorption
+from .base import AnyReport, Report, ReportConfig
+from .correlation.report import Correlation
+from .cross_entropy.report import CrossEntropy
+from .position.report import Position
+from .probing.report import Probing
+from .reconstruction.report import Global
+from .top_activations.report import TopActivations
 
 REPORTS: dict[str, type[AnyReport]] = {
     "global": Global,

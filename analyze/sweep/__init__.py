@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analyze.config import AnalyzeConfig
-from analyze.sweep.measure import Measured, Member, measure_runs
-from analyze.sweep.plots import write_plots
-from analyze.sweep.table import Heading, compare_settings, terminal_table, write_comparison
-from shared.console import Console
-from shared.errors import DataError
+from ...shared.console import Console
+from ...shared.errors import DataError
+from ..config import AnalyzeConfig
+from .measure import Measured, Member, measure_runs
+from .plots import write_plots
+from .table import Heading, compare_settings, terminal_table, write_comparison
 
 __all__ = ["Heading", "Measured", "Member", "SweepResult", "compare_runs"]
 

@@ -11,13 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from analyze.config import AnalyzeConfig
-from analyze.folder import ELSEWHERE
-from analyze.result import Number, number
-from analyze.run import analyze
-from shared.config import identity, to_dict
-from shared.console import Console
-from shared.runs import Run, open_run
+from ...shared.config.settings import identity, to_dict
+from ...shared.console import Console
+from ...shared.runs.folder import Run, open_run
+from ..config import AnalyzeConfig
+from ..render.folder import ELSEWHERE
+from ..result import Number, number
+from ..run import analyze
 
 VERSION = 1
 """Of measured.json; raised when the reports' figures change their meaning."""

@@ -15,8 +15,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analyze.result import show
-from analyze.sweep.measure import Measured
+from ..result import show
+from .measure import Measured
 
 Line = Mapping[str, Any]
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from analyze.efficiency import Trained, reduction_efficiency
-from analyze.intervals import over_seeds
-from analyze.result import Number, show
-from analyze.sweep.measure import Measured
+from ..probes.intervals import over_seeds
+from ..result import Number, show
+from .efficiency import Trained, reduction_efficiency
+from .measure import Measured
 
 SCHEMA, SCHEMA_VERSION = "sparse-coder-sweep", 1
 ABSORPTION, PROBING = "absorption_", "probing_auc_"

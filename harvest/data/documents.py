@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.documents import Label
-from shared.errors import UsageError
-from shared.registry import did_you_mean
+from ...shared.cache.documents import Label
+from ...shared.config.registry import did_you_mean
+from ...shared.errors import UsageError
 
 _TARGET, _TARGET_CHAR, _LABELS = "target", "target_char", "labels"
 

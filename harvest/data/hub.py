@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from harvest.config import HarvestConfig
-from harvest.data.documents import Columns, Document
-from shared.errors import UsageError
+from ...shared.errors import UsageError
+from ..config import HarvestConfig
+from .documents import Columns, Document
 
 
 def resolve_revision(name: str, revision: str | None) -> str:

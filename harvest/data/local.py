@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from harvest.data.documents import Columns, Document
-from shared.errors import UsageError
-from shared.registry import did_you_mean
+from ...shared.config.registry import did_you_mean
+from ...shared.errors import UsageError
+from .documents import Columns, Document
 
 Reader = Callable[[Path, Columns], Iterator[Document]]
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.cache import Flag
-from shared.documents import DocumentRecord, Label, document_positions
-from shared.errors import UsageError
+from ...shared.cache import Flag
+from ...shared.cache.documents import DocumentRecord, Label, document_positions
+from ...shared.errors import UsageError
 
 _LAST_POSITION = int(np.iinfo(np.uint16).max)  # pos_in_doc saturates here; a document may be longer
 

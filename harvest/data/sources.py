@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harvest.config import HarvestConfig
-from harvest.data import hub, local
-from harvest.data.documents import Columns, Document
-from shared.errors import UsageError
+from ...shared.errors import UsageError
+from ..config import HarvestConfig
+from . import hub, local
+from .documents import Columns, Document
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def open_source(config: HarvestConfig) -> Source:
         UsageError: it does not exist, or ``tokens: null`` is asked of a hub dataset.
     """
     if config.dataset == "demo":
-        from harvest.demo import corpus
+        from ..demo import corpus
 
         return Source(corpus.documents, f"python {platform.python_version()}", 0)
     columns = columns_of(config)

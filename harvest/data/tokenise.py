@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from harvest.data.documents import Document
-from harvest.data.pack import TokenDocument
-from shared.errors import UsageError
+from ...shared.errors import UsageError
+from .documents import Document
+from .pack import TokenDocument
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harvest.data.documents import Document
+from ..data.documents import Document
 
 # Test suites, and code that distributions leave out or that later versions dropped: little prose in any of them.
 _SKIPPED_FOLDERS = {"idlelib", "lib2to3", "test", "tests", "turtledemo", "_pyrepl", "pydoc_data"}

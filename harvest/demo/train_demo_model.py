@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from harvest.data.documents import Document
-from harvest.demo.corpus import documents, group_of
+from ..data.documents import Document
+from .corpus import documents, group_of
 
 if TYPE_CHECKING:
     from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from shared.cache.commits import CommitRecord
-from shared.cache.format import FORMAT_VERSION, Flag, Layout, SiteSpec, positions
-from shared.cache.reader import Cache, open_cache
-from shared.cache.stats import Moments, SiteStats
-from shared.cache.verify import Problem, VerifyReport, verify_cache
-from shared.cache.writer import CacheWriter
+from .commits import CommitRecord
+from .format import FORMAT_VERSION, Flag, Layout, SiteSpec, positions
+from .reader import Cache, open_cache
+from .stats import Moments, SiteStats
+from .verify import Problem, VerifyReport, verify_cache
+from .writer import CacheWriter
 
 __all__ = [
     "FORMAT_VERSION",

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from shared.cache.files import read_json, sync_folder, write_file
-from shared.cache.format import ARRAYS, FORMAT_NAME, TOKEN_ARRAYS, Layout, StoredArray
-from shared.errors import DataError
+from ..errors import DataError
+from .files import read_json, sync_folder, write_file
+from .format import ARRAYS, FORMAT_NAME, TOKEN_ARRAYS, Layout, StoredArray
 
 METADATA = "zarr.json"
 

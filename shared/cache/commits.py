@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from shared.cache.files import read_json
-from shared.cache.format import ARRAYS, COMMITS, commit_name, shard_of_commit
-from shared.cache.stats import SiteStats
-from shared.errors import DataError
+from ..errors import DataError
+from .files import read_json
+from .format import ARRAYS, COMMITS, commit_name, shard_of_commit
+from .stats import SiteStats
 
 
 @dataclass(frozen=True)

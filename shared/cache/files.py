@@ -14,7 +14,7 @@ from typing import Any, cast
 import google_crc32c
 import numpy as np
 
-from shared.errors import DataError, PipelineError, UsageError
+from ..errors import DataError, PipelineError, UsageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 

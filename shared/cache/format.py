@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.cache.files import crc32c
-from shared.cache.quantise import CODES, SCALE, Quantised
-from shared.errors import DataError, UsageError
+from ..errors import DataError, UsageError
+from .files import crc32c
+from .quantise import CODES, SCALE, Quantised
 
 FORMAT_NAME = "activation-cache"
 FORMAT_VERSION = 1

@@ -16,9 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from shared.cache.commits import commits_of
-from shared.cache.files import read_json
-from shared.cache.format import (
+from ..config.settings import identity
+from ..errors import DataError
+from .commits import commits_of
+from .files import read_json
+from .format import (
     FORMAT_NAME,
     HISTORY,
     MANIFEST,
@@ -30,8 +32,6 @@ from shared.cache.format import (
     differences,
     plan_name,
 )
-from shared.config import identity
-from shared.errors import DataError
 
 GROWN_AFTER = "grown_after"
 """Key of a plan's config: sequences after which the cache grew within a shard, whose other places are padding."""

@@ -7,8 +7,8 @@ import os
 import time
 from pathlib import Path
 
-from shared.cache.format import LOCK
-from shared.errors import PipelineError
+from ..errors import PipelineError
+from .format import LOCK
 
 _WAIT_SECONDS = 30.0
 

@@ -15,22 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.cache.commits import check_sizes, commits_of, load_commit, load_shard
-from shared.cache.files import read_json
-from shared.cache.format import (
-    ARRAYS,
-    MANIFEST,
-    PLAN,
-    TOKEN_ARRAYS,
-    Layout,
-    SiteSpec,
-    check_version,
-)
-from shared.cache.growth import Generation, Parts, generations_of, plan_files, read_plans
-from shared.cache.quantise import CODE_DTYPES, dequantise
-from shared.cache.stats import SiteStats, merge_stats
-from shared.errors import DataError, UsageError
-from shared.registry import did_you_mean
+from ..config.registry import did_you_mean
+from ..errors import DataError, UsageError
+from .commits import check_sizes, commits_of, load_commit, load_shard
+from .files import read_json
+from .format import ARRAYS, MANIFEST, PLAN, TOKEN_ARRAYS, Layout, SiteSpec, check_version
+from .growth import Generation, Parts, generations_of, plan_files, read_plans
+from .quantise import CODE_DTYPES, dequantise
+from .stats import SiteStats, merge_stats
 
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -18,8 +18,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.cache.format import Flag, positions
-from shared.errors import DataError
+from ..errors import DataError
+from .format import Flag, positions
 
 Vector = NDArray[np.float64]
 

@@ -14,24 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.cache.arrays import metadata_problems
-from shared.cache.commits import CommitRecord, commit_path, commits_of, load_commit, load_shard, size_problems
-from shared.cache.files import crc32c, read_json
-from shared.cache.format import (
-    ARRAYS,
-    MANIFEST,
-    PLAN,
-    TOKEN_ARRAYS,
-    Flag,
-    Layout,
-    check_version,
-    positions,
-)
-from shared.cache.growth import Parts, generations_of, plan_files
-from shared.cache.stats import SiteStats
-from shared.config import identity
-from shared.console import Console, Progress, count
-from shared.errors import DataError
+from ..config.settings import identity
+from ..console import Console, Progress, count
+from ..errors import DataError
+from .arrays import metadata_problems
+from .commits import CommitRecord, commit_path, commits_of, load_commit, load_shard, size_problems
+from .files import crc32c, read_json
+from .format import ARRAYS, MANIFEST, PLAN, TOKEN_ARRAYS, Flag, Layout, check_version, positions
+from .growth import Parts, generations_of, plan_files
+from .stats import SiteStats
 
 READERS = 4
 

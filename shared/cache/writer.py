@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.cache.arrays import create_arrays, resize_arrays
-from shared.cache.commits import ChunkFile, CommitRecord, check_sizes, commit_path, commits_of, load_commit, load_shard
-from shared.cache.files import (
+from ..errors import DataError, UsageError
+from .arrays import create_arrays, resize_arrays
+from .commits import ChunkFile, CommitRecord, check_sizes, commit_path, commits_of, load_commit, load_shard
+from .files import (
     as_bytes,
     crc32c,
     explained_full_disk,
@@ -30,23 +31,11 @@ from shared.cache.files import (
     write_file,
     write_json,
 )
-from shared.cache.format import (
-    ARRAYS,
-    COMMITS,
-    LOCK,
-    MANIFEST,
-    PLAN,
-    STORED,
-    TOKEN_ARRAYS,
-    Flag,
-    Layout,
-    SiteSpec,
-)
-from shared.cache.growth import Parts, Standing, is_empty, stand
-from shared.cache.lock import WriterLock
-from shared.cache.quantise import dequantise, quantise
-from shared.cache.stats import SiteStats, site_stats
-from shared.errors import DataError, UsageError
+from .format import ARRAYS, COMMITS, LOCK, MANIFEST, PLAN, STORED, TOKEN_ARRAYS, Flag, Layout, SiteSpec
+from .growth import Parts, Standing, is_empty, stand
+from .lock import WriterLock
+from .quantise import dequantise, quantise
+from .stats import SiteStats, site_stats
 
 
 class CacheWriter:

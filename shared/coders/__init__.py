@@ -6,10 +6,10 @@ ARCHITECTURES.
 
 from __future__ import annotations
 
-from shared.coders.base import Coder, CoderConfig
-from shared.coders.codes import Codes, Entries
-from shared.coders.io import load_coder, save_coder
-from shared.coders.registry import ARCHITECTURES, AnyCoderConfig, build_coder
+from .base import Coder, CoderConfig
+from .codes import Codes, Entries
+from .io import load_coder, save_coder
+from .registry import ARCHITECTURES, AnyCoderConfig, build_coder
 
 __all__ = [
     "ARCHITECTURES",

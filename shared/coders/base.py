@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from shared.coders.codes import Codes
-from shared.coders.ops import dense_pre, gather_pre, sparse_decode
+from .codes import Codes
+from .ops import dense_pre, gather_pre, sparse_decode
 
 RMS_EPS = 1e-6
 """Added to the mean square under the root of `input_transform: rms`, as Gemma-2's own RMS norm does."""

@@ -12,10 +12,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from shared.coders.base import CoderConfig
-from shared.coders.codes import Codes
-from shared.coders.ops import LatentLists, dense_pre, gather_pre, sampled_dot
-from shared.coders.topk import TopK, TopKConfig
+from .base import CoderConfig
+from .codes import Codes
+from .ops import LatentLists, dense_pre, gather_pre, sampled_dot
+from .topk import TopK, TopKConfig
 
 CANDIDATES = 4
 """The batch's largest codes are looked for among the CANDIDATES·k largest of each row first."""

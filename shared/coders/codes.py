@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shared.coders.ops import LatentLists, sparse_decode
+from .ops import LatentLists, sparse_decode
 
 
 class Entries(NamedTuple):

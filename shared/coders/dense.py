@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.coders.base import Coder
-from shared.coders.codes import Codes
+from .base import Coder
+from .codes import Codes
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from shared.cache.files import sync_folder, write_file, write_json
-from shared.coders.base import TRAINING_BUFFERS, Coder, CoderConfig
-from shared.coders.registry import ARCHITECTURES, build_coder
-from shared.config import to_dict, validate
-from shared.errors import ConfigError, DataError
+from ..cache.files import sync_folder, write_file, write_json
+from ..config.settings import to_dict, validate
+from ..errors import ConfigError, DataError
+from .base import TRAINING_BUFFERS, Coder, CoderConfig
+from .registry import ARCHITECTURES, build_coder
 
 FORMAT_VERSION = 1
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from shared.coders.base import CoderConfig
-from shared.coders.codes import Codes
-from shared.coders.dense import DenseCoder, DenseCodes
+from .base import CoderConfig
+from .codes import Codes
+from .dense import DenseCoder, DenseCodes
 
 
 @dataclass(frozen=True, kw_only=True)

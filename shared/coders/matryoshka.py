@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from shared.coders.base import CoderConfig
-from shared.coders.batchtopk import BatchTopK, BatchTopKConfig
+from .base import CoderConfig
+from .batchtopk import BatchTopK, BatchTopKConfig
 
 DEFAULT_FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1 / 8)
 """Shares of the dictionary when `groups` is null: early latents carry general features, later ones the detail."""

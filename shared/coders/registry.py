@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shared.coders.base import Coder, CoderConfig
-from shared.coders.batchtopk import BatchTopK
-from shared.coders.gated import Gated
-from shared.coders.jumprelu import JumpReLU
-from shared.coders.matryoshka import Matryoshka
-from shared.coders.relu import ReLU
-from shared.coders.topk import TopK
-from shared.registry import tagged
+from ..config.registry import tagged
+from .base import Coder, CoderConfig
+from .batchtopk import BatchTopK
+from .gated import Gated
+from .jumprelu import JumpReLU
+from .matryoshka import Matryoshka
+from .relu import ReLU
+from .topk import TopK
 
 ARCHITECTURES: dict[str, type[Coder]] = {
     "topk": TopK,

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from shared.coders.base import Coder, CoderConfig
-from shared.coders.codes import Codes
-from shared.coders.ops import LatentLists, dense_pre, gather_pre, nested_squared_error, sampled_dot
+from .base import Coder, CoderConfig
+from .codes import Codes
+from .ops import LatentLists, dense_pre, gather_pre, nested_squared_error, sampled_dot
 
 
 @dataclass(frozen=True, kw_only=True)

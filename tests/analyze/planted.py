@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.cache import Cache
-from shared.coders import Coder, build_coder
-from shared.coders.topk import TopKConfig
-from shared.runs import Run, create_run
+from sparse_pipeline.shared.cache import Cache
+from sparse_pipeline.shared.coders import Coder, build_coder
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.shared.runs.folder import Run, create_run
 from tests.synthetic import TokenTable, make_cache, place_and_position, token_table
 
 SOURCE, TARGET = "layer_01.resid_mid", "layer_01.mlp_out"

@@ -10,18 +10,18 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from analyze.absorption import decoder_cosines, row_absorption
-from analyze.absorption_rates import FamilyAbsorption, Gates, absorption_rates, unit_codes
-from analyze.efficiency import Trained, reduction_efficiency
-from analyze.intervals import estimate, mean_estimate, over_items, over_seeds
-from analyze.labels import Labels
-from analyze.probes import train_probes
-from analyze.sparse_probing import family_means, mean_differences, sparse_probes
-from analyze.splits import Split, split_rows
-from analyze.splitting import choose_k, k_sparse_probes
-from shared.coders import build_coder
-from shared.coders.base import Coder
-from shared.coders.topk import TopKConfig
+from sparse_pipeline.analyze.probes.fit import train_probes
+from sparse_pipeline.analyze.probes.intervals import estimate, mean_estimate, over_items, over_seeds
+from sparse_pipeline.analyze.probes.labels import Labels
+from sparse_pipeline.analyze.probes.splits import Split, split_rows
+from sparse_pipeline.analyze.reports.absorption.main_latents import choose_k, k_sparse_probes
+from sparse_pipeline.analyze.reports.absorption.rates import FamilyAbsorption, Gates, absorption_rates, unit_codes
+from sparse_pipeline.analyze.reports.absorption.rows import decoder_cosines, row_absorption
+from sparse_pipeline.analyze.reports.probing.sparse_probes import family_means, mean_differences, sparse_probes
+from sparse_pipeline.analyze.sweep.efficiency import Trained, reduction_efficiency
+from sparse_pipeline.shared.coders import build_coder
+from sparse_pipeline.shared.coders.base import Coder
+from sparse_pipeline.shared.coders.topk import TopKConfig
 from tests.planted import Hierarchy, absorbing_coder, hierarchy, true_rates
 
 

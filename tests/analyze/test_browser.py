@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from analyze.config import AnalyzeConfig
-from analyze.render.html import write_html
-from analyze.result import Chart, Figure, ReportResult, Series, Table, TableColumn, show
-from analyze.run import analyze
-from shared.console import Console
+from sparse_pipeline.analyze.config import AnalyzeConfig
+from sparse_pipeline.analyze.render.html import write_html
+from sparse_pipeline.analyze.result import Chart, Figure, ReportResult, Series, Table, TableColumn, show
+from sparse_pipeline.analyze.run import analyze
+from sparse_pipeline.shared.console import Console
 from tests.analyze.planted import BOS_LOCKED, DEAD, ONE_TOKEN, STRUCTURAL, F, planted
 from tests.analyze.test_run import HOSTILE, nested
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from analyze.first_letter import first_letter_prompts, vocabulary_words, write_prompts
-from shared.errors import DataError, UsageError
-from shared.text import Vocabulary
+from sparse_pipeline.analyze.probes.first_letter import first_letter_prompts, vocabulary_words, write_prompts
+from sparse_pipeline.shared.cache.vocabulary import Vocabulary
+from sparse_pipeline.shared.errors import DataError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +74,11 @@ def test_errors(file: Path, tmp_path: Path) -> None:
 
 def test_from_the_command_line_to_labels_in_a_cache(file: Path, tmp_path: Path) -> None:
     """Write the set, harvest it, and meet every word at its own row with its own label."""
-    import pipeline
-    from harvest.config import HarvestConfig
-    from harvest.run import harvest
-    from shared.cache import open_cache
-    from shared.documents import read_documents
+    from sparse_pipeline import pipeline
+    from sparse_pipeline.harvest.config import HarvestConfig
+    from sparse_pipeline.harvest.run import harvest
+    from sparse_pipeline.shared.cache import open_cache
+    from sparse_pipeline.shared.cache.documents import read_documents
 
     out = tmp_path / "letters.jsonl"
     assert pipeline.run(["prompts", "first-letter", str(file.parent), str(out), "--words", "40"]) == 0

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from analyze.config import AnalyzeConfig
-from analyze.positions import LEFT_OUT, coarse_bins, shift_slots
-from analyze.reports.correlation import CorrelationConfig
-from analyze.reports.global_report import GlobalConfig
-from analyze.run import analyze
-from analyze.splice import choose_sequences
-from analyze.stream import shard_rows
-from shared.errors import UsageError
-from shared.runs import create_run
-from shared.split import split_rows
+from sparse_pipeline.analyze.config import AnalyzeConfig
+from sparse_pipeline.analyze.reports.correlation.report import CorrelationConfig
+from sparse_pipeline.analyze.reports.cross_entropy.splice import choose_sequences
+from sparse_pipeline.analyze.reports.position.scores import LEFT_OUT, coarse_bins, shift_slots
+from sparse_pipeline.analyze.reports.reconstruction.report import GlobalConfig
+from sparse_pipeline.analyze.run import analyze
+from sparse_pipeline.analyze.stream.batches import shard_rows
+from sparse_pipeline.shared.cache.heldout import split_rows
+from sparse_pipeline.shared.errors import UsageError
+from sparse_pipeline.shared.runs.folder import create_run
 from tests.analyze.planted import SOURCE, TARGET, Planted, planted, run_extra
 
 SHARE = 0.3

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analyze.keep import Keeper
-from analyze.sparse import SparseCodes
-from analyze.stream import ShardRows
+from sparse_pipeline.analyze.stream.batches import ShardRows
+from sparse_pipeline.analyze.stream.keep import Keeper
+from sparse_pipeline.shared.codes.sparse import SparseCodes
 
 CTX, F = 10, 40
 

@@ -11,22 +11,22 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models
 
-from analyze.config import AnalyzeConfig, default_report
-from analyze.labelled import Sample, labelled, usual_columns
-from analyze.labels import token_texts
-from analyze.reports import REPORTS, Subject
-from analyze.reports.absorption import AbsorptionConfig
-from analyze.reports.probing import ProbingConfig
-from analyze.result import ReportResult
-from analyze.run import analyze
-from analyze.stream import stream
-from shared.cache import Cache, Flag
-from shared.coders import Coder, build_coder
-from shared.coders.topk import TopKConfig
-from shared.documents import DOCUMENTS
-from shared.errors import UsageError
-from shared.runs import create_run
-from shared.text import Vocabulary
+from sparse_pipeline.analyze.config import AnalyzeConfig, default_report
+from sparse_pipeline.analyze.probes.labelled_rows import Sample, labelled, usual_columns
+from sparse_pipeline.analyze.probes.labels import token_texts
+from sparse_pipeline.analyze.reports import REPORTS, Subject
+from sparse_pipeline.analyze.reports.absorption.report import AbsorptionConfig
+from sparse_pipeline.analyze.reports.probing.report import ProbingConfig
+from sparse_pipeline.analyze.result import ReportResult
+from sparse_pipeline.analyze.run import analyze
+from sparse_pipeline.analyze.stream.batches import stream
+from sparse_pipeline.shared.cache import Cache, Flag
+from sparse_pipeline.shared.cache.documents import DOCUMENTS
+from sparse_pipeline.shared.cache.vocabulary import Vocabulary
+from sparse_pipeline.shared.coders import Coder, build_coder
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.shared.errors import UsageError
+from sparse_pipeline.shared.runs.folder import create_run
 from tests.planted import Hierarchy, absorbing_coder, hierarchy, true_rates
 from tests.synthetic import BOS_ID, EOS_ID, PAD_ID, TokenTable, make_cache
 

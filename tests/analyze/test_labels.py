@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analyze.labels import (
+from sparse_pipeline.analyze.probes.labels import (
     Labels,
     categories,
     concatenate,
@@ -18,9 +18,9 @@ from analyze.labels import (
     token_texts,
     word_of,
 )
-from analyze.splits import split_rows
-from shared.cache import Cache, Flag
-from shared.errors import DataError, UsageError
+from sparse_pipeline.analyze.probes.splits import split_rows
+from sparse_pipeline.shared.cache import Cache, Flag
+from sparse_pipeline.shared.errors import DataError, UsageError
 from tests.synthetic import make_cache
 
 TEXTS = ["", " Apple", "bees", " running", "42", " ,", "\n", "a1", " zoo", "–"]

@@ -11,15 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from analyze import logit_lens as lens_module
-from analyze.config import AnalyzeConfig
-from analyze.logit_lens import lens_of, logit_lens
-from analyze.reports.top_activations import TopActivationsConfig
-from analyze.run import analyze, subjects_of
-from shared.documents import DOCUMENTS, DocumentRecord
-from shared.models import Unembedding, load_unembedding, model_folder
-from shared.runs import open_run
-from shared.specialisation import concentration
+from sparse_pipeline.analyze.config import AnalyzeConfig
+from sparse_pipeline.analyze.reports.top_activations import logit_lens as lens_module
+from sparse_pipeline.analyze.reports.top_activations.logit_lens import lens_of, logit_lens
+from sparse_pipeline.analyze.reports.top_activations.report import TopActivationsConfig
+from sparse_pipeline.analyze.run import analyze
+from sparse_pipeline.analyze.subject.language_model import Unembedding, load_unembedding, model_folder
+from sparse_pipeline.analyze.subjects import subjects_of
+from sparse_pipeline.shared.cache.documents import DOCUMENTS, DocumentRecord
+from sparse_pipeline.shared.codes.specialisation import concentration
+from sparse_pipeline.shared.runs.folder import open_run
 from tests.analyze.planted import ONE_TOKEN, planted
 from tests.harvest.test_capture import random_model
 from tests.synthetic import make_cache
@@ -155,9 +156,9 @@ def test_only_sites_in_the_residual_stream_have_a_lens(tmp_path: Path) -> None:
 
 def test_a_panel_shows_the_lens_and_the_domain_of_its_examples(tmp_path: Path) -> None:
     """A cache of the demo model's width that says it is the demo model's, with a domain for every document."""
-    from shared.coders import build_coder
-    from shared.coders.topk import TopKConfig
-    from shared.runs import create_run
+    from sparse_pipeline.shared.coders import build_coder
+    from sparse_pipeline.shared.coders.topk import TopKConfig
+    from sparse_pipeline.shared.runs.folder import create_run
 
     site = "layer_02.mlp_out"
     cache = make_cache(tmp_path / "cache", 60, 16, {site: 128}, config={"harvest": {"model": "demo"}})

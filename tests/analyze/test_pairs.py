@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-import analyze.pairs
-from analyze.pairs import FirstRows, PairSums
-from analyze.sparse import SparseCodes
-from shared.coders import Codes
+import sparse_pipeline
+from sparse_pipeline.analyze.reports.correlation.pair_sums import FirstRows, PairSums
+from sparse_pipeline.shared.coders import Codes
+from sparse_pipeline.shared.codes.sparse import SparseCodes
 
 
 def dense(rows: int, n_latents: int, rate: float, seed: int = 0) -> np.ndarray:
@@ -51,7 +51,7 @@ def test_sums_and_counts_are_exact(n_latents: int, rate: float, tiles: bool) -> 
 
 def test_flushing_often_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     z = dense(400, 120, 0.1)
-    monkeypatch.setattr(analyze.pairs, "BUFFER_ENTRIES", 50)
+    monkeypatch.setattr(sparse_pipeline.analyze.reports.correlation.pair_sums, "BUFFER_ENTRIES", 50)
     often = PairSums(120)
     for part in np.array_split(z, 40):
         often.add(SparseCodes.from_dense(part))
@@ -160,7 +160,7 @@ def test_rows_and_columns_of_codes() -> None:
 
 def test_counts_refuse_to_overflow() -> None:
     pairs = PairSums(2)
-    pairs.n_rows = analyze.pairs.MAX_ROWS
+    pairs.n_rows = sparse_pipeline.analyze.reports.correlation.pair_sums.MAX_ROWS
     with pytest.raises(OverflowError, match="at most"):
         pairs.add(SparseCodes.from_dense(np.ones((1, 2), np.float32)))
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from analyze.config import AnalyzeConfig
-from analyze.run import AnalyzeResult, analyze
+from sparse_pipeline.analyze.config import AnalyzeConfig
+from sparse_pipeline.analyze.run import AnalyzeResult, analyze
 from tests.analyze import planted as truth
 from tests.analyze.planted import Planted, planted
 

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from analyze.labels import Labels
-from analyze.probes import class_weights, fit_few, fit_l1, train_probes
-from analyze.scores import auc, best_threshold, f1, score
-from analyze.splits import Split, split_rows
+from sparse_pipeline.analyze.probes.fit import class_weights, fit_few, fit_l1, train_probes
+from sparse_pipeline.analyze.probes.labels import Labels
+from sparse_pipeline.analyze.probes.scores import auc, best_threshold, f1, score
+from sparse_pipeline.analyze.probes.splits import Split, split_rows
 
 
 def noisy(seed: int = 0, n: int = 400) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:

@@ -16,25 +16,26 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from analyze import stream as streaming
-from analyze.config import AnalyzeConfig, default_report
-from analyze.folder import report_folder
-from analyze.parts import collect
-from analyze.render import html
-from analyze.render.markdown import to_markdown
-from analyze.reports import REPORTS
-from analyze.reports.global_report import GlobalConfig
-from analyze.reports.top_activations import TopActivationsConfig
-from analyze.run import analyze, choose_shards, subjects_of
-from analyze.stream import stream
-from shared.cache import Cache
-from shared.coders import build_coder
-from shared.coders.matryoshka import MatryoshkaConfig
-from shared.coders.topk import TopKConfig
-from shared.config import to_dict, validate
-from shared.errors import ConfigError, DataError, UsageError
-from shared.runs import create_run, open_run
-from shared.text import Vocabulary
+from sparse_pipeline.analyze.collect import collect
+from sparse_pipeline.analyze.config import AnalyzeConfig, default_report
+from sparse_pipeline.analyze.render import html
+from sparse_pipeline.analyze.render.folder import report_folder
+from sparse_pipeline.analyze.render.markdown import to_markdown
+from sparse_pipeline.analyze.reports import REPORTS
+from sparse_pipeline.analyze.reports.reconstruction.report import GlobalConfig
+from sparse_pipeline.analyze.reports.top_activations.report import TopActivationsConfig
+from sparse_pipeline.analyze.run import analyze
+from sparse_pipeline.analyze.stream import batches as streaming
+from sparse_pipeline.analyze.stream.batches import stream
+from sparse_pipeline.analyze.subjects import choose_shards, subjects_of
+from sparse_pipeline.shared.cache import Cache
+from sparse_pipeline.shared.cache.vocabulary import Vocabulary
+from sparse_pipeline.shared.coders import build_coder
+from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.shared.config.settings import to_dict, validate
+from sparse_pipeline.shared.errors import ConfigError, DataError, UsageError
+from sparse_pipeline.shared.runs.folder import create_run, open_run
 from tests.analyze.planted import CTX, N_SEQ, SOURCE, TARGET, Planted, planted
 from tests.synthetic import make_cache
 
@@ -516,7 +517,7 @@ def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
 
 
 def test_reports_of_a_subject_are_fed_by_one_read(made: Planted, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shared.cache import Cache
+    from sparse_pipeline.shared.cache import Cache
 
     reads: list[tuple[str, int]] = []
     chunk = Cache.chunk

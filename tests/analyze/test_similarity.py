@@ -11,8 +11,8 @@ import torch
 from scipy import stats
 from scipy.sparse import csr_matrix
 
-from analyze import similarity
-from analyze.compare import (
+from sparse_pipeline.analyze.compare import similarity
+from sparse_pipeline.analyze.compare.runs import (
     BATCH,
     CodeSample,
     baseline_first,
@@ -22,14 +22,15 @@ from analyze.compare import (
     random_mmcs,
     settings_key,
 )
-from analyze.config import AnalyzeConfig
-from analyze.intervals import Estimate, difference
-from analyze.reports.global_report import GlobalConfig
-from analyze.result import Figure, ReportResult
-from analyze.run import analyze, subjects_of
-from analyze.similarity import Grams, cca, chance_cca, cka, hsic, match, principal_components
-from analyze.stream import stream
-from shared.runs import open_run
+from sparse_pipeline.analyze.compare.similarity import Grams, cca, chance_cca, cka, hsic, match, principal_components
+from sparse_pipeline.analyze.config import AnalyzeConfig
+from sparse_pipeline.analyze.probes.intervals import Estimate, difference
+from sparse_pipeline.analyze.reports.reconstruction.report import GlobalConfig
+from sparse_pipeline.analyze.result import Figure, ReportResult
+from sparse_pipeline.analyze.run import analyze
+from sparse_pipeline.analyze.stream.batches import stream
+from sparse_pipeline.analyze.subjects import subjects_of
+from sparse_pipeline.shared.runs.folder import open_run
 from tests.analyze.planted import CTX, N_SEQ, Planted, planted
 from tests.analyze.test_run import nested
 

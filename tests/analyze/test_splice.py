@@ -10,19 +10,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from analyze.config import AnalyzeConfig
-from analyze.reports.cross_entropy import CrossEntropyConfig
-from analyze.run import analyze
-from analyze.splice import choose_sequences, load_model, losses, model_of, spliced
-from harvest.config import HarvestConfig
-from harvest.run import harvest
-from harvest.sites import resolve_sites
-from shared.cache import Cache, SiteSpec, open_cache
-from shared.coders import build_coder
-from shared.coders.topk import TopKConfig
-from shared.errors import DataError, UsageError
-from shared.models import model_folder
-from shared.runs import create_run
+from sparse_pipeline.analyze.config import AnalyzeConfig
+from sparse_pipeline.analyze.reports.cross_entropy.report import CrossEntropyConfig
+from sparse_pipeline.analyze.reports.cross_entropy.splice import choose_sequences, load_model, losses, model_of, spliced
+from sparse_pipeline.analyze.run import analyze
+from sparse_pipeline.analyze.subject.language_model import model_folder
+from sparse_pipeline.harvest.config import HarvestConfig
+from sparse_pipeline.harvest.run import harvest
+from sparse_pipeline.harvest.sites import resolve_sites
+from sparse_pipeline.shared.cache import Cache, SiteSpec, open_cache
+from sparse_pipeline.shared.coders import build_coder
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.shared.errors import DataError, UsageError
+from sparse_pipeline.shared.runs.folder import create_run
 from tests.harvest.test_capture import random_model
 from tests.synthetic import make_cache
 

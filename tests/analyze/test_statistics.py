@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analyze.clusters import clusters
-from analyze.correlated import sorted_top_correlation
-from analyze.geometry import Geometry, random_geometry
-from analyze.kernels import over_latents
-from analyze.positions import coarse_bins, profile_bins
-from analyze.result import number, plain, show
-from shared.specialisation import collisions, concentration
-from shared.statistics import (
+from sparse_pipeline.analyze.reports.correlation.clusters import clusters
+from sparse_pipeline.analyze.reports.correlation.scan import sorted_top_correlation
+from sparse_pipeline.analyze.reports.position.scores import coarse_bins, profile_bins
+from sparse_pipeline.analyze.result import number, plain, show
+from sparse_pipeline.analyze.subject.geometry import Geometry, random_geometry
+from sparse_pipeline.shared.codes.parallel import over_latents
+from sparse_pipeline.shared.codes.specialisation import collisions, concentration
+from sparse_pipeline.shared.codes.statistics import (
     benjamini_hochberg,
     binomial_upper,
     gamma_upper,

@@ -16,16 +16,16 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
-from analyze.config import AnalyzeConfig
-from analyze.reports.correlation import CorrelationConfig
-from analyze.reports.global_report import GlobalConfig
-from analyze.sweep import SHOWN, Heading, Measured, Member, compare_runs
-from analyze.sweep.measure import measure_runs
-from analyze.sweep.plots import CURVES, bars_figure, curves_figure
-from analyze.sweep.table import compare_settings, terminal_table, to_csv, to_markdown, write_comparison
-from shared.console import Console
-from shared.errors import DataError
-from shared.runs import Run, create_run
+from sparse_pipeline.analyze.config import AnalyzeConfig
+from sparse_pipeline.analyze.reports.correlation.report import CorrelationConfig
+from sparse_pipeline.analyze.reports.reconstruction.report import GlobalConfig
+from sparse_pipeline.analyze.sweep import SHOWN, Heading, Measured, Member, compare_runs
+from sparse_pipeline.analyze.sweep.measure import measure_runs
+from sparse_pipeline.analyze.sweep.plots import CURVES, bars_figure, curves_figure
+from sparse_pipeline.analyze.sweep.table import compare_settings, terminal_table, to_csv, to_markdown, write_comparison
+from sparse_pipeline.shared.console import Console
+from sparse_pipeline.shared.errors import DataError
+from sparse_pipeline.shared.runs.folder import Run, create_run
 from tests.analyze.planted import Planted, planted, run_extra
 
 HEADING = Heading("s", "A sweep", "What it asks.", "plain", "pipeline sweep s.yaml", "a machine")
@@ -137,7 +137,7 @@ def test_the_table_has_the_numbers_of_the_runs_and_of_their_reports(measured: li
 def test_what_was_measured_is_not_measured_again(
     measured: list[Measured], members: list[Member], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import analyze.sweep.measure as module
+    from sparse_pipeline.analyze.sweep import measure as module
 
     out = measured[0].report.parent.parent.parent
     reports: Any = {"correlation": CorrelationConfig(), "global": GlobalConfig()}

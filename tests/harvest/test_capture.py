@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harvest.capture import SiteReader
-from harvest.config import HarvestConfig
-from harvest.model import body_of, drop_later_layers, find_checkpoint, load_model
-from harvest.sites import FAMILIES, resolve_sites
-from shared.errors import UsageError
-from shared.sites import format_site
+from sparse_pipeline.harvest.capture import SiteReader
+from sparse_pipeline.harvest.config import HarvestConfig
+from sparse_pipeline.harvest.model import body_of, drop_later_layers, find_checkpoint, load_model
+from sparse_pipeline.harvest.site_names import format_site
+from sparse_pipeline.harvest.sites import FAMILIES, resolve_sites
+from sparse_pipeline.shared.errors import UsageError
 
 LAYERS = 3
 IDS = torch.randint(4, 90, (3, 12), generator=torch.Generator().manual_seed(5))

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harvest.config import HarvestConfig
-from harvest.data import hub, local
-from harvest.data.documents import Columns, Document
-from harvest.data.sources import open_source
-from harvest.data.tokenise import Ahead, tokenise
-from shared.errors import UsageError
+from sparse_pipeline.harvest.config import HarvestConfig
+from sparse_pipeline.harvest.data import hub, local
+from sparse_pipeline.harvest.data.documents import Columns, Document
+from sparse_pipeline.harvest.data.sources import open_source
+from sparse_pipeline.harvest.data.tokenise import Ahead, tokenise
+from sparse_pipeline.shared.errors import UsageError
 
 TEXTS = ["first text\nof two lines", "", "zweiter Text: größer, 漢字", "third"]
 
@@ -223,7 +223,7 @@ def test_a_changed_file_is_another_dataset(tmp_path: Path) -> None:
 def test_tokenise_numbers_documents_and_keeps_special_tokens_in_text_as_text() -> None:
     from transformers import AutoTokenizer
 
-    from harvest.model import DEMO_MODEL
+    from sparse_pipeline.harvest.model import DEMO_MODEL
 
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
     texts = ["one", "", "a <eos> b"] + ["x " * 100_000] * 3 + ["last"]

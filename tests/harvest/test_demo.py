@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harvest.demo.corpus import documents, group_of
-from harvest.demo.train_demo_model import BOS, CTX, EOS, MODEL_DIR, VOCAB, is_held_out, mean_loss, pack
+from sparse_pipeline.harvest.demo.corpus import documents, group_of
+from sparse_pipeline.harvest.demo.train_demo_model import BOS, CTX, EOS, MODEL_DIR, VOCAB, is_held_out, mean_loss, pack
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -43,7 +43,7 @@ def test_corpus_holds_what_it_says(corpus: list) -> None:
 
 def test_no_module_is_imported_for_its_docstrings() -> None:
     code = (
-        "import sys; from harvest.demo.corpus import documents; before = set(sys.modules); "
+        "import sys; from sparse_pipeline.harvest.demo.corpus import documents; before = set(sys.modules); "
         "n = sum(1 for _ in documents()); new = set(sys.modules) - before; "
         "assert n > 500 and not new & {'antigravity', 'this', 'turtle', 'tkinter', 'torch'}, new"
     )

@@ -17,16 +17,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from harvest.capture import SiteReader, check_isolated
-from harvest.config import HarvestConfig
-from harvest.data.sources import open_source
-from harvest.model import body_of
-from harvest.run import harvest
-from harvest.sites import FAMILIES, resolve_sites
-from shared.cache import Cache, open_cache, verify_cache
-from shared.documents import DocumentRecord, read_documents
-from shared.errors import DataError, UsageError
-from shared.sites import format_site
+from sparse_pipeline.harvest.capture import SiteReader, check_isolated
+from sparse_pipeline.harvest.config import HarvestConfig
+from sparse_pipeline.harvest.data.sources import open_source
+from sparse_pipeline.harvest.model import body_of
+from sparse_pipeline.harvest.run import harvest
+from sparse_pipeline.harvest.site_names import format_site
+from sparse_pipeline.harvest.sites import FAMILIES, resolve_sites
+from sparse_pipeline.shared.cache import Cache, open_cache, verify_cache
+from sparse_pipeline.shared.cache.documents import DocumentRecord, read_documents
+from sparse_pipeline.shared.errors import DataError, UsageError
 from tests.harvest.conftest import CTX, make_texts
 from tests.harvest.test_capture import LAYERS, random_model
 from tests.harvest.test_run import config_for, contents

@@ -15,15 +15,15 @@ import pytest
 import torch
 import zarr
 
-from harvest.config import HarvestConfig
-from harvest.forward import Forward
-from harvest.prepare import Job
-from harvest.run import harvest, plan
-from shared.cache import Cache, open_cache, verify_cache
-from shared.config import to_dict
-from shared.documents import read_documents
-from shared.errors import DataError
-from shared.overview import frozen_settings, status
+from sparse_pipeline.harvest.config import HarvestConfig
+from sparse_pipeline.harvest.forward import Forward
+from sparse_pipeline.harvest.job import Job
+from sparse_pipeline.harvest.run import harvest, plan
+from sparse_pipeline.shared.cache import Cache, open_cache, verify_cache
+from sparse_pipeline.shared.cache.documents import read_documents
+from sparse_pipeline.shared.config.settings import to_dict
+from sparse_pipeline.shared.errors import DataError
+from sparse_pipeline.shared.overview import frozen_settings, status
 from tests.harvest.conftest import CTX
 from tests.harvest.test_run import _CHILD, ONE_THREAD, config_for
 from tests.shared.cache.folders import contents

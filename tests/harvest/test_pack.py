@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from harvest.data.pack import Block, TokenDocument, pack, pack_apart
-from shared.cache import Flag
-from shared.errors import UsageError
+from sparse_pipeline.harvest.data.pack import Block, TokenDocument, pack, pack_apart
+from sparse_pipeline.shared.cache import Flag
+from sparse_pipeline.shared.errors import UsageError
 
 BOS, EOS, PAD = 2, 1, 0
 

@@ -19,20 +19,20 @@ import pytest
 import torch
 import zarr
 
-import shared.cache.files
-from harvest.config import HarvestConfig, content_settings
-from harvest.data.documents import Columns
-from harvest.data.local import documents
-from harvest.data.pack import Block
-from harvest.forward import Forward
-from harvest.prepare import prepare
-from harvest.run import HarvestResult, cache_path, harvest, plan
-from harvest.sites import FAMILIES
-from shared.cache import open_cache, verify_cache
-from shared.config import to_dict, validate
-from shared.console import size
-from shared.errors import ConfigError, DataError, PipelineError, UsageError
-from shared.sites import format_site
+import sparse_pipeline
+from sparse_pipeline.harvest.config import HarvestConfig, content_settings
+from sparse_pipeline.harvest.data.documents import Columns
+from sparse_pipeline.harvest.data.local import documents
+from sparse_pipeline.harvest.data.pack import Block
+from sparse_pipeline.harvest.forward import Forward
+from sparse_pipeline.harvest.prepare import prepare
+from sparse_pipeline.harvest.run import HarvestResult, cache_path, harvest, plan
+from sparse_pipeline.harvest.site_names import format_site
+from sparse_pipeline.harvest.sites import FAMILIES
+from sparse_pipeline.shared.cache import open_cache, verify_cache
+from sparse_pipeline.shared.config.settings import to_dict, validate
+from sparse_pipeline.shared.console import size
+from sparse_pipeline.shared.errors import ConfigError, DataError, PipelineError, UsageError
 from tests.harvest.conftest import CTX, make_texts
 
 ALL_SITES = tuple(format_site(layer, kind) for layer in range(3) for kind in FAMILIES["gemma2"].kinds)
@@ -116,7 +116,7 @@ def test_demo_model_equals_a_hook_on_the_plain_model(texts_file: Path, tmp_path:
     """The shipped checkpoint in float32, on other batches: within a rounding of bfloat16."""
     from transformers import AutoModelForCausalLM
 
-    from harvest.model import DEMO_MODEL
+    from sparse_pipeline.harvest.model import DEMO_MODEL
 
     config = HarvestConfig(dataset=str(texts_file), tokens=8 * 128, cache_dir=tmp_path, device="cpu", dtype="float32")
     cache = open_cache(harvest(config).path)
@@ -305,10 +305,10 @@ ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process (confte
 _CHILD = """
 import os, signal, sys
 from pathlib import Path
-import shared.cache.files as files
-from harvest.config import HarvestConfig, content_settings
-from harvest.run import harvest
-from shared.config import load_yaml, validate
+import sparse_pipeline.shared.cache.files as files
+from sparse_pipeline.harvest.config import HarvestConfig, content_settings
+from sparse_pipeline.harvest.run import harvest
+from sparse_pipeline.shared.config.settings import load_yaml, validate
 
 write, calls, fatal = files.write_all, 0, int(sys.argv[2])
 
@@ -364,7 +364,7 @@ def test_ctrl_c_keeps_what_is_committed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from harvest.forward import Forward
+    from sparse_pipeline.harvest.forward import Forward
 
     config = config_for(tiny_model, texts_file, tmp_path)
     compute, calls = Forward.compute, 0
@@ -521,7 +521,7 @@ def test_a_full_disk_loses_nothing(
     tiny_model: Path, texts_file: Path, tmp_path: Path, whole: HarvestResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_for(tiny_model, texts_file, tmp_path)
-    write, written = shared.cache.files.write_all, 0
+    write, written = sparse_pipeline.shared.cache.files.write_all, 0
     room = (whole.path / "tokenizer" / "tokenizer.json").stat().st_size + whole.bytes // 2
 
     def full(descriptor: int, data: memoryview) -> None:
@@ -531,7 +531,7 @@ def test_a_full_disk_loses_nothing(
             raise OSError(28, "No space left on device")
         write(descriptor, data)
 
-    monkeypatch.setattr(shared.cache.files, "write_all", full)
+    monkeypatch.setattr(sparse_pipeline.shared.cache.files, "write_all", full)
     with pytest.raises(PipelineError, match="the disk is full") as caught:
         harvest(config)
     assert caught.value.exit_code == 1
@@ -546,7 +546,7 @@ def test_a_full_disk_loses_nothing(
 def test_a_disk_that_is_too_small_is_refused_at_once(
     tiny_model: Path, texts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harvest.run.free_disk", lambda _path: 1000)
+    monkeypatch.setattr("sparse_pipeline.harvest.run.free_disk", lambda _path: 1000)
     with pytest.raises(PipelineError, match="1,000 are free on its disk"):
         harvest(config_for(tiny_model, texts_file, tmp_path))
 

@@ -13,19 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from harvest import batch_size
-from harvest.capture import CompiledReader, SiteReader, check_attention
-from harvest.disk import Disk
-from harvest.forward import Forward
-from harvest.model import body_of
-from harvest.prepare import prepare
-from harvest.run import cache_path, harvest, plan
-from harvest.sites import FAMILIES, resolve_sites
-from harvest.stages import STAGES
-from shared.cache import CacheWriter, open_cache
-from shared.console import Console
-from shared.errors import UsageError
-from shared.sites import format_site
+from sparse_pipeline.harvest import batch_size
+from sparse_pipeline.harvest.capture import CompiledReader, SiteReader, check_attention
+from sparse_pipeline.harvest.disk import Disk
+from sparse_pipeline.harvest.forward import Forward
+from sparse_pipeline.harvest.model import body_of
+from sparse_pipeline.harvest.prepare import prepare
+from sparse_pipeline.harvest.run import cache_path, harvest, plan
+from sparse_pipeline.harvest.site_names import format_site
+from sparse_pipeline.harvest.sites import FAMILIES, resolve_sites
+from sparse_pipeline.harvest.stages import STAGES
+from sparse_pipeline.shared.cache import CacheWriter, open_cache
+from sparse_pipeline.shared.console import Console
+from sparse_pipeline.shared.errors import UsageError
 from tests.harvest.conftest import CTX
 from tests.harvest.test_capture import IDS, LAYERS, random_model, read_sites
 from tests.harvest.test_run import config_for, contents

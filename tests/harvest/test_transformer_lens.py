@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from harvest.config import HarvestConfig
-from harvest.model import find_checkpoint, load_model
-from harvest.sites import FAMILIES
-from shared.sites import format_site
+from sparse_pipeline.harvest.config import HarvestConfig
+from sparse_pipeline.harvest.model import find_checkpoint, load_model
+from sparse_pipeline.harvest.site_names import format_site
+from sparse_pipeline.harvest.sites import FAMILIES
 from tests.harvest.test_capture import LAYERS, random_model, read_sites
 
 BOS, CTX = 1, 12

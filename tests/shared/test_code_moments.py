@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shared.code_moments import CodeMoments
+from sparse_pipeline.shared.codes.moments import CodeMoments
 
 
 def of(z: np.ndarray) -> CodeMoments:

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import pytest
 
-from shared import config
-from shared.config import apply_set, identity, merge, to_dict, validate
-from shared.config_docs import class_doc, commented_yaml, described_schema, field_docs, markdown
-from shared.errors import ConfigError, UsageError
-from shared.registry import keyed, tagged
-from shared.yaml import parse_yaml
+from sparse_pipeline.shared.config import settings as config
+from sparse_pipeline.shared.config.docs import class_doc, commented_yaml, described_schema, field_docs, markdown
+from sparse_pipeline.shared.config.registry import keyed, tagged
+from sparse_pipeline.shared.config.settings import apply_set, identity, merge, to_dict, validate
+from sparse_pipeline.shared.config.yaml import parse_yaml
+from sparse_pipeline.shared.errors import ConfigError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

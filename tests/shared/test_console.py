@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from shared.console import Console, count, duration, si, size
+from sparse_pipeline.shared.console import Console, count, duration, si, size
 
 
 class Terminal(io.StringIO):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from shared.cache import CacheWriter, Layout, SiteSpec
-from shared.cache.stats import Moments, SiteStats
-from shared.massive import TIMES_MEDIAN, massive_activations, outliers
-from shared.overview import describe, describe_text
+from sparse_pipeline.shared.cache import CacheWriter, Layout, SiteSpec
+from sparse_pipeline.shared.cache.massive import TIMES_MEDIAN, massive_activations, outliers
+from sparse_pipeline.shared.cache.stats import Moments, SiteStats
+from sparse_pipeline.shared.overview import describe, describe_text
 
 SITE = "layer_00.resid_post"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.metrics import FVU, fvu, max_cosines, mmcs
+from sparse_pipeline.train.fvu import FVU, fvu, max_cosines, mmcs
 
 
 def test_fvu_in_batches_equals_the_formula_in_float64() -> None:

@@ -8,14 +8,22 @@ from typing import Any
 import pytest
 import torch
 
-from shared.cache import Layout
-from shared.cache.writer import CacheWriter
-from shared.coders import build_coder
-from shared.coders.topk import TopKConfig
-from shared.errors import DataError, UsageError
-from shared.overview import describe, describe_text, folder_bytes, frozen_settings, kind_of, status, verify_run
-from shared.runs import Run, create_run, open_run
-from shared.samples import SampleSet, save_samples
+from sparse_pipeline.shared.cache import Layout
+from sparse_pipeline.shared.cache.writer import CacheWriter
+from sparse_pipeline.shared.coders import build_coder
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.shared.errors import DataError, UsageError
+from sparse_pipeline.shared.overview import (
+    describe,
+    describe_text,
+    folder_bytes,
+    frozen_settings,
+    kind_of,
+    status,
+    verify_run,
+)
+from sparse_pipeline.shared.runs.folder import Run, create_run, open_run
+from sparse_pipeline.shared.runs.samples import SampleSet, save_samples
 from tests.synthetic import make_cache, sparse_acts, token_table
 
 SUMMARY = {"steps": 3, "tokens": 96, "fvu": 0.25, "fvu_with_bos": 0.2, "l0": 4.0, "dead": 0, "seconds": 1.5}

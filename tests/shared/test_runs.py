@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import shared.runs
-from shared.coders import build_coder
-from shared.coders.topk import TopKConfig
-from shared.config import load_yaml
-from shared.errors import DataError, PipelineError, UsageError
-from shared.runs import Run, create_run, open_run
+from sparse_pipeline.shared.coders import build_coder
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.shared.config.settings import load_yaml
+from sparse_pipeline.shared.errors import DataError, PipelineError, UsageError
+from sparse_pipeline.shared.runs import folder
+from sparse_pipeline.shared.runs.folder import Run, create_run, open_run
 
 CONFIG = {"seed": 1, "optimizer": {"lr": 3e-4}, "target": None}
 
@@ -111,11 +111,15 @@ def test_a_save_that_dies_anywhere_leaves_the_checkpoint_before_it(
         if stage == "rename":
             patch.setattr(Path, "rename", die)
         elif stage == "state":
-            patch.setattr(shared.runs, "write_json", die)
+            patch.setattr(folder, "write_json", die)
         else:
-            real, calls = shared.runs.write_file, iter(range(9))
+            real, calls = folder.write_file, iter(range(9))
             wanted = 0 if stage == "first file" else 1
-            patch.setattr(shared.runs, "write_file", lambda *a: die() if next(calls) == wanted else real(*a))
+            patch.setattr(
+                folder,
+                "write_file",
+                lambda *a: die() if next(calls) == wanted else real(*a),
+            )
         with pytest.raises(KeyboardInterrupt):
             checkpoint(run, 10)
     loaded = run.load_checkpoint()

@@ -8,8 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.errors import DataError
-from shared.samples import LatentSamples, Sample, SampleSet, load_samples, samples_summary, save_samples
+from sparse_pipeline.shared.errors import DataError
+from sparse_pipeline.shared.runs.samples import (
+    LatentSamples,
+    Sample,
+    SampleSet,
+    load_samples,
+    samples_summary,
+    save_samples,
+)
 
 
 def some() -> SampleSet:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from shared.errors import UsageError
-from shared.sites import format_site, parse_module_site, parse_site
+from sparse_pipeline.harvest.site_names import format_site, parse_module_site, parse_site
+from sparse_pipeline.shared.errors import UsageError
 
 
 def test_a_layer_has_two_digits_at_least() -> None:

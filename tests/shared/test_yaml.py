@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.errors import ConfigError, UsageError
-from shared.yaml import dump_yaml, load_yaml, parse_yaml
+from sparse_pipeline.shared.config.yaml import dump_yaml, load_yaml, parse_yaml
+from sparse_pipeline.shared.errors import ConfigError, UsageError
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from shared.cache import Cache
-from shared.coders.matryoshka import MatryoshkaConfig
-from shared.coders.topk import TopKConfig
+from sparse_pipeline.shared.cache import Cache
+from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.data.config import DataConfig
 from tests.synthetic import make_cache
-from train.config import TrainConfig
-from train.data.config import DataConfig
 
 SOURCE, TARGET = "layer_01.resid_mid", "layer_01.mlp_out"
 TOPK = TopKConfig(latents=64, k=4)

@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from train import clock
-from train.clock import StepClock
+from sparse_pipeline.train.step import clock
+from sparse_pipeline.train.step.clock import StepClock
 
 
 def test_on_a_cpu_it_is_the_time_inside(monkeypatch: pytest.MonkeyPatch) -> None:

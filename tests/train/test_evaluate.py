@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from shared.cache import Cache, Flag
-from shared.coders import build_coder
-from shared.split import split_rows
+from sparse_pipeline.shared.cache import Cache, Flag
+from sparse_pipeline.shared.cache.heldout import split_rows
+from sparse_pipeline.shared.coders import build_coder
+from sparse_pipeline.train.evaluate import evaluate, evaluation_rows
 from tests.synthetic import make_cache
 from tests.train.conftest import MATRYOSHKA, SOURCE, TARGET, TOPK
-from train.evaluate import evaluate, evaluation_rows
 
 
 @pytest.mark.parametrize("packing", ["concat", "apart"])

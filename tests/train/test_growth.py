@@ -12,19 +12,19 @@ from unittest import mock
 import pytest
 import torch
 
-from analyze.config import AnalyzeConfig
-from analyze.reports.global_report import GlobalConfig
-from analyze.run import analyze
-from shared.cache import CacheWriter, open_cache
-from shared.coders import build_coder
-from shared.coders.topk import TopKConfig
-from shared.runs import create_run
-from shared.split import split_rows
+from sparse_pipeline.analyze.config import AnalyzeConfig
+from sparse_pipeline.analyze.reports.reconstruction.report import GlobalConfig
+from sparse_pipeline.analyze.run import analyze
+from sparse_pipeline.shared.cache import CacheWriter, open_cache
+from sparse_pipeline.shared.cache.heldout import split_rows
+from sparse_pipeline.shared.coders import build_coder
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.shared.runs.folder import create_run
+from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.loop import plan
+from sparse_pipeline.train.loop import train as train_runs
 from tests.synthetic import TokenTable, make_cache, sparse_acts, token_table
 from tests.train.conftest import SOURCE, TARGET
-from train.config import TrainConfig
-from train.loop import plan
-from train.loop import train as train_runs
 
 TABLE = token_table(230, 16)
 ACTS = sparse_acts(TABLE, {SOURCE: 32, TARGET: 32, "layer_02.mlp_out": 8})

@@ -11,21 +11,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from shared.config import dump_yaml, to_dict
-from shared.runs import open_run
+from sparse_pipeline.shared.config.settings import dump_yaml, to_dict
+from sparse_pipeline.shared.runs.folder import open_run
+from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.loop import train as train_runs
 from tests.train.conftest import MATRYOSHKA
-from train.config import TrainConfig
-from train.loop import train as train_runs
 
 PROGRAM = """
 import itertools, os, signal, sys, torch
 torch.set_num_threads(1)
-import shared.runs, train.loop
-from shared.config import load_yaml, validate
-from train.config import TrainConfig
+from sparse_pipeline.shared.runs import folder
+from sparse_pipeline.train import loop
+from sparse_pipeline.shared.config.settings import load_yaml, validate
+from sparse_pipeline.train.config import TrainConfig
 
 place, number, *paths = sys.argv[1:]
-module, name = {"write": (shared.runs, "write_file"), "step": (train.loop, "train_step")}.get(place, (None, ""))
+module, name = {"write": (folder, "write_file"), "step": (loop, "train_step")}.get(place, (None, ""))
 if module:
     call, count = getattr(module, name), itertools.count(1)
 
@@ -36,7 +37,7 @@ if module:
         return result
 
     setattr(module, name, deadly)
-train.loop.train([validate(TrainConfig, load_yaml(path)) for path in paths], resume=True)
+loop.train([validate(TrainConfig, load_yaml(path)) for path in paths], resume=True)
 """
 
 

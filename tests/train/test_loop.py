@@ -15,25 +15,25 @@ import numpy as np
 import pytest
 import torch
 
-import train.loop
-from shared.cache import Cache
-from shared.coders import Coder
-from shared.coders.relu import ReLUConfig
-from shared.console import Console
-from shared.errors import DataError, PipelineError, UsageError
-from shared.runs import open_run
-from shared.split import split_rows
+import sparse_pipeline
+from sparse_pipeline.shared.cache import Cache
+from sparse_pipeline.shared.cache.heldout import split_rows
+from sparse_pipeline.shared.coders import Coder
+from sparse_pipeline.shared.coders.relu import ReLUConfig
+from sparse_pipeline.shared.console import Console
+from sparse_pipeline.shared.errors import DataError, PipelineError, UsageError
+from sparse_pipeline.shared.runs.folder import open_run
+from sparse_pipeline.train.config import OptimizerConfig, TrainConfig
+from sparse_pipeline.train.data.stream import open_stream
+from sparse_pipeline.train.loop import plan
+from sparse_pipeline.train.loop import train as train_runs
+from sparse_pipeline.train.penalties.decoder_orthogonality import DecoderOrthogonalityConfig
+from sparse_pipeline.train.penalties.topk_pairs import TopkPairsConfig
+from sparse_pipeline.train.samplers import build_sampler
+from sparse_pipeline.train.step.autograd import train_step
+from sparse_pipeline.train.step.trainee import new_trainee
 from tests.synthetic import make_cache, sparse_acts, token_table
 from tests.train.conftest import MATRYOSHKA, SOURCE, TARGET, TOPK
-from train.config import OptimizerConfig, TrainConfig
-from train.data.stream import open_stream
-from train.loop import plan
-from train.loop import train as train_runs
-from train.penalties.decoder_orthogonality import DecoderOrthogonalityConfig
-from train.penalties.topk_pairs import TopkPairsConfig
-from train.samplers import build_sampler
-from train.step import train_step
-from train.trainee import new_trainee
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -145,7 +145,7 @@ def test_neighbours_do_not_change_what_a_run_is_evaluated_on(config: MakeConfig,
 def test_the_logged_fvu_of_a_batch_is_the_formula(config: MakeConfig, cache: Cache, monkeypatch: Any) -> None:
     made = config()
     seen: list[tuple[dict[str, Any], Any, Coder]] = []
-    step = train.loop.train_step
+    step = sparse_pipeline.train.loop.train_step
 
     def watch(trainee: Any, rows: Any, measure: bool = False) -> Any:
         before = copy.deepcopy(trainee.coder)
@@ -154,7 +154,7 @@ def test_the_logged_fvu_of_a_batch_is_the_formula(config: MakeConfig, cache: Cac
             seen.append((result.measures, rows, before))
         return result
 
-    monkeypatch.setattr(train.loop, "train_step", watch)
+    monkeypatch.setattr(sparse_pipeline.train.loop, "train_step", watch)
     train_runs([made])
     assert len(seen) > 5
     for measures, rows, coder in seen:
@@ -220,7 +220,7 @@ def test_a_signal_saves_the_step_it_came_in_and_resuming_gives_the_same_bits(
     whole = config(runs=tmp_path / "whole")
     train_runs([whole])
     made = config()
-    step = train.loop.train_step
+    step = sparse_pipeline.train.loop.train_step
 
     def interrupted(trainee: Any, rows: Any, measure: bool = False) -> Any:
         if trainee.step == 26:
@@ -228,7 +228,7 @@ def test_a_signal_saves_the_step_it_came_in_and_resuming_gives_the_same_bits(
         return step(trainee, rows, measure)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.loop, "train_step", interrupted)
+        patch.setattr(sparse_pipeline.train.loop, "train_step", interrupted)
         before = signal.getsignal(number)
         with pytest.raises(KeyboardInterrupt):
             train_runs([made])
@@ -283,7 +283,7 @@ def test_a_loss_that_is_not_finite_names_step_and_culprit_and_keeps_the_last_che
     config: MakeConfig, monkeypatch: Any
 ) -> None:
     made, other = config(), config(name="other")
-    step = train.loop.train_step
+    step = sparse_pipeline.train.loop.train_step
 
     def poisoned(trainee: Any, rows: Any, measure: bool = False) -> Any:
         if trainee.step == 30 and trainee.config is made:
@@ -291,7 +291,7 @@ def test_a_loss_that_is_not_finite_names_step_and_culprit_and_keeps_the_last_che
                 trainee.coder.w_enc[5:8] = torch.nan
         return step(trainee, rows, measure)
 
-    monkeypatch.setattr(train.loop, "train_step", poisoned)
+    monkeypatch.setattr(sparse_pipeline.train.loop, "train_step", poisoned)
     with pytest.raises(PipelineError, match="step 31") as caught:
         train_runs([made, other])
     assert caught.value.exit_code == 1

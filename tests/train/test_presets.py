@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import pipeline
-from train.config import OptimizerConfig, TrainConfig
-from train.penalties.weights import AdaptiveConfig
-from train.schedules import cosine, linear
+from sparse_pipeline import pipeline
+from sparse_pipeline.train.config import OptimizerConfig, TrainConfig
+from sparse_pipeline.train.penalties.weights import AdaptiveConfig
+from sparse_pipeline.train.schedules import cosine, linear
 
 LAYER8, ANTIDUP = "gemma-2-2b-layer8", "gemma-2-2b-layer8-antidup"
 CONTRASTIVE, PAIRS = "gemma-2-2b-layer19-self-contrastive", "gemma-2-2b-layer19-topk-pairs"

@@ -7,8 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from train.penalties.weights import AdaptiveConfig, ConstantConfig, CosineConfig, LinearConfig, build_schedule
-from train.schedules import cosine, default_lr, linear, warmup_constant, warmup_cosine
+from sparse_pipeline.train.penalties.weights import (
+    AdaptiveConfig,
+    ConstantConfig,
+    CosineConfig,
+    LinearConfig,
+    build_schedule,
+)
+from sparse_pipeline.train.schedules import cosine, default_lr, linear, warmup_constant, warmup_cosine
 
 
 def test_warmup_then_cosine_as_the_preset_says_it() -> None:

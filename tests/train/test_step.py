@@ -11,29 +11,29 @@ import pytest
 import torch
 from torch import Tensor
 
-import train.penalties
-from shared.batch import Batch
-from shared.cache import Cache
-from shared.coders import Coder, Codes, build_coder
-from shared.coders.matryoshka import MatryoshkaConfig
-from shared.coders.topk import TopKConfig
-from shared.metrics import mmcs
-from shared.runs import open_run
+import sparse_pipeline
+from sparse_pipeline.shared.cache import Cache
+from sparse_pipeline.shared.coders import Coder, Codes, build_coder
+from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.shared.runs.folder import open_run
+from sparse_pipeline.train.config import OptimizerConfig, TrainConfig
+from sparse_pipeline.train.data.batch import Batch
+from sparse_pipeline.train.data.stream import open_stream
+from sparse_pipeline.train.fvu import mmcs
+from sparse_pipeline.train.loop import plan
+from sparse_pipeline.train.loop import train as train_runs
+from sparse_pipeline.train.penalties import Penalty, PenaltyConfig, StepBatch
+from sparse_pipeline.train.penalties.decoder_orthogonality import DecoderOrthogonalityConfig
+from sparse_pipeline.train.penalties.weights import AdaptiveConfig, LinearConfig
+from sparse_pipeline.train.runs import checkpoint
+from sparse_pipeline.train.runs.session import open_runs
+from sparse_pipeline.train.samplers import build_sampler
+from sparse_pipeline.train.step.autograd import train_step
+from sparse_pipeline.train.step.objective import Objective
+from sparse_pipeline.train.step.trainee import Trainee, new_trainee
 from tests.synthetic import make_cache, token_table
 from tests.train.conftest import MATRYOSHKA, SOURCE, TARGET, TOPK
-from train import checkpoint
-from train.config import OptimizerConfig, TrainConfig
-from train.data.stream import open_stream
-from train.loop import plan
-from train.loop import train as train_runs
-from train.objective import Objective
-from train.penalties import Penalty, PenaltyConfig, StepBatch
-from train.penalties.decoder_orthogonality import DecoderOrthogonalityConfig
-from train.penalties.weights import AdaptiveConfig, LinearConfig
-from train.samplers import build_sampler
-from train.session import open_runs
-from train.step import train_step
-from train.trainee import Trainee, new_trainee
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -74,7 +74,7 @@ class Noisy(Penalty):
 @pytest.fixture
 def noisy(monkeypatch: pytest.MonkeyPatch) -> NoisyConfig:
     """The toy, registered: one line in the registry is all it takes."""
-    monkeypatch.setitem(train.penalties.PENALTIES, "noisy", Noisy)
+    monkeypatch.setitem(sparse_pipeline.train.penalties.PENALTIES, "noisy", Noisy)
     return NoisyConfig(schedule=AdaptiveConfig(target=0.05, rate=3.0, ema=0.5))
 
 

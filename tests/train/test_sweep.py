@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-import train.loop
-from shared.config import to_dict
-from shared.console import Console
-from shared.errors import ConfigError, DataError, UsageError
-from shared.runs import open_run
-from train.config import TrainConfig
-from train.plan import plan
-from train.step import train_step
-from train.sweep import (
+import sparse_pipeline
+from sparse_pipeline.shared.config.settings import to_dict
+from sparse_pipeline.shared.console import Console
+from sparse_pipeline.shared.errors import ConfigError, DataError, UsageError
+from sparse_pipeline.shared.runs.folder import open_run
+from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.plan import plan
+from sparse_pipeline.train.step.autograd import train_step
+from sparse_pipeline.train.sweep import (
     Cell,
     SweepConfig,
     check_sets,
@@ -163,7 +163,7 @@ def test_finished_runs_stay_and_interrupted_ones_end_with_the_same_bits(
         return train_step(*arguments, **options)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(train.loop, "train_step", interrupted)
+        patched.setattr(sparse_pipeline.train.loop, "train_step", interrupted)
         train_sweep(plan_sweep(sweep, cells), quiet)
     planned = plan_sweep(sweep, cells)
     states = [run["state"] for run in planned.to_dict()["runs"]]
@@ -181,7 +181,7 @@ def test_finished_runs_stay_and_interrupted_ones_end_with_the_same_bits(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("nothing is trained twice")
 
-    monkeypatch.setattr(train.loop, "train_step", refuse)
+    monkeypatch.setattr(sparse_pipeline.train.loop, "train_step", refuse)
     again = plan_sweep(sweep, cells)
     assert again.parts == []
     train_sweep(again, quiet)
@@ -190,7 +190,7 @@ def test_finished_runs_stay_and_interrupted_ones_end_with_the_same_bits(
 def test_a_run_of_other_settings_is_refused_before_anything_is_trained(config: MakeConfig) -> None:
     sweep = SweepConfig(name="s", grid={"coder.k": (2, 4)})
     cells = cells_of(sweep, config())
-    train.loop.train([cells[1].config])
+    sparse_pipeline.train.loop.train([cells[1].config])
     others = cells_of(sweep, config(), min_steps=11)
     with pytest.raises(DataError, match=r"run s-k=4 was started with other settings:\n.*min_steps"):
         plan_sweep(sweep, others)

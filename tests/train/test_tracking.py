@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-import train.loop
-from shared.runs import open_run
-from shared.samples import load_samples
-from train.config import TrainConfig, WandbConfig
-from train.loop import train as train_runs
-from train.monitors.correlation import CorrelationConfig
-from train.monitors.position import PositionConfig
-from train.monitors.utilisation import UtilisationConfig
-from train.penalties.decoder_orthogonality import DecoderOrthogonalityConfig
-from train.penalties.ortsae import OrtSAEConfig
-from train.samples.config import SamplesConfig
+import sparse_pipeline
+from sparse_pipeline.shared.runs.folder import open_run
+from sparse_pipeline.shared.runs.samples import load_samples
+from sparse_pipeline.train.config import TrainConfig, WandbConfig
+from sparse_pipeline.train.loop import train as train_runs
+from sparse_pipeline.train.monitors.correlation import CorrelationConfig
+from sparse_pipeline.train.monitors.position import PositionConfig
+from sparse_pipeline.train.monitors.utilisation import UtilisationConfig
+from sparse_pipeline.train.penalties.decoder_orthogonality import DecoderOrthogonalityConfig
+from sparse_pipeline.train.penalties.ortsae import OrtSAEConfig
+from sparse_pipeline.train.samples.config import SamplesConfig
 
 
 class FakeRun:
@@ -170,7 +170,7 @@ def test_an_interrupted_run_is_closed_too(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.loop, "train_step", interrupt)
+    monkeypatch.setattr(sparse_pipeline.train.loop, "train_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_runs([config(wandb=WandbConfig(mode="offline"))])
     assert started[0].finished

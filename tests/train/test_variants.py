@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from shared.coders import ARCHITECTURES
-from shared.config import load_yaml, merge, presets, to_dict, validate
-from train.config import TrainConfig
-from train.penalties import PENALTIES
+from sparse_pipeline.shared.coders import ARCHITECTURES
+from sparse_pipeline.shared.config.settings import load_yaml, merge, presets, to_dict, validate
+from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.penalties import PENALTIES
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = sorted((ROOT / "train" / "variants").glob("*.yaml"))

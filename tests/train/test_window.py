@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from shared.coders import Codes
-from train.window import CodeWindow, scan_pairs
+from sparse_pipeline.shared.coders import Codes
+from sparse_pipeline.train.window.codes import CodeWindow, scan_pairs
 
 CTX, F = 6, 12
 

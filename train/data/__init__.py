@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from shared.split import Split, split_rows
-from train.data.config import DataConfig
-from train.data.rows import heldout_batches, row_batches
-from train.data.stream import Stream, StreamPlan, open_stream
+from ...shared.cache.heldout import Split, split_rows
+from .config import DataConfig
+from .rows import heldout_batches, row_batches
+from .stream import Stream, StreamPlan, open_stream
 
 __all__ = [
     "DataConfig",

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from train.data.config import DataConfig
+from .config import DataConfig
 
 MAX_AUTO_ROWS = 1 << 20
 SHARE = 0.5

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.cache import Cache, SiteSpec
-from shared.cache.reader import logical_rows, stored_dtype
-from shared.errors import DataError
+from ...shared.cache import Cache, SiteSpec
+from ...shared.cache.reader import logical_rows, stored_dtype
+from ...shared.errors import DataError
 
 SEGMENT_BYTES = 8 << 20
 """Neighbouring blocks are read together up to this size: long enough for any disk, short enough for many threads."""

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.batch import Batch
-from shared.cache import Cache
-from shared.split import split_rows
-from train.data.stream import describe_rows
+from ...shared.cache import Cache
+from ...shared.cache.heldout import split_rows
+from .batch import Batch
+from .stream import describe_rows
 
 
 def row_batches(

@@ -16,15 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.batch import Batch
-from shared.cache import Cache, positions
-from shared.errors import DataError, UsageError
-from shared.split import Split, split_rows
-from train.data.blocks import Blocks, Index, Position, WindowPlan, expand, make_blocks, segments, window_rows
-from train.data.config import DataConfig
-from train.data.memory import choose_pool, free_memory
-from train.data.reader import BlockReader, Pool, Segment
-from train.samplers.base import Sampler, Window
+from ...shared.cache import Cache, positions
+from ...shared.cache.heldout import Split, split_rows
+from ...shared.errors import DataError, UsageError
+from ..samplers.base import Sampler, Window
+from .batch import Batch
+from .blocks import Blocks, Index, Position, WindowPlan, expand, make_blocks, segments, window_rows
+from .config import DataConfig
+from .memory import choose_pool, free_memory
+from .reader import BlockReader, Pool, Segment
 
 META_BYTES = 64
 """Kept for each row of a window beside its activations: its place in the pool, token, document, …, and room to sort."""

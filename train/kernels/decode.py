@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from train.kernels.select import Selection
+from .select import Selection
 
 MAX_GROUPS = 16
 """Prefixes that fit the smallest matrix product of the tensor cores."""

@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shared.coders import Coder, Codes
-from shared.coders.base import RMS_EPS
-from train.kernels import decode, lists, select, update
-from train.kernels.auxk import AuxGradients, aux_gradients, product
-from train.kernels.inputs import normalise_rows
-from train.kernels.update import ExtraRows, Matrix
+from ...shared.coders import Coder, Codes
+from ...shared.coders.base import RMS_EPS
+from . import decode, lists, select, update
+from .auxk import AuxGradients, aux_gradients, product
+from .inputs import normalise_rows
+from .update import ExtraRows, Matrix
 
 _EAGER_STEPS = 3
 """Steps of the kind that is captured before it is: each of its kernels has been compiled and loaded by then, which a

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from train.kernels.select import Selection
+from .select import Selection
 
 SEGMENT = 128
 """Entries of a segment."""

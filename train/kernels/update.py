@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from train.kernels.lists import SEGMENT, LatentLists
+from .lists import SEGMENT, LatentLists
 
 # Places in the float32 state vector of a step.
 EXACT = tl.constexpr(0)  # 1: the exact norm is computed

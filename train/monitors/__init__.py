@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shared.registry import keyed
-from train.monitors.base import Finding, Monitor, MonitorConfig, Seen
-from train.monitors.correlation import Correlation
-from train.monitors.position import Position
-from train.monitors.utilisation import Utilisation
+from ...shared.config.registry import keyed
+from .base import Finding, Monitor, MonitorConfig, Seen
+from .correlation import Correlation
+from .position import Position
+from .utilisation import Utilisation
 
 __all__ = ["MONITORS", "Finding", "Monitor", "MonitorConfig", "Monitors", "Seen", "build_monitor"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
-from shared.coders import Coder
-from train.window import WindowRows
+from ...shared.coders import Coder
+from ..window.codes import WindowRows
 
 
 @dataclass(frozen=True)

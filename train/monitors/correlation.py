@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.monitors.base import Finding, Histogram, Monitor, MonitorConfig, Seen
-from train.window import PairScan, scan_pairs
+from ..window.codes import PairScan, scan_pairs
+from .base import Finding, Histogram, Monitor, MonitorConfig, Seen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from train.monitors.watch import Report
+from .watch import Report
 
 FOLDER = "anti_duplication_logs"
 TABLE = "table.md"

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from train.monitors.base import Finding, Histogram, Monitor, MonitorConfig, Seen
-from train.positions import bin_edges, position_bins
+from ..positions import bin_edges, position_bins
+from .base import Finding, Histogram, Monitor, MonitorConfig, Seen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from train.monitors.base import Finding, Monitor, MonitorConfig, Seen
+from .base import Finding, Monitor, MonitorConfig, Seen
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 

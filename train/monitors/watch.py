@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.coders import Coder, Codes
-from train.monitors import Monitor, MonitorConfig, build_monitor
-from train.monitors.base import Histogram, Seen
-from train.window import CodeWindow
+from ...shared.coders import Coder, Codes
+from ..window.codes import CodeWindow
+from . import Monitor, MonitorConfig, build_monitor
+from .base import Histogram, Seen
 
 
 @dataclass(frozen=True)

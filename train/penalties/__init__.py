@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shared.registry import keyed
-from train.penalties.activation_correlation import ActivationCorrelation
-from train.penalties.base import Penalty, PenaltyConfig, StepBatch
-from train.penalties.decoder_orthogonality import DecoderOrthogonality
-from train.penalties.ortsae import OrtSAE
-from train.penalties.position_diversity import PositionDiversity
-from train.penalties.self_contrastive import SelfContrastive
-from train.penalties.topk_pairs import TopkPairs
-from train.penalties.tracked_pairs import TrackedPairs
+from ...shared.config.registry import keyed
+from .activation_correlation import ActivationCorrelation
+from .base import Penalty, PenaltyConfig, StepBatch
+from .decoder_orthogonality import DecoderOrthogonality
+from .ortsae import OrtSAE
+from .position_diversity import PositionDiversity
+from .self_contrastive import SelfContrastive
+from .topk_pairs import TopkPairs
+from .tracked_pairs import TrackedPairs
 
 __all__ = ["PENALTIES", "Penalties", "Penalty", "PenaltyConfig", "StepBatch", "build_penalty"]
 

@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from shared.batch import Batch
-from shared.coders import Coder, Codes
-from train.penalties.weights import AnyWeightScheduleConfig, ConstantConfig
+from ...shared.coders import Coder, Codes
+from ..data.batch import Batch
+from .weights import AnyWeightScheduleConfig, ConstantConfig
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from shared.coders import Coder, Codes
-from train.penalties.base import Penalty, PenaltyConfig, StepBatch
-from train.positions import position_bins
+from ...shared.coders import Coder, Codes
+from ..positions import position_bins
+from .base import Penalty, PenaltyConfig, StepBatch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from shared.coders import Coder, Codes
-from shared.coders.ops import weighted_rows
-from train.penalties.base import Penalty, PenaltyConfig, StepBatch
-from train.schedules import cosine, linear
+from ...shared.coders import Coder, Codes
+from ...shared.coders.ops import weighted_rows
+from ..schedules import cosine, linear
+from .base import Penalty, PenaltyConfig, StepBatch
 
 TILE = 1024
 """Latents compared with all others at a time."""

@@ -12,8 +12,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from shared.coders import Coder, Codes
-from train.penalties.base import Penalty, PenaltyConfig, StepBatch
+from ...shared.coders import Coder, Codes
+from .base import Penalty, PenaltyConfig, StepBatch
 
 
 @dataclass(frozen=True, kw_only=True)

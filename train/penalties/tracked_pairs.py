@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.coders import Coder, Codes
-from train.penalties.base import Penalty, PenaltyConfig, StepBatch
-from train.window import CodeWindow, PairScan, scan_pairs
+from ...shared.coders import Coder, Codes
+from ..window.codes import CodeWindow, PairScan, scan_pairs
+from .base import Penalty, PenaltyConfig, StepBatch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from shared.registry import tagged
-from train.schedules import cosine, linear
+from ...shared.config.registry import tagged
+from ..schedules import cosine, linear
 
 
 @dataclass(frozen=True, kw_only=True)

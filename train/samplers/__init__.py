@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shared.registry import tagged
-from train.samplers.base import Sampler, SamplerConfig, Window
-from train.samplers.exclude_bos import ExcludeBos
-from train.samplers.position_stratified import PositionStratified
-from train.samplers.uniform import Uniform, UniformConfig
+from ...shared.config.registry import tagged
+from .base import Sampler, SamplerConfig, Window
+from .exclude_bos import ExcludeBos
+from .position_stratified import PositionStratified
+from .uniform import Uniform, UniformConfig
 
 __all__ = ["SAMPLERS", "AnySamplerConfig", "Sampler", "SamplerConfig", "UniformConfig", "Window", "build_sampler"]
 

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.cache.format import Flag
-from train.samplers.base import Sampler, SamplerConfig, Window
+from ...shared.cache.format import Flag
+from .base import Sampler, SamplerConfig, Window
 
 
 @dataclass(frozen=True, kw_only=True)

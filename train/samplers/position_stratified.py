@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.hashing import mix
-from train.positions import position_bins
-from train.samplers.base import Sampler, SamplerConfig, Window
+from ...shared.hashing import mix
+from ..positions import position_bins
+from .base import Sampler, SamplerConfig, Window
 
 Index = NDArray[np.int64]
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from train.samplers.base import Sampler, SamplerConfig, Window
+from .base import Sampler, SamplerConfig, Window
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.batch import Batch
-from shared.cache import Cache, Flag
-from shared.coders import Codes
-from shared.hashing import mix
-from train.samples.config import SamplesConfig
+from ...shared.cache import Cache, Flag
+from ...shared.coders import Codes
+from ...shared.hashing import mix
+from ..data.batch import Batch
+from .config import SamplesConfig
 
 Index = NDArray[np.int64]
 
@@ -162,7 +162,7 @@ class _Shelf:
 
     def offer(self, latent: Index, score: NDArray[np.float64], row: Index, step: int, key: NDArray[np.uint64]) -> None:
         """Show it entries [E], in any order."""
-        from shared.keep import offer
+        from ...shared.codes.best import offer
 
         n_latents, k = self.score.shape
         if not k:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.cache import Cache, Flag, positions
-from shared.cache.files import sync_folder, write_file, write_json
-from shared.documents import domains_of, sources_of_rows
-from shared.samples import FOLDER, STATISTICS, TABLE, LatentSamples, Sample, SampleSet, save_samples
-from shared.text import Vocabulary
-from train.samples.collect import Kept, SampleCollector
+from ...shared.cache import Cache, Flag, positions
+from ...shared.cache.documents import domains_of, sources_of_rows
+from ...shared.cache.files import sync_folder, write_file, write_json
+from ...shared.cache.vocabulary import Vocabulary
+from ...shared.runs.samples import FOLDER, STATISTICS, TABLE, LatentSamples, Sample, SampleSet, save_samples
+from .collect import Kept, SampleCollector
 
 LOOKED_AT = 16
 """Samples of a latent, the strongest ones, that decide whether it is specialised; latents with fewer are rare."""
@@ -90,7 +90,7 @@ class SampleWriter:
 
     def _verdicts(self, kept: Kept) -> NDArray[np.str_]:
         """Specialised or general, of each latent [F]: do its strongest samples agree more than rows of the corpus?"""
-        from shared.specialisation import concentration, verdicts
+        from ...shared.codes.specialisation import concentration, verdicts
 
         count = kept.count
         scored = count >= LOOKED_AT

@@ -18,7 +18,7 @@ from typing import Any
 
 import zarr  # noqa: F401  (imported before the forks, each of which would import it again)
 
-from shared.cache import CacheWriter, Layout, SiteSpec
+from sparse_pipeline.shared.cache import CacheWriter, Layout, SiteSpec
 from tests.shared.cache.folders import contents
 from tests.synthetic import sparse_acts, token_table, write_missing
 

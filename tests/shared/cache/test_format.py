@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.cache import Layout, SiteSpec
-from shared.cache.format import ARRAYS, commit_name, differences, shard_of_commit
-from shared.errors import UsageError
+from sparse_pipeline.shared.cache import Layout, SiteSpec
+from sparse_pipeline.shared.cache.format import ARRAYS, commit_name, differences, shard_of_commit
+from sparse_pipeline.shared.errors import UsageError
 from tests.synthetic import make_cache
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from shared.cache import Cache, open_cache
-from shared.errors import DataError, UsageError
+from sparse_pipeline.shared.cache import Cache, open_cache
+from sparse_pipeline.shared.errors import DataError, UsageError
 from tests.shared.cache.folders import contents
 from tests.synthetic import make_cache, sparse_acts, token_table
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from shared.cache import CacheWriter, Flag, open_cache, positions
-from shared.cache.stats import Moments, SiteStats, decode_vector, encode_vector, merge_stats, site_stats
-from shared.errors import DataError
+from sparse_pipeline.shared.cache import CacheWriter, Flag, open_cache, positions
+from sparse_pipeline.shared.cache.stats import Moments, SiteStats, decode_vector, encode_vector, merge_stats, site_stats
+from sparse_pipeline.shared.errors import DataError
 from tests.synthetic import make_cache, token_table, write_missing
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 import zarr
 
-from shared.cache import Layout, SiteSpec, open_cache, verify_cache
-from shared.cache.format import ARRAYS, default_chunk_rows
-from shared.cache.quantise import Quantised, dequantise, quantise
-from shared.errors import DataError, UsageError
+from sparse_pipeline.shared.cache import Layout, SiteSpec, open_cache, verify_cache
+from sparse_pipeline.shared.cache.format import ARRAYS, default_chunk_rows
+from sparse_pipeline.shared.cache.quantise import Quantised, dequantise, quantise
+from sparse_pipeline.shared.errors import DataError, UsageError
 from tests.synthetic import make_cache, sparse_acts, token_table
 
 SITE = "layer_01.resid_mid"
@@ -232,7 +232,7 @@ def test_what_a_reader_of_version_1_would_misread_is_version_2(
         assert zarr.open_group(path / ARRAYS, mode="r").attrs["format_version"] == version
     assert set(plain.layout.to_dict()) == {"n_seq", "ctx", "shard_rows", "sites"}
     assert "quantised" not in plain.layout.to_dict()["sites"][0]
-    monkeypatch.setattr("shared.cache.format.VERSIONS", (1,))
+    monkeypatch.setattr("sparse_pipeline.shared.cache.format.VERSIONS", (1,))
     with pytest.raises(DataError, match="'activation-cache' of version 2, expected 'activation-cache' of version 1"):
         open_cache(made.path)
     open_cache(plain.path)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from shared.cache import Cache, CacheWriter, verify_cache
-from shared.console import Console
-from shared.errors import DataError
+from sparse_pipeline.shared.cache import Cache, CacheWriter, verify_cache
+from sparse_pipeline.shared.console import Console
+from sparse_pipeline.shared.errors import DataError
 from tests.synthetic import make_cache, sparse_acts, token_table, write_missing
 
 

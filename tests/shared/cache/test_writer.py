@@ -14,8 +14,8 @@ import pytest
 import torch
 import zarr
 
-from shared.cache import CacheWriter, Layout, SiteSpec, open_cache, verify_cache
-from shared.errors import DataError, PipelineError
+from sparse_pipeline.shared.cache import CacheWriter, Layout, SiteSpec, open_cache, verify_cache
+from sparse_pipeline.shared.errors import DataError, PipelineError
 from tests.shared.cache.folders import contents
 from tests.synthetic import TokenTable, make_cache, sparse_acts, token_table, write_missing
 
@@ -287,7 +287,7 @@ def test_a_disk_that_is_full_from_the_start(tmp_path: Path, monkeypatch) -> None
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("shared.cache.writer.create_arrays", full)
+        patched.setattr("sparse_pipeline.shared.cache.writer.create_arrays", full)
         with pytest.raises(PipelineError, match=r"the disk is full: .* needs 119,160 bytes"):
             begin(tmp_path / "c")
     assert verify_cache(tmp_path / "c").ok  # nothing was promised

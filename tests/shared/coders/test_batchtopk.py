@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.coders import load_coder, save_coder
-from shared.coders.batchtopk import BatchTopK, BatchTopKConfig, select_batch
-from shared.coders.codes import Codes
-from shared.config import validate
-from shared.errors import ConfigError
+from sparse_pipeline.shared.coders import load_coder, save_coder
+from sparse_pipeline.shared.coders.batchtopk import BatchTopK, BatchTopKConfig, select_batch
+from sparse_pipeline.shared.coders.codes import Codes
+from sparse_pipeline.shared.config.settings import validate
+from sparse_pipeline.shared.errors import ConfigError
 from tests.shared.coders.test_coders import make, rows
 
 

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.coders import ARCHITECTURES, Coder, CoderConfig, build_coder
-from shared.coders.base import ENCODER_NORM, RMS_EPS
-from shared.coders.matryoshka import MatryoshkaConfig
-from shared.coders.topk import TopKConfig
-from shared.config import validate
-from shared.errors import ConfigError
+from sparse_pipeline.shared.coders import ARCHITECTURES, Coder, CoderConfig, build_coder
+from sparse_pipeline.shared.coders.base import ENCODER_NORM, RMS_EPS
+from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.shared.config.settings import validate
+from sparse_pipeline.shared.errors import ConfigError
 
 CONFIGS = [
     TopKConfig(latents=13, k=3),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.coders import Codes
+from sparse_pipeline.shared.coders import Codes
 
 VALUES = torch.tensor([[2.0, 0.0, 1.0], [0.5, 3.0, 0.0]], dtype=torch.float64)
 LATENTS = torch.tensor([[4, 0, 1], [1, 5, 5]])  # the last slot of row 1 is padding that repeats latent 5

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.coders import load_coder, save_coder
-from shared.coders.codes import Codes
-from shared.coders.gated import Gated, GatedConfig
-from shared.config import validate
-from shared.errors import ConfigError
+from sparse_pipeline.shared.coders import load_coder, save_coder
+from sparse_pipeline.shared.coders.codes import Codes
+from sparse_pipeline.shared.coders.gated import Gated, GatedConfig
+from sparse_pipeline.shared.config.settings import validate
+from sparse_pipeline.shared.errors import ConfigError
 from tests.shared.coders.test_coders import make, rows
 
 Array = NDArray[np.float64]

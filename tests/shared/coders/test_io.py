@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.coders import build_coder, load_coder, save_coder
-from shared.coders.matryoshka import MatryoshkaConfig
-from shared.errors import DataError
+from sparse_pipeline.shared.coders import build_coder, load_coder, save_coder
+from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
+from sparse_pipeline.shared.errors import DataError
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from shared.coders import Coder, load_coder, save_coder
-from shared.coders.codes import Codes
-from shared.coders.jumprelu import JumpReLU, JumpReLUConfig
-from shared.config import validate
-from shared.errors import ConfigError
+from sparse_pipeline.shared.coders import Coder, load_coder, save_coder
+from sparse_pipeline.shared.coders.codes import Codes
+from sparse_pipeline.shared.coders.jumprelu import JumpReLU, JumpReLUConfig
+from sparse_pipeline.shared.config.settings import validate
+from sparse_pipeline.shared.errors import ConfigError
 from tests.shared.coders.test_coders import make, rows
 
 Array = NDArray[np.float64]

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
-from shared.coders import load_coder, save_coder
-from shared.coders.batchtopk import BatchTopK, BatchTopKConfig
-from shared.coders.matryoshka import Matryoshka, MatryoshkaConfig, draw_prefixes
-from shared.config import validate
-from shared.errors import ConfigError
+from sparse_pipeline.shared.coders import load_coder, save_coder
+from sparse_pipeline.shared.coders.batchtopk import BatchTopK, BatchTopKConfig
+from sparse_pipeline.shared.coders.matryoshka import Matryoshka, MatryoshkaConfig, draw_prefixes
+from sparse_pipeline.shared.config.settings import validate
+from sparse_pipeline.shared.errors import ConfigError
 from tests.shared.coders.test_batchtopk import literal
 from tests.shared.coders.test_coders import make, rows
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.coders.ops import (
+from sparse_pipeline.shared.coders.ops import (
     LatentLists,
     dense_pre,
     gather_pre,

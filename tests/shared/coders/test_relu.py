@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from shared.coders.codes import Codes
-from shared.coders.relu import ReLUConfig
-from shared.config import validate
-from shared.errors import ConfigError
+from sparse_pipeline.shared.coders.codes import Codes
+from sparse_pipeline.shared.coders.relu import ReLUConfig
+from sparse_pipeline.shared.config.settings import validate
+from sparse_pipeline.shared.errors import ConfigError
 from tests.shared.coders.test_coders import make, rows
 
 

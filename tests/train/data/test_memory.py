@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shared.config import to_dict, validate
-from shared.errors import ConfigError
-from train.data import DataConfig
-from train.data.memory import MAX_AUTO_ROWS, choose_pool, free_memory
+from sparse_pipeline.shared.config.settings import to_dict, validate
+from sparse_pipeline.shared.errors import ConfigError
+from sparse_pipeline.train.data import DataConfig
+from sparse_pipeline.train.data.memory import MAX_AUTO_ROWS, choose_pool, free_memory
 
 ROW = 1000
 

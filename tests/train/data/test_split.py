@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.cache import Flag
-from shared.errors import UsageError
-from shared.hashing import mix
+from sparse_pipeline.shared.cache import Flag
+from sparse_pipeline.shared.errors import UsageError
+from sparse_pipeline.shared.hashing import mix
+from sparse_pipeline.train.data import heldout_batches, row_batches, split_rows
+from sparse_pipeline.train.data.rows import thin
 from tests.synthetic import make_cache, token_table
-from train.data import heldout_batches, row_batches, split_rows
-from train.data.rows import thin
 
 
 @pytest.mark.parametrize("packing", ["concat", "document"])

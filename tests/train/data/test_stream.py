@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from shared.batch import Batch
-from shared.cache import Cache, Flag
-from shared.errors import DataError, UsageError
+from sparse_pipeline.shared.cache import Cache, Flag
+from sparse_pipeline.shared.errors import DataError, UsageError
+from sparse_pipeline.train.data import DataConfig, Stream, open_stream
+from sparse_pipeline.train.data.batch import Batch
+from sparse_pipeline.train.data.reader import Pool
+from sparse_pipeline.train.samplers import ExcludeBos, Sampler, Uniform, UniformConfig, Window
+from sparse_pipeline.train.samplers.exclude_bos import ExcludeBosConfig
 from tests.synthetic import make_cache
-from train.data import DataConfig, Stream, open_stream
-from train.data.reader import Pool
-from train.samplers import ExcludeBos, Sampler, Uniform, UniformConfig, Window
-from train.samplers.exclude_bos import ExcludeBosConfig
 
 SITES = ["layer_01.resid_mid", "layer_01.mlp_out"]
 SMALL = DataConfig(batch_size=50, epochs=3, pool_rows=300, block_rows=32, workers=3, resident=False)
@@ -195,7 +195,7 @@ def test_a_sampler_that_draws_nothing_is_an_error_and_no_endless_loop(cache: Cac
 @pytest.mark.parametrize("resident", [False, True])
 def test_staging_buffers_give_the_same_batches(cache: Cache, resident: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The road to a device, with a host pool at its end and buffers of one shard, so that several pieces are needed."""
-    monkeypatch.setattr("train.data.reader.STAGING_BYTES", 1)
+    monkeypatch.setattr("sparse_pipeline.train.data.reader.STAGING_BYTES", 1)
     config = replace(SMALL, resident=resident, pool_rows=900)
     plain = drain(open_stream(cache, SITES, config, uniform()))
     staged = drain(Stream(cache, SITES, config, uniform(), None, torch.device("cpu"), staged=True))
@@ -212,7 +212,7 @@ def test_pages_are_given_back_when_the_data_exceed_the_memory(cache: Cache, monk
             given_back.append((offset, length))
 
     monkeypatch.setattr(os, "posix_fadvise", advise)
-    monkeypatch.setattr("train.data.stream.free_memory", lambda device: 100_000)
+    monkeypatch.setattr("sparse_pipeline.train.data.stream.free_memory", lambda device: 100_000)
     stream = open_stream(cache, SITES, replace(SMALL, epochs=1), uniform())
     rows = rows_of(drain(stream))
     assert len(rows) == stream.total_steps * 50
@@ -268,7 +268,7 @@ def test_nothing_is_read_before_the_first_batch(cache: Cache) -> None:
 
 
 def test_an_incomplete_cache_is_refused(tmp_path: Path) -> None:
-    from shared.cache import open_cache
+    from sparse_pipeline.shared.cache import open_cache
 
     cache = make_cache(tmp_path / "c")
     (cache.path / "commits/000001.json").unlink()

@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> int:
     """Lists of 8 entries count as long, so that few rows are enough to have some."""
-    from train.kernels import lists, update
+    from sparse_pipeline.train.kernels import lists, update
 
     monkeypatch.setattr(lists, "SEGMENT", 8)
     monkeypatch.setattr(update, "SEGMENT", 8)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from train.kernels.select import Selection
+    from sparse_pipeline.train.kernels.select import Selection
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shared.coders import build_coder
-from shared.coders.topk import TopKConfig
-from train.kernels.auxk import aux_gradients
+from sparse_pipeline.shared.coders import build_coder
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.train.kernels.auxk import aux_gradients
 
 
 @pytest.mark.parametrize("k_aux", [3, 100])  # fewer than the dead latents, and more

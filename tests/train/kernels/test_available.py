@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.coders import build_coder
-from shared.coders.topk import TopKConfig
-from shared.errors import UsageError
-from train import kernels
-from train.config import TrainConfig
-from train.fused import refusal
+from sparse_pipeline.shared.coders import build_coder
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.shared.errors import UsageError
+from sparse_pipeline.train import kernels
+from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.step.fused import refusal
 
 CPU = torch.device("cpu")
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sparse_pipeline.train.kernels import decode, select
 from tests.train.kernels.oracles import dense, relative
-from train.kernels import decode, select
 
 CASES = [
     # rows, latents, k, width, groups, over the batch

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.coders import Coder, Codes, build_coder
-from shared.coders.batchtopk import BatchTopKConfig
-from shared.coders.matryoshka import MatryoshkaConfig
-from shared.coders.topk import TopKConfig
+from sparse_pipeline.shared.coders import Coder, Codes, build_coder
+from sparse_pipeline.shared.coders.batchtopk import BatchTopKConfig
+from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.train.kernels.fused_step import FusedResult, FusedStep
 from tests.train.kernels.oracles import relative
-from train.kernels.fused_step import FusedResult, FusedStep
 
 LR = 1e-2
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sparse_pipeline.train.kernels.inputs import normalise_rows
 from tests.train.kernels.oracles import relative
-from train.kernels.inputs import normalise_rows
 
 
 @pytest.mark.parametrize("rms_eps", [None, 1e-6])

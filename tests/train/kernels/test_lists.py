@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from train.kernels import lists, select
+from sparse_pipeline.train.kernels import lists, select
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparse_pipeline.train.kernels import select
 from tests.train.kernels.oracles import entries, selected
-from train.kernels import select
 
 
 def ties(rows: int, latents: int) -> Tensor:

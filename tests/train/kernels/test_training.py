@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.coders.matryoshka import MatryoshkaConfig
-from shared.errors import PipelineError
-from shared.runs import open_run
-from shared.samples import load_samples
+from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
+from sparse_pipeline.shared.errors import PipelineError
+from sparse_pipeline.shared.runs.folder import open_run
+from sparse_pipeline.shared.runs.samples import load_samples
+from sparse_pipeline.train.config import OptimizerConfig, TrainConfig
+from sparse_pipeline.train.data.config import DataConfig
+from sparse_pipeline.train.loop import train
+from sparse_pipeline.train.penalties import PENALTIES
+from sparse_pipeline.train.samples.config import SamplesConfig
 from tests.synthetic import make_cache
 from tests.train.kernels.oracles import relative
-from train.config import OptimizerConfig, TrainConfig
-from train.data.config import DataConfig
-from train.loop import train
-from train.penalties import PENALTIES
-from train.samples.config import SamplesConfig
 
 
 def config(folder: Path, device: torch.device, **settings: object) -> TrainConfig:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparse_pipeline.train.kernels import decode, lists, select, update
+from sparse_pipeline.train.kernels.update import Matrix
 from tests.train.kernels.oracles import dense, relative
-from train.kernels import decode, lists, select, update
-from train.kernels.update import Matrix
 
 LR, BETA1, BETA2, EPS, T = 1e-2, 0.9, 0.999, 1e-8, 3
 INF = float("inf")

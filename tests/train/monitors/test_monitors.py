@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from shared.coders import Coder, Codes, build_coder
-from shared.coders.topk import TopKConfig
-from train.monitors import MONITORS, Seen, build_monitor
-from train.monitors.correlation import CorrelationConfig, cluster_sizes
-from train.monitors.position import PositionConfig
-from train.monitors.utilisation import UtilisationConfig
-from train.window import CodeWindow
+from sparse_pipeline.shared.coders import Coder, Codes, build_coder
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.train.monitors import MONITORS, Seen, build_monitor
+from sparse_pipeline.train.monitors.correlation import CorrelationConfig, cluster_sizes
+from sparse_pipeline.train.monitors.position import PositionConfig
+from sparse_pipeline.train.monitors.utilisation import UtilisationConfig
+from sparse_pipeline.train.window.codes import CodeWindow
 
 F, CTX = 8, 5
 

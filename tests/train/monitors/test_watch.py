@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from train.config import TrainConfig
-from train.interrupt import Interrupt
-from train.loop import train
-from train.monitors.correlation import CorrelationConfig
-from train.monitors.position import PositionConfig
-from train.monitors.utilisation import UtilisationConfig
-from train.monitors.watch import Watch
-from train.penalties.decoder_orthogonality import DecoderOrthogonalityConfig
-from train.penalties.weights import AdaptiveConfig
+from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.interrupt import Interrupt
+from sparse_pipeline.train.loop import train
+from sparse_pipeline.train.monitors.correlation import CorrelationConfig
+from sparse_pipeline.train.monitors.position import PositionConfig
+from sparse_pipeline.train.monitors.utilisation import UtilisationConfig
+from sparse_pipeline.train.monitors.watch import Watch
+from sparse_pipeline.train.penalties.decoder_orthogonality import DecoderOrthogonalityConfig
+from sparse_pipeline.train.penalties.weights import AdaptiveConfig
 
 MakeConfig = Callable[..., TrainConfig]
 

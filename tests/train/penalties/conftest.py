@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.batch import Batch
-from shared.coders import Coder, Codes, build_coder
-from shared.coders.topk import TopKConfig
-from train.penalties import Penalty, StepBatch
+from sparse_pipeline.shared.coders import Coder, Codes, build_coder
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.train.data.batch import Batch
+from sparse_pipeline.train.penalties import Penalty, StepBatch
 
 CTX = 8
 

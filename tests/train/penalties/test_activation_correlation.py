@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from shared.cache import Flag
-from shared.coders import Codes
+from sparse_pipeline.shared.cache import Flag
+from sparse_pipeline.shared.coders import Codes
+from sparse_pipeline.train.data.rows import row_batches
+from sparse_pipeline.train.penalties import StepBatch
+from sparse_pipeline.train.penalties.activation_correlation import ActivationCorrelation, ActivationCorrelationConfig
 from tests.synthetic import make_cache
 from tests.train.penalties.conftest import Case, coder_with, gradcheck, minimise, step_batch
-from train.data.rows import row_batches
-from train.penalties import StepBatch
-from train.penalties.activation_correlation import ActivationCorrelation, ActivationCorrelationConfig
 
 
 def build(threshold: float = 0.0, **settings: object) -> ActivationCorrelation:

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
+from sparse_pipeline.train.penalties import PENALTIES, Penalty, build_penalty
+from sparse_pipeline.train.penalties.weights import ConstantConfig
 from tests.train.penalties.conftest import Case, step_batch
-from train.penalties import PENALTIES, Penalty, build_penalty
-from train.penalties.weights import ConstantConfig
 
 NAMES = sorted(PENALTIES)
 

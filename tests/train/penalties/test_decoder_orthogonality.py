@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.coders import Codes, build_coder
-from shared.coders.topk import TopKConfig
-from train.penalties.decoder_orthogonality import DecoderOrthogonality, DecoderOrthogonalityConfig
+from sparse_pipeline.shared.coders import Codes, build_coder
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.train.penalties.decoder_orthogonality import DecoderOrthogonality, DecoderOrthogonalityConfig
 
 PENALTY = DecoderOrthogonality(DecoderOrthogonalityConfig())
 CODES = Codes(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64), 1)

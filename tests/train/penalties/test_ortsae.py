@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparse_pipeline.train.penalties.ortsae import OrtSAE, OrtSAEConfig
 from tests.train.penalties.conftest import Case, coder_with, gradcheck, minimise, step_batch
-from train.penalties.ortsae import OrtSAE, OrtSAEConfig
 
 
 def value(w_dec: Tensor, chunk: int = 8192, seed: int = 0) -> Tensor:

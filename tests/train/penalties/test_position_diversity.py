@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.coders import Codes
+from sparse_pipeline.shared.coders import Codes
+from sparse_pipeline.train.penalties.position_diversity import PositionDiversity, PositionDiversityConfig
+from sparse_pipeline.train.positions import position_bins
 from tests.train.penalties.conftest import Case, coder_with, gradcheck, minimise, step_batch
-from train.penalties.position_diversity import PositionDiversity, PositionDiversityConfig
-from train.positions import position_bins
 
 
 def build(bins: int = 3, bos_share: float = 0.2) -> PositionDiversity:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from shared.coders import Codes
+from sparse_pipeline.shared.coders import Codes
+from sparse_pipeline.train.penalties.self_contrastive import SelfContrastive, SelfContrastiveConfig, nominate
 from tests.train.penalties.conftest import Case, coder_with, gradcheck, minimise, step_batch
-from train.penalties.self_contrastive import SelfContrastive, SelfContrastiveConfig, nominate
 
 
 def build(**settings: object) -> SelfContrastive:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from shared.coders import Codes
+from sparse_pipeline.shared.coders import Codes
+from sparse_pipeline.train.penalties.topk_pairs import TopkPairs, TopkPairsConfig, select, select_dense
 from tests.train.penalties.conftest import Case, coder_with, gradcheck, make_case, minimise, step_batch
-from train.penalties.topk_pairs import TopkPairs, TopkPairsConfig, select, select_dense
 
 
 def build(**settings: object) -> TopkPairs:

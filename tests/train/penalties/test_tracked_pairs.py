@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from shared.coders import Codes
+from sparse_pipeline.shared.coders import Codes
+from sparse_pipeline.train.penalties.tracked_pairs import TrackedPairs, TrackedPairsConfig
 from tests.train.penalties.conftest import Case, coder_with, make_case, minimise, step_batch
-from train.penalties.tracked_pairs import TrackedPairs, TrackedPairsConfig
 
 
 def build(**settings: object) -> TrackedPairs:

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.cache import Cache, Flag
-from tests.synthetic import make_cache
-from train.data import DataConfig, open_stream
-from train.samplers import Window, build_sampler
-from train.samplers.position_stratified import (
+from sparse_pipeline.shared.cache import Cache, Flag
+from sparse_pipeline.train.data import DataConfig, open_stream
+from sparse_pipeline.train.samplers import Window, build_sampler
+from sparse_pipeline.train.samplers.position_stratified import (
     PositionStratified,
     PositionStratifiedConfig,
     allowed_places,
     hashed,
     most_bos,
 )
+from tests.synthetic import make_cache
 
 SITE = ["layer_01.resid_mid"]
 

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from shared.cache import Flag
-from train.samplers import SAMPLERS, Sampler, Window, build_sampler
-from train.samplers.exclude_bos import ExcludeBosConfig
+from sparse_pipeline.shared.cache import Flag
+from sparse_pipeline.train.samplers import SAMPLERS, Sampler, Window, build_sampler
+from sparse_pipeline.train.samplers.exclude_bos import ExcludeBosConfig
 
 
 def window(epoch: int = 0, index: int = 0, seed: int = 0) -> Window:

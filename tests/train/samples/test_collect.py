@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-import train.loop
-from shared.batch import Batch
-from shared.cache import Cache, Flag
-from shared.coders import ARCHITECTURES, Codes
-from shared.samples import load_samples
+import sparse_pipeline
+from sparse_pipeline.shared.cache import Cache, Flag
+from sparse_pipeline.shared.coders import ARCHITECTURES, Codes
+from sparse_pipeline.shared.runs.samples import load_samples
+from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.data.batch import Batch
+from sparse_pipeline.train.loop import train as train_runs
+from sparse_pipeline.train.samplers.position_stratified import PositionStratifiedConfig
+from sparse_pipeline.train.samples.collect import Kept, SampleCollector
+from sparse_pipeline.train.samples.config import SamplesConfig
+from sparse_pipeline.train.samples.report import SampleWriter
 from tests.synthetic import make_cache, token_table
 from tests.train.test_architectures import coder_config
-from train.config import TrainConfig
-from train.loop import train as train_runs
-from train.samplers.position_stratified import PositionStratifiedConfig
-from train.samples.collect import Kept, SampleCollector
-from train.samples.config import SamplesConfig
-from train.samples.report import SampleWriter
 
 MakeConfig = Callable[..., TrainConfig]
 EVERYTHING = {"save_latents": None, "save_per_latent": None}
@@ -229,7 +229,7 @@ def test_a_resumed_run_has_the_same_samples_and_none_has_other_weights(
     )
     train_runs([plain])
     train_runs([whole])
-    real, left = train.loop.train_step, [50]
+    real, left = sparse_pipeline.train.loop.train_step, [50]
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         left[0] -= 1
@@ -238,7 +238,7 @@ def test_a_resumed_run_has_the_same_samples_and_none_has_other_weights(
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.loop, "train_step", interrupted)
+        patch.setattr(sparse_pipeline.train.loop, "train_step", interrupted)
         with pytest.raises(RuntimeError, match="power cut"):
             train_runs([cut])
     assert load_samples(cut.path).step == 40  # those of the last checkpoint
@@ -263,13 +263,13 @@ def test_with_the_stratified_sampler_position_zero_is_a_fifth_at_most_of_batches
 ) -> None:
     """A third of all rows lies at position 0, whole epochs: the batches reach the cap and never pass it."""
     cache = make_cache(tmp_path / "c", n_seq=600, ctx=3)
-    real, at_zero = train.loop.train_step, []
+    real, at_zero = sparse_pipeline.train.loop.train_step, []
 
     def counted(trainee: Any, rows: Batch, **kwargs: Any) -> Any:
         at_zero.append(int((rows.position == 0).sum()))
         return real(trainee, rows, **kwargs)
 
-    monkeypatch.setattr(train.loop, "train_step", counted)
+    monkeypatch.setattr(sparse_pipeline.train.loop, "train_step", counted)
     share = {}
     for name, sampler in (("all", {}), ("capped", {"sampler": PositionStratifiedConfig(bos_factor=1.0)})):
         # Repeats and all: what becomes of the samples without a cap of their own, and with it.

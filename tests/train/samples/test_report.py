@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from shared.cache import Flag, open_cache
-from shared.coders.topk import TopKConfig
-from shared.samples import load_samples
+from sparse_pipeline.shared.cache import Flag, open_cache
+from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.shared.runs.samples import load_samples
+from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.data.config import DataConfig
+from sparse_pipeline.train.loop import train
+from sparse_pipeline.train.samples.config import SamplesConfig
 from tests.synthetic import make_cache
-from train.config import TrainConfig
-from train.data.config import DataConfig
-from train.loop import train
-from train.samples.config import SamplesConfig
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,83 @@
+"""The folder of a report: what it is called, and what may be replaced in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...shared.config.settings import to_dict
+from ...shared.errors import UsageError
+from ..config import AnalyzeConfig, usual_reports
+from ..result import plain
+
+LONGEST = 80
+"""Characters of the runs' part of a folder's name; of more runs a number and a hash stand there."""
+
+ELSEWHERE = ("out", "name", "device", "processes")
+"""Settings that say where a report lies and who computes it, not what is in it."""
+
+
+def report_folder(config: AnalyzeConfig, names: Sequence[str]) -> Path:
+    """`analyze.name`, or what is in the report: its runs, its reports where they are not the usual ones, its cache."""
+    if config.name:
+        return config.out / config.name
+    runs = "+".join(name.replace("/", "_") for name in names)
+    if len(runs) > LONGEST:
+        runs = f"{len(names)}_runs-{hashlib.sha256(runs.encode()).hexdigest()[:8]}"
+    usual = usual_reports()
+    added = [name for name in config.reports if name not in usual]
+    if usual.keys() - config.reports.keys():
+        runs += f"-only-{'-'.join(config.reports)}"
+    elif added:
+        runs += f"-with-{'-'.join(added)}"
+    if config.cache is not None:
+        runs += f"-on-{config.cache.resolve().name}"
+    return config.out / runs
+
+
+def check_folder(folder: Path, schema: str, config: AnalyzeConfig, runs: Sequence[Path]) -> None:
+    """What lies in `folder` would be replaced: that may be a report of ours on the same runs with the same settings.
+
+    A folder that the settings name (`analyze.name`) may hold any report of ours.
+
+    Raises:
+        UsageError: it holds another report, or something that is no report.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        ours = found.get("schema") == schema
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise UsageError(
+            f"{folder} exists and is not a report of this program", "--set analyze.name=NAME for another folder"
+        )
+    if config.name:
+        return
+    differences = _differences(found, config, runs)
+    if differences:
+        raise UsageError(
+            f"{folder} holds a report with other settings ({', '.join(differences)})",
+            f"--set analyze.name=NAME for another folder, --set analyze.name={folder.name} to replace that report",
+        )
+
+
+def _differences(found: dict[str, Any], config: AnalyzeConfig, runs: Sequence[Path]) -> list[str]:
+    """Dotted settings in which a report.json differs from what is asked now; "runs" where it is of other runs."""
+    there, now = _flat(found.get("config", {}), "analyze"), _flat(plain(to_dict(config)), "analyze")
+    out = [key for key in dict.fromkeys((*now, *there)) if there.get(key) != now.get(key)]
+    out = [key for key in out if key not in {f"analyze.{name}" for name in ELSEWHERE}]
+    before = [entry["facts"]["path"] for entry in found.get("runs", ()) if "path" in entry.get("facts", {})]
+    return ["the runs", *out] if [Path(path).resolve() for path in before] != [p.resolve() for p in runs] else out
+
+
+def _flat(settings: dict[str, Any], where: str) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in settings.items():
+        out |= _flat(value, f"{where}.{key}") if isinstance(value, dict) else {f"{where}.{key}": value}
+    return out

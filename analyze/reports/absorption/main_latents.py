@@ -1,0 +1,133 @@
+"""k-sparse probes: the few latents that say a label, and feature splitting.
+
+Chanin et al. 2024 (arXiv 2409.14507) and SAEBench: rank latents by the positive weights of an L1-regularised probe,
+fit a logistic regression on the first k of them for k = 1 … 10, and let k grow while that raises F1 by more than 0.03.
+The latents of the last such k are the label's *main* latents; more than one of them is feature splitting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from ...probes.fit import ThresholdRule, fit_few, fit_l1
+from ...probes.labels import Labels
+from ...probes.scores import Scores, best_threshold, f1, score
+from ...probes.splits import Split
+
+MAX_K = 10
+F1_JUMP = 0.03
+
+
+@dataclass(frozen=True)
+class KSparse:
+    """The main latents of one label.
+
+    Attributes:
+        label: its name.
+        ranked: up to ten latents, largest positive L1 weight first.
+        f1_by_k: [len(ranked)] F1 of the probe on the first k latents (validation rows).
+        latents: the main ones: the first k of `ranked`.
+        weight, bias: of their probe.
+        scores: of that probe on the test rows.
+    """
+
+    label: str
+    ranked: tuple[int, ...]
+    f1_by_k: tuple[float, ...]
+    latents: tuple[int, ...]
+    weight: tuple[float, ...]
+    bias: float
+    scores: Scores | None
+
+
+def choose_k(f1_by_k: tuple[float, ...] | list[float], jump: float = F1_JUMP) -> int:
+    """How many latents the label is split over: k grows from 1 while F1 rises by more than `jump` over k − 1."""
+    if not f1_by_k:
+        return 0
+    k = 1
+    while k < len(f1_by_k) and f1_by_k[k] > f1_by_k[k - 1] + jump:
+        k += 1
+    return k
+
+
+def code_unit(codes: sparse.csr_array) -> float:
+    """The mean active value: dividing by it makes the L1 penalty mean the same for every coder and site. 1 if all are 0
+    (an untrained transcoder writes nothing)."""
+    active = codes.data[codes.data > 0]
+    return float(active.mean()) if len(active) else 1.0
+
+
+def k_sparse_probes(
+    codes: sparse.csr_array,
+    labels: Labels,
+    split: Split,
+    *,
+    l1: float = 0.01,
+    max_k: int = MAX_K,
+    jump: float = F1_JUMP,
+    threshold: ThresholdRule = "tuned",
+    unit: float | None = None,
+) -> list[KSparse]:
+    """The main latents of each label.
+
+    Args:
+        codes: [n, F] ≥ 0.
+        labels: of those rows; rows where a label is unknown take no part in its probe.
+        l1: penalty on the codes divided by `unit`.
+        unit: one number that all codes are divided by; their mean active value when None. SAEBench takes them as they
+            are (1.0).
+    """
+    scaled = sparse.csr_array(codes * (1 / (code_unit(codes) if unit is None else unit)))
+    train = sparse.csr_array(scaled[split.train])
+    weights, _ = fit_l1(train, labels.values[split.train], labels.names, l1=l1)
+    results = []
+    for i, name in enumerate(labels.names):
+        order = np.argsort(-weights[i], kind="stable")[:max_k]
+        ranked = order[weights[i, order] > 0]
+        results.append(_fit_label(scaled, labels.values[:, i], name, ranked, split, jump, threshold))
+    return results
+
+
+def _fit_label(
+    codes: sparse.csr_array,
+    values: NDArray[np.int8],
+    name: str,
+    ranked: NDArray[np.int64],
+    split: Split,
+    jump: float,
+    threshold: ThresholdRule,
+) -> KSparse:
+    if not len(ranked):
+        return KSparse(name, (), (), (), (), 0.0, None)
+    columns = codes[:, ranked].toarray().astype(np.float64)
+
+    def known(part: NDArray[np.int64]) -> NDArray[np.int64]:
+        return part[values[part] >= 0]
+
+    train, validation, test = known(split.train), known(split.validation), known(split.test)
+    truth = values == 1
+    fits, cuts, f1_by_k = [], [], []
+    for k in range(1, len(ranked) + 1):
+        weight, bias = fit_few(columns[train, :k], truth[train])
+        scores = columns[validation, :k] @ weight + bias
+        # A row on which none of the latents fires scores the bias. It is never a yes: otherwise the best F1 of a common
+        # label is that of saying yes to everything, and k stops at one meaningless latent.
+        cut = best_threshold(truth[validation], scores, floor=bias) if threshold == "tuned" else 0.0
+        fits.append((weight, bias))
+        cuts.append(cut)
+        f1_by_k.append(f1(truth[validation], scores, cut))
+    k = choose_k(f1_by_k, jump)
+    weight, bias = fits[k - 1]
+    return KSparse(
+        label=name,
+        ranked=tuple(ranked.tolist()),
+        f1_by_k=tuple(f1_by_k),
+        latents=tuple(ranked[:k].tolist()),
+        weight=tuple(weight.tolist()),
+        bias=bias,
+        scores=score(truth[test], columns[test, :k] @ weight + bias, cuts[k - 1]),
+    )

@@ -1,0 +1,274 @@
+"""Σ z_i z_j and n_ij of every pair of latents, exactly, over any number of rows.
+
+The upper triangle is kept in blocks of rows: float64 sums and uint32 counts, 12 bytes for each of the F(F+1)/2 pairs
+(F = 18,432: 2.1 GB). On a CPU the codes stay sparse: N·k²/2 multiply-adds, not N·F². On another device the rows of a
+buffer are formed as dense tiles, multiplied in float32 without TF32, and added to float64 after at most DENSE_ROWS rows
+(far below the 2²⁴ at which a float32 count would stop counting).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ....shared.codes.parallel import over_latents
+from ....shared.codes.sparse import SparseCodes
+from .kernels import add_pairs, partner_suffixes, suffixes
+
+BLOCK = 512
+"""Latents in one block of rows of the triangle."""
+
+BUFFER_ENTRIES = 6 << 20
+"""Entries collected before they are added to the triangle, which is passed over once each time; 24 bytes each."""
+
+DENSE_ROWS = 8192
+"""Rows in one dense tile."""
+
+MAX_ROWS = 2**32 - 1
+"""What a count can hold."""
+
+
+@dataclass(frozen=True)
+class PairBlock:
+    """Rows first … first + t of the triangle, columns first … F: sums and counts [t, F − first].
+
+    The part left of the diagonal is not filled.
+    """
+
+    first: int
+    sums: NDArray[np.float64]
+    counts: NDArray[np.uint32]
+
+    @property
+    def stop(self) -> int:
+        return self.first + len(self.sums)
+
+
+class PairSums:
+    """Accumulates Σ z_i z_j and n_ij for i ≤ j.
+
+    Args:
+        n_latents: F.
+        device: "cpu", or where dense tiles are formed.
+        tiles: dense tiles on a CPU too (for tests).
+    """
+
+    def __init__(self, n_latents: int, device: str = "cpu", tiles: bool | None = None) -> None:
+        self.n_latents = n_latents
+        self.device = torch.device(device)
+        self.tiles = self.device.type != "cpu" if tiles is None else tiles
+        self.n_rows = 0
+        self._pending: list[SparseCodes] = []
+        self._pending_map: list[NDArray[np.int64]] = []
+        self._entries = 0
+        starts = range(0, n_latents, BLOCK)
+        shapes = [(min(BLOCK, n_latents - s), n_latents - s) for s in starts]
+        self._first = list(starts)
+        self._sums: list[Any]
+        self._counts: list[Any]
+        if self.tiles:
+            self._sums = [torch.zeros(shape, dtype=torch.float64, device=self.device) for shape in shapes]
+            self._counts = [torch.zeros(shape, dtype=torch.int64, device=self.device) for shape in shapes]
+        else:
+            self._sums = [np.zeros(shape) for shape in shapes]
+            self._counts = [np.zeros(shape, np.uint32) for shape in shapes]
+
+    @staticmethod
+    def bytes_needed(n_latents: int) -> int:
+        """Memory of the triangle: what :class:`PairSums` holds whatever the number of rows."""
+        shapes = [(min(BLOCK, n_latents - s), n_latents - s) for s in range(0, n_latents, BLOCK)]
+        return 12 * sum(rows * columns for rows, columns in shapes)
+
+    def add(self, codes: SparseCodes, partner: NDArray[np.int64] | None = None) -> None:
+        """Add rows.
+
+        Args:
+            partner: [R] pair latent i of row r with latent j > i of row partner[r], instead of the same row: a
+                permutation
+                gives the null in which nothing but chance correlates. The diagonal is then not counted.
+        """
+        if self.n_rows + codes.n_rows > MAX_ROWS:
+            raise OverflowError(f"pair counts hold at most {MAX_ROWS} rows")
+        offset = sum(part.n_rows for part in self._pending)
+        self.n_rows += codes.n_rows
+        self._pending.append(codes)
+        if partner is not None:
+            self._pending_map.append(partner + offset)
+        self._entries += len(codes.latents)
+        if self._entries >= BUFFER_ENTRIES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring what was added into the triangle."""
+        if not self._pending:
+            return
+        codes = SparseCodes.stack(self._pending)
+        partner = np.concatenate(self._pending_map) if self._pending_map else None
+        self._pending, self._pending_map, self._entries = [], [], 0
+        if self.tiles:
+            self._flush_tiles(codes, partner)
+        else:
+            self._flush_sparse(codes, partner)
+
+    def _flush_sparse(self, codes: SparseCodes, partner: NDArray[np.int64] | None) -> None:
+        starts, rows, entry = codes.by_latent
+        if partner is None:
+            begin, length = suffixes(rows, entry, codes.indptr)
+        else:
+            begin, length = partner_suffixes(starts, rows, partner, codes.indptr, codes.latents)
+        # Latents and values side by side: one cache line then holds both. Row visits, not multiplications, take the
+        # time.
+        pairs = np.empty((len(codes.latents), 2), np.int32)
+        pairs[:, 0] = codes.latents
+        pairs.view(np.float32)[:, 1] = codes.values
+        left, latents, values = codes.latent_values, pairs[:, 0], pairs.view(np.float32)[:, 1]
+        work = np.zeros(len(length) + 1)
+        np.cumsum(length, out=work[1:])
+
+        def run(first: int, stop: int) -> None:
+            while first < stop:
+                block = first // BLOCK
+                end = min(stop, (block + 1) * BLOCK)
+                sums, counts, origin = self._sums[block], self._counts[block], self._first[block]
+                add_pairs(starts, left, begin, length, latents, values, sums, counts, origin, first, end)
+                first = end
+
+        over_latents(run, np.diff(work[starts]) + np.arange(self.n_latents, 0, -1))
+
+    def _flush_tiles(self, codes: SparseCodes, partner: NDArray[np.int64] | None) -> None:
+        matrix = codes.csr()
+        for start in range(0, codes.n_rows, DENSE_ROWS):
+            left = self._tile(matrix[start : start + DENSE_ROWS])
+            right = left if partner is None else self._tile(matrix[partner[start : start + DENSE_ROWS]])
+            for block, first in enumerate(self._first):
+                a, b = left[:, first : first + BLOCK], right[:, first:]
+                sums = exact_float32(a.T, b)
+                counts = exact_float32((a > 0).float().T, (b > 0).float())
+                if partner is not None:
+                    sums.diagonal().zero_()
+                    counts.diagonal().zero_()
+                self._sums[block] += sums
+                self._counts[block] += counts.to(torch.int64)
+
+    def _tile(self, rows: Any) -> Tensor:
+        return torch.from_numpy(rows.toarray()).to(self.device)
+
+    def merge(self, other: PairSums) -> None:
+        """Add another accumulator's rows; the sums are exact, up to float64's rounding."""
+        self.flush()
+        other.flush()
+        self.n_rows += other.n_rows
+        for mine, theirs in zip(self._sums, other._sums, strict=True):
+            mine += theirs
+        for mine, theirs in zip(self._counts, other._counts, strict=True):
+            mine += theirs
+
+    def blocks(self) -> Iterator[PairBlock]:
+        """The triangle, block by block, in order."""
+        self.flush()
+        for first, sums, counts in zip(self._first, self._sums, self._counts, strict=True):
+            if self.tiles:
+                yield PairBlock(first, sums.cpu().numpy(), counts.cpu().numpy().astype(np.uint32))
+            else:
+                yield PairBlock(first, sums, counts)
+
+    def lookup(self, i: NDArray[Any], j: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """(Σ z_i z_j, n_ij) of pairs [P] of latents, in any order."""
+        self.flush()
+        low, high = np.minimum(i, j).astype(np.int64), np.maximum(i, j).astype(np.int64)
+        sums, counts = np.zeros(len(low)), np.zeros(len(low), np.int64)
+        for block, first in enumerate(self._first):
+            here = np.flatnonzero(low // BLOCK == block)
+            if len(here):
+                at = (low[here] - first, high[here] - first)
+                if self.tiles:
+                    where = tuple(torch.from_numpy(index).to(self.device) for index in at)
+                    sums[here] = self._sums[block][where].cpu().numpy()
+                    counts[here] = self._counts[block][where].cpu().numpy()
+                else:
+                    sums[here], counts[here] = self._sums[block][at], self._counts[block][at]
+        return sums, counts
+
+
+def exact_float32(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in full float32: TF32, which some programs allow on CUDA, would round each factor to 10 bits."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        return a @ b
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+class FirstRows:
+    """The codes at position 0, kept whole: attention is causal, so they are a function of one token and mostly
+    identical.
+
+    Identical rows are stored once with their number. Their pair sums are formed block by block when asked for, so that
+    "with position 0" needs no second triangle.
+    """
+
+    def __init__(self, n_latents: int) -> None:
+        self.n_latents = n_latents
+        self.rows: dict[bytes, int] = {}
+
+    def add(self, codes: SparseCodes) -> None:
+        for r in range(codes.n_rows):
+            entries = slice(codes.indptr[r], codes.indptr[r + 1])
+            key = codes.latents[entries].tobytes() + codes.values[entries].tobytes()
+            self.rows[key] = self.rows.get(key, 0) + 1
+
+    def merge(self, other: FirstRows) -> None:
+        for key, n in other.rows.items():
+            self.rows[key] = self.rows.get(key, 0) + n
+
+    @property
+    def n_rows(self) -> int:
+        return sum(self.rows.values())
+
+    def codes(self) -> tuple[SparseCodes, NDArray[np.int64]]:
+        """(the distinct rows, how often each occurs)."""
+        halves = [(key[: len(key) // 2], key[len(key) // 2 :]) for key in self.rows]
+        latents = np.array(memoryview(b"".join(a for a, _ in halves)).cast("i"), np.int32)
+        values = np.array(memoryview(b"".join(b for _, b in halves)).cast("f"), np.float32)
+        indptr = np.zeros(len(halves) + 1, np.int64)
+        np.cumsum([len(a) // 4 for a, _ in halves], out=indptr[1:])
+        return SparseCodes(indptr, latents, values, self.n_latents), np.fromiter(self.rows.values(), np.int64)
+
+    def with_rest(self, rest: PairSums) -> Iterator[PairBlock]:
+        """The triangle of all rows: `rest` plus these."""
+        codes, times = self.codes()
+        x = codes.csr().astype(np.float64).tocsc()
+        fires = x.copy()
+        fires.data[:] = 1.0
+        scale = sp.diags_array(times.astype(np.float64))
+        weighted, weighted_fires = sp.csc_array(scale @ x), sp.csc_array(scale @ fires)
+        for block in rest.blocks():
+            if x.nnz == 0:
+                yield block
+                continue
+            rows, columns = slice(block.first, block.stop), slice(block.first, None)
+            sums = (weighted[:, rows].T @ x[:, columns]).toarray()
+            counts = (weighted_fires[:, rows].T @ fires[:, columns]).toarray()
+            yield PairBlock(block.first, block.sums + sums, block.counts + counts.astype(np.uint32))
+
+    def lookup(self, i: NDArray[Any], j: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """(Σ z_i z_j, n_ij) of pairs [P] of latents over these rows."""
+        codes, times = self.codes()
+        dense = codes.csr().astype(np.float64).tocsc()
+        fires = dense.copy()
+        fires.data[:] = 1.0
+        sums, counts = np.zeros(len(i)), np.zeros(len(i), np.int64)
+        step = max(1, (1 << 24) // max(1, codes.n_rows))
+        for start in range(0, len(i), step):
+            part = slice(start, start + step)
+            sums[part] = np.asarray(dense[:, i[part]].multiply(dense[:, j[part]]).T @ times).reshape(-1)
+            counts[part] = np.asarray(fires[:, i[part]].multiply(fires[:, j[part]]).T @ times).reshape(-1)
+        return sums, counts

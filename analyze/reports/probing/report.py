@@ -1,0 +1,177 @@
+"""Sparse probing: what one, two or five latents say of a label, beside the dense probe of the activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+
+from ...probes.intervals import over_items
+from ...probes.labelled_rows import Sample, SampledCodes, labelled
+from ...probes.labels import family_of
+from ...result import Chart, Figure, ReportResult, Series, Table, TableColumn, significant
+from ...stream.batches import StreamBatch
+from ...subject.subject import Subject
+from ..base import Report, ReportConfig
+from .sparse_probes import KS, SparseProbe, family_means, sparse_probes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbingConfig(ReportConfig):
+    """How well few latents say a label."""
+
+    kind: Literal["probing"] = "probing"
+    families: tuple[str, ...] | None = None
+    """Families of labels; null: all that the cache can have (of a cache of prompts: the prompts' own)."""
+    rows: int = 20_000
+    """Rows to sample."""
+    min_positives: int = 50
+    """A label needs so many positive and negative rows in the sample."""
+    ks: tuple[int, ...] = KS
+    """Numbers of latents."""
+
+    def __post_init__(self) -> None:
+        if self.rows < 100 or self.min_positives < 2 or not self.ks or min(self.ks) < 1:
+            raise ValueError("rows is at least 100, min_positives at least 2, every k at least 1")
+
+
+class Probing(Report[ProbingConfig]):
+    """Codes of sampled rows; everything else happens at the end."""
+
+    config_class: ClassVar[type[ReportConfig]] = ProbingConfig
+    title: ClassVar[str] = "Sparse probing"
+    by_default: ClassVar[bool] = False
+
+    def __init__(self, config: ProbingConfig, subject: Subject) -> None:
+        super().__init__(config, subject)
+        self.sample = Sample(
+            config.rows,
+            config.families,
+            1,
+            config.min_positives,
+            subject.seed,
+            shards=subject.shards,
+            heldout=subject.heldout,
+        )
+        self.codes = SampledCodes(subject, self.sample)
+
+    def update(self, batch: StreamBatch) -> None:
+        self.codes.update(batch)
+
+    def merge(self, other: Self) -> None:
+        self.codes.merge(other.codes)
+
+    def finalise(self) -> ReportResult:
+        found = labelled(self.subject.cache, self.subject.target, self.sample)
+        split, dense = found.splits[0]
+        ks = tuple(k for k in sorted(set(self.config.ks)) if k <= self.subject.n_latents)
+        probes = sparse_probes(self.codes.matrix(), found.labels, split, dense, ks)
+        means = family_means(probes, "auc")
+        rng = np.random.default_rng(self.subject.seed)
+        figures = []
+        for k in ks:
+            value = over_items([probe.scores[k].auc for probe in probes], rng)
+            figures.append(
+                Figure(
+                    f"probing_auc_{k}",
+                    f"sparse probing AUC, k = {k}",
+                    value.value,
+                    f"Mean over {len(probes)} labels of the area under the ROC curve of a probe of {k} latents, "
+                    f"held-out rows; 95 % over labels {value.low:.3f}–{value.high:.3f}. 0.5 is a guess.",
+                    null=0.5,
+                    better="higher",
+                )
+            )
+        dense_auc = float(np.mean([probe.dense.auc for probe in probes]))
+        figures.append(
+            Figure(
+                "probing_auc_dense",
+                "dense probing AUC",
+                dense_auc,
+                "The same for a linear probe of all dimensions of the activations: what there is to say.",
+                null=0.5,
+            )
+        )
+        first = figures[0]
+        return ReportResult(
+            "probing",
+            self.title,
+            f"One probe of k latents per label, {len(probes)} labels, {len(found.rows):,} rows: mean AUC "
+            + ", ".join(f"{significant(figure.value)} for k = {k}" for k, figure in zip(ks, figures, strict=False))
+            + f"; the dense probe reaches {significant(dense_auc)}."
+            + (
+                " Labels and probes live at the site the transcoder writes to."
+                if self.subject.coder.is_transcoder
+                else ""
+            ),
+            figures,
+            [_chart(means, ks)] if first.value is not None else [],
+            [_table(probes, ks)],
+            data={
+                "rows": len(found.rows),
+                "left_out": list(found.left_out),
+                "family_auc": means,
+                "family_f1": family_means(probes, "f1"),
+                "labels": [probe.to_dict() for probe in probes],
+            },
+            definitions=[
+                (
+                    "Sparse probing",
+                    "A logistic regression on the k latents whose mean differs most between rows with and without the "
+                    "label (arXiv 2305.01610); scores on documents that neither the choice nor the fit has seen.",
+                )
+            ],
+        )
+
+
+def _chart(means: dict[str, dict[str, float]], ks: tuple[int, ...]) -> Chart:
+    families = list(means)
+    roles: tuple[Literal["data", "with_bos", "null", "reference"], ...] = ("data", "with_bos", "reference")
+    series = [
+        Series(f"k = {k}", [means[family][str(k)] for family in families], roles[min(place, 2)])
+        for place, k in enumerate(ks)
+    ]
+    series.append(Series("dense probe", [means[family]["dense"] for family in families], "null"))
+    return Chart(
+        "probing_by_family",
+        "Sparse probing by family of labels",
+        "Mean area under the ROC curve over a family's labels, held-out rows. 0.5 is a guess.",
+        families,
+        series,
+        "family",
+        "AUC",
+    )
+
+
+def _table(probes: list[SparseProbe], ks: tuple[int, ...]) -> Table:
+    columns = [TableColumn("label", "text"), TableColumn("family", "text")]
+    columns += [TableColumn(f"AUC k={k}", "number") for k in ks]
+    columns += [TableColumn("AUC dense", "number")]
+    columns += [TableColumn(f"F1 k={k}", "number") for k in ks]
+    columns += [
+        TableColumn("F1 dense", "number"),
+        TableColumn("positives", "integer"),
+        TableColumn("latents", "latents"),
+    ]
+    rows = [
+        [
+            probe.label,
+            family_of(probe.label),
+            *(probe.scores[k].auc for k in ks),
+            probe.dense.auc,
+            *(probe.scores[k].f1 for k in ks),
+            probe.dense.f1,
+            probe.dense.positives,
+            list(probe.latents),
+        ]
+        for probe in probes
+    ]
+    return Table(
+        "probing_labels",
+        "Labels",
+        "Held-out rows. Thresholds are tuned for F1 on other held-out rows.",
+        columns,
+        rows,
+        len(rows),
+    )

@@ -1,0 +1,217 @@
+"""One pass over a cache: every shard is read once, every coder encodes it once, every report sees the result.
+
+Several coders share the read; a report is a collector (analyze/reports/base.py), and collectors merge, so disjoint
+shards may be streamed by different processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...shared.cache import Cache, Flag, positions
+from ...shared.coders import Coder
+from ...shared.codes.sparse import SparseCodes
+from ...shared.hashing import mix
+
+ENCODE_BYTES = 16 << 20
+"""A coder's dense pre-activations [rows, F] are kept below this: rows are encoded in pieces, which caches hold."""
+
+T = TypeVar("T")
+
+_MULTIPLIER = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """What is known about the R rows of a shard; they are whole sequences of ctx tokens.
+
+    Attributes:
+        shard: its number.
+        start: the cache row of its first row.
+        tokens, pos_in_doc, doc_id, flags: [R].
+        keep: [R] rows that count: not padding, and of the documents that are looked at.
+    """
+
+    shard: int
+    start: int
+    ctx: int
+    tokens: NDArray[np.int64]
+    pos_in_doc: NDArray[np.int64]
+    doc_id: NDArray[np.int64]
+    flags: NDArray[np.uint8]
+    keep: NDArray[np.bool_]
+    _made: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def position(self) -> NDArray[np.int32]:
+        """Position in the sequence, 0 at every BOS [R]."""
+        return positions(np.arange(len(self)), self.flags, self.ctx)
+
+    @cached_property
+    def row(self) -> NDArray[np.int64]:
+        """Row in the cache [R]."""
+        return self.start + np.arange(len(self), dtype=np.int64)
+
+    @cached_property
+    def first(self) -> NDArray[np.bool_]:
+        """Position 0, of the rows that count [R]."""
+        rows: NDArray[np.bool_] = self.keep & (self.position == 0)
+        return rows
+
+    @cached_property
+    def rest(self) -> NDArray[np.bool_]:
+        """Every other row that counts [R]."""
+        rows: NDArray[np.bool_] = self.keep & (self.position != 0)
+        return rows
+
+    def context(self, before: int) -> NDArray[np.uint64]:
+        """A hash of each row's token and the `before` tokens ahead of it, from the last row at position 0 on [R]:
+        equal contexts, equal hash.
+        """
+
+        def make() -> NDArray[np.uint64]:
+            at_first, place = self.position.reshape(-1, self.ctx) == 0, np.arange(self.ctx)
+            ahead = place - np.maximum.accumulate(np.where(at_first, place, 0), axis=1)
+            mixed = mix(self.tokens.reshape(-1, self.ctx).astype(np.uint64) + np.uint64(1))
+            total = np.zeros_like(mixed)
+            factor = 1
+            for back in range(min(before + 1, self.ctx)):
+                added = mixed[:, : self.ctx - back] * np.uint64(factor)
+                total[:, back:] += np.where(ahead[:, back:] >= back, added, np.uint64(0))
+                factor = factor * _MULTIPLIER & 0xFFFFFFFFFFFFFFFF
+            return mix(total.reshape(-1))
+
+        return self.once(("context", before), make)
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What depends on these rows alone: made by whoever asks first, shared by every coder's reports."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
+
+
+def shard_rows(cache: Cache, shard: int, only: NDArray[np.bool_] | None = None) -> ShardRows:
+    """The token arrays of one shard.
+
+    Args:
+        only: [n_rows] the cache's rows that count (padding never does); None: all.
+    """
+    seqs = cache.layout.seqs_of(shard)
+    cut = slice(seqs.start, seqs.stop)
+
+    def flat(array: NDArray[np.generic]) -> NDArray[np.int64]:
+        return array[cut].reshape(-1).astype(np.int64)
+
+    flags = cache.flags[cut].reshape(-1)
+    keep = (flags & int(Flag.PADDING)) == 0
+    if only is not None:
+        keep &= only[seqs.start * cache.ctx : seqs.stop * cache.ctx]
+    tokens, pos_in_doc, doc_id = flat(cache.tokens), flat(cache.pos_in_doc), flat(cache.doc_id)
+    return ShardRows(shard, seqs.start * cache.ctx, cache.ctx, tokens, pos_in_doc, doc_id, flags, keep)
+
+
+@dataclass(frozen=True)
+class StreamBatch:
+    """One shard through one coder.
+
+    Attributes:
+        rows: tokens and positions.
+        codes: the active codes; rows that do not count are empty.
+        y: [R, d_out] the target, as cached.
+        y_hat: [R, d_out] float32 the reconstruction, zero in rows that do not count; None unless a report asked for it.
+    """
+
+    rows: ShardRows
+    codes: SparseCodes
+    y: Tensor | None = None
+    y_hat: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A coder and where in the cache it reads and writes."""
+
+    coder: Coder
+    source: str
+    target: str
+    reconstruct: bool
+
+
+Consumer = Callable[[StreamBatch], None]
+
+
+def encode(source: Source, x: Tensor, keep: NDArray[np.bool_]) -> tuple[SparseCodes, Tensor | None]:
+    """(codes, reconstruction) of raw activations [R, d_in]; only the rows of `keep` are looked at."""
+    coder = source.coder
+    step = max(256, ENCODE_BYTES // (4 * coder.n_latents))
+    inside = None if keep.all() else torch.from_numpy(keep).to(x.device)
+    if inside is not None:
+        x = x[inside]
+    parts, decoded = [], []
+    with torch.inference_mode():
+        for start in range(0, max(1, len(x)), step):
+            piece = x[start : start + step]
+            codes = coder.encode(piece)
+            parts.append(codes)
+            if source.reconstruct:
+                decoded.append(coder.decode(codes, piece).float())
+    sparse = SparseCodes.from_parts(parts, coder.n_latents, None if inside is None else keep)
+    if not source.reconstruct:
+        return sparse, None
+    y_hat = torch.cat(decoded)
+    if inside is not None:
+        y_hat = y_hat.new_zeros(len(keep), y_hat.shape[1]).masked_scatter_(inside[:, None], y_hat)
+    return sparse, y_hat
+
+
+def stream(
+    cache: Cache,
+    sources: Sequence[Source],
+    shards: Iterable[int],
+    device: str = "cpu",
+    only: NDArray[np.bool_] | None = None,
+) -> Iterator[list[StreamBatch]]:
+    """For each shard, one batch per source, in order; the next one is read and encoded while this one is worked on.
+
+    Args:
+        only: [n_rows] the cache's rows that count; None: all but padding.
+    """
+    sites = dict.fromkeys(site for source in sources for site in (source.source, source.target))
+
+    def read(shard: int) -> list[StreamBatch]:
+        acts = {}
+        for site in sites:
+            chunk = cache.chunk(site, shard)
+            acts[site] = chunk.clone() if device == "cpu" else chunk.to(device)
+        return _batches(sources, shard_rows(cache, shard, only), acts)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+        pending = None
+        for shard in shards:
+            upcoming = reader.submit(read, shard)
+            if pending is not None:
+                yield pending.result()
+            pending = upcoming
+        if pending is not None:
+            yield pending.result()
+
+
+def _batches(sources: Sequence[Source], rows: ShardRows, acts: dict[str, Tensor]) -> list[StreamBatch]:
+    batches = []
+    for source in sources:
+        codes, y_hat = encode(source, acts[source.source], rows.keep)
+        batches.append(StreamBatch(rows, codes, acts[source.target] if source.reconstruct else None, y_hat))
+    return batches

@@ -1,0 +1,68 @@
+"""Names of sites: the places of a model where activations are read.
+
+A site is named in one of two ways: ``layer_08.resid_mid`` (a layer and a kind, after TransformerLens) or a module path
+with the side it is read from, ``encoder.layer.3.output:out``. This module knows the spelling only; which module of
+which model family a kind belongs to is the harvest stage's knowledge.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from ..shared.errors import UsageError
+
+KINDS = ("resid_pre", "resid_mid", "mlp_in", "mlp_out", "attn_in", "attn_out", "resid_post")
+"""Kinds of a transformer layer in the order a forward pass meets them; ``mlp_in`` is the normalised MLP input."""
+
+IO = Literal["in", "out"]
+
+_LAYER_SITE = re.compile(r"layer_(\d+)\.([a-z][a-z0-9_]*)")
+_MODULE_SITE = re.compile(r"([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*):(in|out)")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in one model: its name in a cache, and the module whose input or output it is."""
+
+    name: str
+    layer: int | None
+    kind: str | None
+    module_path: str
+    io: IO
+
+
+def format_site(layer: int, kind: str) -> str:
+    """``format_site(8, "resid_mid") == "layer_08.resid_mid"``: two digits at least, so that names sort by layer."""
+    if layer < 0:
+        raise UsageError(f"a layer is counted from 0, found {layer}")
+    return f"layer_{layer:02d}.{kind}"
+
+
+def parse_site(text: str) -> tuple[int | None, str | None]:
+    """The layer and the kind of a site name; ``(None, None)`` for a module path.
+
+    Raises:
+        UsageError: the text is neither form. The kind itself is not checked here: a family may lack it.
+    """
+    if match := _LAYER_SITE.fullmatch(text):
+        return int(match[1]), match[2]
+    if _MODULE_SITE.fullmatch(text):
+        return None, None
+    raise UsageError(
+        f"no site is called {text!r}: expected layer_NN.KIND (KIND one of {', '.join(KINDS)}) or MODULE.PATH:in | :out",
+        hint="pipeline harvest --dry-run lists the sites that a config asks for",
+    )
+
+
+def parse_module_site(text: str) -> tuple[str, IO]:
+    """Splits ``encoder.layer.3.output:out`` into the module path and the side.
+
+    Raises:
+        UsageError: the text is not a module path with ``:in`` or ``:out``.
+    """
+    match = _MODULE_SITE.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{text!r} is not a module path followed by :in or :out")
+    return match[1], cast(IO, match[2])

@@ -1,0 +1,170 @@
+"""What a cache knows of its documents: ``documents.jsonl``, one line for each ``doc_id`` that has a row.
+
+A line is ``{"doc_id", "source", "domain", "labels", "target_row"}``; everything but ``doc_id`` may be missing. The
+specification is docs/cache-format.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+from .files import PARTIAL, explained_full_disk, read_json, sync_folder
+from .format import MANIFEST
+
+DOCUMENTS = "documents.jsonl"
+
+Label = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class DocumentRecord:
+    """One document of a cache.
+
+    Attributes:
+        doc_id: what the ``doc_id`` array says of its rows.
+        source: where it came from: a file and line, a row of a hub dataset.
+        domain: coarse label of its kind; empty where the dataset has none.
+        labels: name → value, of the whole document or, in a prompt set, of its target row.
+        target_row: row of the cache that a prompt is about; None for an ordinary document.
+    """
+
+    doc_id: int
+    source: str = ""
+    domain: str = ""
+    labels: Mapping[str, Label] = field(default_factory=dict)
+    target_row: int | None = None
+
+    def to_line(self) -> bytes:
+        """Its line, without what it does not have."""
+        found: dict[str, Any] = {"doc_id": self.doc_id, "source": self.source}
+        if self.domain:
+            found["domain"] = self.domain
+        if self.labels:
+            found["labels"] = dict(self.labels)
+        if self.target_row is not None:
+            found["target_row"] = self.target_row
+        return (json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_documents(cache: Path | str) -> Iterator[DocumentRecord]:
+    """The documents of a cache folder in the order of their ids; none where the cache says nothing of them.
+
+    Raises:
+        DataError: a line is not what the format says.
+    """
+    path = Path(cache) / _current(Path(cache))
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                found = json.loads(line)
+                yield DocumentRecord(
+                    int(found["doc_id"]),
+                    str(found.get("source", "")),
+                    str(found.get("domain") or ""),
+                    dict(found.get("labels") or {}),
+                    found.get("target_row"),
+                )
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(f"{path}:{number} is no document: {error}", f"pipeline verify {cache}") from None
+
+
+def domains_of(cache: Path | str) -> dict[int, str]:
+    """Domain of each document that has one."""
+    return {record.doc_id: record.domain for record in read_documents(cache) if record.domain}
+
+
+def sources_of_rows(doc_id: NDArray[Any], domains: Mapping[int, str]) -> tuple[str, NDArray[np.int64]]:
+    """("domain", number of each row's domain) where the data names domains, else ("document", each row's document)."""
+    documents: NDArray[np.int64] = doc_id.astype(np.int64)
+    if not domains:
+        return "document", documents
+    number = {name: n for n, name in enumerate(sorted({"", *domains.values()}))}
+    of_document = np.full(int(documents.max()) + 1, number[""], np.int64)
+    for document, name in domains.items():
+        if document < len(of_document):
+            of_document[document] = number[name]
+    return "domain", of_document[documents]
+
+
+def document_positions(doc_id: NDArray[Any], padding: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Positions that begin anew with every document of a sequence, and with its padding.
+
+    What a model is told where documents that share a sequence must not see one another, in the harvest and after it.
+
+    Args:
+        doc_id, padding: [n, ctx].
+    """
+    kind = np.where(padding, -1, doc_id.astype(np.int64))
+    index = np.broadcast_to(np.arange(kind.shape[1]), kind.shape)
+    begins = np.zeros_like(kind)
+    begins[:, 1:] = np.where(kind[:, 1:] != kind[:, :-1], index[:, 1:], 0)
+    return index - np.maximum.accumulate(begins, axis=1)
+
+
+class DocumentWriter:
+    """Writes ``documents.jsonl`` line by line under a temporary name; only :meth:`finish` gives it its own."""
+
+    def __init__(self, cache: Path, name: str = DOCUMENTS) -> None:
+        self._path = cache / name
+        self._partial = self._path.with_name(self._path.name + PARTIAL)
+        self._file = self._partial.open("wb")
+
+    def add(self, records: Iterable[DocumentRecord]) -> None:
+        """Raises PipelineError when the disk is full."""
+        with explained_full_disk(self._path, 0):
+            for record in records:
+                self._file.write(record.to_line())
+
+    def finish(self) -> None:
+        """Syncs the file and gives it its name."""
+        with explained_full_disk(self._path, 0):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+        self._partial.replace(self._path)
+        sync_folder(self._path.parent)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def documents_name(generation: int) -> str:
+    """``documents.jsonl``; ``documents.2.jsonl`` for a cache that grew a second time by documents."""
+    return f"documents.{generation}.jsonl" if generation else DOCUMENTS
+
+
+def documents_summary(cache: Path, name: str = DOCUMENTS) -> dict[str, Any]:
+    """What the manifest says of the file: its name, sha256 and number of lines."""
+    data = hashlib.sha256()
+    count = 0
+    with (cache / name).open("rb") as lines:
+        for line in lines:
+            data.update(line)
+            count += 1
+    return {"file": name, "documents": count, "sha256": data.hexdigest()}
+
+
+def _current(cache: Path) -> str:
+    """The file that the manifest names: a cache that grew has a new one beside the old."""
+    manifest = read_json(cache / MANIFEST) if (cache / MANIFEST).is_file() else {}
+    listed = manifest.get("extra", {}).get("documents")
+    return str(listed["file"]) if isinstance(listed, dict) and "file" in listed else DOCUMENTS

@@ -1,0 +1,114 @@
+"""Token ids as text, one piece per token, from the tokenizer that the cache carries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from . import Cache
+
+TOKENIZER = "tokenizer.json"
+
+
+class Vocabulary:
+    """Pieces of text by token id. Without a tokenizer a piece is the id in angle brackets.
+
+    Args:
+        path: tokenizer.json, or None.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._pieces = _Pieces(self._spell)
+
+    @classmethod
+    def of(cls, cache: Cache) -> Vocabulary:
+        """The tokenizer in the cache's folder; ids where there is none."""
+        path = cache.path / str(cache.manifest.get("extra", {}).get("tokenizer", TOKENIZER))
+        return cls(path if path.is_file() else None)
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a tokenizer."""
+        return self.path is not None
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        try:
+            return Tokenizer.from_file(str(self.path))
+        except Exception as error:  # the library raises a bare Exception
+            raise DataError(f"{self.path} is not a tokenizer: {error}", "harvest the cache again") from None
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        """Whether pieces are spelt in GPT-2's printable stand-ins for bytes."""
+        return '"ByteLevel"' in json.dumps(json.loads(self._tokenizer.to_str()).get("decoder") or {})
+
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """Ids of special tokens (BOS, EOS, padding)."""
+        if not self.known:
+            return frozenset()
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(token for token, entry in added.items() if entry.special)
+
+    def piece(self, token: int) -> str:
+        """The text of one token, its leading space included."""
+        return self._pieces[token]
+
+    def pieces(self, tokens: Iterable[int]) -> list[str]:
+        """The text of each of them: plain ints, since these are looked up by the million."""
+        return list(map(self._pieces.__getitem__, tokens))
+
+    def _spell(self, token: int) -> str:
+        raw = self._tokenizer.id_to_token(token) if self.known else None
+        if raw is None:
+            return f"<{token}>"
+        if token in self.special:
+            return str(raw)
+        if self._byte_level:
+            data = bytes(_STAND_INS[c] for c in raw if c in _STAND_INS)
+            return data.decode("utf-8", errors="replace")
+        if len(raw) == 6 and raw.startswith("<0x") and raw.endswith(">"):
+            return bytes([int(raw[3:5], 16)]).decode("utf-8", errors="replace")
+        return str(raw).replace("▁", " ")
+
+    def label(self, token: int) -> str:
+        """The piece for a table: without its leading space, and with white space made visible."""
+        piece = self.piece(token)
+        bare = piece.strip(" ") or "␣" * len(piece)
+        return bare.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """The pieces joined."""
+        return "".join(self.pieces(tokens))
+
+
+class _Pieces(dict[int, str]):
+    """Spells what it has not spelt before."""
+
+    def __init__(self, spell: Callable[[int], str]) -> None:
+        super().__init__()
+        self.spell = spell
+
+    def __missing__(self, token: int) -> str:
+        piece = self[token] = self.spell(token)
+        return piece
+
+
+def _byte_stand_ins() -> dict[str, int]:
+    """GPT-2's map from bytes to printable characters, inverted: printable bytes stand for themselves, the rest follow
+    U+0100.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_STAND_INS = _byte_stand_ins()

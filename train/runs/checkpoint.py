@@ -1,0 +1,101 @@
+"""The exact state of a run, to and from a checkpoint: resuming gives the same bits as not having stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...shared.errors import DataError, PipelineError
+from ...shared.runs.folder import Checkpoint, Run
+from ..step.clock import StepClock
+from ..step.fused import not_finite
+from ..step.trainee import Trainee
+
+
+def save(run: Run, trainee: Trainee, position: Mapping[str, Any]) -> None:
+    """Write a checkpoint of `trainee` at its current step, whole or not at all.
+
+    Args:
+        position: where the stream goes on after the rows trained on so far.
+
+    Raises:
+        PipelineError: a gradient of the fused step was not finite: there is no such state to save.
+    """
+    if trainee.fused is not None and not trainee.fused.finite:
+        raise PipelineError(*not_finite(trainee, trainee.step))
+    tensors = {f"adam.{name}": value for name, value in _optimizer_tensors(trainee).items()}
+    penalty_tensors, penalty_state = trainee.objective.state()
+    tensors |= {f"penalty.{name}": value for name, value in penalty_tensors.items()}
+    if trainee.watch is not None:
+        tensors |= {f"monitor.{name}": value for name, value in trainee.watch.state().items()}
+    if trainee.samples is not None:
+        tensors |= {f"sample.{name}": value for name, value in trainee.samples.state().items()}
+    tensors["rng"] = trainee.generator.get_state()
+    if trainee.loss_ema is not None:
+        tensors["loss_ema"] = trainee.loss_ema
+    state = {
+        "tokens": trainee.tokens,
+        "total_steps": trainee.total_steps,
+        "seconds": trainee.clock.seconds,
+        "position": dict(position),
+        "penalties": penalty_state,
+        "untrained": trainee.untrained,
+    }
+    run.save_checkpoint(trainee.step, trainee.coder.state_dict(), tensors, state, trainee.config.keep_checkpoints)
+
+
+def restore(run: Run, trainee: Trainee, checkpoint: Checkpoint) -> None:
+    """Bring a new trainee to the state in a checkpoint. Raises DataError when it belongs to another coder or length."""
+    state, device = checkpoint.state, trainee.coder.w_enc.device
+    if state["total_steps"] != trainee.total_steps:
+        raise DataError(
+            f"run {run.name} was planned for {state['total_steps']} steps, now {trainee.total_steps}",
+            "resume with the data settings of the run, or train under another --name",
+        )
+    expected = {name: tuple(value.shape) for name, value in trainee.coder.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in checkpoint.coder.items()}
+    if expected != found:
+        raise DataError(f"checkpoint {checkpoint.step} of run {run.name} holds another coder: {found}, not {expected}")
+    trainee.coder.load_state_dict(checkpoint.coder)
+    _load_optimizer(trainee, _below("adam.", checkpoint.optimizer))
+    penalty = {name: value.to(device) for name, value in _below("penalty.", checkpoint.optimizer).items()}
+    trainee.objective.load_state(penalty, state["penalties"])
+    if trainee.watch is not None:
+        trainee.watch.load_state(_below("monitor.", checkpoint.optimizer), device)
+    if trainee.samples is not None:
+        trainee.samples.load_state(_below("sample.", checkpoint.optimizer))
+    trainee.generator.set_state(checkpoint.optimizer["rng"])
+    ema = checkpoint.optimizer.get("loss_ema")
+    trainee.loss_ema = None if ema is None else ema.to(device)
+    trainee.step, trainee.tokens = checkpoint.step, state["tokens"]
+    trainee.clock = StepClock(device, state["seconds"])
+    trainee.untrained = dict(state["untrained"])
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without the prefix."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _trained(trainee: Trainee) -> list[str]:
+    """Names of the parameters that the optimizer moves, in its order."""
+    return [name for name, parameter in trainee.coder.named_parameters() if parameter.requires_grad]
+
+
+def _optimizer_tensors(trainee: Trainee) -> dict[str, Tensor]:
+    state: dict[int, dict[str, Any]] = trainee.optimizer.state_dict()["state"]
+    names = _trained(trainee)
+    return {f"{names[i]}.{key}": torch.as_tensor(v) for i, moments in state.items() for key, v in moments.items()}
+
+
+def _load_optimizer(trainee: Trainee, tensors: Mapping[str, Tensor]) -> None:
+    names = _trained(trainee)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        parameter, key = name.rsplit(".", 1)
+        state.setdefault(names.index(parameter), {})[key] = value
+    document = trainee.optimizer.state_dict()
+    trainee.optimizer.load_state_dict({**document, "state": state})

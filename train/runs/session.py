@@ -1,0 +1,271 @@
+"""A run in training: its folder, what it logs, when it is saved, how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...shared.cache import Cache
+from ...shared.cache.format import differences
+from ...shared.config.settings import to_dict, validate
+from ...shared.errors import ConfigError, DataError, UsageError
+from ...shared.provenance import provenance
+from ...shared.runs.folder import Run, create_run, fvu_label, open_run
+from ..config import OPERATIONAL, TrainConfig
+from ..data.batch import Batch
+from ..data.stream import Stream
+from ..evaluate import Evaluation
+from ..monitors.log import DuplicationLog
+from ..monitors.watch import Report
+from ..plan import Group
+from ..samples.report import SampleWriter
+from ..step.autograd import StepResult
+from ..step.trainee import Trainee, new_trainee
+from . import checkpoint
+from .tracking import Tracker
+
+OPERATIONAL_DATA = ("workers", "prefetch", "resident", "memory_gb")
+"""Data settings that a resumed run may change: the position in a checkpoint fixes the order of the rows."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a finished run is worth; FVU and L0 on held-out documents, where there are any.
+
+    `seconds` is the time spent in the run's own steps. `fvu_untrained` is the same coder's before its first step: the
+    control to read `fvu` against. `evaluated_on` is "heldout" or "train".
+    """
+
+    name: str
+    path: str
+    variant: str | None
+    steps: int
+    tokens: int
+    fvu: float | None
+    fvu_with_bos: float | None
+    l0: float | None
+    dead: int
+    seconds: float
+    fvu_untrained: float | None
+    evaluated_on: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        fvu = fvu_label(self.evaluated_on)
+        pairs = ((fvu, self.fvu), ("with BOS", self.fvu_with_bos), ("untrained", self.fvu_untrained))
+        figures = ", ".join(f"{label} {value:.4f}" for label, value in pairs if value is not None)
+        l0 = "" if self.l0 is None else f", L0 {self.l0:.1f}"
+        work = f"{self.steps:,} steps in {self.seconds:.1f} s"
+        return f"{self.name}: {figures}{l0}, {self.dead} dead, {work} → {self.path}"
+
+
+@dataclass
+class Session:
+    """One run in the loop.
+
+    Attributes:
+        duplicates: where the monitors' reports go. samples: where the activation samples go.
+        report: what the monitors found after the step just done, for its line of metrics.
+        clock: (time, seconds waited for data, tokens) at the last line of metrics.
+    """
+
+    trainee: Trainee
+    run: Run
+    tracker: Tracker
+    position: dict[str, Any] | None
+    duplicates: DuplicationLog | None = None
+    samples: SampleWriter | None = None
+    report: Report | None = field(default=None, repr=False)
+    clock: tuple[float, float, int] | None = field(default=None, repr=False)
+
+    @property
+    def step(self) -> int:
+        return self.trainee.step
+
+    @property
+    def log_due(self) -> bool:
+        """Whether the next step is one to log: the first, every `log_every`-th, the last, and where monitors report."""
+        number, watch = self.step + 1, self.trainee.watch
+        if number in (1, self.trainee.total_steps) or number % self.trainee.config.log_every == 0:
+            return True
+        return watch is not None and watch.due(number)
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the step just done is one to save: every `checkpoint_every`-th, the last."""
+        return self.step == self.trainee.total_steps or self.step % self.trainee.config.checkpoint_every == 0
+
+    def look(self, result: StepResult, rows: Batch) -> None:
+        """Show the step just done to samples and monitors; tell the weights that follow them what monitors found."""
+        watch, samples = self.trainee.watch, self.trainee.samples
+        if samples is not None and samples.due(self.step):
+            samples.collect(self.step, result.codes(), rows)
+        if watch is None or self.duplicates is None:
+            return
+        if watch.wants(self.step):
+            watch.observe(result.codes(), rows.position)
+        if watch.due(self.step):
+            report = watch.report(self.step, self.trainee.coder)
+            self.trainee.objective.hear(report.figures)
+            self.duplicates.write(report)
+            self.report = report
+
+    def log(self, result: StepResult, stream: Stream) -> dict[str, Any]:
+        """Write one line of metrics.jsonl about the step just done."""
+        trainee = self.trainee
+        now = (time.perf_counter(), stream.waited_seconds, trainee.tokens)
+        seconds, waited, tokens = (a - b for a, b in zip(now, self.clock or now, strict=True))
+        self.clock = now
+        line: dict[str, Any] = {
+            "step": trainee.step,
+            "tokens": trainee.tokens,
+            "epoch": trainee.tokens / stream.plan.rows_per_epoch,
+            "loss": float(result.terms.total.detach()),
+            "loss_ema": None if trainee.loss_ema is None else float(trainee.loss_ema),
+            **{name: float(value.detach()) for name, value in result.terms.values.items()},
+            **{f"{name}/weight": weight for name, weight in result.terms.weights.items()},
+            **trainee.objective.metrics(),
+            **result.measures,
+            **(self.report.figures if self.report else {}),
+            "lr": result.lr,
+            "grad_norm": float(result.grad_norm),
+            "tokens_per_second": tokens / seconds if seconds > 0 else None,
+            "wait_share": waited / seconds if seconds > 0 else None,
+        }
+        self.run.log(line)
+        self.tracker.log(line, self.report.histograms if self.report else {})
+        self.report = None
+        return line
+
+    def save(self, stream: Stream) -> None:
+        """Write a checkpoint of this moment and the samples so far, unless they are there already."""
+        if self.step != self.saved_step:
+            if self.samples is not None:
+                self.tracker.log_samples(self.samples.write(self.step))
+            checkpoint.save(self.run, self.trainee, stream.position())
+
+    @property
+    def saved_step(self) -> int | None:
+        """Step of the newest checkpoint."""
+        found = self.run.checkpoints()
+        return int(found[-1].name.removeprefix("step_")) if found else None
+
+    def finish(self, evaluation: Evaluation, group: Group) -> None:
+        """Write final/: the run is complete from here on."""
+        trainee, config = self.trainee, self.trainee.config
+        summary = {
+            "steps": trainee.step,
+            "tokens": trainee.tokens,
+            **evaluation.to_dict(),
+            "dead": int(trainee.coder.dead.sum()),
+            "seconds": trainee.clock.seconds,
+            "fvu_untrained": trainee.untrained.get("fvu"),
+            "evaluated_on": "heldout" if group.stream.heldout_rows else "train",
+        }
+        extra = {
+            "source": config.source,
+            "target": config.target_site,
+            "cache": {"path": str(group.cache.path), "identity": group.cache.identity},
+            "training": to_dict(config),
+        }
+        self.run.finish(trainee.coder, summary, extra)
+        self.tracker.finish(summary)
+
+
+def existing_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
+    """The runs that have a folder already, by path.
+
+    Raises:
+        UsageError: a name is taken and `resume` is off.
+        DataError: a run to resume was trained with other settings or on another cache (every difference is listed).
+    """
+    pairs = [(config, group) for group in groups for config in group.configs]
+    found = {config.path: open_run(config.path, allow_incomplete=True) for config, _ in pairs if is_run(config.path)}
+    for config, group in pairs:
+        if config.path in found:
+            if not resume:
+                raise UsageError(
+                    f"run {config.run_name} exists already in {config.runs}",
+                    "--resume to go on with it, or --name (train.name) for another",
+                )
+            _refuse_other_settings(found[config.path], config, group.cache)
+    return found
+
+
+def open_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
+    """The folder of every run, by path: new ones, or with `resume` the ones that are there. Raises: as
+    `existing_runs`."""
+    found = existing_runs(groups, resume)
+    for group in groups:
+        for config in group.configs:
+            if config.path not in found:
+                made_with = {**provenance(), "cache": {"path": str(group.cache.path), "identity": group.cache.identity}}
+                found[config.path] = create_run(config.runs, config.run_name, to_dict(config), made_with)
+    return found
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder holds a run."""
+    return (path / "config.yaml").is_file()
+
+
+def begin(group: Group, config: TrainConfig, run: Run) -> Session:
+    """A session at its start, or at its run's last checkpoint."""
+    trainee = new_trainee(config, group.cache, group.steps, group.stream.rows_per_epoch, group.device)
+    saved = run.load_checkpoint()
+    if saved is not None:
+        checkpoint.restore(run, trainee, saved)
+    run.rewind_metrics(trainee.step)
+    position = None if saved is None else saved.state["position"]
+    duplicates = DuplicationLog(run.path, trainee.step) if config.monitors else None
+    samples = None if trainee.samples is None else SampleWriter(run.path, trainee.samples, group.cache)
+    return Session(trainee, run, Tracker(config.wandb, run), position, duplicates, samples)
+
+
+@contextlib.contextmanager
+def trackers_closed(sessions: Sequence[Session]) -> Iterator[None]:
+    """Close every tracker on the way out, however training ends."""
+    try:
+        yield
+    finally:
+        for session in sessions:
+            session.tracker.finish()
+
+
+def summarise(run: Run, config: TrainConfig) -> RunSummary:
+    """The summary of a finished run."""
+    shown: dict[str, Any] = {"name": run.name, "path": str(run.path), "variant": config.variant, **run.summary}
+    fields: dict[str, Any] = {name: shown.get(name) for name in RunSummary.__dataclass_fields__}
+    return RunSummary(**fields)
+
+
+def _refuse_other_settings(run: Run, config: TrainConfig, cache: Cache) -> None:
+    lines = differences(_compared(_as_of_now(run.config)), _compared(to_dict(config)), owner="the run")
+    identity = run.provenance.get("cache", {}).get("identity")
+    if identity != cache.identity:
+        lines.append(f"cache: the run was trained on {identity}, {cache.path} is {cache.identity}")
+    if lines:
+        raise DataError(
+            f"run {run.name} was started with other settings:\n" + "\n".join(lines),
+            f"give the run's own settings (-c {run.path / 'config.yaml'}), or train under another --name",
+        )
+
+
+def _as_of_now(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings with those that came into being since, at their defaults: they change nothing."""
+    try:
+        return to_dict(validate(TrainConfig, settings))
+    except ConfigError:  # a setting that is gone: shown as a difference
+        return settings
+
+
+def _compared(settings: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in settings.items() if name not in OPERATIONAL}
+    kept["data"] = {name: value for name, value in settings.get("data", {}).items() if name not in OPERATIONAL_DATA}
+    return kept

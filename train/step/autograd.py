@@ -1,0 +1,143 @@
+"""One training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...shared.coders import Coder, Codes
+from ...shared.errors import PipelineError
+from ..data.batch import Batch
+from ..penalties import StepBatch
+from .fused import fused_train_step
+from .objective import Terms
+from .trainee import Trainee
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step computed: its loss terms, the norm of its gradient before clipping (NaN where nothing needed it:
+    see train/kernels/update.py), and, by `codes()` until the next step, its codes before the update."""
+
+    terms: Terms
+    grad_norm: Tensor
+    lr: float
+    codes: Callable[[], Codes]
+    measures: dict[str, float | None]
+
+
+def train_step(trainee: Trainee, rows: Batch, measure: bool = False) -> StepResult:
+    """Loss, gradient, update.
+
+    Args:
+        measure: also compute this batch's FVU, L0 and the like, as `measures`.
+
+    Raises:
+        PipelineError: the loss or the gradient is not finite; nothing has been updated.
+    """
+    if trainee.fused is not None:
+        return fused_train_step(trainee, rows, measure)
+    coder, config = trainee.coder, trainee.config
+    step = trainee.step + 1
+    coder.begin_step(config.seed, step)
+    u = coder.normalise_input(rows.acts[config.source])
+    t = coder.normalise_target(rows.acts[config.target_site])
+    batch = StepBatch(u, t, rows, step, trainee.total_steps, trainee.generator, trainee.ctx)
+
+    codes = coder.encode_normalised(u)
+    terms = trainee.objective(batch, coder, codes)
+    terms.total.backward()  # type: ignore[no-untyped-call]
+    coder.project_gradients()
+    trained = [parameter for parameter in coder.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+    if not bool(torch.isfinite(terms.total.detach() + norm)):
+        raise PipelineError(*culprit(trainee, batch, terms))
+    if config.optimizer.grad_clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(trained, config.optimizer.grad_clip, norm)
+    measures: dict[str, float | None] = {}
+    if measure:
+        error = row_errors(coder, batch, codes)
+        measures = measured(trainee, t, rows.position, error, codes.l0(), codes.fired())
+    lr = trainee.learning_rate(step)
+    for group in trainee.optimizer.param_groups:
+        group["lr"] = lr
+    trainee.optimizer.step()
+    trainee.optimizer.zero_grad(set_to_none=True)
+    coder.project_parameters()
+    coder.after_step(codes)
+
+    trainee.advance(terms.total.detach(), len(rows))
+    return StepResult(terms, norm, lr, codes.detach, measures)
+
+
+@torch.no_grad()
+def row_errors(coder: Coder, batch: StepBatch, codes: Codes) -> Tensor:
+    """Squared error of each row of the whole reconstruction, [B] float64."""
+    return (batch.t - coder.decode_normalised(codes, batch.u)).square().sum(dim=1, dtype=torch.float64)
+
+
+@torch.no_grad()
+def measured(
+    trainee: Trainee, t: Tensor, position: Tensor, error: Tensor, l0: Tensor, fired: Tensor
+) -> dict[str, float | None]:
+    """FVU of a batch without position 0 and with it, and its mean L0, in float64; how many latents fired in it, and how
+    many are dead.
+
+    In normalised space the target's mean over the rows without position 0 is zero, so Σ‖t‖² is their variance.
+
+    Args:
+        t: [B, d_out] normalised targets.
+        position: [B] in the sequence.
+        error: [B] squared errors, float64.
+        l0: [B].
+        fired: [F] bool.
+    """
+    rest = position > 0
+    variance = t.square().sum(dim=1, dtype=torch.float64)
+    variance_all = (t - trainee.bos_shift).square().sum(dim=1, dtype=torch.float64)
+    return {
+        "fvu": _ratio(error[rest].sum(), variance[rest].sum()),
+        "fvu_with_bos": _ratio(error.sum(), variance_all.sum()),
+        "l0": float(l0.to(torch.float64).mean()),
+        "active": int(fired.sum()),
+        "dead": int(trainee.coder.dead.sum()),
+    }
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> float | None:
+    return float(numerator / denominator) if float(denominator) > 0 else None
+
+
+def culprit(trainee: Trainee, batch: StepBatch, terms: Terms) -> tuple[str, str]:
+    """Where a loss or gradient stopped being finite: (what was found, what to try)."""
+    found = []
+    for name, value in terms.values.items():
+        if not bool(torch.isfinite(value)):
+            found.append(f"loss term {name} is {float(value)}")
+    if not found:
+        found.append(f"the loss is {float(terms.total.detach()):.6g}, its gradient is not finite")
+    hint = "lower train.optimizer.lr or the weight of the newest penalty, and train under another --name"
+    for site, name in ((trainee.config.source, "u"), (trainee.config.target_site, "t")):
+        bad = ~torch.isfinite(getattr(batch, name)).all(dim=1)
+        if bool(bad.any()):
+            row = int(batch.rows.row[bad][0])
+            found.append(f"{int(bad.sum())} of {len(bad)} rows of {site} are not finite (the first is cache row {row})")
+            hint = f"pipeline verify {trainee.config.cache}: the cache itself holds values that are not finite"
+    coder: Coder = trainee.coder
+    for name, parameter in coder.named_parameters():
+        found += _bad_rows(name, parameter.detach())
+        if parameter.grad is not None:
+            found += _bad_rows(f"the gradient of {name}", parameter.grad)
+    return f"run {trainee.config.run_name}, step {batch.step}: " + "; ".join(found), hint
+
+
+def _bad_rows(name: str, values: Tensor) -> list[str]:
+    finite = torch.isfinite(values)
+    bad = (~(finite if values.dim() == 1 else finite.all(dim=1))).nonzero().squeeze(1)
+    if not len(bad):
+        return []
+    span = f"row {int(bad[0])}" if len(bad) == 1 else f"{len(bad)} of {len(values)} rows, {int(bad[0])}–{int(bad[-1])}"
+    return [f"{name} is not finite in {span}"]

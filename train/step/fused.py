@@ -1,0 +1,116 @@
+"""Training by the fused step (train/kernels) instead of autograd: when, and what a step then returns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...shared.coders import Coder, Codes
+from ...shared.errors import PipelineError, UsageError
+from ..config import TrainConfig
+from ..data.batch import Batch
+from ..kernels import unavailable
+from ..penalties import StepBatch
+from .objective import Terms
+from .trainee import Trainee
+
+if TYPE_CHECKING:
+    from ..kernels.fused_step import FusedStep, Penalise
+    from .autograd import StepResult
+
+
+def refusal(config: TrainConfig, coder: Coder, device: torch.device) -> str | None:
+    """Why a run is not trained by the fused step, or None where it is: by `train.fused` and what it needs.
+
+    Raises:
+        UsageError: `train.fused: on`, where it cannot be.
+    """
+    if config.fused == "off":
+        return "train.fused is off"
+    if config.fused == "auto" and device.type != "cuda":
+        return f"the device is {device.type}"
+    reason = unavailable(device)
+    if reason is None:
+        from ..kernels.fused_step import refusal as refused
+
+        reason = refused(coder) if not config.freeze else f"frozen parameters ({', '.join(config.freeze)})"
+    if reason is not None and config.fused == "on":
+        raise UsageError(
+            f"train.fused: on, but run {config.run_name} cannot be trained so: {reason}", "train.fused: auto"
+        )
+    return reason
+
+
+def fused_step_for(trainee: Trainee, device: torch.device) -> FusedStep | None:
+    """The fused step of a new trainee, or None where autograd trains it."""
+    if refusal(trainee.config, trainee.coder, device) is not None:
+        return None
+    from ..kernels.fused_step import FusedStep
+
+    assert isinstance(trainee.optimizer, torch.optim.Adam)
+    dtype = torch.bfloat16 if trainee.config.precision == "bfloat16" else torch.float32
+    return FusedStep(trainee.coder, trainee.optimizer, grad_clip=trainee.config.optimizer.grad_clip, dtype=dtype)
+
+
+def fused_train_step(trainee: Trainee, rows: Batch, measure: bool) -> StepResult:
+    """`train_step` by the fused step.
+
+    A gradient that is not finite moves nothing, in this step or a later one; the host learns of it at the next step
+    that is measured or saved.
+
+    Raises:
+        PipelineError: a gradient since the last such step was not finite.
+    """
+    from .autograd import StepResult, measured
+
+    fused, coder, config = trainee.fused, trainee.coder, trainee.config
+    assert fused is not None
+    step = trainee.step + 1
+    coder.begin_step(config.seed, step)
+    lr = trainee.learning_rate(step)
+    x, y = rows.acts[config.source], rows.acts[config.target_site]
+    values: dict[str, Tensor] = {}
+    weights: dict[str, float] = {}
+    penalties = torch.zeros((), device=x.device)
+    dead = int(coder.dead.sum()) if measure else 0
+
+    def penalise(codes: Codes) -> Tensor | None:
+        nonlocal penalties
+        batch = StepBatch(
+            coder.normalise_input(x), coder.normalise_target(y), rows, step, trainee.total_steps, trainee.generator,
+            trainee.ctx,
+        )  # fmt: skip
+        total = trainee.objective.penalise(batch, coder, codes, values, weights)
+        if total is not None:
+            penalties = total.detach()
+        return total
+
+    due: Penalise | None = penalise if trainee.objective.due(step) else None
+    result = fused.step_raw(x, y, lr, penalise=due, want_norm=measure)
+    saved = step == trainee.total_steps or step % config.checkpoint_every == 0
+    if (measure or saved) and not fused.finite:
+        raise PipelineError(*not_finite(trainee, step))
+
+    own = {"reconstruction": result.reconstruction.clone()}
+    if result.aux is not None:
+        own["aux"] = result.aux
+    total = sum(own.values(), start=penalties)
+    measures: dict[str, float | None] = {}
+    if measure:
+        error = result.squares[:, -1].to(torch.float64)
+        fired = result.fired > 0
+        measures = measured(trainee, fused.rows[1], rows.position, error, result.l0, fired) | {"dead": dead}
+    trainee.advance(total, len(rows))
+    terms = Terms(total, own | values, weights)
+    return StepResult(terms, result.grad_norm.clone(), lr, fused.codes, measures)
+
+
+def not_finite(trainee: Trainee, step: int) -> tuple[str, str]:
+    """What to say of a gradient that stopped being finite: (what was found, what to try)."""
+    return (
+        f"run {trainee.config.run_name}: by step {step} the loss or its gradient was no longer finite; "
+        "the coder has not moved since then, and the run stays at its last checkpoint",
+        "pipeline train --resume --set train.fused=off names the step, the term and the rows",
+    )
