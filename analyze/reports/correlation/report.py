@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....shared.codes.moments import CodeMoments
-from ...result import Chart, Column, Figure, ReportResult, Series, Table, TableColumn
+from ...result import Aim, Chart, Column, Figure, ReportResult, Series, Table, TableColumn
 from ...stream.batches import StreamBatch
 from ...stream.keep import Keeper
 from ...subject.subject import Subject
@@ -139,6 +139,12 @@ def _result(
             with_bos=with_bos.n_above,
             null=chance,
             better="lower",
+            short="pairs",
+            aim=Aim(0, "0"),
+            terminal=True,
+            before_after=True,
+            sweep=True,
+            show_twin=True,
         ),
         Figure(
             "largest_r",
@@ -148,6 +154,8 @@ def _result(
             with_bos=float(np.nanmax(nearest_bos)) if np.isfinite(nearest_bos).any() else None,
             null=float(null.near_r.max()) if null.near_r.max(initial=-2) > -2 else None,
             better="lower",
+            aim=Aim(config.threshold, f"≤ {theta}"),
+            before_after=True,
         ),
         Figure(
             "mean_max_r",
@@ -157,6 +165,8 @@ def _result(
             with_bos=_mean(nearest_bos),
             null=_mean(np.where(null.near_r[:, 0] > -2, null.near_r[:, 0], np.nan)),
             better="lower",
+            before_after=True,
+            sweep=True,
         ),
         Figure(
             "n_in_clusters",
@@ -167,6 +177,7 @@ def _result(
             f"{config.jaccard_duplicate:g}. Without position 0.",
             "integer",
             better="lower",
+            before_after=True,
         ),
         Figure(
             "n_clusters",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ....shared.cache import Cache
 from ....shared.codes.parallel import over_latents
 from ....shared.codes.sparse import SparseCodes
-from ...result import Chart, Column, Figure, ReportResult, Series, Table, TableColumn, show
+from ...result import Aim, Chart, Column, Figure, ReportResult, Series, Table, TableColumn, show
 from ...stream.batches import ShardRows, StreamBatch
 from ...stream.keep import Keeper
 from ...subject.subject import Subject
@@ -55,6 +55,10 @@ class PositionConfig(ReportConfig):
             raise ValueError("bins and shifts are at least 2, top and min_fired at least 1")
         if self.shifts * (self.bins + 1) >= LEFT_OUT:
             raise ValueError(f"shifts · (bins + 1) must stay below {LEFT_OUT}")
+
+
+MAX_BOS_SHARE = 0.2
+"""Share of the top activations at position 0 that training against duplicates is to stay below."""
 
 
 class Position(Report[PositionConfig]):
@@ -140,6 +144,11 @@ def _result(report: Position, s: PositionScores) -> ReportResult:
             "percent",
             null=base,
             better="lower",
+            short="pos. 0 in top",
+            aim=Aim(MAX_BOS_SHARE, f"≤ {show(MAX_BOS_SHARE, 'percent')}"),
+            terminal=True,
+            before_after=True,
+            sweep=True,
         ),
         Figure(
             "bos_share_top_distinct",
@@ -150,6 +159,9 @@ def _result(report: Position, s: PositionScores) -> ReportResult:
             "percent",
             null=base,
             better="lower",
+            short="distinct",
+            terminal=True,
+            before_after=True,
         ),
         Figure(
             "n_bos_biased",
@@ -160,6 +172,7 @@ def _result(report: Position, s: PositionScores) -> ReportResult:
             f"exact binomial test with q < {config.q:g}.",
             "integer",
             better="lower",
+            before_after=True,
         ),
         Figure(
             "n_position_biased",
@@ -170,6 +183,7 @@ def _result(report: Position, s: PositionScores) -> ReportResult:
             f"information beyond circular shifts with q < {config.q:g}. Position 0 plays no part.",
             "integer",
             better="lower",
+            before_after=True,
         ),
         Figure(
             "mi_excess",

@@ -145,6 +145,8 @@ def _result(report: TopActivations, s: Statistics, lens: LogitLens | None) -> Re
             f"{config.specialised_share:.0%} of the time, "
             f"far beyond the corpus (q < {config.specialised_q:g}).",
             "percent",
+            short="specialised",
+            sweep=True,
         ),
         Figure(
             "context_diversity",
@@ -153,6 +155,8 @@ def _result(report: TopActivations, s: Statistics, lens: LogitLens | None) -> Re
             f"Share of different contexts among each latent's {config.raw_top} largest activations, mean over latents.",
             "percent",
             better="higher",
+            short="contexts",
+            sweep=True,
         ),
         Figure(
             "median_density",
