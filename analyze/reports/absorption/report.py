@@ -151,6 +151,8 @@ def _figures(families: list[FamilyAbsorption]) -> list[Figure]:
                 f"40 % of the probe's direction; mean over labels.{interval}",
                 "percent",
                 better="lower",
+                interval=(full.low, full.high) if full else None,
+                sweep=True,
             )
         )
         figures.append(

@@ -100,6 +100,9 @@ def _result(report: CrossEntropy, found: dict[str, Loss], n: int) -> ReportResul
             with_bos=recovered("zero", True),
             null=0.0,
             better="higher",
+            short="loss recovered",
+            terminal=True,
+            sweep=True,
         ),
         Figure(
             "ce_recovered_mean",

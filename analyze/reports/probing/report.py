@@ -81,6 +81,9 @@ class Probing(Report[ProbingConfig]):
                     f"held-out rows; 95 % over labels {value.low:.3f}–{value.high:.3f}. 0.5 is a guess.",
                     null=0.5,
                     better="higher",
+                    short=f"probing k={k}",
+                    interval=(value.low, value.high),
+                    sweep=True,
                 )
             )
         dense_auc = float(np.mean([probe.dense.auc for probe in probes]))
@@ -91,6 +94,8 @@ class Probing(Report[ProbingConfig]):
                 dense_auc,
                 "The same for a linear probe of all dimensions of the activations: what there is to say.",
                 null=0.5,
+                short="dense probe",
+                sweep=True,
             )
         )
         first = figures[0]

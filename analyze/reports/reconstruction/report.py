@@ -160,6 +160,10 @@ def _result(report: Global) -> ReportResult:
             with_bos=report.fvu_with_bos,
             null=1.0,
             better="lower",
+            terminal=True,
+            before_after=True,
+            sweep=True,
+            show_twin=True,
         ),
         Figure(
             "l0",
@@ -167,6 +171,9 @@ def _result(report: Global) -> ReportResult:
             l0,
             "Mean number of latents that fire on a row.",
             with_bos=l0_all,
+            terminal=True,
+            before_after=True,
+            sweep=True,
         ),
         Figure(
             "dead",
@@ -176,6 +183,10 @@ def _result(report: Global) -> ReportResult:
             "integer",
             with_bos=dead,
             better="lower",
+            short="dead",
+            terminal=True,
+            before_after=True,
+            sweep=True,
         ),
         Figure(
             "ultra_dense",
@@ -193,6 +204,9 @@ def _result(report: Global) -> ReportResult:
             "Mean over latents of the largest cosine of its decoder row with another one.",
             null=float(random_max.mean()) if n > 1 else None,
             better="lower",
+            short="nearest cosine",
+            before_after=True,
+            sweep=True,
         ),
     ]
     if alignment is not None:
