@@ -1,5 +1,5 @@
-"""Writes the pages that are made from the code: docs/commands.md, docs/configuration.md and pipeline.yaml, and in
-docs/results.md the part that is made from studies/results.
+"""Writes the pages that are made from the code: docs/commands.md, docs/configuration.md, docs/glossary.md and
+pipeline.yaml, and in docs/results.md the part that is made from studies/results.
 
     python docs/generate.py            # after changing a command, an option or a config class, or running a study
 
@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from sparse_pipeline import pipeline  # noqa: E402 (found by the line above)
 from sparse_pipeline.analyze.sweep.table import rows_seen, setup_text, tables  # noqa: E402
 from sparse_pipeline.shared.config.docs import commented_yaml, markdown  # noqa: E402
+from sparse_pipeline.shared.glossary import glossary_page  # noqa: E402
 
 COMMANDS = """# Commands
 
@@ -112,6 +113,7 @@ def pages() -> dict[Path, str]:
     return {
         ROOT / "docs/commands.md": COMMANDS + "".join(commands(pipeline.cli)),
         ROOT / "docs/configuration.md": CONFIGURATION + "\n" + markdown(pipeline.sweep_class()),
+        ROOT / "docs/glossary.md": glossary_page(),
         ROOT / "pipeline.yaml": YAML + commented_yaml(cls()),
         ROOT / "docs/results.md": results_page(
             (ROOT / "docs/results.md").read_text(encoding="utf-8"), ROOT / "studies/results"

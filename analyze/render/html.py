@@ -21,6 +21,7 @@ import jinja2
 from markupsafe import Markup
 
 from ...shared.console import Console
+from ...shared.glossary import terms_in
 from .latents import LatentsFile, round_column
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def write_html(folder: Path, document: dict[str, Any], analysed: Sequence[Analys
             style=Markup(style),
             script_hash=_hash(script),
             style_hash=_hash(style),
+            glossary=terms_in(compact([_words(document), script])),
             document=_json(document),
             blocks=_blocks(folder, document, analysed, console),
         )
@@ -138,6 +140,13 @@ def compact(value: Any) -> str:
 def deflated(text: str) -> str:
     """zlib, base64: what report.js inflates."""
     return base64.b64encode(zlib.compress(text.encode(), 6)).decode("ascii")
+
+
+def _words(document: dict[str, Any]) -> Any:
+    """What the page says in words: its reports and definitions, not the settings and names of the runs."""
+    said = [(r["title"], r["lead"], r["figures"], r["charts"], r["tables"]) for run in document["runs"]
+            for r in run["reports"].values()]  # fmt: skip
+    return [said, document["comparison"], document["definitions"]]
 
 
 def _json(value: Any) -> Markup:

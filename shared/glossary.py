@@ -1,0 +1,106 @@
+"""The words that a newcomer meets, in two lines each: docs/glossary.md and the help of a report are made from these."""
+
+from __future__ import annotations
+
+import re
+
+GLOSSARY: dict[str, dict[str, str]] = {
+    "Data": {
+        "site": "A place in the language model where activations are read, such as `layer_08.resid_mid` or "
+        "`layer_08.mlp_out`. A coder reads one site (the source) and predicts the same or another one (the target).",
+        "row": "The activations of one token: one vector per site. Everything that the pipeline counts per token, "
+        "it counts in rows.",
+        "shard": "A part of the cache that holds whole sequences, with one file per site: the unit in which rows are "
+        "written, verified and read.",
+        "cache": "The folder that `pipeline harvest` writes: tokens, documents and activations as a Zarr group. It is "
+        "harvested once and read by every training and analysis.",
+        "BOS": "The token that begins a sequence (beginning of sequence). With packed text there can be one before "
+        "every document; each of them counts as position 0.",
+        "position 0": "The place of a sequence's first token, and of any BOS inside a sequence. The model's state "
+        "there is one constant vector, so figures are given excluding position 0 and, beside that, including it.",
+        "held-out documents": "Documents that training never sees (`data.heldout` is their share). FVU, L0 and dead "
+        "latents at the end of training are measured on them.",
+    },
+    "Coders": {
+        "sparse coder": "A network that describes a vector by a few of many latents: encode to sparse codes, decode "
+        "to a reconstruction. SAEs and transcoders are sparse coders.",
+        "SAE": "Sparse autoencoder: a coder that reconstructs the site that it reads.",
+        "transcoder": "A coder whose target is another site than its source, for example the output of an MLP "
+        "predicted from its input.",
+        "latent": "One unit of a coder: an encoder row that decides when it fires, and a decoder row, the direction "
+        "that it adds to the reconstruction. Also called a feature.",
+        "code": "The activations of all latents on one row; most are 0. A latent *fires* on a row where its code is "
+        "above 0.",
+        "TopK": "A coder that keeps the k largest codes of every row (Gao et al. 2024).",
+        "BatchTopK": "TopK over a batch: the k·B largest codes of B rows, so that a row may use more or fewer than k "
+        "latents (Bussmann et al. 2024).",
+        "JumpReLU": "A coder with a learned threshold per latent, below which its code is 0 (Rajamanoharan et al. "
+        "2024).",
+        "Gated": "A coder that decides by one path whether a latent fires and by another how strongly (Rajamanoharan "
+        "et al. 2024).",
+        "Matryoshka": "A coder whose first latents must reconstruct well on their own: its loss is the mean over "
+        "nested prefixes of the dictionary (Bussmann et al. 2025).",
+        "prefix": "The first m latents of a Matryoshka coder, used as a smaller coder.",
+        "AuxK": "An auxiliary loss that revives dead latents: they reconstruct what the living ones leave as error.",
+    },
+    "Training": {
+        "run": "One trained coder with its settings, metrics and checkpoints, in one folder below `runs/`.",
+        "checkpoint": "The state of training on disk. A run that was interrupted resumes from it, bit-identical to an "
+        "uninterrupted run.",
+        "variant": "A named set of training settings in one YAML file, such as `topk` or `matryoshka-ortsae`: "
+        "`pipeline train --variant NAME`.",
+        "penalty": "A term added to the loss, for example against correlated latents. Each has a weight and logs "
+        "metrics of its own.",
+        "sampler": "The rule that chooses which rows are trained on, and in which order.",
+    },
+    "Reports": {
+        "FVU": "Fraction of variance unexplained: squared error of the reconstruction over the variance of the "
+        "target. 0 is perfect; 1 is no better than the mean.",
+        "L0": "Mean number of latents that fire on a row: how sparse the codes are.",
+        "dead": "A latent that does not fire: for the last `dead_after` tokens in training, on any of the rows looked "
+        "at in a report.",
+        "ultra-dense": "A latent that fires on more than a tenth of the rows; such latents rarely mean one thing.",
+        "duplicate pair": "Two latents that do the same: their codes correlate at r ≥ 0.8, or their decoder rows have "
+        "cosine ≥ 0.8 and they fire together on at least half of the rows on which either fires.",
+        "cluster": "Latents joined by duplicate pairs: a connected component of the graph of those pairs.",
+        "null": "What chance alone gives for a figure: shuffled rows, random directions, circular shifts. A value near "
+        "its null is not a finding.",
+        "control": "A coder measured for comparison only: the same one before its first step, or one with a frozen "
+        "random decoder.",
+        "loss recovered": "How much of the language model's loss survives when the reconstruction replaces the "
+        "activations. 100 %: the model does not notice; 0 %: as bad as deleting the site.",
+        "sparse probing": "A classifier for a label from k latents only. It shows whether a concept lies in few "
+        "latents; the dense probe beside it uses all dimensions of the activations.",
+        "feature splitting": "Several latents share one label: a probe of more latents finds it better than a probe "
+        "of one.",
+        "absorption": "A latent fails to fire on some rows of its label because a more specific latent carries the "
+        "label's direction there (Chanin et al. 2024).",
+        "MMCS": "Mean largest cosine: for each latent of one coder the largest decoder cosine with any latent of "
+        "another, averaged. 1: every latent has its twin.",
+        "CKA": "Centred kernel alignment: likeness of two coders' codes on the same rows, from 0 (unrelated) to 1.",
+    },
+}
+"""Section → term → text of at most 240 characters, with Markdown's backticks and emphasis and no other markup."""
+
+
+def terms() -> dict[str, str]:
+    """Term → text as plain text, in the order of the page."""
+    return {term: re.sub(r"[`*]", "", text) for section in GLOSSARY.values() for term, text in section.items()}
+
+
+def terms_in(text: str) -> dict[str, str]:
+    """The entries of the terms that a text uses, as whole words (or their plural)."""
+    return {
+        term: meaning
+        for term, meaning in terms().items()
+        if re.search(rf"(?<![\w-]){re.escape(term)}s?(?![\w-])", text, re.IGNORECASE if term.islower() else 0)
+    }
+
+
+def glossary_page() -> str:
+    """docs/glossary.md."""
+    parts = ["# Glossary", "Two lines for each word that a newcomer meets. A report explains the ones that it uses."]
+    for section, entries in GLOSSARY.items():
+        parts.append(f"## {section}")
+        parts += [f"### {term}\n\n{text}" for term, text in entries.items()]
+    return "\n\n".join(parts) + "\n"
