@@ -89,7 +89,7 @@ def variants() -> dict[str, Path]:
 def _read(source: str) -> dict[str, Any]:
     """What `-c SOURCE` says: a settings file, a preset, or what is frozen into the folder of a cache or a run."""
     if Path(source).is_dir():
-        from .shared.overview import frozen_settings
+        from .shared.overview.find import frozen_settings
 
         return frozen_settings(Path(source))
     return settings_of.load_yaml(settings_of.find_settings(source))
@@ -189,7 +189,7 @@ def train_configs(
 def _cache_to_train_on(whole: PipelineConfig) -> Path:
     """The cache that train.cache names, else the one that `pipeline harvest` writes with the same settings."""
     from .harvest.config import cache_path
-    from .shared.overview import named
+    from .shared.overview.find import named
 
     cache = whole.train.cache
     return cache_path(whole.harvest) if cache is None else named(cache, whole.harvest.cache_dir)
@@ -336,7 +336,7 @@ def analyze_command(
     only = (*(only or whole.analyze.reports), "cross_entropy") if ce else only
     from .analyze.config import only_reports
     from .analyze.run import analyze as analyzed
-    from .shared.overview import named, run_paths
+    from .shared.overview.find import named, run_paths
 
     config = only_reports(whole.analyze, only)
     if config.cache is not None:
@@ -464,7 +464,7 @@ def _demo_text(runs: Sequence[RunSummary], report: AnalyzeResult) -> str:
 @_common
 def status_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """List the caches and runs, what is incomplete, and what to run next."""
-    from .shared.overview import status
+    from .shared.overview.status import status
 
     whole = resolve(files, sets)
     found = status(whole.harvest.cache_dir, whole.train.runs, _cache_to_train_on(whole))
@@ -473,7 +473,7 @@ def status_command(console: Console, files: tuple[str, ...], sets: tuple[str, ..
 
 def _existing(path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> Path:
     """PATH as it is, or as the name of a run or a cache in the folders that the settings name."""
-    from .shared.overview import kind_of, named
+    from .shared.overview.find import kind_of, named
 
     if kind_of(path) and not (files or sets):
         return path
@@ -490,7 +490,7 @@ def _existing(path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> Path
 @_common
 def inspect_command(console: Console, path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """Say what is in a cache or a run: PATH is its folder or its name."""
-    from .shared.overview import describe, describe_text
+    from .shared.overview.describe import describe, describe_text
 
     document = describe(_existing(path, files, sets))
     console.result(document, describe_text(document))
@@ -503,7 +503,8 @@ def inspect_command(console: Console, path: Path, files: tuple[str, ...], sets: 
 def verify_command(console: Console, path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """Check every checksum and count of a cache, or every tensor of a run: PATH is its folder or its name."""
     from .shared.cache.verify import verify_cache
-    from .shared.overview import kind_of, verify_run
+    from .shared.overview.find import kind_of
+    from .shared.runs.verify import verify_run
 
     path = _existing(path, files, sets)
     report = verify_run(path, console) if kind_of(path) == "run" else verify_cache(path, console)

@@ -286,7 +286,7 @@ def test_unknown_variant_report_and_run(cli: Cli, here: Path) -> None:
     assert cli.fails(2, "train", "--variant", "./mine.yaml")[1] == "-c ./mine.yaml"
     message, hint = cli.fails(2, "analyze", "topk", "--only", "corelation")
     assert message == "--only corelation: no such report; did you mean 'correlation'?"
-    assert "there is no run 'tpok' in runs; did you mean 'topk'?" in cli.fails(3, "analyze", "tpok")[0]
+    assert "no run 'tpok' in runs; did you mean 'topk'?" in cli.fails(3, "analyze", "tpok")[0]
 
 
 def test_missing_cache(cli: Cli, here: Path) -> None:
@@ -301,7 +301,7 @@ def test_missing_cache(cli: Cli, here: Path) -> None:
 
 def test_missing_runs(cli: Cli, here: Path) -> None:
     shutil.rmtree(here / "runs")
-    assert cli.fails(3, "analyze") == ("there is no finished run in runs", "pipeline train")
+    assert cli.fails(3, "analyze") == ("no finished run in runs", "pipeline train")
 
 
 def test_a_taken_name_is_not_overwritten(cli: Cli, here: Path) -> None:

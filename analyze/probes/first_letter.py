@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from ...shared.cache.files import write_file
 from ...shared.cache.vocabulary import Vocabulary
 from ...shared.errors import DataError, UsageError
-from ...shared.overview import frozen_settings, kind_of
+from ...shared.overview.find import frozen_settings, kind_of
 from .labels import word_of
 
 TEMPLATE = "{word} has the first letter:"

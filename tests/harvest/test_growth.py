@@ -23,7 +23,8 @@ from sparse_pipeline.shared.cache import Cache, open_cache, verify_cache
 from sparse_pipeline.shared.cache.documents import read_documents
 from sparse_pipeline.shared.config.settings import to_dict
 from sparse_pipeline.shared.errors import DataError
-from sparse_pipeline.shared.overview import frozen_settings, status
+from sparse_pipeline.shared.overview.find import frozen_settings
+from sparse_pipeline.shared.overview.status import status
 from tests.harvest.conftest import CTX
 from tests.harvest.test_run import _CHILD, ONE_THREAD, config_for
 from tests.shared.cache.folders import contents

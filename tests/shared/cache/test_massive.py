@@ -12,7 +12,7 @@ import torch
 from sparse_pipeline.shared.cache import CacheWriter, Layout, SiteSpec
 from sparse_pipeline.shared.cache.massive import TIMES_MEDIAN, massive_activations, outliers
 from sparse_pipeline.shared.cache.stats import Moments, SiteStats
-from sparse_pipeline.shared.overview import describe, describe_text
+from sparse_pipeline.shared.overview.describe import describe, describe_text
 
 SITE = "layer_00.resid_post"
 

@@ -1,0 +1,1 @@
+"""Finds the caches and runs of a project, and describes each: what `pipeline status` and `pipeline inspect` show."""

@@ -1,0 +1,125 @@
+"""Describes one cache or run: counts, sites, settings, checkpoints and results."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from ..cache.commits import load_commit
+from ..cache.massive import massive_activations, massive_text
+from ..cache.reader import open_cache
+from ..console import size
+from ..errors import DataError
+from ..runs.folder import open_run
+from ..runs.samples import samples_summary
+from .find import folder_bytes, kind_of
+from .status import cache_entry, run_entry
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Contents of a cache or run, JSON-able. Raises DataError when the folder is neither, or cannot be read."""
+    kind = kind_of(path)
+    if kind == "cache":
+        return {**describe_cache(path), "next": cache_entry(path)["next"]}
+    if kind == "run":
+        return {**describe_run(path), "next": run_entry(path)["next"]}
+    found = (
+        "neither a cache (plan.json not found) nor a run (config.yaml not found)" if path.exists() else "no such folder"
+    )
+    raise DataError(f"{path}: {found}", "pipeline status lists caches and runs")
+
+
+def describe_cache(path: Path) -> dict[str, Any]:
+    """Counts, sites and settings of a cache, finished or not."""
+    cache = open_cache(path, allow_incomplete=True)
+    if cache.complete:
+        n_tokens = int(cache.manifest["n_tokens"])
+    else:
+        n_tokens = sum(load_commit(path, shard).tokens for shard in cache.shards)
+    sites = {
+        name: {
+            "shape": [cache.n_rows, site.width],
+            "logical_dtype": site.logical_dtype,
+            "storage": site.storage,
+            "module_path": site.module_path,
+            "io": site.io,
+            "mean_sq_norm": _finite(cache.stats(name).rest.mean_sq_norm),
+            "nonfinite": int(cache.stats(name).nonfinite),
+            "massive_activations": massive_activations(cache.stats(name)),
+        }
+        for name, site in cache.sites.items()
+    }
+    return {
+        "kind": "cache",
+        "name": path.name,
+        "path": str(path),
+        "format_version": cache.manifest["format_version"],
+        "complete": cache.complete,
+        "identity": cache.identity,
+        "earlier_identities": list(cache.identities[:-1]),
+        "n_tokens": n_tokens,
+        "n_sequences": cache.n_seq,
+        "ctx": cache.ctx,
+        "n_rows": cache.n_rows,
+        "shards": {"committed": len(cache.shards), "total": cache.layout.n_shards},
+        "sites": sites,
+        "bytes": folder_bytes(path),
+        "config": cache.config,
+        "provenance": cache.manifest.get("provenance", {}),
+    }
+
+
+def describe_run(path: Path) -> dict[str, Any]:
+    """Settings, checkpoints and results of a run, finished or not."""
+    run = open_run(path, allow_incomplete=True)
+    final = run.final if run.complete else {}
+    return {
+        "kind": "run",
+        "name": run.name,
+        "path": str(path),
+        "complete": run.complete,
+        "variant": run.config.get("variant"),
+        "architecture": final.get("architecture") or run.config.get("coder", {}).get("architecture"),
+        "d_in": final.get("d_in"),
+        "d_out": final.get("d_out"),
+        "cache": final.get("cache"),
+        "summary": final.get("summary"),
+        "checkpoints": [checkpoint.name for checkpoint in run.checkpoints()],
+        "samples": samples_summary(path),
+        "metrics": len(run.metrics()),
+        "bytes": folder_bytes(path),
+        "config": run.config,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def describe_text(document: dict[str, Any]) -> str:
+    """The document of `describe` as lines of text."""
+    state = "complete" if document["complete"] else "incomplete"
+    lines = [f"{document['kind']} {document['path']}: {state}, {size(document['bytes'])}"]
+    if document["kind"] == "cache":
+        shards = document["shards"]
+        lines.append(
+            f"  {document['n_tokens']:,} tokens in {document['n_sequences']:,} sequences of {document['ctx']}, "
+            f"{shards['committed']} of {shards['total']} shards, format {document['format_version']}"
+        )
+        for name, site in document["sites"].items():
+            shape = " × ".join(f"{n:,}" for n in site["shape"])
+            lines.append(f"  {name}: {shape} {site['storage']}, {site['module_path']}:{site['io']}")
+            massive = massive_text(site["massive_activations"])
+            lines += [f"    {massive}"] if massive else []
+        lines.append(f"  identity {document['identity']}")
+    else:
+        lines.append(f"  variant {document['variant']}, architecture {document['architecture']}")
+        lines += [f"  {name}: {value}" for name, value in (document["summary"] or {}).items()]
+        lines.append(f"  checkpoints: {', '.join(document['checkpoints']) or 'none'}")
+        if (samples := document["samples"]) is not None:
+            lines.append(
+                f"  samples: {samples['samples']['total']:,} of {samples['latents']['with_samples']:,} latents "
+                f"after step {samples['step']:,}; tables: {samples['table']}"
+            )
+    return "\n".join([*lines, *([f"next: {document['next']}"] if document["next"] else [])])

@@ -1,0 +1,82 @@
+"""Finds caches and runs by folder or by name, and reads the settings frozen into them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..cache.files import read_json
+from ..cache.format import ARRAYS, MANIFEST, PLAN
+from ..cache.growth import plan_files
+from ..config.registry import did_you_mean
+from ..config.settings import load_yaml
+from ..errors import DataError, UsageError
+from ..runs.folder import open_run
+
+
+def kind_of(path: Path) -> str | None:
+    """ "cache" or "run", by the files in the folder; None for any other folder."""
+    if (path / PLAN).is_file() or (path / MANIFEST).is_file() or (path / ARRAYS).is_dir():
+        return "cache"
+    if (path / "config.yaml").is_file() or (path / "final").is_dir() or (path / "checkpoints").is_dir():
+        return "run"
+    return None
+
+
+def named(path: Path, *folders: Path) -> Path:
+    """The folder of a cache or run, given as a path or as a name in one of `folders`.
+
+    When nothing is found: the path unchanged, or for a bare name that name in the last of `folders`, so that the
+    caller's error shows where it was expected.
+    """
+    places = [folder / path for folder in folders]
+    missing = path if path.exists() or len(path.parts) > 1 else places[-1]
+    return next((found for found in (path, *places) if kind_of(found)), missing)
+
+
+def folder_bytes(path: Path) -> int:
+    """Total size of the files below a folder, in bytes. Files deleted during the count (temporary ones) count 0."""
+    total = 0
+    for file in path.rglob("*"):
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def frozen_settings(path: Path) -> dict[str, Any]:
+    """The settings that produced a cache or run, in the form of a settings file.
+
+    Raises:
+        UsageError: the folder is neither a cache nor a run.
+    """
+    kind = kind_of(path)
+    if kind == "cache":
+        settings = read_json(plan_files(path)[-1])["config"].get("harvest", {})
+        return {"harvest": {**settings, "cache_dir": str(path.parent), "name": path.name}}
+    if kind == "run":
+        return {"train": load_yaml(path / "config.yaml")}
+    raise UsageError(f"-c {path}: the folder is neither a cache nor a run", "pipeline status lists caches and runs")
+
+
+def run_paths(names: Sequence[str], folder: Path) -> list[Path]:
+    """Run folders from paths or names in `folder`; without names, every finished run in `folder`.
+
+    Raises:
+        DataError: a name is not found, or there is no finished run.
+    """
+    if names:
+        return [Path(name) if Path(name).is_dir() else _below(name, folder) for name in names]
+    found = [path for path in sorted(folder.glob("*/config.yaml")) if open_run(path.parent, True).complete]
+    if not found:
+        raise DataError(f"no finished run in {folder}", "pipeline train")
+    return [path.parent for path in found]
+
+
+def _below(name: str, folder: Path) -> Path:
+    if (folder / name).is_dir():
+        return folder / name
+    known = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    raise DataError(f"no run {name!r} in {folder}{did_you_mean(name, known)}", "pipeline status")

@@ -1,0 +1,136 @@
+"""The state of every cache and run, and the command to run next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..cache.commits import commits_of
+from ..cache.files import read_json
+from ..cache.format import MANIFEST, Layout
+from ..cache.growth import Parts, generations_of, plan_files
+from ..console import si, size
+from ..errors import DataError
+from ..runs.folder import fvu_label, open_run
+from ..text_table import text_table
+from .find import folder_bytes, kind_of
+
+
+@dataclass(frozen=True)
+class Status:
+    """Every cache and run, and the command to run next ("" when the entries already name it)."""
+
+    caches: list[dict[str, Any]]
+    runs: list[dict[str, Any]]
+    next: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"caches": self.caches, "runs": self.runs, "next": self.next}
+
+    def __str__(self) -> str:
+        rows = []
+        for entry in self.caches:
+            amount = f"{si(entry['n_tokens'])} tokens" if entry["n_tokens"] is not None else ""
+            rows.append(("cache", entry["path"], _state(entry), size(entry["bytes"]), amount))
+        for entry in self.runs:
+            result = f"{fvu_label(entry['evaluated_on'])} {entry['fvu']:.4f}" if entry["fvu"] is not None else ""
+            rows.append(("run", entry["path"], _state(entry), size(entry["bytes"]), result))
+        if not rows:
+            return f"no caches and no runs yet\nnext: {self.next}"
+        table = text_table(rows, ("", "name", "state", "size", ""), left=range(5))
+        steps = [entry["next"] for entry in (*self.caches, *self.runs)]
+        return "\n".join([table, *(f"next: {step}" for step in dict.fromkeys([*steps, self.next]) if step)])
+
+
+def _state(entry: dict[str, Any]) -> str:
+    if entry["problem"]:
+        return "damaged"
+    if entry.get("growing"):
+        return "complete, growing"
+    return "complete" if entry["complete"] else f"incomplete, {entry['progress']}"
+
+
+def status(cache_dir: Path, runs_dir: Path, trained_on: Path | None = None) -> Status:
+    """The caches in one folder and the runs in another. Reads plans, manifests and summaries, no array or tensor.
+
+    Args:
+        trained_on: the cache that the settings train on. If it does not exist, the next command names another cache.
+    """
+    caches = [cache_entry(path) for path in _folders(cache_dir) if kind_of(path) == "cache"]
+    runs = [run_entry(path) for path in _folders(runs_dir) if kind_of(path) == "run"]
+    if not caches:
+        step = "pipeline harvest"
+    elif not (whole := [Path(entry["path"]) for entry in caches if entry["complete"]]):
+        step = ""  # each unfinished cache names its own command
+    elif not runs:
+        step = "pipeline train" if trained_on in whole else f"pipeline train --set train.cache={whole[0]}"
+    elif any(entry["complete"] for entry in runs):
+        step = "pipeline analyze"
+    else:
+        step = ""
+    return Status(caches, runs, step)
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+
+
+def cache_entry(path: Path) -> dict[str, Any]:
+    """State of one cache, JSON-able. A damaged cache gives an entry with its `problem`, never an error."""
+    entry: dict[str, Any] = {
+        "name": path.name,
+        "path": str(path),
+        "complete": False,
+        "progress": "",
+        "n_tokens": None,
+        "growing": False,
+        "bytes": folder_bytes(path),
+        "next": None,
+        "problem": None,
+    }
+    try:
+        finished = (path / MANIFEST).is_file()
+        plans = plan_files(path)
+        head = read_json(path / MANIFEST if finished else plans[-1])
+        parts = Parts(Layout.from_dict(head["layout"]), generations_of(head))
+        total, done = parts.layout.n_shards, len(parts.committed(commits_of(path)))
+        entry["progress"] = f"{done} of {total} shards"
+        entry["complete"] = finished and done == total
+        entry["growing"] = finished and len(plans) > len(parts.generations)
+        entry["n_tokens"] = head["n_tokens"] if finished else None
+    except (DataError, KeyError, TypeError) as error:
+        entry["problem"] = str(error)
+        entry["next"] = f"pipeline verify {path}"
+    else:
+        settled = entry["complete"] and not entry["growing"]
+        entry["next"] = None if settled else f"pipeline harvest -c {path}"
+    return entry
+
+
+def run_entry(path: Path) -> dict[str, Any]:
+    """State of one run, JSON-able. A damaged run gives an entry with its `problem`, never an error."""
+    entry: dict[str, Any] = {
+        "name": path.name,
+        "path": str(path),
+        "complete": False,
+        "progress": "",
+        "fvu": None,
+        "evaluated_on": None,
+        "bytes": folder_bytes(path),
+        "next": None,
+        "problem": None,
+    }
+    try:
+        run = open_run(path, allow_incomplete=True)
+        entry["complete"] = run.complete
+        last = run.checkpoints()
+        entry["progress"] = f"at {last[-1].name}" if last else "no checkpoint yet"
+        summary = run.summary if run.complete else {}
+        entry |= {"fvu": summary.get("fvu"), "evaluated_on": summary.get("evaluated_on")}
+    except DataError as error:
+        entry["problem"] = str(error)
+        entry["next"] = f"pipeline verify {path}"
+    else:
+        entry["next"] = None if entry["complete"] else f"pipeline train -c {path} --resume"
+    return entry
