@@ -37,7 +37,7 @@ from sparse_pipeline.train.data import DataConfig, Stream, open_stream
 from sparse_pipeline.train.data.batch import Batch
 from sparse_pipeline.train.samplers import Uniform, UniformConfig
 from sparse_pipeline.train.step.autograd import train_step
-from sparse_pipeline.train.step.trainee import new_trainee
+from sparse_pipeline.train.step.begin import new_trainee
 
 SITES = ("layer_08.resid_mid", "layer_08.mlp_out")
 CTX = 64

@@ -31,6 +31,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import types
 import warnings
@@ -39,10 +40,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_pipeline.shared.coders import build_coder
+from sparse_pipeline.shared.cache import Cache, CacheWriter, Flag, Layout, SiteSpec, open_cache
 from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
 from sparse_pipeline.shared.coders.ops import dense_pre
 from sparse_pipeline.shared.coders.topk import TopKConfig
@@ -50,12 +52,12 @@ from sparse_pipeline.train.config import OptimizerConfig, TrainConfig
 from sparse_pipeline.train.data.batch import Batch
 from sparse_pipeline.train.kernels import unavailable
 from sparse_pipeline.train.step.autograd import train_step
-from sparse_pipeline.train.step.fused import fused_step_for
-from sparse_pipeline.train.step.objective import Objective
+from sparse_pipeline.train.step.begin import new_trainee
 from sparse_pipeline.train.step.trainee import Trainee
 
 Step = Callable[[int], None]
 BATCHES = 8
+CTX = 32
 SOURCE, TARGET = "layer_00.resid_mid", "layer_00.mlp_out"
 
 
@@ -117,7 +119,7 @@ class Contender:
 
 def ours(work: str, fused: str) -> Callable[[Shape, Data], Step]:
     def build(s: Shape, data: Data) -> Step:
-        trainee = our_trainee(s, work, fused)
+        trainee = our_trainee(s, data, work, fused)
         transcoder = "transcoder" in work
         rows = [our_batch(x, y if transcoder else x) for x, y in zip(data.x, data.y, strict=True)]
         return lambda i: (train_step(trainee, rows[i % BATCHES]), None)[1]
@@ -125,10 +127,10 @@ def ours(work: str, fused: str) -> Callable[[Shape, Data], Step]:
     return build
 
 
-def our_trainee(s: Shape, work: str, fused: str) -> Trainee:
-    """A coder at its start, as train.trainee makes it, but for the cache."""
+def our_trainee(s: Shape, data: Data, work: str, fused: str) -> Trainee:
+    """A run before its first step, normalised by the statistics of a small cache of the first batch's rows."""
     transcoder = "transcoder" in work
-    coder_config = (
+    coder = (
         MatryoshkaConfig(latents=s.latents, k=s.k, groups=s.groups)
         if "Matryoshka" in work
         else TopKConfig(latents=s.latents, k=s.k)
@@ -136,36 +138,42 @@ def our_trainee(s: Shape, work: str, fused: str) -> Trainee:
     config = TrainConfig(
         source=SOURCE,
         target=TARGET if transcoder else None,
-        coder=coder_config,
+        coder=coder,
         optimizer=OptimizerConfig(lr=3e-4, warmup_steps=200),
+        dead_after=10**9,
         device=s.device,
         precision="bfloat16" if s.low else "float32",
         fused=fused,  # type: ignore[arg-type]
         checkpoint_every=10**9,
     )
-    generator = torch.Generator().manual_seed(0)
-    coder = build_coder(coder_config, s.width, s.width, tied=not transcoder, generator=generator)
+    with tempfile.TemporaryDirectory() as folder:
+        cache = small_cache(Path(folder) / "cache", data)
+        trainee = new_trainee(config, cache, 10**9, cache.n_rows, torch.device(s.device))
     if transcoder:  # it starts at zero; random rows spare the first steps
-        with torch.no_grad():
-            coder.w_dec.copy_(
-                torch.nn.functional.normalize(torch.randn(s.latents, s.width, generator=generator), dim=1)
-            )
-    coder.dead_after = 10**9
-    coder.selection_dtype = torch.bfloat16 if s.low else None
-    coder.to(s.device).train()
-    optimizer = torch.optim.Adam(coder.parameters(), lr=0.0, fused=True)
-    trainee = Trainee(
-        config=config,
-        coder=coder,
-        objective=Objective({}),
-        optimizer=optimizer,
-        generator=generator,
-        total_steps=10**9,
-        ctx=1024,
-        bos_shift=torch.zeros(s.width, device=s.device),
-    )
-    trainee.fused = fused_step_for(trainee, torch.device(s.device))
+        trainee.coder.randomise_decoder(trainee.generator)
     return trainee
+
+
+def small_cache(path: Path, data: Data) -> Cache:
+    """A cache of the first batch's rows (at most 1,024 of them), for its statistics."""
+    n_seq = max(2, min(len(data.x[0]), 1024) // CTX)
+    rows = {SOURCE: data.x[0], TARGET: data.y[0]}
+    rows = {site: values.repeat(-(-n_seq * CTX // len(values)), 1)[: n_seq * CTX] for site, values in rows.items()}
+    specs = tuple(SiteSpec(site, data.shape.width, module_path="-", layer=0, kind=site[9:]) for site in rows)
+    place = np.arange(n_seq * CTX).reshape(n_seq, CTX)
+    flags = np.zeros(place.shape, np.uint8)
+    flags[:, 0] = int(Flag.BOS)
+    with CacheWriter.create(path, Layout(n_seq, CTX, sites=specs), {"made_by": "benchmarks.train_step"}, {}) as writer:
+        for shard in writer.missing_shards():
+            seqs = writer.layout.seqs_of(shard)
+            own = slice(seqs.start, seqs.stop)
+            acts = {site: v[own.start * CTX : own.stop * CTX].bfloat16().cpu() for site, v in rows.items()}
+            document, token = place[own] // CTX, place[own] % CTX
+            writer.write_shard(
+                shard, token.astype(np.int32), document.astype(np.uint32), token.astype(np.uint16), flags[own], acts
+            )
+        writer.finish()
+    return open_cache(path)
 
 
 def our_batch(x: Tensor, y: Tensor) -> Batch:
@@ -472,8 +480,8 @@ def peak_memory() -> int:
 
 def breakdown(shape: Shape, work: str, rounds: int = 30) -> dict[str, float]:
     """Milliseconds of each part of our fused step, one part at a time (medians of device events)."""
-    trainee = our_trainee(shape, work, "on")
-    fused, data = trainee.fused, Data(shape)
+    data = Data(shape)
+    fused = our_trainee(shape, data, work, "on").fused
     assert fused is not None
     for i in range(5):
         fused.step(data.x[i], data.y[i], 3e-4)

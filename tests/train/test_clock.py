@@ -7,7 +7,6 @@ import time
 import pytest
 import torch
 
-from sparse_pipeline.train.step import clock
 from sparse_pipeline.train.step.clock import StepClock
 
 
@@ -47,8 +46,7 @@ def test_on_a_device_it_is_the_time_between_events_and_old_ones_are_read(monkeyp
     Event.waited = []
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "current")
-    monkeypatch.setattr(clock, "UNREAD", 3)
-    watch = StepClock(torch.device("cuda"), seconds=1.0)
+    watch = StepClock(torch.device("cuda"), seconds=1.0, unread=3)
     for _ in range(5):
         with watch.running():
             pass

@@ -31,7 +31,7 @@ from sparse_pipeline.train.penalties.decoder_orthogonality import DecoderOrthogo
 from sparse_pipeline.train.penalties.topk_pairs import TopkPairsConfig
 from sparse_pipeline.train.samplers import build_sampler
 from sparse_pipeline.train.step.autograd import train_step
-from sparse_pipeline.train.step.trainee import new_trainee
+from sparse_pipeline.train.step.begin import new_trainee
 from tests.synthetic import make_cache, sparse_acts, token_table
 from tests.train.conftest import MATRYOSHKA, SOURCE, TARGET, TOPK
 

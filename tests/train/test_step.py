@@ -30,8 +30,9 @@ from sparse_pipeline.train.runs import checkpoint
 from sparse_pipeline.train.runs.session import open_runs
 from sparse_pipeline.train.samplers import build_sampler
 from sparse_pipeline.train.step.autograd import train_step
+from sparse_pipeline.train.step.begin import new_trainee
 from sparse_pipeline.train.step.objective import Objective
-from sparse_pipeline.train.step.trainee import Trainee, new_trainee
+from sparse_pipeline.train.step.trainee import Trainee
 from tests.synthetic import make_cache, token_table
 from tests.train.conftest import MATRYOSHKA, SOURCE, TARGET, TOPK
 

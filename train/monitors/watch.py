@@ -47,7 +47,7 @@ class Watch:
     """
 
     def __init__(
-        self, monitors: Mapping[str, MonitorConfig], every: int, window: int, total_steps: int, ctx: int
+        self, monitors: Mapping[str, MonitorConfig], *, every: int, window: int, total_steps: int, ctx: int
     ) -> None:
         self.monitors: dict[str, Monitor] = {name: build_monitor(config) for name, config in monitors.items()}
         self.every, self.window, self.total_steps, self.ctx = every, window, total_steps, ctx

@@ -23,8 +23,9 @@ from ..monitors.log import DuplicationLog
 from ..monitors.watch import Report
 from ..plan import Group
 from ..samples.report import SampleWriter
-from ..step.autograd import StepResult
-from ..step.trainee import Trainee, new_trainee
+from ..step.begin import new_trainee
+from ..step.result import StepResult
+from ..step.trainee import Trainee
 from . import checkpoint
 from .tracking import Tracker
 

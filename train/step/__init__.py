@@ -1,1 +1,1 @@
-"""step"""
+"""One training step: by autograd or by the fused kernels, from a new run to its result."""

@@ -1,39 +1,25 @@
-"""One training step."""
+"""One training step by autograd, and what to report when it stops being finite."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...shared.coders import Coder, Codes
+from ...shared.coders import Coder
 from ...shared.errors import PipelineError
 from ..data.batch import Batch
 from ..penalties import StepBatch
 from .fused import fused_train_step
 from .objective import Terms
+from .result import StepResult, measured, row_errors
 from .trainee import Trainee
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What one step computed: its loss terms, the norm of its gradient before clipping (NaN where nothing needed it:
-    see train/kernels/update.py), and, by `codes()` until the next step, its codes before the update."""
-
-    terms: Terms
-    grad_norm: Tensor
-    lr: float
-    codes: Callable[[], Codes]
-    measures: dict[str, float | None]
-
-
 def train_step(trainee: Trainee, rows: Batch, measure: bool = False) -> StepResult:
-    """Loss, gradient, update.
+    """Loss, gradient, update: by the fused step where the trainee has one, by autograd otherwise.
 
     Args:
-        measure: also compute this batch's FVU, L0 and the like, as `measures`.
+        measure: also compute the figures of this batch (`StepResult.measures`).
 
     Raises:
         PipelineError: the loss or the gradient is not finite; nothing has been updated.
@@ -60,7 +46,7 @@ def train_step(trainee: Trainee, rows: Batch, measure: bool = False) -> StepResu
     measures: dict[str, float | None] = {}
     if measure:
         error = row_errors(coder, batch, codes)
-        measures = measured(trainee, t, rows.position, error, codes.l0(), codes.fired())
+        measures = measured(trainee, t=t, position=rows.position, error=error, l0=codes.l0(), fired=codes.fired())
     lr = trainee.learning_rate(step)
     for group in trainee.optimizer.param_groups:
         group["lr"] = lr
@@ -71,44 +57,6 @@ def train_step(trainee: Trainee, rows: Batch, measure: bool = False) -> StepResu
 
     trainee.advance(terms.total.detach(), len(rows))
     return StepResult(terms, norm, lr, codes.detach, measures)
-
-
-@torch.no_grad()
-def row_errors(coder: Coder, batch: StepBatch, codes: Codes) -> Tensor:
-    """Squared error of each row of the whole reconstruction, [B] float64."""
-    return (batch.t - coder.decode_normalised(codes, batch.u)).square().sum(dim=1, dtype=torch.float64)
-
-
-@torch.no_grad()
-def measured(
-    trainee: Trainee, t: Tensor, position: Tensor, error: Tensor, l0: Tensor, fired: Tensor
-) -> dict[str, float | None]:
-    """FVU of a batch without position 0 and with it, and its mean L0, in float64; how many latents fired in it, and how
-    many are dead.
-
-    In normalised space the target's mean over the rows without position 0 is zero, so Σ‖t‖² is their variance.
-
-    Args:
-        t: [B, d_out] normalised targets.
-        position: [B] in the sequence.
-        error: [B] squared errors, float64.
-        l0: [B].
-        fired: [F] bool.
-    """
-    rest = position > 0
-    variance = t.square().sum(dim=1, dtype=torch.float64)
-    variance_all = (t - trainee.bos_shift).square().sum(dim=1, dtype=torch.float64)
-    return {
-        "fvu": _ratio(error[rest].sum(), variance[rest].sum()),
-        "fvu_with_bos": _ratio(error.sum(), variance_all.sum()),
-        "l0": float(l0.to(torch.float64).mean()),
-        "active": int(fired.sum()),
-        "dead": int(trainee.coder.dead.sum()),
-    }
-
-
-def _ratio(numerator: Tensor, denominator: Tensor) -> float | None:
-    return float(numerator / denominator) if float(denominator) > 0 else None
 
 
 def culprit(trainee: Trainee, batch: StepBatch, terms: Terms) -> tuple[str, str]:

@@ -10,26 +10,27 @@ from contextlib import contextmanager
 import torch
 
 UNREAD = 1000
-"""Steps whose two events are kept until they are read; the device has long finished an older one."""
+"""Steps whose two events are kept unread: the device has long finished an older one, so reading it does not wait."""
 
 
 class StepClock:
     """Adds up the time of what runs inside `running`.
 
-    On a CUDA device by events on its current stream: the host only queues work there, and whoever waits first would be
-    charged for everybody's.
+    On a CUDA device it is measured by events on the current stream: the host only queues work there, so on the host's
+    clock the first of several coders to wait would be charged for the work of all.
 
     Args:
-        seconds: of earlier sittings.
+        seconds: measured before this process, when the run was resumed.
+        unread: how many steps may lie between an event and its reading.
     """
 
-    def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
-        self._device, self._seconds = device, seconds
+    def __init__(self, device: torch.device, seconds: float = 0.0, unread: int = UNREAD) -> None:
+        self._device, self._seconds, self._unread = device, seconds, unread
         self._spans: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count what runs inside."""
+        """Count the time of what runs inside."""
         if self._device.type == "cuda":
             begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             stream = torch.cuda.current_stream(self._device)
@@ -39,7 +40,7 @@ class StepClock:
             finally:
                 ended.record(stream)
                 self._spans.append((begun, ended))
-                self._read(UNREAD)
+                self._read(self._unread)
             return
         began = time.perf_counter()
         try:
@@ -49,7 +50,7 @@ class StepClock:
 
     @property
     def seconds(self) -> float:
-        """So far; waits for the device."""
+        """Seconds so far; waits for the device."""
         self._read(0)
         return self._seconds
 

@@ -14,11 +14,11 @@ from ..data.batch import Batch
 from ..kernels import unavailable
 from ..penalties import StepBatch
 from .objective import Terms
+from .result import StepResult, measured
 from .trainee import Trainee
 
 if TYPE_CHECKING:
     from ..kernels.fused_step import FusedStep, Penalise
-    from .autograd import StepResult
 
 
 def refusal(config: TrainConfig, coder: Coder, device: torch.device) -> str | None:
@@ -43,15 +43,18 @@ def refusal(config: TrainConfig, coder: Coder, device: torch.device) -> str | No
     return reason
 
 
-def fused_step_for(trainee: Trainee, device: torch.device) -> FusedStep | None:
-    """The fused step of a new trainee, or None where autograd trains it."""
-    if refusal(trainee.config, trainee.coder, device) is not None:
+def fused_step_for(config: TrainConfig, coder: Coder, optimizer: torch.optim.Adam) -> FusedStep | None:
+    """The fused step of a coder on its device, or None where autograd trains it.
+
+    Raises:
+        UsageError: `train.fused: on`, but the fused step cannot train this coder.
+    """
+    if refusal(config, coder, coder.w_enc.device) is not None:
         return None
     from ..kernels.fused_step import FusedStep
 
-    assert isinstance(trainee.optimizer, torch.optim.Adam)
-    dtype = torch.bfloat16 if trainee.config.precision == "bfloat16" else torch.float32
-    return FusedStep(trainee.coder, trainee.optimizer, grad_clip=trainee.config.optimizer.grad_clip, dtype=dtype)
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    return FusedStep(coder, optimizer, grad_clip=config.optimizer.grad_clip, dtype=dtype)
 
 
 def fused_train_step(trainee: Trainee, rows: Batch, measure: bool) -> StepResult:
@@ -63,8 +66,6 @@ def fused_train_step(trainee: Trainee, rows: Batch, measure: bool) -> StepResult
     Raises:
         PipelineError: a gradient since the last such step was not finite.
     """
-    from .autograd import StepResult, measured
-
     fused, coder, config = trainee.fused, trainee.coder, trainee.config
     assert fused is not None
     step = trainee.step + 1
@@ -101,7 +102,9 @@ def fused_train_step(trainee: Trainee, rows: Batch, measure: bool) -> StepResult
     if measure:
         error = result.squares[:, -1].to(torch.float64)
         fired = result.fired > 0
-        measures = measured(trainee, fused.rows[1], rows.position, error, result.l0, fired) | {"dead": dead}
+        measures = measured(
+            trainee, t=fused.rows[1], position=rows.position, error=error, l0=result.l0, fired=fired
+        ) | {"dead": dead}
     trainee.advance(total, len(rows))
     terms = Terms(total, own | values, weights)
     return StepResult(terms, result.grad_norm.clone(), lr, fused.codes, measures)

@@ -1,0 +1,99 @@
+"""A run at its start: initial weights, normalisation, optimizer, monitors, and the step that will train it."""
+
+from __future__ import annotations
+
+import torch
+
+from ...shared.cache import Cache
+from ...shared.coders import Coder, build_coder
+from ..config import TrainConfig
+from ..monitors.watch import Watch
+from ..samples.collect import SampleCollector
+from .clock import StepClock
+from .fused import fused_step_for
+from .objective import Objective
+from .trainee import Trainee
+
+DEAD_AFTER = 10_000_000
+"""Tokens without firing after which a latent counts as dead, where neither an epoch nor half of the run is shorter: a
+run of one epoch would end before any could."""
+
+MAX_BOS_SHARE = 0.2
+"""Largest share of samples at position 0, where neither their settings nor the sampler say another."""
+
+
+def new_trainee(
+    config: TrainConfig, cache: Cache, total_steps: int, rows_per_epoch: int, device: torch.device
+) -> Trainee:
+    """A run before its first step: initial weights from the seed, normalisation from the cache.
+
+    Args:
+        total_steps: updates of the whole run.
+        rows_per_epoch: rows that the sampler draws in an epoch.
+        device: where the coder trains.
+
+    Raises:
+        UsageError: `train.fused: on`, but the fused step cannot train this coder.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    coder = _new_coder(config, cache, generator)
+    half = max(1, total_steps * config.data.batch_size // 2)
+    coder.dead_after = config.dead_after or min(DEAD_AFTER, rows_per_epoch, half)
+    coder.to(device).train()
+    optimizer = torch.optim.Adam(
+        [parameter for parameter in coder.parameters() if parameter.requires_grad],
+        lr=0.0,
+        betas=config.optimizer.betas,
+        eps=config.optimizer.eps,
+        fused=True,
+    )
+    target = cache.stats(config.target_site)
+    shift = (torch.from_numpy(target.all.mean - target.rest.mean) / float(coder.target_scale)).to(coder.w_dec.dtype)
+    trainee = Trainee(
+        config=config,
+        coder=coder,
+        objective=Objective(config.penalties),
+        optimizer=optimizer,
+        generator=generator,
+        total_steps=total_steps,
+        ctx=cache.ctx,
+        bos_shift=shift.to(device),
+        clock=StepClock(device),
+        fused=fused_step_for(config, coder, optimizer),
+    )
+    if config.monitors:
+        trainee.watch = Watch(
+            config.monitors,
+            every=config.monitor_every,
+            window=config.monitor_window,
+            total_steps=total_steps,
+            ctx=cache.ctx,
+        )
+    if config.samples is not None:
+        share = getattr(config.sampler, "max_bos_share", MAX_BOS_SHARE)
+        trainee.samples = SampleCollector(config.samples, cache, coder.n_latents, total_steps, share)
+    return trainee
+
+
+def _new_coder(config: TrainConfig, cache: Cache, generator: torch.Generator) -> Coder:
+    """The coder with its initial weights, on the CPU: the same seed gives the same weights on every device."""
+    source, target = cache.stats(config.source), cache.stats(config.target_site)
+    coder = build_coder(
+        config.coder,
+        cache.sites[config.source].width,
+        cache.sites[config.target_site].width,
+        tied=config.source == config.target_site,
+        generator=generator,
+    )
+    coder.set_normalisation(
+        *(torch.from_numpy(v) for v in (source.rest.mean, source.rest.var)),
+        *(torch.from_numpy(v) for v in (target.rest.mean, target.rest.var)),
+    )
+    coder.selection_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
+    if "w_dec" in config.freeze:
+        coder.randomise_decoder(generator)
+    for name in config.freeze:
+        parameter = getattr(coder, name)
+        if parameter is not None:
+            parameter.requires_grad_(False)
+    return coder
