@@ -69,7 +69,7 @@ def collect(
     ]
     samples = {s.name: CodeSample(s, sample_rows(subjects)) for s in subjects} if compare else {}
     sources = [
-        subject.stream_source(any(report.reconstructs for report in own.values()))
+        subject.coder_sites(any(report.reconstructs for report in own.values()))
         for subject, own in zip(subjects, reports, strict=True)
     ]
     first, rows = subjects[0], 0

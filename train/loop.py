@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..shared.codes.positions import bos_share
 from ..shared.console import Console
 from ..shared.errors import PipelineError
 from ..shared.runs.folder import Run
@@ -16,7 +17,6 @@ from .data.stream import Stream, open_stream
 from .evaluate import Evaluation, evaluate, evaluation_rows
 from .interrupt import Interrupt, interruptible
 from .plan import Group, TrainPlan, plan
-from .positions import bos_share
 from .runs.session import RunSummary, Session, begin, open_runs, summarise, trackers_closed
 from .samplers import build_sampler
 from .step.autograd import train_step

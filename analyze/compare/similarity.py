@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ...train.fvu import max_cosines
-
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
@@ -262,3 +260,13 @@ def _nearest(a: Tensor, b: Tensor) -> tuple[NDArray[np.float64], NDArray[np.int6
         values.append(best.values.double().numpy())
         index.append(best.indices.numpy())
     return np.concatenate(values), np.concatenate(index)
+
+
+def max_cosines(a: Tensor, b: Tensor, chunk: int = 4096) -> Tensor:
+    """Largest cosine of each row of a [m, d] with a row of b [n, d]: [m] float64.
+
+    Args:
+        chunk: rows of a compared at a time, which bounds memory to chunk · n cosines.
+    """
+    a, b = (torch.nn.functional.normalize(side.to(torch.float64), dim=1) for side in (a, b))
+    return torch.cat([(a[start : start + chunk] @ b.T).amax(dim=1) for start in range(0, a.shape[0], chunk)])

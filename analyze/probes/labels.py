@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...shared.cache import Cache, Flag, positions
+from ...shared.cache.rows import rest_rows
 from ...shared.cache.vocabulary import Vocabulary
+from ...shared.codes.positions import position_bins
 from ...shared.config.registry import did_you_mean
 from ...shared.errors import DataError, UsageError
 
@@ -240,7 +242,7 @@ def _next_token(cache: Cache, seq: NDArray[np.int64], position: NDArray[np.int64
 def _position_bins(position: NDArray[np.int32], ctx: int) -> Labels:
     """Position 0 is no bin's; 1 … ctx − 1 fall into ten equal bins (fewer in a shorter context)."""
     n_bins = min(N_POSITION_BINS, max(ctx - 1, 1))
-    bin_of = np.where(position > 0, (position - 1) * n_bins // max(ctx - 1, 1), UNKNOWN)
+    bin_of = np.where(position > 0, position_bins(position, ctx, n_bins) - 1, UNKNOWN)
     values = (bin_of[:, None] == np.arange(n_bins)).astype(np.int8)
     values[bin_of == UNKNOWN] = UNKNOWN
     return Labels(tuple(f"position:{index}" for index in range(n_bins)), values)
@@ -273,8 +275,7 @@ def categories(family: str, values: Sequence[object]) -> Labels:
 
 def content_rows(cache: Cache) -> NDArray[np.int64]:
     """Rows that hold text: neither EOS nor padding, nor position 0, which every BOS is at. Ascending."""
-    usable = (cache.flags & int(Flag.EOS | Flag.PADDING)) == 0
-    usable &= positions(np.arange(cache.ctx), cache.flags, cache.ctx) > 0
+    usable = rest_rows(cache.flags, cache.ctx) & ((cache.flags & int(Flag.EOS)) == 0)
     return np.flatnonzero(usable.reshape(-1)).astype(np.int64)
 
 

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...shared.cache import Cache, Flag, positions
+from ...shared.cache import Cache, positions
+from ...shared.cache.rows import text_rows
 from ...shared.coders import Coder
 from ...shared.codes.sparse import SparseCodes
 from ...shared.hashing import mix
@@ -116,7 +117,7 @@ def shard_rows(cache: Cache, shard: int, only: NDArray[np.bool_] | None = None) 
         return array[cut].reshape(-1).astype(np.int64)
 
     flags = cache.flags[cut].reshape(-1)
-    keep = (flags & int(Flag.PADDING)) == 0
+    keep = text_rows(flags)
     if only is not None:
         keep &= only[seqs.start * cache.ctx : seqs.stop * cache.ctx]
     tokens, pos_in_doc, doc_id = flat(cache.tokens), flat(cache.pos_in_doc), flat(cache.doc_id)
@@ -141,8 +142,8 @@ class StreamBatch:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A coder and where in the cache it reads and writes."""
+class CoderSites:
+    """A coder and the sites of the cache it reads and predicts; `reconstruct`: decode the codes too."""
 
     coder: Coder
     source: str
@@ -150,10 +151,7 @@ class Source:
     reconstruct: bool
 
 
-Consumer = Callable[[StreamBatch], None]
-
-
-def encode(source: Source, x: Tensor, keep: NDArray[np.bool_]) -> tuple[SparseCodes, Tensor | None]:
+def encode(source: CoderSites, x: Tensor, keep: NDArray[np.bool_]) -> tuple[SparseCodes, Tensor | None]:
     """(codes, reconstruction) of raw activations [R, d_in]; only the rows of `keep` are looked at."""
     coder = source.coder
     step = max(256, ENCODE_BYTES // (4 * coder.n_latents))
@@ -179,7 +177,7 @@ def encode(source: Source, x: Tensor, keep: NDArray[np.bool_]) -> tuple[SparseCo
 
 def stream(
     cache: Cache,
-    sources: Sequence[Source],
+    sources: Sequence[CoderSites],
     shards: Iterable[int],
     device: str = "cpu",
     only: NDArray[np.bool_] | None = None,
@@ -209,7 +207,7 @@ def stream(
             yield pending.result()
 
 
-def _batches(sources: Sequence[Source], rows: ShardRows, acts: dict[str, Tensor]) -> list[StreamBatch]:
+def _batches(sources: Sequence[CoderSites], rows: ShardRows, acts: dict[str, Tensor]) -> list[StreamBatch]:
     batches = []
     for source in sources:
         codes, y_hat = encode(source, acts[source.source], rows.keep)

@@ -9,12 +9,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ...shared.cache import Cache, Flag, positions
+from ...shared.cache import Cache
 from ...shared.cache.documents import domains_of
 from ...shared.cache.heldout import split_rows
+from ...shared.cache.rows import rest_rows
 from ...shared.cache.vocabulary import Vocabulary
 from ...shared.coders import Coder
-from ..stream.batches import Source
+from ..stream.batches import CoderSites
 from .geometry import Geometry
 
 
@@ -86,8 +87,7 @@ class Subject:
         for shard in self.shards:
             seqs = self.cache.layout.seqs_of(shard)
             flags = self.cache.flags[seqs.start : seqs.stop]
-            at_rest = positions(np.arange(self.cache.ctx), flags, self.cache.ctx) > 0
-            keep[seqs.start : seqs.stop] = at_rest & ((flags & int(Flag.PADDING)) == 0)
+            keep[seqs.start : seqs.stop] = rest_rows(flags, self.cache.ctx)
         rows = keep.reshape(-1)
         return rows if self.only is None else rows & self.only
 
@@ -99,6 +99,6 @@ class Subject:
             return sum(map(len, spans))
         return sum(int(self.only[span.start : span.stop].sum()) for span in spans)
 
-    def stream_source(self, reconstruct: bool) -> Source:
+    def coder_sites(self, reconstruct: bool) -> CoderSites:
         """What the pass needs to know."""
-        return Source(self.coder, self.source, self.target, reconstruct)
+        return CoderSites(self.coder, self.source, self.target, reconstruct)

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..hashing import mix
-from . import Cache, Flag
+from . import Cache
+from .rows import text_rows
 
 Mask = NDArray[np.bool_]
 
@@ -47,7 +48,7 @@ def split_rows(cache: Cache, heldout: float) -> Split:
     Raises:
         UsageError: no row is left to train on.
     """
-    content = (cache.flags.reshape(-1) & int(Flag.PADDING)) == 0
+    content = text_rows(cache.flags.reshape(-1))
     doc_id = cache.doc_id.reshape(-1)[content]
     # a document's rows follow one another, so looking at runs of equal ids spares sorting every row
     run_start = np.flatnonzero(np.concatenate(([True], doc_id[1:] != doc_id[:-1]))) if len(doc_id) else np.arange(0)

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .format import Flag, positions
+from .format import positions
+from .rows import text_rows
 
 Vector = NDArray[np.float64]
 
@@ -117,12 +118,6 @@ class SiteStats:
         """Both classes together."""
         return self.first + self.rest
 
-    @property
-    def per_position_norm(self) -> Vector:
-        """Mean ‖x‖ at each place in the sequence [ctx]; NaN where no row was counted."""
-        with np.errstate(invalid="ignore"):
-            return self.position_sum_norm / np.where(self.position_n, self.position_n, np.nan)
-
     def __add__(self, other: SiteStats) -> SiteStats:
         return SiteStats(
             self.first + other.first,
@@ -174,9 +169,9 @@ def site_stats(stored: NDArray[Any], ctx: int, flags: NDArray[np.uint8]) -> Site
     sum_first, sum_rest = np.zeros(width), np.zeros(width)
     sq_first, sq_rest = np.zeros(width), np.zeros(width)
     norm_sq = np.empty(rows, np.float64)
-    padding = (flags & np.uint8(Flag.PADDING)) != 0
+    text = text_rows(flags)
+    kept = text.copy()  # loses the rows that are not finite
     at_first = positions(np.arange(rows), flags, ctx) == 0
-    kept = ~padding
     step = max(1, PIECE_NUMBERS // width)
     values = np.empty((min(step, rows), width), np.float32)
     squares = np.empty_like(values)
@@ -223,7 +218,7 @@ def site_stats(stored: NDArray[Any], ctx: int, flags: NDArray[np.uint8]) -> Site
         ),
         position_n,
         _by_place(norm, ctx),
-        int((~kept & ~padding).sum()),
+        int((text & ~kept).sum()),
     )
 
 

@@ -20,8 +20,9 @@ from ..errors import DataError
 from .arrays import metadata_problems
 from .commits import CommitRecord, commit_path, commits_of, load_commit, load_shard, size_problems
 from .files import crc32c, read_json
-from .format import ARRAYS, MANIFEST, PLAN, TOKEN_ARRAYS, Flag, Layout, check_version, positions
+from .format import ARRAYS, MANIFEST, PLAN, TOKEN_ARRAYS, Layout, check_version
 from .growth import Parts, generations_of, plan_files
+from .rows import first_rows, text_rows
 from .stats import SiteStats
 
 READERS = 4
@@ -222,9 +223,8 @@ class _ShardReader:
                 yield Problem(file, f"a token slice with sha256 {record.tokens_sha256}", digest)
         flags = payloads.get("flags")
         if flags is not None:
-            kept = (flags[:rows] & int(Flag.PADDING)) == 0
-            first = int((kept & (positions(np.arange(len(kept)), flags[:rows], self.layout.ctx) == 0)).sum())
-            counted = int(kept.sum())
+            first = int(first_rows(flags[:rows], self.layout.ctx).sum())
+            counted = int(text_rows(flags[:rows]).sum())
             if counted != record.tokens:
                 yield Problem(file, f"{record.tokens} tokens", f"{counted}")
             for site, stats in record.stats.items():

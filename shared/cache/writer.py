@@ -31,10 +31,11 @@ from .files import (
     write_file,
     write_json,
 )
-from .format import ARRAYS, COMMITS, LOCK, MANIFEST, PLAN, STORED, TOKEN_ARRAYS, Flag, Layout, SiteSpec
+from .format import ARRAYS, COMMITS, LOCK, MANIFEST, PLAN, STORED, TOKEN_ARRAYS, Layout, SiteSpec
 from .growth import Parts, Standing, is_empty, stand
 from .lock import WriterLock
 from .quantise import dequantise, quantise
+from .rows import text_rows
 from .stats import SiteStats, site_stats
 
 
@@ -214,7 +215,7 @@ class CacheWriter:
             measured[site.name] = stats[site.name] if stats is not None else site_stats(stored, self.layout.ctx, flags)
         for folder in sorted({(self.path / ARRAYS / name).parent for name in files}):
             sync_folder(folder)
-        record = CommitRecord(shard, n_seq, int(((flags & int(Flag.PADDING)) == 0).sum()), digest, files, measured)
+        record = CommitRecord(shard, n_seq, int(text_rows(flags).sum()), digest, files, measured)
         write_json(commit_path(self.path, shard, part), record.to_dict())
         return record
 

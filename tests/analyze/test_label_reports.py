@@ -81,7 +81,7 @@ def report(kind: str, config: Any, cache: Cache, coder: Coder, halves: bool = Fa
     parts = []
     for shards in (of.shards[middle:], of.shards[:middle]) if halves else (of.shards,):
         collector = REPORTS[kind](config, of)
-        for batches in stream(cache, [of.stream_source(collector.reconstructs)], shards):
+        for batches in stream(cache, [of.coder_sites(collector.reconstructs)], shards):
             collector.update(batches[0])
         parts.append(collector)
     for other in parts[1:]:

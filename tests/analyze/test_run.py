@@ -192,7 +192,7 @@ def test_collectors_merge_as_if_one_had_seen_all(made: Planted, run: Path) -> No
 
     def fed(shards: list[int]) -> dict:
         reports = {name: REPORTS[s.kind](s, subject) for name, s in config.reports.items()}
-        for (batch,) in stream(subject.cache, [subject.stream_source(True)], shards):
+        for (batch,) in stream(subject.cache, [subject.coder_sites(True)], shards):
             for report in reports.values():
                 report.update(batch)
         return reports
@@ -274,9 +274,9 @@ def test_common_words_are_those_of_the_top_contexts(made: Planted, run: Path, tm
 
 def test_small_pieces_give_the_same_codes(made: Planted, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = subjects_of(made.cache.path, [("planted", open_run(run))], AnalyzeConfig(controls=False))[0]
-    (whole,) = next(iter(stream(subject.cache, [subject.stream_source(True)], [0])))
+    (whole,) = next(iter(stream(subject.cache, [subject.coder_sites(True)], [0])))
     monkeypatch.setattr(streaming, "ENCODE_BYTES", 1)
-    (pieces,) = next(iter(stream(subject.cache, [subject.stream_source(True)], [0])))
+    (pieces,) = next(iter(stream(subject.cache, [subject.coder_sites(True)], [0])))
     np.testing.assert_array_equal(whole.codes.indptr, pieces.codes.indptr)
     np.testing.assert_array_equal(whole.codes.latents, pieces.codes.latents)
     np.testing.assert_allclose(whole.codes.values, pieces.codes.values, rtol=1e-6)

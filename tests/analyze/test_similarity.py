@@ -166,7 +166,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 def test_samples_are_the_codes_of_their_rows(made: Planted, tmp_path: Path) -> None:
     subject = subjects_of(made.cache.path, [("r", open_run(made.run(tmp_path).path))], AnalyzeConfig(controls=False))[0]
     whole, a, b = (CodeSample(subject, 700) for _ in range(3))
-    for k, (batch,) in enumerate(stream(subject.cache, [subject.stream_source(False)], subject.shards)):
+    for k, (batch,) in enumerate(stream(subject.cache, [subject.coder_sites(False)], subject.shards)):
         whole.update(batch)
         (a if k % 2 else b).update(batch)
     a.merge(b)

@@ -28,11 +28,6 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
-def available(device: torch.device) -> bool:
-    """Whether the kernels can run on `device`."""
-    return unavailable(device) is None
-
-
 def interpreting() -> bool:
-    """Whether Triton's interpreter is asked for."""
+    """Whether Triton's interpreter is requested."""
     return os.environ.get("TRITON_INTERPRET") == "1"

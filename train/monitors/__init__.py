@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 from ...shared.config.registry import keyed
 from .base import Finding, Monitor, MonitorConfig, Seen
-from .correlation import Correlation
-from .position import Position
-from .utilisation import Utilisation
+from .correlation import CorrelationMonitor
+from .position import PositionMonitor
+from .utilisation import UtilisationMonitor
 
 __all__ = ["MONITORS", "Finding", "Monitor", "MonitorConfig", "Monitors", "Seen", "build_monitor"]
 
 MONITORS: dict[str, type[Monitor]] = {
-    "correlation": Correlation,
-    "position": Position,
-    "utilisation": Utilisation,
+    "correlation": CorrelationMonitor,
+    "position": PositionMonitor,
+    "utilisation": UtilisationMonitor,
 }
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...shared.codes.clusters import components
 from ..window.codes import PairScan, scan_pairs
 from .base import Finding, Histogram, Monitor, MonitorConfig, Seen
 
@@ -38,7 +39,7 @@ class CorrelationConfig(MonitorConfig):
             raise ValueError("min_fired must be at least 2, min_both at least 1, pairs at least 0")
 
 
-class Correlation(Monitor):
+class CorrelationMonitor(Monitor):
     """Correlated pairs (|r| > threshold) with and without position 0, and duplicates.
 
     A duplicate pair has r > threshold, or parallel decoder rows and a large Jaccard index. Clusters of duplicates are
@@ -55,7 +56,7 @@ class Correlation(Monitor):
         correlated = np.abs(scan.r) > c.threshold
         duplicate = (scan.r > c.threshold) | (cosine >= c.cos_duplicate)
         largest = scan.largest[~np.isnan(scan.largest)]
-        sizes = cluster_sizes(scan.i[duplicate], scan.j[duplicate])
+        sizes = np.bincount(components(scan.i[duplicate], scan.j[duplicate])[1])
         order = np.argsort(-np.abs(scan.r) * (correlated | duplicate), kind="stable")
         order = order[(correlated | duplicate)[order]]
         return Finding(
@@ -98,19 +99,3 @@ def _pair(scan: PairScan, cosine: NDArray[np.float64], p: int) -> dict[str, Any]
         "fired_j": int(scan.moments.n[j]),
         "both": int(scan.both[p]),
     }
-
-
-def cluster_sizes(i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sizes of the connected components that the edges (i, j) make, union by union."""
-    parent: dict[int, int] = {}
-
-    def root(node: int) -> int:
-        while parent.setdefault(node, node) != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    for a, b in zip(i.tolist(), j.tolist(), strict=True):
-        parent[root(a)] = root(b)
-    roots = [root(node) for node in list(parent)]
-    return np.unique(np.array(roots, np.int64), return_counts=True)[1].astype(np.int64)

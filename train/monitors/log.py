@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .watch import Report
+from .watch import MonitorReport
 
 FOLDER = "anti_duplication_logs"
 TABLE = "table.md"
@@ -31,7 +31,7 @@ class DuplicationLog:
         if self._rows:
             self._write_table()
 
-    def write(self, report: Report) -> None:
+    def write(self, report: MonitorReport) -> None:
         """Add a report."""
         self.path.mkdir(exist_ok=True)
         document = report.to_dict()

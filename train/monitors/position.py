@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 
-from ..positions import bin_edges, position_bins
+from ...shared.codes.positions import bin_edges, position_bins
 from .base import Finding, Histogram, Monitor, MonitorConfig, Seen
 
 
@@ -31,7 +30,7 @@ class PositionConfig(MonitorConfig):
             raise ValueError(f"bos_share: a share in [0, 1], not {self.bos_share}")
 
 
-class Position(Monitor):
+class PositionMonitor(Monitor):
     """Rows drawn, and activation Σ z, by position bin: what the sampler achieved and what the coder made of it."""
 
     config_class: ClassVar[type[MonitorConfig]] = PositionConfig
@@ -39,7 +38,7 @@ class Position(Monitor):
 
     def look(self, seen: Seen) -> Finding:
         c, rows = self.config, seen.rows
-        row_bin = position_bins(torch.from_numpy(rows.position), seen.ctx, c.bins).numpy()
+        row_bin = position_bins(rows.position.astype(np.int64), seen.ctx, c.bins)
         drawn = np.bincount(row_bin, minlength=c.bins + 1)
         bins = np.repeat(row_bin, np.diff(rows.indptr))
         activation = np.bincount(bins, rows.values, c.bins + 1)

@@ -25,7 +25,7 @@ class UtilisationConfig(MonitorConfig):
             raise ValueError(f"dense_above: a rate in (0, 1], not {self.dense_above}")
 
 
-class Utilisation(Monitor):
+class UtilisationMonitor(Monitor):
     """Which latents fired in the window, how often, and how evenly the firings are spread over them."""
 
     config_class: ClassVar[type[MonitorConfig]] = UtilisationConfig

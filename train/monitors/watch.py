@@ -16,7 +16,7 @@ from .base import Histogram, Seen
 
 
 @dataclass(frozen=True)
-class Report:
+class MonitorReport:
     """What the monitors say after one step.
 
     Attributes:
@@ -65,7 +65,7 @@ class Watch:
         """Keep the codes of a step that `wants` names."""
         self._kept.push(codes, rows_position)
 
-    def report(self, step: int, coder: Coder) -> Report:
+    def report(self, step: int, coder: Coder) -> MonitorReport:
         """Have the monitors look, and forget."""
         rows = self._kept.rows()
         seen = Seen(rows, coder, self.ctx)
@@ -80,7 +80,7 @@ class Watch:
         batches = len(self._kept)
         if self.window <= self.every:
             self._kept.clear()  # the next report looks at none of them again
-        return Report(step, batches, len(rows), figures, details, histograms)
+        return MonitorReport(step, batches, len(rows), figures, details, histograms)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint keeps."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...shared.coders import Coder, Codes
-from ..positions import position_bins
+from ...shared.codes.positions import position_bins
 from .base import Penalty, PenaltyConfig, StepBatch
 
 
@@ -49,7 +49,7 @@ class PositionDiversity(Penalty):
 
     def __call__(self, batch: StepBatch, coder: Coder, codes: Codes) -> Tensor:
         n_bins = self.config.bins + 1
-        bins = position_bins(batch.position, batch.ctx, self.config.bins)
+        bins = position_bins(batch.position.long(), batch.ctx, self.config.bins)
         sums = _sums_by_bin(codes, bins, n_bins)
         mass = sums.sum(dim=1)
         fired = mass > 0

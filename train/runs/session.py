@@ -20,7 +20,7 @@ from ..data.batch import Batch
 from ..data.stream import Stream
 from ..evaluate import Evaluation
 from ..monitors.log import DuplicationLog
-from ..monitors.watch import Report
+from ..monitors.watch import MonitorReport
 from ..plan import Group
 from ..samples.report import SampleWriter
 from ..step.begin import new_trainee
@@ -82,7 +82,7 @@ class Session:
     position: dict[str, Any] | None
     duplicates: DuplicationLog | None = None
     samples: SampleWriter | None = None
-    report: Report | None = field(default=None, repr=False)
+    report: MonitorReport | None = field(default=None, repr=False)
     clock: tuple[float, float, int] | None = field(default=None, repr=False)
 
     @property

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from ...shared.codes.positions import position_bins
 from ...shared.hashing import mix
-from ..positions import position_bins
 from .base import Sampler, SamplerConfig, Window
 
 Index = NDArray[np.int64]
@@ -104,7 +103,7 @@ class PositionStratified(Sampler):
 
     def _balanced(self, rest: Index, window: Window, score: NDArray[np.float64]) -> Index:
         """As many of every bin as the smallest has, those with the smallest hashes."""
-        bins = position_bins(torch.from_numpy(window.position[rest]), window.ctx, self.config.bins).numpy() - 1
+        bins = position_bins(window.position[rest].astype(np.int64), window.ctx, self.config.bins) - 1
         sizes = np.bincount(bins, minlength=self.config.bins)
         smallest = int(sizes[sizes > 0].min())
         order = np.lexsort((score[rest], bins))

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...shared.cache import Cache, Flag, positions
+from ...shared.cache import Cache, positions
 from ...shared.cache.documents import domains_of, sources_of_rows
 from ...shared.cache.files import sync_folder, write_file, write_json
+from ...shared.cache.rows import rest_rows
 from ...shared.cache.vocabulary import Vocabulary
 from ...shared.runs.samples import FOLDER, STATISTICS, TABLE, LatentSamples, Sample, SampleSet, save_samples
 from .collect import Kept, SampleCollector
@@ -84,9 +85,7 @@ class SampleWriter:
     def _labels(self) -> tuple[str, NDArray[np.int64], NDArray[np.bool_]]:
         """What the source of a row is called, the source of each row, and which rows are the corpus."""
         source, of_row = sources_of_rows(self.cache.doc_id.reshape(-1), domains_of(self.cache.path))
-        flags, ctx = self.cache.flags, self.cache.ctx
-        corpus = ((flags & int(Flag.PADDING)) == 0) & (positions(np.arange(ctx), flags, ctx) > 0)
-        return source, of_row, corpus.reshape(-1)
+        return source, of_row, rest_rows(self.cache.flags, self.cache.ctx).reshape(-1)
 
     def _verdicts(self, kept: Kept) -> NDArray[np.str_]:
         """Specialised or general, of each latent [F]: do its strongest samples agree more than rows of the corpus?"""

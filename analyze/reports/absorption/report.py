@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
@@ -339,8 +339,3 @@ _DEFINITIONS: list[tuple[str, str]] = [
         "absorption is a lower bound; with only the first main latent it is an upper one.",
     ),
 ]
-
-
-def summary_rates(result: dict[str, Any]) -> dict[str, float | None]:
-    """Family → full rate, None where not evaluable, from a report's `data` (for tables over several runs)."""
-    return {family["family"]: (family["full"] or {}).get("value") for family in result["families"]}

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import minimum_spanning_tree
+
+from ....shared.codes.clusters import components
 
 
 @dataclass(frozen=True)
@@ -23,31 +27,25 @@ class Cluster:
     weakest: tuple[int, int, float]
 
 
-def clusters(pairs: NDArray[np.integer], strength: NDArray[np.floating], n_latents: int) -> list[Cluster]:
-    """Connected components of the graph with edges `pairs` [P, 2], largest first (union-find, strongest edge first).
+def clusters(pairs: NDArray[np.integer], strength: NDArray[np.floating]) -> list[Cluster]:
+    """Connected components of the graph with edges `pairs` [P, 2], each pair once, largest first.
 
     Args:
         strength: [P] r of each pair.
     """
-    parent = np.arange(n_latents)
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = int(parent[i])
-        return i
-
-    weakest: dict[int, tuple[int, int, float]] = {}
-    # Kruskal: edges that join two parts, strongest first, are the maximum spanning tree; the last one is its weakest.
-    for edge in np.argsort(-strength, kind="stable"):
-        i, j = int(pairs[edge, 0]), int(pairs[edge, 1])
-        a, b = root(i), root(j)
-        if a != b:
-            parent[max(a, b)] = min(a, b)
-            weakest.pop(max(a, b), None)
-            weakest[min(a, b)] = (i, j, float(strength[edge]))
-    members: dict[int, list[int]] = {}
-    for i in np.unique(pairs).tolist():
-        members.setdefault(root(i), []).append(i)
-    found = [Cluster(tuple(ids), weakest[top]) for top, ids in members.items()]
+    ids, label = components(pairs[:, 0], pairs[:, 1])
+    # Ranks as weights, 1 for the strongest edge: no two are equal, so the minimum spanning tree of the ranks is the one
+    # maximum spanning tree that takes the first of equally strong edges.
+    order = np.argsort(-strength, kind="stable")
+    rank = np.empty(len(pairs))
+    rank[order] = np.arange(1, len(pairs) + 1)
+    ends = np.searchsorted(ids, pairs)
+    tree = minimum_spanning_tree(coo_array((rank, (ends[:, 0], ends[:, 1])), shape=(len(ids), len(ids)))).tocoo()
+    last = np.zeros(label.max(initial=-1) + 1, np.int64)
+    np.maximum.at(last, label[tree.row], tree.data.astype(np.int64))
+    found = []
+    for number, rank_of_weakest in enumerate(last):
+        edge = order[rank_of_weakest - 1]
+        i, j = pairs[edge].tolist()
+        found.append(Cluster(tuple(ids[label == number].tolist()), (i, j, float(strength[edge]))))
     return sorted(found, key=lambda c: (-len(c.members), c.members))

@@ -108,7 +108,7 @@ class Correlation(Report[CorrelationConfig]):
         with_bos = scan(self.first_rows.with_rest(self.pairs), everything, config, 1)
         null = scan(self.null.blocks(), self.rest.take(self.null_ids), config, 1)  # a permutation leaves the moments
         table = PairTable.of(rest, self.pairs, self.first_rows, self.rest, self.first, self.subject.geometry, config)
-        found = clusters(table.ids[table.duplicate], table.r[table.duplicate], self.subject.n_latents)
+        found = clusters(table.ids[table.duplicate], table.r[table.duplicate])
         return _result(self, rest, with_bos, null, table, found)
 
 

@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ....shared.cache import Cache, Flag, SiteSpec, positions
+from ....shared.cache import Cache, SiteSpec, positions
 from ....shared.cache.documents import document_positions
+from ....shared.cache.rows import text_rows
 from ....shared.errors import DataError, UsageError
 from ...subject.language_model import model_folder
 
@@ -210,7 +211,7 @@ def losses(
     for start in range(0, len(sequences), batch):
         part = sequences[start : start + batch]
         ids = torch.from_numpy(cache.tokens[part].astype(np.int64)).to(device)
-        real = torch.from_numpy((cache.flags[part] & int(Flag.PADDING)) == 0).to(device)
+        real = torch.from_numpy(text_rows(cache.flags[part])).to(device)
         position = torch.from_numpy(positions(np.arange(cache.ctx), cache.flags[part], cache.ctx)).to(device)
         rows = real
         if only is not None:

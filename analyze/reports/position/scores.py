@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....shared.cache import Cache, positions
+from ....shared.codes.positions import position_bins
 from ....shared.codes.statistics import (
     benjamini_hochberg,
     binomial_upper,
@@ -32,19 +33,15 @@ LEFT_OUT = 65535
 
 def profile_bins(ctx: int) -> NDArray[np.int32]:
     """Bin of each position [ctx]: 0 for position 0, then one bin for each position, or PROFILE_BINS equal ones."""
-    after = np.arange(ctx - 1, dtype=np.int64)
-    if ctx - 1 > PROFILE_BINS:
-        after = after * PROFILE_BINS // (ctx - 1)
-    return np.concatenate([[0], after + 1]).astype(np.int32)
+    return coarse_bins(ctx, PROFILE_BINS)
 
 
 def coarse_bins(n_profile: int, bins: int) -> NDArray[np.int32]:
     """Bin of each profile bin [n_profile]: 0 for position 0, then `bins` equal ones (as many as there are
     positions).
     """
-    after = np.arange(n_profile - 1, dtype=np.int64)
     bins = min(bins, max(1, n_profile - 1))
-    return np.concatenate([[0], after * bins // max(1, n_profile - 1) + 1]).astype(np.int32)
+    return position_bins(np.arange(n_profile, dtype=np.int64), n_profile, bins).astype(np.int32)
 
 
 def shift_slots(

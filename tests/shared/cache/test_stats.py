@@ -54,7 +54,8 @@ def test_means_variances_and_norms() -> None:
     np.testing.assert_allclose(stats.all.var, exact.var(0), rtol=1e-5)
     assert stats.all.mean_sq_norm == pytest.approx((exact**2).sum(1).mean(), rel=1e-6)
     assert stats.all.mean_norm == pytest.approx(np.linalg.norm(exact, axis=1).mean(), rel=1e-6)
-    np.testing.assert_allclose(stats.per_position_norm, np.linalg.norm(exact, axis=1).reshape(8, 8).mean(0), rtol=1e-6)
+    norms = np.linalg.norm(exact, axis=1).reshape(8, 8).mean(0)
+    np.testing.assert_allclose(stats.position_sum_norm / stats.position_n, norms, rtol=1e-6)
 
 
 @pytest.mark.parametrize("mean_in_std", [10, 100, 300])
@@ -122,7 +123,8 @@ def test_statistics_of_a_cache_leave_padding_out(tmp_path: Path) -> None:
     check(cache.stats(site).rest, x[~padding & (position > 0)], 1e-5)
     assert cache.manifest["n_tokens"] == (~padding).sum()
     # every sequence begins with the same BOS row, so its norm stands out at position 0
-    assert cache.stats(site).per_position_norm[0] > 3 * cache.stats(site).per_position_norm[1]
+    norms = cache.stats(site).position_sum_norm / cache.stats(site).position_n
+    assert norms[0] > 3 * norms[1]
 
 
 def test_a_bos_within_the_sequence_is_of_the_class_first(tmp_path: Path) -> None:
@@ -181,7 +183,7 @@ def test_site_stats_survive_json_and_merging_starts_at_zero() -> None:
     assert merge_stats([stats, stats], 3, 6).all.n == 48
     nothing = merge_stats([], 3, 6)
     assert nothing.all.mean.tolist() == [0, 0, 0]
-    assert np.isnan(nothing.per_position_norm).all()
+    assert not nothing.position_n.any()
 
 
 def test_write_missing_is_what_the_cache_was_made_of(tmp_path: Path) -> None:

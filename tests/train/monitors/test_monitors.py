@@ -11,7 +11,7 @@ import torch
 from sparse_pipeline.shared.coders import Coder, Codes, build_coder
 from sparse_pipeline.shared.coders.topk import TopKConfig
 from sparse_pipeline.train.monitors import MONITORS, Seen, build_monitor
-from sparse_pipeline.train.monitors.correlation import CorrelationConfig, cluster_sizes
+from sparse_pipeline.train.monitors.correlation import CorrelationConfig
 from sparse_pipeline.train.monitors.position import PositionConfig
 from sparse_pipeline.train.monitors.utilisation import UtilisationConfig
 from sparse_pipeline.train.window.codes import CodeWindow
@@ -63,12 +63,6 @@ def test_correlation(planted: tuple[torch.Tensor, torch.Tensor]) -> None:
     # the same rows and the same direction make a duplicate too, whatever r says
     also = monitor.look(seen(z, position, parallel))
     assert (also.figures["pairs"], also.figures["duplicates"], also.figures["redundant"]) == (3, 4, 3)
-
-
-def test_clusters_are_connected_components() -> None:
-    sizes = cluster_sizes(np.array([0, 1, 5, 7, 6]), np.array([1, 2, 6, 8, 5]))
-    assert sorted(sizes.tolist()) == [2, 2, 3]
-    assert cluster_sizes(np.array([], np.int64), np.array([], np.int64)).tolist() == []
 
 
 def test_position(planted: tuple[torch.Tensor, torch.Tensor]) -> None:

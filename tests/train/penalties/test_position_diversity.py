@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sparse_pipeline.shared.coders import Codes
+from sparse_pipeline.shared.codes.positions import position_bins
 from sparse_pipeline.train.penalties.position_diversity import PositionDiversity, PositionDiversityConfig
-from sparse_pipeline.train.positions import position_bins
 from tests.train.penalties.conftest import Case, coder_with, gradcheck, minimise, step_batch
 
 
