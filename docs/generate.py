@@ -1,31 +1,30 @@
-"""Writes the pages that are made from the code: docs/commands.md, docs/configuration.md, docs/glossary.md and
-pipeline.yaml, and in docs/results.md the part that is made from studies/results.
+"""Writes the generated pages: docs/commands.md, docs/configuration.md, docs/glossary.md, pipeline.yaml and,
+from studies/results, the part of docs/results.md below its mark.
 
     python docs/generate.py            # after changing a command, an option or a config class, or running a study
 
-The tests compare the files with what this would write.
+Needs the editable install of this checkout (`make lint` makes one). The tests compare the files with this output.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from sparse_pipeline.analyze.sweep.table import rows_seen, setup_text, tables
+from sparse_pipeline.commands import CONTEXT, cli
+from sparse_pipeline.resolve import pipeline_class, sweep_class
+from sparse_pipeline.shared.config.docs import commented_yaml, markdown
+from sparse_pipeline.shared.glossary import glossary_page
 
-from sparse_pipeline import pipeline  # noqa: E402 (found by the line above)
-from sparse_pipeline.analyze.sweep.table import rows_seen, setup_text, tables  # noqa: E402
-from sparse_pipeline.shared.config.docs import commented_yaml, markdown  # noqa: E402
-from sparse_pipeline.shared.glossary import glossary_page  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 COMMANDS = """# Commands
 
-What `--help` prints, command by command. Written by `python docs/generate.py`.
+The `--help` of every command. Written by `python docs/generate.py`.
 
 Every command takes `--json` and prints exactly one JSON document on stdout; text and progress go to stderr. An error
 says what was found, what was expected and the command to run next, and with `--json` the document is `{"error":
@@ -36,8 +35,8 @@ says what was found, what was expected and the command to run next, and with `--
 | 0 | done |
 | 1 | failed |
 | 2 | a flag or a setting cannot be used |
-| 3 | a cache or run is missing, incomplete, corrupt or of other settings |
-| 130 | interrupted; the `next:` line says how to go on |
+| 3 | a cache or run is missing, incomplete, corrupt or with different settings |
+| 130 | interrupted; the `next:` line says how to resume |
 """
 
 CONFIGURATION = """# Settings
@@ -50,16 +49,17 @@ them.
 Order of precedence: defaults < settings files (`-c`, in order) < variant (`--variant`) < `--set key=value` <
 dedicated flags such as `--name`. Without `-c`, `pipeline.yaml` in the current folder is read where it exists.
 
-- `-c` takes a file, the name of a preset (`shared/presets/`), or the folder of a cache or run, which means the
-  settings it was made with.
+- `-c` takes a file, the name of a preset (`shared/presets/`), or the folder of a cache or run: the settings frozen in
+  it.
 - YAML is read as version 1.2: `3e-4` is a number, `off` is text, a key given twice is an error.
-- Mappings merge, lists replace. Where `architecture` or `kind` changes, keys that the new one does not know are
+- Mappings merge, lists replace. Where `architecture` or `kind` changes, keys that the new one does not have are
   dropped. `null` removes a penalty or a report, `penalties: null` all of them.
-- A mapping of penalties or reports has names of one's own choice as keys; an entry without `kind` takes its key.
-- Unknown keys, wrong types and unknown names are refused, all at once, with what was probably meant.
+- In a mapping of penalties or reports the keys are names that you choose; an entry without `kind` takes its key as
+  its kind.
+- Unknown keys, wrong types and unknown names are errors, listed all at once, with a suggestion.
 """
 
-YAML = """# The embedded default, spelled out: what every command uses when nothing else is said.
+YAML = """# The embedded default, spelled out: the settings that every command uses unless told otherwise.
 # A command run in the folder of this file reads it. Delete what you do not change: missing keys keep these values.
 # Written by `python docs/generate.py`.
 
@@ -69,7 +69,7 @@ YAML = """# The embedded default, spelled out: what every command uses when noth
 def commands(command: click.Command, path: tuple[str, ...] = ("pipeline",)) -> Iterator[str]:
     """One section per command, groups before what is in them."""
     context = click.Context(command, info_name=" ".join(path), terminal_width=100, max_content_width=100)
-    context.help_option_names = list(pipeline.CONTEXT["help_option_names"])
+    context.help_option_names = list(CONTEXT["help_option_names"])
     yield f"\n## `{' '.join(path)}`\n\n```text\n{command.get_help(context)}\n```\n"
     if isinstance(command, click.Group):
         for name, inner in command.commands.items():
@@ -100,19 +100,19 @@ def results(folder: Path) -> Iterator[str]:
 
 
 def results_page(text: str, folder: Path) -> str:
-    """The page of results with its generated part made anew; what stands above the mark is kept."""
+    """The page of results with its generated part replaced; the text above the mark is kept."""
     head, mark, _ = text.partition(BEGIN)
     if not mark:
-        raise ValueError(f"docs/results.md has lost its mark: {BEGIN}")
+        raise ValueError(f"docs/results.md: mark not found: {BEGIN}")
     return head + BEGIN + "\n\n" + "\n\n".join(results(folder)) + "\n"
 
 
 def pages() -> dict[Path, str]:
     """Path and text of every generated file."""
-    cls = pipeline.pipeline_class()
+    cls = pipeline_class()
     return {
-        ROOT / "docs/commands.md": COMMANDS + "".join(commands(pipeline.cli)),
-        ROOT / "docs/configuration.md": CONFIGURATION + "\n" + markdown(pipeline.sweep_class()),
+        ROOT / "docs/commands.md": COMMANDS + "".join(commands(cli)),
+        ROOT / "docs/configuration.md": CONFIGURATION + "\n" + markdown(sweep_class()),
         ROOT / "docs/glossary.md": glossary_page(),
         ROOT / "pipeline.yaml": YAML + commented_yaml(cls()),
         ROOT / "docs/results.md": results_page(

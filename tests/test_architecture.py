@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("harvest", "train", "analyze", "shared")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-PYTHON = [*SOURCES, ROOT / "pipeline.py"]
+PYTHON = [*SOURCES, *sorted(set(ROOT.glob("*.py")) - {ROOT / "setup.py"})]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 ALLOWED = {

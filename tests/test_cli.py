@@ -14,11 +14,12 @@ from typing import Any
 import click
 import pytest
 
-from sparse_pipeline import pipeline
+from sparse_pipeline import commands, pipeline
+from sparse_pipeline.resolve import variants
 from sparse_pipeline.shared.errors import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
-LIGHT = {"click", "yaml", "shared", "pipeline"}
+LIGHT = {"click", "yaml", "sparse_pipeline"}
 HEAVY = {"torch", "numpy", "transformers", "datasets", "zarr", "wandb", "pydantic", "matplotlib", "scipy", "rich"}
 
 
@@ -31,7 +32,7 @@ def test_help_imports_nothing_heavy() -> None:
     loaded = {name.partition(".")[0] for name in done.stderr.split()}
     assert not loaded & HEAVY
     assert loaded >= LIGHT
-    for command in pipeline.cli.commands:
+    for command in commands.cli.commands:
         assert f"\n  {command} " in done.stdout
 
 
@@ -62,13 +63,13 @@ def test_usage_errors(arguments: list[str], message: str, hint: str, capsys: pyt
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
-    """Makes `pipeline status` raise what it is given."""
+    """Makes `pipeline status` raise a given error."""
 
     def install(error: BaseException) -> None:
         def status(*_: object, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(pipeline.cli.commands["status"], "callback", status)
+        monkeypatch.setattr(commands.cli.commands["status"], "callback", status)
 
     return install
 
@@ -99,8 +100,8 @@ def test_exit_codes(
 
 
 def test_variants_are_listed_by_name() -> None:
-    assert list(pipeline.variants()) == sorted(pipeline.variants())
-    assert "matryoshka-tracked-pairs" in pipeline.variants()
+    assert list(variants()) == sorted(variants())
+    assert "matryoshka-tracked-pairs" in variants()
 
 
 def test_debug_shows_the_traceback(
@@ -113,8 +114,8 @@ def test_debug_shows_the_traceback(
 
 def test_a_closed_pipe_is_not_an_error_message(failing: Callable[[BaseException], None], tmp_path: Path) -> None:
     code = (
-        "import sys; from sparse_pipeline import pipeline;"
-        "pipeline.cli.commands['status'].callback = lambda **_: print('x' * 1_000_000, flush=True);"
+        "import sys; from sparse_pipeline import commands, pipeline;"
+        "commands.cli.commands['status'].callback = lambda **_: print('x' * 1_000_000, flush=True);"
         "sys.exit(pipeline.run(['status']))"
     )
     done = subprocess.run(
@@ -127,11 +128,11 @@ def test_a_closed_pipe_is_not_an_error_message(failing: Callable[[BaseException]
 def test_signals_interrupt(number: signal.Signals, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     code = (
-        "import pathlib, signal, sys, time, pipeline\n"
+        "import pathlib, signal, sys, time\nfrom sparse_pipeline import commands, pipeline\n"
         # a shell without job control starts background jobs, and so their children, with SIGINT ignored
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"def wait(**_):\n  pathlib.Path({str(ready)!r}).touch()\n  while True: time.sleep(0.01)\n"
-        "pipeline.cli.commands['train'].callback = wait\n"
+        "commands.cli.commands['train'].callback = wait\n"
         "pipeline.main(['train', '--name', 'a'])"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)

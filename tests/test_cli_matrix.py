@@ -17,6 +17,7 @@ import zarr
 
 import sparse_pipeline as sp
 from sparse_pipeline import pipeline
+from sparse_pipeline.resolve import resolve, variants
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def here(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """sha256 of every file below a folder, temporary names and locks left out."""
+    """sha256 of every file below a folder, excluding temporary names and locks."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -94,25 +95,27 @@ def test_train_and_inspect_run(cli: Cli, here: Path) -> None:
     assert first["fvu"] == run["fvu"], "the same settings give the same result"
     assert digest(here / "runs/again/final").keys() == {"coder.safetensors", "config.json"}
     coders = [here / f"runs/{name}/final/coder.safetensors" for name in ("again", "topk")]
-    assert coders[0].read_bytes() == coders[1].read_bytes(), "trained alone or beside another variant: the same bits"
+    assert coders[0].read_bytes() == coders[1].read_bytes(), (
+        "bit-identical whether trained alone or beside another variant"
+    )
 
 
 @pytest.mark.parametrize("target", ["null", "layer_02.mlp_out"], ids=["sae", "transcoder"])
 def test_every_variant_trains(target: str, cli: Cli, here: Path) -> None:
     """All of them, by name: those that share a sampler on one read of the cache."""
-    names = [word for name in pipeline.variants() for word in ("--variant", name)]
+    names = [word for name in variants() for word in ("--variant", name)]
     small = ["train.data.epochs=1", "train.coder.latents=64", "train.source=layer_02.resid_mid"]
     sets = [word for text in (*small, f"train.target={target}") for word in ("--set", text)]
     document = cli("train", "--name", "each", *names, *sets)
     runs = {run["variant"]: run for run in document["runs"]}
-    assert runs.keys() == pipeline.variants().keys()
+    assert runs.keys() == variants().keys()
     for name, run in runs.items():
         assert 0 < run["fvu"] < run["fvu_untrained"], name
         assert run["l0"] > 0, name
         coder = sp.load_coder(here / run["path"])
         assert coder.is_transcoder is (target != "null"), name
         lines = [json.loads(line) for line in (here / run["path"] / "metrics.jsonl").read_text().splitlines()]
-        penalties = pipeline.resolve(variant=name).train.penalties
+        penalties = resolve(variant=name).train.penalties
         logged = set().union(*lines)
         assert all(f"{penalty}/weight" in logged for penalty in penalties), name
 
@@ -148,7 +151,7 @@ def test_analyze_only(cli: Cli, here: Path) -> None:
 
 def test_demo_and_again(cli: Cli, here: Path) -> None:
     document = cli("demo", "-c", "pipeline.yaml")
-    assert document["harvest"]["shards_written"] == 0, "the cache that is there is used"
+    assert document["harvest"]["shards_written"] == 0, "the existing cache is used"
     assert Path(document["report"]).is_file()
     matryoshka, _, frozen = document["runs"]
     assert matryoshka["fvu"] < frozen["fvu"]
@@ -159,7 +162,7 @@ def test_demo_and_again(cli: Cli, here: Path) -> None:
 
     assert pipeline.run(["demo", "-c", "pipeline.yaml"]) == 0
     out, err = cli.capsys.readouterr()
-    assert err.count("finished by an earlier demo, used again") == 3
+    assert err.count("finished by an earlier demo, reused") == 3
     for name, fvu in {"matryoshka": matryoshka["fvu"], "matryoshka, untrained": matryoshka["fvu_untrained"]}.items():
         assert f"{name:<24}{fvu:>8.4f}" in out
     assert out.endswith(f"report: {document['report']}\n")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sparse_pipeline import pipeline
+from sparse_pipeline.resolve import resolve_sweep
 from tests.test_cli import call
 
 WIDTH = """
@@ -97,11 +98,11 @@ def test_files_that_make_no_sense(
     assert not (here / "sweeps").exists()
 
 
-def test_a_file_that_is_not_there(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "there is no such sweep file" in call(capsys, "sweep", "nothing.yaml", code=2)["error"]["message"]
+def test_a_file_that_is_not_found(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "sweep", "nothing.yaml", code=2)["error"]["message"] == "sweep file not found: nothing.yaml"
 
 
-def test_settings_lie_over_the_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_override_the_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "over.yaml").write_text(
         "sweep: {size: tiny, seeds: [3, 4], variants: {nested: null}}\ntrain: {coder: {k: 4}}"
     )
@@ -109,7 +110,7 @@ def test_settings_lie_over_the_file(here: Path, capsys: pytest.CaptureFixture[st
     names = [f"width-tiny-topk-latents={n}-seed{seed}" for n in (64, 128) for seed in (3, 4)]
     assert [run["name"] for run in plan["runs"]] == names
     assert plan["folder"] == "sweeps/width/tiny"
-    whole, cells = pipeline.resolve_sweep("width.yaml", ["over.yaml"], ["train.data.epochs=1"])
+    whole, cells = resolve_sweep("width.yaml", ["over.yaml"], ["train.data.epochs=1"])
     assert {(cell.config.coder.k, cell.config.data.epochs) for cell in cells} == {(4, 1)}  # type: ignore[attr-defined]
     assert whole.sweep.seeds == (3, 4)
 
@@ -118,12 +119,12 @@ def test_sizes_of_one_sweep(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     text = "sweep: {name: s, size: small, sizes: {large: {sweep: {seeds: [1, 2]}, train: {coder: {latents: 96}}}}}\n"
     (here / "sizes.yaml").write_text(text)
     for size, latents, seeds in ((None, 128, [0]), ("large", 96, [1, 2])):
-        whole, cells = pipeline.resolve_sweep("sizes.yaml", size=size)
+        whole, cells = resolve_sweep("sizes.yaml", size=size)
         assert whole.sweep.folder == Path("sweeps/s") / (size or "small")
         assert [cell.config.coder.latents for cell in cells] == [latents] * len(seeds)
         assert [cell.seed for cell in cells] == seeds
     error = call(capsys, "sweep", "sizes.yaml", "--size", "huge", code=2)["error"]
-    assert (error["message"], error["hint"]) == ("--size huge: sizes.yaml has no such size", "sweep.sizes: large")
+    assert (error["message"], error["hint"]) == ("--size huge: not found in sizes.yaml", "sweep.sizes: large")
 
 
 def test_the_cache_is_harvested_first_where_the_file_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

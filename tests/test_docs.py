@@ -17,6 +17,8 @@ import click
 import pytest
 
 from sparse_pipeline import pipeline
+from sparse_pipeline.commands import cli
+from sparse_pipeline.resolve import pipeline_class, resolve, variants
 from sparse_pipeline.shared.config.settings import presets, to_dict, validate
 from sparse_pipeline.shared.config.yaml import load_yaml, parse_yaml
 
@@ -76,7 +78,7 @@ def test_every_command_and_option_says_what_it_does() -> None:
         for inner in getattr(command, "commands", {}).values():
             yield from visit(inner)
 
-    for command in visit(pipeline.cli):
+    for command in visit(cli):
         assert command.help, command.name
         for parameter in command.params:
             if isinstance(parameter, click.Option):
@@ -90,7 +92,7 @@ def test_every_command_and_option_says_what_it_does() -> None:
 
 def test_pipeline_yaml_is_the_embedded_default_and_every_field_is_commented() -> None:
     text = (ROOT / "pipeline.yaml").read_text(encoding="utf-8")
-    cls = pipeline.pipeline_class()
+    cls = pipeline_class()
     assert validate(cls, parse_yaml(text)) == cls()
     lines = text.splitlines()
     for number, line in enumerate(lines):
@@ -110,10 +112,10 @@ def test_every_shipped_yaml_says_first_what_it_is(path: Path) -> None:
     assert load_yaml(path)
 
 
-@pytest.mark.parametrize("variant", [None, *pipeline.variants()])
+@pytest.mark.parametrize("variant", [None, *variants()])
 @pytest.mark.parametrize("preset", [None, *presets()])
 def test_every_preset_validates_with_every_variant(preset: str | None, variant: str | None) -> None:
-    whole = pipeline.resolve([preset] if preset else [], (), variant, here=False)
+    whole = resolve([preset] if preset else [], (), variant, here=False)
     assert validate(type(whole), to_dict(whole)) == whole
     if variant:
         assert whole.train.variant == variant

@@ -79,8 +79,8 @@ def test_a_toy_of_each_kind_trains_from_the_command_line(workshop: Path, tmp_pat
     source, here = tmp_path / "source/sparse_pipeline", tmp_path / "here"
     for package in ("harvest", "train", "analyze", "shared"):
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__", "model"))
-    for name in ("__init__.py", "__main__.py", "pipeline.py"):
-        shutil.copy(ROOT / name, source)
+    for module in ROOT.glob("*.py"):
+        shutil.copy(module, source)
     shutil.copytree(workshop, here)
     for name, text in NEW.items():
         assert not (source / name).exists()

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("harvest", "train", "analyze", "shared")
-ROOT_MODULES = ("__init__.py", "__main__.py", "pipeline.py")
+ROOT_MODULES = ("__init__.py", "__main__.py", "commands.py", "pipeline.py", "resolve.py")
 SHIPPED = [*PACKAGES, *ROOT_MODULES, "setup.py", "pyproject.toml", "README.md", "LICENSE"]
 
 

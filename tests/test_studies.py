@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sparse_pipeline import pipeline
 from sparse_pipeline.analyze.sweep.table import to_csv, to_markdown
+from sparse_pipeline.resolve import resolve_sweep
 from sparse_pipeline.shared.config.yaml import load_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +25,7 @@ def name_of(value: Any) -> str:
 
 @pytest.mark.parametrize(("path", "size"), SIZES, ids=name_of)
 def test_every_study_resolves_in_every_size(path: Path, size: str | None) -> None:
-    whole, cells = pipeline.resolve_sweep(str(path), size=size)
+    whole, cells = resolve_sweep(str(path), size=size)
     assert path.read_text(encoding="utf-8").startswith("# ")
     assert whole.sweep.name == path.stem
     assert len(whole.sweep.seeds) >= 3
@@ -48,7 +48,7 @@ SOURCES = ("anti-duplication", "layer8-transcoder", "self-contrastive", "topk-pa
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_studies_of_the_sources_have_their_controls_and_their_reports(name: str) -> None:
-    whole, cells = pipeline.resolve_sweep(str(ROOT / f"studies/{name}.yaml"))
+    whole, cells = resolve_sweep(str(ROOT / f"studies/{name}.yaml"))
     frozen = [cell for cell in cells if "w_dec" in cell.config.freeze]
     assert {cell.setting for cell in frozen} == {"frozen-random-decoder"}
     assert {"global", "correlation", "position", "absorption", "probing"} <= whole.analyze.reports.keys()
@@ -56,7 +56,7 @@ def test_the_studies_of_the_sources_have_their_controls_and_their_reports(name: 
 
 
 def settings(name: str) -> dict[str, Any]:
-    return {cell.setting: cell.config for cell in pipeline.resolve_sweep(str(ROOT / f"studies/{name}.yaml"))[1]}
+    return {cell.setting: cell.config for cell in resolve_sweep(str(ROOT / f"studies/{name}.yaml"))[1]}
 
 
 def test_what_each_study_varies() -> None:
@@ -101,6 +101,6 @@ def test_committed_results_are_whole(path: Path) -> None:
     assert roles == {"run", "control"}
     study, size = path.parent.parent.name, path.parent.name
     sizes = load_yaml(ROOT / f"studies/{study}.yaml")["sweep"].get("sizes", {})
-    _, cells = pipeline.resolve_sweep(str(ROOT / f"studies/{study}.yaml"), size=size if size in sizes else None)
+    _, cells = resolve_sweep(str(ROOT / f"studies/{study}.yaml"), size=size if size in sizes else None)
     known = {cell.setting for cell in cells}
     assert {run["setting"] for run in document["runs"]} <= known, "the file has these settings no more"

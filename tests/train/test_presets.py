@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparse_pipeline import pipeline
+from sparse_pipeline.resolve import resolve
 from sparse_pipeline.train.config import OptimizerConfig, TrainConfig
 from sparse_pipeline.train.penalties.weights import AdaptiveConfig
 from sparse_pipeline.train.schedules import cosine, linear
@@ -20,7 +20,7 @@ DEMOS = {LAYER8: "demo-layer8", ANTIDUP: "demo-antidup", CONTRASTIVE: "demo-self
 
 
 def whole(preset: str) -> Any:
-    return pipeline.resolve([preset], here=False)
+    return resolve([preset], here=False)
 
 
 def training(preset: str) -> TrainConfig:
@@ -91,14 +91,14 @@ def test_antidup() -> None:
 
 
 def test_the_preset_and_the_variant_antidup_say_the_same() -> None:
-    preset, variant = training(ANTIDUP), pipeline.resolve(variant="antidup", here=False).train
+    preset, variant = training(ANTIDUP), resolve(variant="antidup", here=False).train
     for name in ("penalties", "sampler", "monitors", "monitor_every", "monitor_window"):
         assert getattr(preset, name) == getattr(variant, name), name
     assert preset.coder.architecture == variant.coder.architecture
 
 
 def test_the_preset_antidup_without_its_penalties_is_the_run_before() -> None:
-    before = pipeline.resolve([ANTIDUP], ["train.penalties=null"], here=False).train
+    before = resolve([ANTIDUP], ["train.penalties=null"], here=False).train
     assert before == dataclasses.replace(training(ANTIDUP), penalties={})
 
 
@@ -133,7 +133,7 @@ def test_topk_pairs() -> None:
 @pytest.mark.parametrize(("preset", "demo"), DEMOS.items())
 def test_the_demo_size_differs_in_size_only(preset: str, demo: str) -> None:
     large, small = training(preset), training(demo)
-    assert pipeline.resolve([demo], here=False).harvest == pipeline.resolve([], here=False).harvest, "the demo cache"
+    assert resolve([demo], here=False).harvest == resolve([], here=False).harvest, "the demo cache"
     assert large.coder.latents == 18 * small.coder.latents, "as the widths are to one another, 2304 to 128"
     if "groups" in large.coder.__dataclass_fields__:
         assert large.coder.groups == tuple(18 * size for size in small.coder.groups)  # type: ignore[attr-defined]

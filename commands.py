@@ -1,0 +1,388 @@
+"""The commands of `pipeline`: what each one takes, runs and prints.
+
+Nothing heavy is imported before a command needs it, so `pipeline --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from .resolve import cache_to_train_on, pipeline_class, resolve, resolve_sweep, train_configs, variants
+from .shared.config import settings as settings_of
+from .shared.config.registry import did_you_mean
+from .shared.console import Console
+from .shared.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from .analyze.run import AnalyzeResult
+    from .train.loop import RunSummary
+
+F = TypeVar("F", bound=Callable[..., Any])
+DEMO_ROWS = 131_072  # half of the demo's cache: the report in half the time
+DEMO_VARIANTS = ("matryoshka", "topk", "frozen-random-decoder")
+
+
+class _Group(click.Group):
+    """Lists commands in the order of the source, and suggests one for a mistyped name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            known = ", ".join(self.commands)
+            close = did_you_mean(name, self.commands)
+            raise UsageError(f"unknown command {name!r}{close} (known: {known})", f"{ctx.command_path} --help")
+        return super().resolve_command(ctx, args)
+
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(cls=_Group, context_settings=CONTEXT)
+@click.version_option(None, "-V", "--version", package_name="sparse-coder-pipeline", prog_name="pipeline")
+def cli() -> None:
+    """Harvest a language model's activations once, train sparse coders on them many times, report what they learned.
+
+    \b
+    pipeline demo                          all three steps on the embedded model, in about a minute
+    pipeline harvest                       model -> cache/
+    pipeline train --variant matryoshka    cache -> runs/
+    pipeline analyze                       cache + runs -> report
+
+    Settings: -c FILE or -c PRESET, else ./pipeline.yaml, else the embedded default; then --set KEY=VALUE.
+
+    Exit codes: 0 done, 1 failed, 2 usage or settings, 3 cache or run missing, incomplete, corrupt or with
+    different settings, 130 interrupted.
+    """
+
+
+def _common(function: F) -> F:
+    """Adds the options that every command has; the command receives a console in their place."""
+
+    @functools.wraps(function)
+    def run(as_json: bool, debug: bool, **options: Any) -> Any:
+        return function(Console(json=as_json), **options)
+
+    run = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(run)
+    return cast(F, click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(run))
+
+
+def _settings(function: F) -> F:
+    """Adds the options that choose settings."""
+    sets = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated.")
+    files = click.option(
+        "-c", "--config", "files", multiple=True, metavar="FILE", help="Settings file or preset; may be repeated."
+    )
+    return files(sets(function))
+
+
+_dry_run = click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+_path = click.argument("path", type=click.Path(path_type=Path), metavar="PATH")
+
+
+@cli.command("harvest")
+@_dry_run
+@_settings
+@_common
+def harvest_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...], dry_run: bool) -> None:
+    """Run the model once and write its activations to a cache, or resume one.
+
+    Settings: the harvest section. Shards already in the cache are kept; a cache with different settings is an
+    error.
+    """
+    config = resolve(files, sets).harvest
+    from .harvest.run import harvest as harvested
+    from .harvest.run import plan
+
+    if dry_run:
+        planned = plan(config)
+        console.result(planned.to_dict(), str(planned))
+    else:
+        result = harvested(config, console)
+        console.result(result.to_dict(), str(result))
+
+
+@cli.command("train")
+@click.option("--variant", "names", multiple=True, metavar="NAME", help="A named combination; may be repeated.")
+@click.option("--name", metavar="NAME", help="Name of the run; with several variants NAME-VARIANT.")
+@click.option("--resume", is_flag=True, help="Resume from the last checkpoint, bit-identical to an uninterrupted run.")
+@_dry_run
+@_settings
+@_common
+def train_command(
+    console: Console,
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    names: tuple[str, ...],
+    name: str | None,
+    resume: bool,
+    dry_run: bool,
+) -> None:
+    """Train sparse coders from a cache; several variants train side by side on one read of the data.
+
+    Settings: the train section, overridden by the variant. The cache is train.cache, or else the one that `pipeline
+    harvest` writes with the same settings.
+    """
+    configs = train_configs(files, sets, names, name)
+    from .train.loop import plan
+    from .train.loop import train as trained
+
+    if dry_run:
+        planned = plan(configs)
+        console.result(planned.to_dict(), str(planned))
+    else:
+        summaries = trained(configs, console, resume=resume)
+        console.result({"runs": [one.to_dict() for one in summaries]}, "\n".join(map(str, summaries)))
+
+
+@cli.command("analyze")
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@click.option("--only", multiple=True, metavar="REPORT", help="Only this report; may be repeated.")
+@click.option("--ce", is_flag=True, help="Also measure the model's loss with the coder spliced in (runs the model).")
+@_settings
+@_common
+def analyze_command(
+    console: Console,
+    runs: tuple[str, ...],
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    only: tuple[str, ...],
+    ce: bool,
+) -> None:
+    """Report what the coders learned; several runs are compared.
+
+    RUN is a run's folder or its name; without RUN, every finished run is analyzed. Settings: the analyze section.
+    """
+    whole = resolve(files, sets)
+    only = (*(only or whole.analyze.reports), "cross_entropy") if ce else only
+    from .analyze.config import only_reports
+    from .analyze.run import analyze as analyzed
+    from .shared.overview.find import named, run_paths
+
+    config = only_reports(whole.analyze, only)
+    if config.cache is not None:
+        config = dataclasses.replace(config, cache=named(config.cache, whole.harvest.cache_dir))
+    result = analyzed(run_paths(runs, whole.train.runs), config, console)
+    console.result(result.to_dict(), str(result))
+
+
+@cli.command("sweep")
+@click.argument("file", metavar="FILE")
+@click.option("--size", metavar="NAME", help="A size of the sweep: one of its sweep.sizes.")
+@click.option("--only", multiple=True, metavar="SETTING", help="Train only this setting; may be repeated.")
+@_dry_run
+@_settings
+@_common
+def sweep_command(
+    console: Console,
+    file: str,
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    size: str | None,
+    only: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    """Train every setting that FILE lists, side by side where memory allows, and compare them.
+
+    FILE has a section `sweep` beside the usual ones; -c and --set override it. Finished runs are not trained again,
+    interrupted ones resume. The comparison covers every finished run: comparison.csv, .md and .json, and plots of all
+    curves and of the final figures.
+    """
+    whole, cells = resolve_sweep(file, files, sets, size=size)
+    from .train.sweep import plan_sweep, portable_command, train_sweep
+
+    if whole.sweep.harvest and whole.train.cache is None and not dry_run:
+        from .harvest.run import harvest as harvested
+
+        console.info(str(harvested(whole.harvest, console)))
+    planned = plan_sweep(whole.sweep, cells, only)
+    if dry_run:
+        console.result(planned.to_dict(), str(planned))
+        return
+    train_sweep(planned, console)
+    from .analyze.sweep import Heading, Member, compare_runs
+    from .shared.provenance import machine
+
+    sweep, command = whole.sweep, portable_command(file, files, sets, size)
+    title, baseline = sweep.title or sweep.name, sweep.baseline or cells[0].setting
+    heading = Heading(sweep.label, title, sweep.about, baseline, command, machine(), whole.analyze.documents)
+    members = [Member(cell.setting, cell.seed, cell.config.path) for cell in cells]
+    result = compare_runs(heading, members, whole.analyze, sweep.folder, sweep.plots, console)
+    console.result(result.to_dict(), str(result))
+
+
+@cli.group("prompts", cls=_Group)
+def prompts_group() -> None:
+    """Write prompt sets for `pipeline harvest` (harvest.packing: prompts)."""
+
+
+@prompts_group.command("first-letter")
+@click.argument("tokenizer", type=click.Path(path_type=Path), metavar="TOKENIZER")
+@click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
+@click.option("--words", type=click.IntRange(min=1), help="At most this many words of the vocabulary, drawn evenly.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the choice of words, their order and the examples."
+)
+@_common
+def prompts_first_letter(console: Console, tokenizer: Path, out: Path, words: int | None, seed: int) -> None:
+    """The first-letter task, for `pipeline analyze --only absorption`: one prompt for each word of a vocabulary.
+
+    TOKENIZER is a cache, a model's folder, or a tokenizer.json. OUT is the file to write, JSON lines.
+    """
+    from .analyze.probes.first_letter import described, first_letter_prompts, write_prompts
+
+    if out.exists():
+        raise UsageError(f"{out} already exists", "choose another file, or remove it")
+    prompts = first_letter_prompts(tokenizer, max_words=words, seed=seed)
+    write_prompts(out, prompts)
+    console.result(*described(out, prompts, tokenizer))
+
+
+@cli.command("demo")
+@_settings
+@_common
+def demo_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
+    """Harvest, train and analyze on the embedded model and text: no download, no account, no GPU.
+
+    A cache or run that an earlier demo finished is reused. Settings: the preset `demo`, then -c and --set;
+    ./pipeline.yaml is not read.
+    """
+    files = (str(settings_of.PRESETS / "demo.yaml"), *files)
+    whole = resolve(files, sets, here=False)
+    configs = train_configs(files, sets, DEMO_VARIANTS, "demo", here=False)
+    from .analyze.run import analyze as analyzed
+    from .harvest.run import harvest as harvested
+    from .train.loop import train as trained
+
+    console.info("1/3 harvest: run the model once, store its activations")
+    cache = harvested(whole.harvest, console)
+    console.info(str(cache))
+    console.info(f"2/3 train: {', '.join(DEMO_VARIANTS)}, side by side on one read of the cache")
+    for config in configs:
+        if (config.path / "final" / "config.json").is_file():
+            console.info(f"{config.path}: finished by an earlier demo, reused")
+    runs = trained(configs, console, resume=True)
+    rows = whole.analyze.max_tokens or DEMO_ROWS
+    console.info(f"3/3 analyze: what did they learn? Reads at most {rows:,} rows, spread evenly over the cache")
+    before = whole.analyze.baseline or next((one.name for one in runs if one.variant == "topk"), None)
+    named = dataclasses.replace(whole.analyze, name=whole.analyze.name or "demo", max_tokens=rows, baseline=before)
+    report = analyzed([Path(one.path) for one in runs], named, console)
+    document = {"harvest": cache.to_dict(), "runs": [one.to_dict() for one in runs], "analysis": report.to_dict()}
+    console.result({**document, "report": str(report.report)}, _demo_text(runs, report))
+
+
+def _demo_text(runs: Sequence[RunSummary], report: AnalyzeResult) -> str:
+    """The result in one table: FVU of the runs and the two controls, then the path of the report."""
+    rows = [(one.variant or one.name, one.fvu, one.l0) for one in runs]
+    rows.append((f"{runs[0].variant}, untrained", runs[0].fvu_untrained, None))
+    lines = [
+        "",
+        "fraction of the MLP output's variance left unexplained (FVU, held-out documents, excluding position 0):",
+    ]
+    for name, fvu, l0 in rows:
+        active = f"   {l0:.1f} latents active per token" if l0 is not None else ""
+        lines.append(f"  {name:<24}{'' if fvu is None else f'{fvu:.4f}':>8}{active}")
+    return "\n".join([*lines, "", f"report: {report.report}"])
+
+
+@cli.command("status")
+@_settings
+@_common
+def status_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
+    """List the caches and runs, which are incomplete, and the command to run next."""
+    from .shared.overview.status import status
+
+    whole = resolve(files, sets)
+    found = status(whole.harvest.cache_dir, whole.train.runs, cache_to_train_on(whole))
+    console.result(found.to_dict(), str(found))
+
+
+def _existing(path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> Path:
+    """PATH itself, or the run or cache of that name in the folders of the settings. Raises DataError if not found."""
+    from .shared.overview.find import kind_of, named
+
+    if kind_of(path) and not (files or sets):
+        return path
+    whole = resolve(files, sets)
+    found = named(path, whole.train.runs, whole.harvest.cache_dir)
+    if found.exists():
+        return found
+    raise DataError(f"not found: {path} is no folder, and no cache or run has that name", "pipeline status")
+
+
+@cli.command("inspect")
+@_path
+@_settings
+@_common
+def inspect_command(console: Console, path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
+    """Describe a cache or a run. PATH is its folder or its name."""
+    from .shared.overview.describe import describe, describe_text
+
+    document = describe(_existing(path, files, sets))
+    console.result(document, describe_text(document))
+
+
+@cli.command("verify")
+@_path
+@_settings
+@_common
+def verify_command(console: Console, path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
+    """Check every checksum and count of a cache, or every tensor of a run. PATH is its folder or its name."""
+    from .shared.cache.verify import verify_cache
+    from .shared.overview.find import kind_of
+    from .shared.runs.verify import verify_run
+
+    path = _existing(path, files, sets)
+    report = verify_run(path, console) if kind_of(path) == "run" else verify_cache(path, console)
+    console.result(report.to_dict(), str(report))
+    if not report.ok:
+        if report.hint:
+            console.info(f"next: {report.hint}")
+        raise SystemExit(DataError.exit_code)
+
+
+@cli.group("config", cls=_Group)
+def config_group() -> None:
+    """Show, describe or check settings."""
+
+
+@config_group.command("show")
+@click.option("--variant", metavar="NAME", help="Override the train section with this variant.")
+@_settings
+@_common
+def config_show(console: Console, files: tuple[str, ...], sets: tuple[str, ...], variant: str | None) -> None:
+    """Print the resolved settings as YAML, with a comment on every field."""
+    from .shared.config.docs import commented_yaml
+
+    whole = resolve(files, sets, variant)
+    console.result(settings_of.to_dict(whole), commented_yaml(whole).rstrip("\n"))
+
+
+@config_group.command("schema")
+@_common
+def config_schema(console: Console) -> None:
+    """Print the JSON schema of a settings file, for editors and other tools."""
+    from .shared.config.docs import described_schema
+
+    Console(json=True).result(described_schema(pipeline_class()))
+
+
+@config_group.command("validate")
+@_settings
+@_common
+def config_validate(console: Console, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
+    """Check the settings, alone and with every variant."""
+    resolve(files, sets)
+    for variant in variants():
+        resolve(files, sets, variant)
+    console.result({"valid": True, "variants": list(variants())}, "valid")

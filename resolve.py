@@ -1,0 +1,202 @@
+"""Which settings a command runs with: defaults < settings files < variant < `--set`, validated as one.
+
+Sweep files add their own layers; :func:`resolve_sweep` lists the order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from .shared.config import settings as settings_of
+from .shared.config.registry import did_you_mean
+from .shared.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from .analyze.config import AnalyzeConfig
+    from .harvest.config import HarvestConfig
+    from .train.config import TrainConfig
+    from .train.sweep import Cell, SweepConfig
+
+    class PipelineConfig:
+        """The three sections of a settings file."""
+
+        harvest: HarvestConfig
+        train: TrainConfig
+        analyze: AnalyzeConfig
+
+    class SweepFile(PipelineConfig):
+        """The three sections and `sweep`: which settings vary."""
+
+        sweep: SweepConfig
+
+
+SETTINGS_FILE = Path("pipeline.yaml")
+
+
+@functools.cache
+def pipeline_class() -> type[PipelineConfig]:
+    """The class of a whole settings file; its defaults are the embedded default."""
+    from .analyze.config import AnalyzeConfig
+    from .harvest.config import HarvestConfig
+    from .train.config import TrainConfig
+
+    sections = {"harvest": HarvestConfig, "train": TrainConfig, "analyze": AnalyzeConfig}
+    fields = [(name, cls, dataclasses.field(default_factory=cls)) for name, cls in sections.items()]
+    made: type[Any] = dataclasses.make_dataclass("PipelineConfig", fields, frozen=True)
+    return made
+
+
+@functools.cache
+def sweep_class() -> type[SweepFile]:
+    """The class of a sweep file."""
+    from .train.sweep import SweepConfig
+
+    base: Any = pipeline_class()
+    fields = [("sweep", SweepConfig, dataclasses.field(kw_only=True))]
+    made: type[Any] = dataclasses.make_dataclass("SweepFile", fields, bases=(base,), frozen=True)
+    return made
+
+
+def variants() -> dict[str, Path]:
+    """Name → file of every variant that `--variant` accepts, sorted by name."""
+    folder = Path(__file__).parent / "train" / "variants"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
+
+
+def resolve(
+    files: Sequence[str] = (), sets: Sequence[str] = (), variant: str | None = None, *, here: bool = True
+) -> PipelineConfig:
+    """Settings from defaults < settings files < variant < `--set`.
+
+    Args:
+        files: settings files, presets, or folders of caches and runs, each overriding the ones before.
+        sets: `KEY=VALUE` texts.
+        here: without files, read ./pipeline.yaml if it exists.
+
+    Raises:
+        ConfigError: the settings are not valid; lists every problem and the sources that were read.
+        UsageError: a file, preset or variant was not found.
+    """
+    cls = pipeline_class()
+    settings = settings_of.to_dict(cls())
+    sources = list(files) or ([str(SETTINGS_FILE)] if here and SETTINGS_FILE.is_file() else [])
+    for source in sources:
+        settings = settings_of.merge(settings, _read(source), cls)
+    if variant is not None:
+        settings = settings_of.merge(settings, {"train": _variant_settings(variant)}, cls)
+    settings = settings_of.apply_set(settings, sets, cls)
+    with _came_from([*sources, *([f"--variant {variant}"] if variant else []), *(f"--set {text}" for text in sets)]):
+        return settings_of.validate(cls, settings)
+
+
+def resolve_sweep(
+    file: str, files: Sequence[str] = (), sets: Sequence[str] = (), *, size: str | None = None
+) -> tuple[SweepFile, list[Cell]]:
+    """A sweep file and its runs.
+
+    Order: defaults < `sweep.base` (or ./pipeline.yaml) < FILE < its size < settings files < variants and grid <
+    `--set`. A `--set train.…` is applied twice: to the train section that every run starts from, and to each run after
+    its variant and grid values.
+
+    Args:
+        file: path of the sweep file.
+        size: one of its `sweep.sizes`, in place of the one that the file sets.
+
+    Raises:
+        ConfigError: the settings are not valid.
+        UsageError: the file, a size, a variant or a base was not found, or `--set` changes what the grid varies.
+    """
+    from .train.sweep import SweepConfig, check_sets, expand
+
+    if not Path(file).is_file():
+        raise UsageError(f"sweep file not found: {file}", "give a YAML file; docs/sweeps.md shows one")
+    cls, own = sweep_class(), settings_of.load_yaml(Path(file))
+    with _came_from([file]):
+        sweep = settings_of.validate(SweepConfig, own.get("sweep") or {}, "sweep")
+    layers = [own]
+    if size is not None:
+        if size not in sweep.sizes:
+            raise UsageError(f"--size {size}: not found in {file}", f"sweep.sizes: {', '.join(sweep.sizes) or 'none'}")
+        layers += [{"sweep": {"size": size}}, sweep.sizes[size]]
+    sources = ([str(SETTINGS_FILE)] if SETTINGS_FILE.is_file() else []) if sweep.base is None else list(sweep.base)
+    settings = settings_of.to_dict(pipeline_class()())
+    for layer in [*map(_read, sources), *layers, *map(_read, files)]:
+        settings = settings_of.merge(settings, layer, cls)
+    training = [text for text in sets if text.partition("=")[0].strip().partition(".")[0] == "train"]
+    with _came_from([*sources, file, *files, *(f"--set {text}" for text in sets)]):
+        whole = settings_of.validate(cls, settings_of.apply_set(settings, sets, cls))
+        check_sets(whole.sweep, [text.partition("=")[0].strip().removeprefix("train.") for text in training])
+        section = settings_of.to_dict(whole.train)
+        section["cache"] = str(cache_to_train_on(whole))
+
+        def finish(one: dict[str, Any]) -> dict[str, Any]:
+            """`--set` overrides variants and grid too."""
+            return cast("dict[str, Any]", settings_of.apply_set({"train": one}, training, cls)["train"])
+
+        return whole, expand(whole.sweep, section, _variant_settings, finish)
+
+
+def train_configs(
+    files: Sequence[str], sets: Sequence[str], names: Sequence[str], name: str | None = None, *, here: bool = True
+) -> list[TrainConfig]:
+    """One training config per variant in `names`, or one for the train section alone; cache and name are filled in.
+
+    Args:
+        names: variants.
+        name: name of the run; with several variants each run is called NAME-VARIANT.
+
+    Raises:
+        UsageError: a variant is given twice.
+    """
+    if len(set(names)) < len(names):
+        raise UsageError(f"--variant is given twice: {', '.join(names)}", "name each variant once")
+    configs = []
+    for variant in names or (None,):
+        whole = resolve(files, sets, variant, here=here)
+        changes: dict[str, Any] = {"cache": cache_to_train_on(whole)}
+        if name is not None:
+            changes["name"] = name if len(names) < 2 else f"{name}-{variant}"
+        configs.append(dataclasses.replace(whole.train, **changes))
+    return configs
+
+
+def cache_to_train_on(whole: PipelineConfig) -> Path:
+    """The cache in train.cache, or else the one that `pipeline harvest` writes with the same settings."""
+    from .harvest.config import cache_path
+    from .shared.overview.find import named
+
+    cache = whole.train.cache
+    return cache_path(whole.harvest) if cache is None else named(cache, whole.harvest.cache_dir)
+
+
+def _read(source: str) -> dict[str, Any]:
+    """The settings in `-c SOURCE`: a settings file, a preset, or the folder of a cache or run with settings in it."""
+    if Path(source).is_dir():
+        from .shared.overview.find import frozen_settings
+
+        return frozen_settings(Path(source))
+    return settings_of.load_yaml(settings_of.find_settings(source))
+
+
+def _variant_settings(variant: str) -> dict[str, Any]:
+    """The keys of the train section that a variant overrides."""
+    known = variants()
+    if variant not in known:
+        hint = f"-c {variant}" if variant.endswith((".yaml", ".yml")) else f"one of: {', '.join(known)}"
+        raise UsageError(f"--variant {variant}: unknown variant{did_you_mean(variant, known)}", hint)
+    return {"variant": variant, **settings_of.load_yaml(known[variant])}
+
+
+@contextlib.contextmanager
+def _came_from(read: Sequence[str]) -> Iterator[None]:
+    """Add the sources that were read to the hint of a ConfigError."""
+    try:
+        yield
+    except ConfigError as error:
+        places = f"settings came from {', '.join(read) or 'the embedded default'}"
+        raise ConfigError(error.problems, f"pipeline config show explains every setting   ({places})") from None
