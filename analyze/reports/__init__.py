@@ -10,7 +10,7 @@ from ...shared.config.registry import keyed
 from ..subject.subject import Subject
 from .absorption.report import Absorption
 from .base import AnyReport, Report, ReportConfig
-from .correlation.report import Correlation
+from .correlation.report import CorrelationReport
 from .cross_entropy.report import CrossEntropy
 from .position.report import Position
 from .probing.report import Probing
@@ -19,7 +19,7 @@ from .top_activations.report import TopActivations
 
 REPORTS: dict[str, type[AnyReport]] = {
     "global": Global,
-    "correlation": Correlation,
+    "correlation": CorrelationReport,
     "position": Position,
     "top_activations": TopActivations,
     "cross_entropy": CrossEntropy,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparse_pipeline.analyze.config import AnalyzeConfig
-from sparse_pipeline.analyze.reports.correlation.report import CorrelationConfig
+from sparse_pipeline.analyze.reports.correlation.config import CorrelationConfig
 from sparse_pipeline.analyze.reports.cross_entropy.splice import choose_sequences
 from sparse_pipeline.analyze.reports.position.scores import LEFT_OUT, coarse_bins, shift_slots
 from sparse_pipeline.analyze.reports.reconstruction.report import GlobalConfig

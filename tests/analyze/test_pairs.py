@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import sparse_pipeline
-from sparse_pipeline.analyze.reports.correlation.pair_sums import FirstRows, PairSums
+from sparse_pipeline.analyze.reports.correlation.first_rows import FirstRows
+from sparse_pipeline.analyze.reports.correlation.pair_sums import PairSums
 from sparse_pipeline.shared.codes.sparse import SparseCodes
 
 

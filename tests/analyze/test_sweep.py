@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from sparse_pipeline.analyze.config import AnalyzeConfig
-from sparse_pipeline.analyze.reports.correlation.report import CorrelationConfig
+from sparse_pipeline.analyze.reports.correlation.config import CorrelationConfig
 from sparse_pipeline.analyze.reports.reconstruction.report import GlobalConfig
 from sparse_pipeline.analyze.sweep import SHOWN, Heading, Measured, Member, compare_runs
 from sparse_pipeline.analyze.sweep.measure import measure_runs

@@ -1,1 +1,1 @@
-"""correlation"""
+"""Correlation: which latents fire together, and which duplicate one another."""

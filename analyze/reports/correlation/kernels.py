@@ -44,7 +44,11 @@ def partner_suffixes(
     indptr: NDArray[np.int64],
     latents: NDArray[np.int32],
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """As :func:`suffixes`, for the latents > i of row partner[row]."""
+    """As :func:`suffixes`, for the latents > i of row partner[row].
+
+    Only j > i: then the pair {i, j} is counted once, with the smaller latent on its own row. Latent i itself on another
+    row is no pair.
+    """
     begin = np.empty(len(rows), np.int64)
     length = np.empty(len(rows), np.int32)
     for i in range(len(starts) - 1):
@@ -52,6 +56,8 @@ def partner_suffixes(
             r = partner[rows[p]]
             low, high = indptr[r], indptr[r + 1]
             end = high
+            # Bisection: what lies before `low` is ≤ i, what lies from `high` on is > i. They meet at the first > i,
+            # or at the end of the row where there is none.
             while low < high:
                 mid = (low + high) >> 1
                 if latents[mid] <= i:
@@ -79,8 +85,12 @@ def add_pairs(
 ) -> int:
     """sums[i − origin, j − origin] += z_i z_j and counts[…] += 1 for the pairs i ≤ j of every row, first ≤ i < stop.
 
-    For one latent i at a time the sums over j are formed in a dense float64 buffer that stays in the second-level cache
-    (Gustavson's algorithm with a dense accumulator) and then added to its row; a latent with few entries adds directly.
+    Gustavson's algorithm with a dense accumulator: for one latent i at a time, its whole row of the triangle is formed
+    in `buffer`, which stays in the second-level cache, and then added in one sequential pass. For a latent with few
+    entries that pass would cost more than it saves: it adds to the triangle directly.
+
+    The caller guarantees origin ≤ first and stop ≤ origin + len(sums). Every j is ≥ i ≥ origin, so all indices lie
+    inside the block; calls with disjoint ranges write disjoint rows and need no lock.
 
     Args:
         starts: [F + 1] of the latent-major order; left: [E] its values z_i.
@@ -90,8 +100,7 @@ def add_pairs(
     Returns:
         A checksum of what was touched ahead, so that the compiler keeps the touching.
     """
-    width = sums.shape[1]
-    buffer = np.zeros((width, 2), np.float64)
+    buffer = np.zeros((sums.shape[1], 2), np.float64)  # Σ z_i z_j and n_ij side by side; exact up to 2⁵³
     touched = 0
     for i in range(first, stop):
         s, c = sums[i - origin], counts[i - origin]
@@ -99,7 +108,9 @@ def add_pairs(
         total = 0
         for q in range(p, end):
             total += length[q]
-        direct = total < (width - (i - origin)) // 2
+        direct = total < (len(s) - (i - origin)) // 2
+        # Here `buffer` is zero throughout. Rows come in groups: first one load for each cache line of the group's
+        # entries, so that their waits for memory overlap, then the sums, which find them in the cache.
         while p < end:
             last = min(p + PREFETCH_ROWS, end)
             for q in range(p, last):
@@ -117,12 +128,18 @@ def add_pairs(
                         buffer[j, 1] += 1.0
             p = last
         if not direct:
-            for j in range(i - origin, width):
-                s[j] += buffer[j, 0]
-                c[j] += np.uint32(buffer[j, 1])
-                buffer[j, 0] = 0.0
-                buffer[j, 1] = 0.0
+            _empty(buffer, i - origin, s, c)
     return touched
+
+
+@compiled
+def _empty(buffer: NDArray[np.float64], first: int, sums: NDArray[np.float64], counts: NDArray[np.uint32]) -> None:
+    """Add the buffer to its row of the triangle from column `first` on, and set it to zero again."""
+    for j in range(first, len(sums)):
+        sums[j] += buffer[j, 0]
+        counts[j] += np.uint32(buffer[j, 1])
+        buffer[j, 0] = 0.0
+        buffer[j, 1] = 0.0
 
 
 @compiled
@@ -145,8 +162,9 @@ def scan_pairs(
 ) -> int:
     """Pearson's r of the pairs i < j of one block of rows: histogram, pairs beyond the threshold, nearest neighbours.
 
-    r = (N Σz_i z_j − Σz_i Σz_j) / (spread_i spread_j), spread_i = √(N Σz_i² − (Σz_i)²). Pairs of latents with
-    n ≥ min_fired and spread > 0 count.
+    r = (N Σz_i z_j − Σz_i Σz_j) / (spread_i spread_j), spread_i = √(N Σz_i² − (Σz_i)²), of latents with n ≥ min_fired
+    and spread > 0. The histogram has every such pair; the rest only those that fire together at all. Each pair of the
+    triangle is visited once and offered to both of its latents, so near_* ends with the nearest of all.
 
     Args:
         sums, counts: [t, F − origin] of :func:`add_pairs`.
@@ -158,34 +176,43 @@ def scan_pairs(
     Returns:
         How many pairs are beyond the threshold; where that exceeds the capacity, the rest was counted only.
     """
-    bins, m, found = len(histogram), near_r.shape[1], 0
+    bins, found = len(histogram), 0
     for a in range(sums.shape[0]):
         i = origin + a
         if n[i] < min_fired or spread[i] <= 0:
             continue
-        for b in range(a + 1, sums.shape[1]):
+        for b in range(a + 1, sums.shape[1]):  # left of the diagonal nothing is filled
             j = origin + b
             if n[j] < min_fired or spread[j] <= 0:
                 continue
             r = (total * sums[a, b] - s1[i] * s1[j]) / (spread[i] * spread[j])
             r = min(1.0, max(-1.0, r))
             histogram[min(bins - 1, int((r + 1.0) * 0.5 * bins))] += 1
-            both = counts[a, b]
-            if both == 0:
+            if counts[a, b] == 0:
                 continue
-            if abs(r) > threshold and both >= min_both:
+            if abs(r) > threshold and counts[a, b] >= min_both:
                 if found < len(found_r):
                     found_pairs[found, 0] = i
                     found_pairs[found, 1] = j
                     found_r[found] = r
                 found += 1
-            for me, other in ((i, j), (j, i)):
-                if r > near_r[me, m - 1]:
-                    slot = m - 1
-                    while slot > 0 and near_r[me, slot - 1] < r:
-                        near_r[me, slot] = near_r[me, slot - 1]
-                        near_id[me, slot] = near_id[me, slot - 1]
-                        slot -= 1
-                    near_r[me, slot] = r
-                    near_id[me, slot] = other
+            _offer(near_r[i], near_id[i], r, j)
+            _offer(near_r[j], near_id[j], r, i)
     return found
+
+
+@compiled
+def _offer(near_r: NDArray[np.float32], near_id: NDArray[np.int32], r: float, other: int) -> None:
+    """Insert a neighbour into one latent's list [m], which stays descending; its last entry drops out.
+
+    Of equal r the one that came first stays ahead, so the list depends on the order of blocks and on nothing else.
+    """
+    slot = len(near_r) - 1
+    if not r > near_r[slot]:
+        return
+    while slot > 0 and near_r[slot - 1] < r:
+        near_r[slot] = near_r[slot - 1]
+        near_id[slot] = near_id[slot - 1]
+        slot -= 1
+    near_r[slot] = r
+    near_id[slot] = other

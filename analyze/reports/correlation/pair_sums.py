@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -48,6 +47,7 @@ class PairBlock:
 
     @property
     def stop(self) -> int:
+        """One past the last row."""
         return self.first + len(self.sums)
 
 
@@ -82,7 +82,7 @@ class PairSums:
 
     @staticmethod
     def bytes_needed(n_latents: int) -> int:
-        """Memory of the triangle: what :class:`PairSums` holds whatever the number of rows."""
+        """Bytes of the triangle, which :class:`PairSums` holds whatever the number of rows."""
         shapes = [(min(BLOCK, n_latents - s), n_latents - s) for s in range(0, n_latents, BLOCK)]
         return 12 * sum(rows * columns for rows, columns in shapes)
 
@@ -91,11 +91,14 @@ class PairSums:
 
         Args:
             partner: [R] pair latent i of row r with latent j > i of row partner[r], instead of the same row: a
-                permutation
-                gives the null in which nothing but chance correlates. The diagonal is then not counted.
+                permutation gives the null in which nothing but chance correlates. The diagonal is then not counted.
+
+        Raises:
+            OverflowError: more rows than a count can hold.
         """
         if self.n_rows + codes.n_rows > MAX_ROWS:
             raise OverflowError(f"pair counts hold at most {MAX_ROWS} rows")
+        # Rows of several calls are stacked before they are added: partners move along with their own call's rows.
         offset = sum(part.n_rows for part in self._pending)
         self.n_rows += codes.n_rows
         self._pending.append(codes)
@@ -118,13 +121,14 @@ class PairSums:
             self._flush_sparse(codes, partner)
 
     def _flush_sparse(self, codes: SparseCodes, partner: NDArray[np.int64] | None) -> None:
+        """Latent by latent over the rows on which it fires, without forming anything dense but the triangle."""
         starts, rows, entry = codes.by_latent
         if partner is None:
             begin, length = suffixes(rows, entry, codes.indptr)
         else:
             begin, length = partner_suffixes(starts, rows, partner, codes.indptr, codes.latents)
-        # Latents and values side by side: one cache line then holds both. Row visits, not multiplications, take the
-        # time.
+        # Latents and values side by side, so that one cache line holds both: visiting rows, not multiplying, takes the
+        # time. Both columns are views into one array of 8-byte entries.
         pairs = np.empty((len(codes.latents), 2), np.int32)
         pairs[:, 0] = codes.latents
         pairs.view(np.float32)[:, 1] = codes.values
@@ -133,16 +137,30 @@ class PairSums:
         np.cumsum(length, out=work[1:])
 
         def run(first: int, stop: int) -> None:
+            # Each call of the kernel stays within one block of rows; threads own disjoint rows of the triangle.
             while first < stop:
                 block = first // BLOCK
                 end = min(stop, (block + 1) * BLOCK)
-                sums, counts, origin = self._sums[block], self._counts[block], self._first[block]
-                add_pairs(starts, left, begin, length, latents, values, sums, counts, origin, first, end)
+                add_pairs(
+                    starts=starts,
+                    left=left,
+                    begin=begin,
+                    length=length,
+                    latents=latents,
+                    values=values,
+                    sums=self._sums[block],
+                    counts=self._counts[block],
+                    origin=self._first[block],
+                    first=first,
+                    stop=end,
+                )
                 first = end
 
+        # The work of latent i: its pairs, and the pass over its row of the triangle.
         over_latents(run, np.diff(work[starts]) + np.arange(self.n_latents, 0, -1))
 
     def _flush_tiles(self, codes: SparseCodes, partner: NDArray[np.int64] | None) -> None:
+        """The same by matrix products of dense tiles of rows; the part left of the diagonal is formed and ignored."""
         matrix = codes.csr()
         for start in range(0, codes.n_rows, DENSE_ROWS):
             left = self._tile(matrix[start : start + DENSE_ROWS])
@@ -151,7 +169,7 @@ class PairSums:
                 a, b = left[:, first : first + BLOCK], right[:, first:]
                 sums = exact_float32(a.T, b)
                 counts = exact_float32((a > 0).float().T, (b > 0).float())
-                if partner is not None:
+                if partner is not None:  # a latent with itself on another row: add_pairs leaves it at 0 too
                     sums.diagonal().zero_()
                     counts.diagonal().zero_()
                 self._sums[block] += sums
@@ -180,7 +198,7 @@ class PairSums:
                 yield PairBlock(first, sums, counts)
 
     def lookup(self, i: NDArray[Any], j: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """(Σ z_i z_j, n_ij) of pairs [P] of latents, in any order."""
+        """(Σ z_i z_j, n_ij) of pairs [P] of latents; i and j may come in either order."""
         self.flush()
         low, high = np.minimum(i, j).astype(np.int64), np.maximum(i, j).astype(np.int64)
         sums, counts = np.zeros(len(low)), np.zeros(len(low), np.int64)
@@ -198,77 +216,10 @@ class PairSums:
 
 
 def exact_float32(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in full float32: TF32, which some programs allow on CUDA, would round each factor to 10 bits."""
+    """a @ b in full float32: TF32, which a program may allow on CUDA, would round each factor to 10 bits."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
         return a @ b
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-
-
-class FirstRows:
-    """The codes at position 0, kept whole: attention is causal, so they are a function of one token and mostly
-    identical.
-
-    Identical rows are stored once with their number. Their pair sums are formed block by block when asked for, so that
-    "with position 0" needs no second triangle.
-    """
-
-    def __init__(self, n_latents: int) -> None:
-        self.n_latents = n_latents
-        self.rows: dict[bytes, int] = {}
-
-    def add(self, codes: SparseCodes) -> None:
-        for r in range(codes.n_rows):
-            entries = slice(codes.indptr[r], codes.indptr[r + 1])
-            key = codes.latents[entries].tobytes() + codes.values[entries].tobytes()
-            self.rows[key] = self.rows.get(key, 0) + 1
-
-    def merge(self, other: FirstRows) -> None:
-        for key, n in other.rows.items():
-            self.rows[key] = self.rows.get(key, 0) + n
-
-    @property
-    def n_rows(self) -> int:
-        return sum(self.rows.values())
-
-    def codes(self) -> tuple[SparseCodes, NDArray[np.int64]]:
-        """(the distinct rows, how often each occurs)."""
-        halves = [(key[: len(key) // 2], key[len(key) // 2 :]) for key in self.rows]
-        latents = np.array(memoryview(b"".join(a for a, _ in halves)).cast("i"), np.int32)
-        values = np.array(memoryview(b"".join(b for _, b in halves)).cast("f"), np.float32)
-        indptr = np.zeros(len(halves) + 1, np.int64)
-        np.cumsum([len(a) // 4 for a, _ in halves], out=indptr[1:])
-        return SparseCodes(indptr, latents, values, self.n_latents), np.fromiter(self.rows.values(), np.int64)
-
-    def with_rest(self, rest: PairSums) -> Iterator[PairBlock]:
-        """The triangle of all rows: `rest` plus these."""
-        codes, times = self.codes()
-        x = codes.csr().astype(np.float64).tocsc()
-        fires = x.copy()
-        fires.data[:] = 1.0
-        scale = sp.diags_array(times.astype(np.float64))
-        weighted, weighted_fires = sp.csc_array(scale @ x), sp.csc_array(scale @ fires)
-        for block in rest.blocks():
-            if x.nnz == 0:
-                yield block
-                continue
-            rows, columns = slice(block.first, block.stop), slice(block.first, None)
-            sums = (weighted[:, rows].T @ x[:, columns]).toarray()
-            counts = (weighted_fires[:, rows].T @ fires[:, columns]).toarray()
-            yield PairBlock(block.first, block.sums + sums, block.counts + counts.astype(np.uint32))
-
-    def lookup(self, i: NDArray[Any], j: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """(Σ z_i z_j, n_ij) of pairs [P] of latents over these rows."""
-        codes, times = self.codes()
-        dense = codes.csr().astype(np.float64).tocsc()
-        fires = dense.copy()
-        fires.data[:] = 1.0
-        sums, counts = np.zeros(len(i)), np.zeros(len(i), np.int64)
-        step = max(1, (1 << 24) // max(1, codes.n_rows))
-        for start in range(0, len(i), step):
-            part = slice(start, start + step)
-            sums[part] = np.asarray(dense[:, i[part]].multiply(dense[:, j[part]]).T @ times).reshape(-1)
-            counts[part] = np.asarray(fires[:, i[part]].multiply(fires[:, j[part]]).T @ times).reshape(-1)
-        return sums, counts

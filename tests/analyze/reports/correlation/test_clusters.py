@@ -1,12 +1,10 @@
-"""Clusters of latents and the null of sorted lists."""
+"""Clusters of latents."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from sparse_pipeline.analyze.reports.correlation.clusters import clusters
-from sparse_pipeline.analyze.reports.correlation.scan import sorted_top_correlation
 
 
 def test_clusters_and_weakest_edges() -> None:
@@ -39,12 +37,3 @@ def test_clusters_are_those_of_kruskals_algorithm() -> None:
         found = clusters(pairs, strength)
         assert {frozenset(c.members): c.weakest for c in found} == expected
         assert [len(c.members) for c in found] == sorted((len(c.members) for c in found), reverse=True)
-
-
-def test_sorted_triples_correlate_whatever_they_are() -> None:
-    """requirements: the median of two independent sorted triples of exponentials is 0.956."""
-    rng = np.random.default_rng(0)
-    triples = -np.sort(-rng.exponential(size=(1500, 3)), axis=1)
-    r = sorted_top_correlation(triples)
-    assert np.median(r) == pytest.approx(0.956, abs=0.004)
-    assert r[0] == pytest.approx(np.corrcoef(triples[0], triples[1])[0, 1])

@@ -1,0 +1,43 @@
+"""Settings of the correlation report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..base import ReportConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrelationConfig(ReportConfig):
+    """Which latents fire together."""
+
+    kind: Literal["correlation"] = "correlation"
+    threshold: float = 0.8
+    """|r| above which a pair is reported; also the r of a duplicate."""
+    min_fired: int = 50
+    """Latents that fire on fewer rows are not scored."""
+    min_both: int = 10
+    """Pairs that fire together on fewer rows are not reported."""
+    neighbours: int = 20
+    """Most correlated latents kept per latent."""
+    cos_structural: float = 0.5
+    """Decoder cosine from which a correlated pair counts as structural (the same direction), below it as functional."""
+    cos_duplicate: float = 0.8
+    """Decoder cosine from which a pair is a duplicate if its Jaccard index is high too, and a split if r is near 0."""
+    jaccard_duplicate: float = 0.5
+    """Jaccard index that a pair of nearly parallel latents needs to count as a duplicate."""
+    split_r: float = 0.2
+    """|r| below which two nearly parallel latents count as a split feature."""
+    null_latents: int = 2048
+    """Latents in the shuffled null; more than that are sampled."""
+    sorted_top: int = 3
+    """Length of the sorted lists in the mistaken "correlation" that is shown once, beside its own null."""
+    max_pairs: int = 1_000_000
+    """Pairs kept in the Parquet table; all are counted."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold is an |r| between 0 and 1, not {self.threshold}")
+        if min(self.min_fired, self.min_both, self.neighbours, self.max_pairs) < 1 or self.sorted_top < 2:
+            raise ValueError("min_fired, min_both, neighbours and max_pairs are at least 1, sorted_top at least 2")

@@ -1,0 +1,34 @@
+"""What the pass over a cache counted for the correlation report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....shared.codes.moments import CodeMoments
+from ...stream.keep import Keeper
+from .first_rows import FirstRows
+from .pair_sums import PairSums
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Exact sums over all rows under analysis; the rows at position 0 are counted apart from the rest.
+
+    Attributes:
+        rest, first: moments of each latent excluding position 0, and at position 0 alone.
+        pairs: sums of all pairs excluding position 0.
+        first_rows: the codes at position 0.
+        null: pair sums of the latents `null_ids` [m] (ascending), the rows of one latent of each pair shuffled.
+        tops: the few largest activations of each latent.
+    """
+
+    rest: CodeMoments
+    first: CodeMoments
+    pairs: PairSums
+    first_rows: FirstRows
+    null: PairSums
+    null_ids: NDArray[np.int32]
+    tops: Keeper

@@ -1,0 +1,84 @@
+"""What the counted sums say: three scans over all pairs, the pairs worth naming, clusters of duplicates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...subject.geometry import Geometry
+from .clusters import Cluster, clusters
+from .config import CorrelationConfig
+from .counted import Counted
+from .named_pairs import Neighbours, PairTable
+from .nulls import SortedTop
+from .scan import Scan, scan
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything that the report shows of the counted sums.
+
+    Attributes:
+        rest, with_bos: scans of all pairs, excluding and including position 0.
+        null: scan of the shuffled latents.
+        table: the pairs worth naming. neighbours: each latent's most correlated ones.
+        clusters: duplicates joined, largest first.
+        scored: [F] whether each latent fires often enough.
+    """
+
+    rest: Scan
+    with_bos: Scan
+    null: Scan
+    table: PairTable
+    neighbours: Neighbours
+    clusters: list[Cluster]
+    sorted_top: SortedTop
+    scored: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, counted: Counted, config: CorrelationConfig, geometry: Geometry, seed: int) -> Found:
+        """Score everything that was counted."""
+        all_pairs = partial(
+            scan,
+            threshold=config.threshold,
+            min_fired=config.min_fired,
+            min_both=config.min_both,
+            max_pairs=config.max_pairs,
+        )
+        rest = all_pairs(counted.pairs.blocks(), counted.rest, neighbours=config.neighbours)
+        with_bos = all_pairs(counted.first_rows.with_rest(counted.pairs), counted.rest + counted.first, neighbours=1)
+        # A permutation of rows leaves every latent's moments as they are.
+        null = all_pairs(counted.null.blocks(), counted.rest.take(counted.null_ids), neighbours=1)
+        table = PairTable.of(rest, counted, geometry, config)
+        duplicate = table.duplicate
+        return cls(
+            rest=rest,
+            with_bos=with_bos,
+            null=null,
+            table=table,
+            neighbours=Neighbours.of(rest, counted.pairs, counted.rest, geometry),
+            clusters=clusters(table.ids[duplicate], table.r[duplicate]),
+            sorted_top=SortedTop.of(counted.tops, config.sorted_top, seed),
+            scored=counted.rest.n >= config.min_fired,
+        )
+
+    @cached_property
+    def in_cluster(self) -> dict[int, int]:
+        """Latent → number of its cluster."""
+        return {latent: c for c, cluster in enumerate(self.clusters) for latent in cluster.members}
+
+    @cached_property
+    def chance(self) -> float | None:
+        """Pairs beyond the threshold to expect if all latents were shuffled; None where no shuffled pair is scored."""
+        null = self.null
+        return null.n_above / null.n_pairs * self.rest.n_pairs if null.n_pairs else None
+
+    @cached_property
+    def n_only_with_bos(self) -> int:
+        """Listed pairs beyond the threshold including position 0 that are not among those excluding it."""
+        size = np.int64(len(self.scored))
+        kept, with_bos = (one.pairs[:, 0] * size + one.pairs[:, 1] for one in (self.rest, self.with_bos))
+        return int(np.isin(with_bos, kept, invert=True).sum())
