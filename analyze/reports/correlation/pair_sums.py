@@ -57,13 +57,21 @@ class PairSums:
     Args:
         n_latents: F.
         device: "cpu", or where dense tiles are formed.
-        tiles: dense tiles on a CPU too (for tests).
+        tiles: dense tiles on a CPU too; None: only on another device.
+        buffer_entries: entries collected before they are added to the triangle.
     """
 
-    def __init__(self, n_latents: int, device: str = "cpu", tiles: bool | None = None) -> None:
+    def __init__(
+        self,
+        n_latents: int,
+        device: str = "cpu",
+        tiles: bool | None = None,
+        buffer_entries: int = BUFFER_ENTRIES,
+    ) -> None:
         self.n_latents = n_latents
         self.device = torch.device(device)
         self.tiles = self.device.type != "cpu" if tiles is None else tiles
+        self.buffer_entries = buffer_entries
         self.n_rows = 0
         self._pending: list[SparseCodes] = []
         self._pending_map: list[NDArray[np.int64]] = []
@@ -105,7 +113,7 @@ class PairSums:
         if partner is not None:
             self._pending_map.append(partner + offset)
         self._entries += len(codes.latents)
-        if self._entries >= BUFFER_ENTRIES:
+        if self._entries >= self.buffer_entries:
             self.flush()
 
     def flush(self) -> None:

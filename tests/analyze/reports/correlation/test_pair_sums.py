@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import sparse_pipeline
 from sparse_pipeline.analyze.reports.correlation.first_rows import FirstRows
-from sparse_pipeline.analyze.reports.correlation.pair_sums import PairSums
+from sparse_pipeline.analyze.reports.correlation.pair_sums import MAX_ROWS, PairSums
 from sparse_pipeline.shared.codes.sparse import SparseCodes
 
 
@@ -48,10 +47,9 @@ def test_sums_and_counts_are_exact(n_latents: int, rate: float, tiles: bool) -> 
     np.testing.assert_array_equal(counts, want_counts)
 
 
-def test_flushing_often_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flushing_often_changes_nothing() -> None:
     z = dense(400, 120, 0.1)
-    monkeypatch.setattr(sparse_pipeline.analyze.reports.correlation.pair_sums, "BUFFER_ENTRIES", 50)
-    often = PairSums(120)
+    often = PairSums(120, buffer_entries=50)
     for part in np.array_split(z, 40):
         often.add(SparseCodes.from_dense(part))
     np.testing.assert_allclose(triangle(often)[0], expected(z)[0], rtol=1e-12)
@@ -130,7 +128,7 @@ def test_pearson_survives_a_large_mean() -> None:
 
 def test_counts_refuse_to_overflow() -> None:
     pairs = PairSums(2)
-    pairs.n_rows = sparse_pipeline.analyze.reports.correlation.pair_sums.MAX_ROWS
+    pairs.n_rows = MAX_ROWS
     with pytest.raises(OverflowError, match="at most"):
         pairs.add(SparseCodes.from_dense(np.ones((1, 2), np.float32)))
 
