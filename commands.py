@@ -101,8 +101,8 @@ def harvest_command(console: Console, files: tuple[str, ...], sets: tuple[str, .
     error.
     """
     config = resolve(files, sets).harvest
+    from .harvest.plan import plan
     from .harvest.run import harvest as harvested
-    from .harvest.run import plan
 
     if dry_run:
         planned = plan(config)

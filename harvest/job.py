@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING
 from ..shared.cache.format import default_shard_rows
 from ..shared.errors import UsageError
 from .config import HarvestConfig
-from .data.pack import Block, pack, pack_apart
-from .data.sources import Source
+from .data.pack import Block, PackSpec, pack, pack_apart
 from .data.tokenise import tokenise
-from .model import (
-    Checkpoint,
-    Specials,
-)
+from .dataset import Dataset
+from .model import ModelCheckpoint, Specials
 from .sites import FAMILIES
 
 if TYPE_CHECKING:
@@ -31,10 +28,10 @@ class Job:
     """
 
     config: HarvestConfig
-    checkpoint: Checkpoint
+    checkpoint: ModelCheckpoint
     tokenizer: PreTrainedTokenizerBase
     specials: Specials
-    source: Source
+    dataset: Dataset
     batch_tokens: int
 
     @property
@@ -82,14 +79,19 @@ class Job:
         config, specials = self.config, self.specials
         left = None if config.tokens is None else self.wanted_sequences
         prompts = config.packing == "prompts"
-        tokenised = tokenise(self.source.documents(), self.tokenizer, targets=prompts)
-        size = self.unit_shards * self.seqs_per_shard
-        special = (specials.bos, specials.eos, specials.pad, config.separator == "eos")
+        tokenised = tokenise(self.dataset.documents(), self.tokenizer, targets=prompts)
+        spec = PackSpec(
+            ctx=config.ctx,
+            block=self.unit_shards * self.seqs_per_shard,
+            bos=specials.bos,
+            eos=specials.eos,
+            pad=specials.pad,
+            close=config.separator == "eos",
+        )
         if config.packing == "concat" and config.cross_document_attention:
-            packed = pack(tokenised, config.ctx, size, *special)
+            packed = pack(tokenised, spec)
         else:
-            alone = config.packing != "concat"
-            packed = pack_apart(tokenised, config.ctx, size, *special, alone=alone, one_sequence=prompts)
+            packed = pack_apart(tokenised, spec, alone=config.packing != "concat", one_sequence=prompts)
         for block in packed:
             if left is not None:
                 block = block.first(left)

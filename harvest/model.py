@@ -24,7 +24,7 @@ DEMO_MODEL = Path(__file__).parent / "demo" / "model"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ModelCheckpoint:
     """A model as it was found, before any weight is read.
 
     Attributes:
@@ -61,7 +61,7 @@ class Specials:
     pad: int
 
 
-def find_checkpoint(config: HarvestConfig) -> Checkpoint:
+def find_checkpoint(config: HarvestConfig) -> ModelCheckpoint:
     """Reads the checkpoint's configuration and settles device, dtype and attention.
 
     Raises:
@@ -82,7 +82,7 @@ def find_checkpoint(config: HarvestConfig) -> Checkpoint:
             hint=f"--set harvest.ctx={longest}",
         )
     device = _device(config.device)
-    return Checkpoint(
+    return ModelCheckpoint(
         source=source,
         config=found,
         causal=any(name in causal_names for name in architectures),
@@ -93,7 +93,7 @@ def find_checkpoint(config: HarvestConfig) -> Checkpoint:
     )
 
 
-def load_model(checkpoint: Checkpoint, name: str) -> nn.Module:
+def load_model(checkpoint: ModelCheckpoint, name: str) -> nn.Module:
     """The model with its weights, on the CPU, in evaluation mode.
 
     Raises:
@@ -120,7 +120,7 @@ def load_model(checkpoint: Checkpoint, name: str) -> nn.Module:
     return loaded
 
 
-def empty_model(checkpoint: Checkpoint) -> nn.Module:
+def empty_model(checkpoint: ModelCheckpoint) -> nn.Module:
     """The same modules without memory for the weights; call it, and the result, under FakeTensorMode."""
     with _explained(checkpoint.source):
         model: nn.Module = _auto_class(checkpoint).from_config(
@@ -147,7 +147,7 @@ def body_of(model: nn.Module) -> nn.Module:
     return body
 
 
-def load_tokenizer(checkpoint: Checkpoint, name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(checkpoint: ModelCheckpoint, name: str) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer.
 
     Raises:
@@ -183,7 +183,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase, name: str, separator: str
     return Specials(int(bos), tokenizer.eos_token_id, int(bos if pad is None else pad))
 
 
-def fingerprint(checkpoint: Checkpoint) -> str | None:
+def fingerprint(checkpoint: ModelCheckpoint) -> str | None:
     """sha256 over a local checkpoint's settings, tokenizer and weights; None for a hub model, which has a commit."""
     if not checkpoint.is_local:
         return None
@@ -239,11 +239,11 @@ def _attention(wanted: str, config: PreTrainedConfig) -> str | None:
     return "eager" if soft_capped else None
 
 
-def _attention_argument(checkpoint: Checkpoint) -> dict[str, str]:
+def _attention_argument(checkpoint: ModelCheckpoint) -> dict[str, str]:
     return {} if checkpoint.attention is None else {"attn_implementation": checkpoint.attention}
 
 
-def _auto_class(checkpoint: Checkpoint) -> Any:
+def _auto_class(checkpoint: ModelCheckpoint) -> Any:
     from transformers import AutoModel, AutoModelForCausalLM
 
     return AutoModelForCausalLM if checkpoint.causal else AutoModel

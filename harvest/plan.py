@@ -208,8 +208,8 @@ def may_grow(config: HarvestConfig) -> tuple[str, ...]:
 def _count(job: Job) -> int | None:
     """Sequences that the dataset fills up to the budget; None when counting would take long and matter little."""
     if job.config.tokens is not None:
-        if job.source.bytes is None:
+        if job.dataset.bytes is None:
             return None
-        if job.source.bytes > _SURELY_ENOUGH * job.config.tokens:
+        if job.dataset.bytes > _SURELY_ENOUGH * job.config.tokens:
             return None
     return job.count_sequences()

@@ -11,7 +11,7 @@ from ..shared.cache import Layout, SiteSpec
 from ..shared.cache.format import default_chunk_rows
 from .capture import SiteReader, count_flops, site_widths
 from .config import HarvestConfig, Storage, cache_path, content_settings
-from .data.sources import open_source
+from .dataset import open_dataset
 from .job import Job
 from .model import (
     body_of,
@@ -36,7 +36,7 @@ def prepare(config: HarvestConfig) -> Job:
     checkpoint = find_checkpoint(config)
     tokenizer = load_tokenizer(checkpoint, config.model)
     specials = special_tokens(tokenizer, config.model, config.separator)
-    job = Job(config, checkpoint, tokenizer, specials, open_source(config), config.batch_tokens or config.ctx)
+    job = Job(config, checkpoint, tokenizer, specials, open_dataset(config), config.batch_tokens or config.ctx)
     if config.batch_tokens is None:
         from .batch_size import estimate, recorded
 
@@ -70,7 +70,7 @@ def identity_of(job: Job) -> dict[str, Any]:
             "model_type": checkpoint.model_type,
             "model_revision": checkpoint.revision,
             "model_sha256": fingerprint(checkpoint),
-            "dataset": job.source.identity,
+            "dataset": job.dataset.identity,
             "device": checkpoint.device.type,
             "dtype": str(checkpoint.dtype).removeprefix("torch."),
             "attention": checkpoint.attention or "default",

@@ -29,13 +29,11 @@ from .disk import Disk
 from .forward import Forward
 from .job import Job, empty_dataset
 from .model import body_of, drop_later_layers, load_model
-from .plan import HarvestPlan, free_disk, may_grow, plan
+from .plan import free_disk, may_grow
 from .prepare import identity_of, layout, prepare, probe_ids
 from .sites import resolve_sites
 from .stages import Stages
 from .units import Unit, dataset_units, stored_units
-
-__all__ = ["HarvestPlan", "HarvestResult", "cache_path", "harvest", "plan"]
 
 _PROBE_LENGTH = 32
 

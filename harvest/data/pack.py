@@ -1,10 +1,14 @@
 """Packing documents into sequences of ctx tokens, each beginning with BOS.
 
-Three policies. Joined (:func:`pack`): documents follow one another, and one that does not fit continues in the next
-sequence. Joined apart (:func:`pack_apart`, ``alone=False``): the same, but every document begins with a BOS of its own,
-for a model that is kept from looking at the documents before. Alone (``alone=True``): every document has sequences of
-its own, filled up with padding. What a block holds depends on the documents and the settings alone, never on which
-blocks were wanted: a resumed harvest meets the same sequences.
+Three policies:
+
+- joined (:func:`pack`): documents follow one another, and one that does not fit continues in the next sequence.
+- joined apart (:func:`pack_apart`, ``alone=False``): the same, but every document begins with a BOS of its own, for a
+  model whose attention stays within a document.
+- alone (:func:`pack_apart`, ``alone=True``): every document has sequences of its own, filled up with padding.
+
+The sequences depend on the documents and the settings alone, never on the blocks that were requested before, so a
+resumed harvest gets the same sequences.
 """
 
 from __future__ import annotations
@@ -21,7 +25,26 @@ from ...shared.errors import UsageError
 
 _LAST_POSITION = int(np.iinfo(np.uint16).max)  # pos_in_doc saturates here; a document may be longer
 
-Columns = NDArray[np.int64]  # [n, 4]: token, document, position, flags
+TokenRows = NDArray[np.int64]  # [n, 4]: token, document, position, flags
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackSpec:
+    """How documents are packed.
+
+    Attributes:
+        ctx: tokens in a sequence, BOS included.
+        block: sequences in a block.
+        bos, eos, pad: token ids; every BOS and EOS is flagged, whether packing added it or it was in the text.
+        close: add ``eos`` after every document, as its last token.
+    """
+
+    ctx: int
+    block: int
+    bos: int
+    eos: int | None
+    pad: int
+    close: bool
 
 
 @dataclass(frozen=True)
@@ -47,8 +70,8 @@ class Block:
     """Consecutive sequences, [n, ctx] each.
 
     ``doc_id`` is the index of the document in the dataset, ``pos_in_doc`` the position in it, counted from 0 and at
-    most 65535. A BOS that was put there has both from the token after it. ``flags`` are :class:`shared.cache.Flag`
-    bits. ``documents`` are those that begin in the block; a slice of a block has none.
+    most 65535. A BOS that packing added has both from the token after it. ``flags`` are :class:`shared.cache.Flag`
+    bits. ``documents`` are the ones that begin in the block; a slice of a block has none.
     """
 
     tokens: NDArray[np.int32]
@@ -85,54 +108,39 @@ class Block:
         return document_positions(self.doc_id, self.padding)
 
 
-def pack(
-    documents: Iterable[TokenDocument], ctx: int, block: int, bos: int, eos: int | None, pad: int, close: bool
-) -> Iterator[Block]:
-    """Yields blocks of ``block`` sequences; the last one may hold fewer, and its last sequence ends in padding.
-
-    Args:
-        ctx: tokens in a sequence, BOS included.
-        bos, eos, pad: token ids; every BOS and EOS is flagged, whether it was put there or came from the text.
-        close: put ``eos`` after every document, as its last token.
-    """
-    body = ctx - 1
-    held: list[Columns] = []
+def pack(documents: Iterable[TokenDocument], spec: PackSpec) -> Iterator[Block]:
+    """Yields blocks of ``spec.block`` sequences; the last one may hold fewer, and its last sequence ends in padding."""
+    body = spec.ctx - 1
+    size = spec.block * body  # rows of a block besides its BOS
+    # Rows that fill no block yet. After each document they are fewer than `size`, and they always continue right after
+    # the last row that was yielded, so blocks are consecutive cuts of one stream of rows.
+    held: list[TokenRows] = []
     n_held = 0
     begun: list[DocumentRecord] = []
     for document in documents:
         if not len(document.tokens):
             continue
-        held.append(_columns(document, bos, eos, close))
+        held.append(_rows(document, spec))
         begun.append(document.record())
         n_held += len(held[-1])
-        if n_held >= block * body:
+        if n_held >= size:
             joined = np.concatenate(held)
-            whole = n_held // (block * body) * block * body
-            for start in range(0, whole, block * body):
-                yield _with_documents(
-                    _after_bos(joined[start : start + block * body].reshape(block, body, 4), bos), begun
-                )
+            whole = n_held // size * size
+            for start in range(0, whole, size):
+                block = _after_bos(joined[start : start + size].reshape(spec.block, body, 4), spec.bos)
+                yield _with_documents(block, begun)
             held, n_held = [joined[whole:]], n_held - whole
     if n_held:
-        joined = np.concatenate(held)
-        joined = np.concatenate([joined, _padding(-n_held % body, pad)])
-        yield _with_documents(_after_bos(joined.reshape(-1, body, 4), bos), begun)
+        joined = np.concatenate([*held, _padding(-n_held % body, spec.pad)])
+        yield _with_documents(_after_bos(joined.reshape(-1, body, 4), spec.bos), begun)
 
 
 def pack_apart(
-    documents: Iterable[TokenDocument],
-    ctx: int,
-    block: int,
-    bos: int,
-    eos: int | None,
-    pad: int,
-    close: bool,
-    alone: bool,
-    one_sequence: bool = False,
+    documents: Iterable[TokenDocument], spec: PackSpec, *, alone: bool, one_sequence: bool = False
 ) -> Iterator[Block]:
     """Yields blocks as :func:`pack` does, of sequences in which every document, or its next part, follows a BOS.
 
-    A single place that is left at the end of a sequence becomes padding, since a BOS needs a token after it.
+    A single place left at the end of a sequence becomes padding, since a BOS needs a token after it.
 
     Args:
         alone: a document begins a new sequence, and the rest of its last one is padding.
@@ -141,80 +149,96 @@ def pack_apart(
     Raises:
         UsageError: a document does not fit into one sequence, and must.
     """
-    held: list[Columns] = []  # [ctx, 4] each
-    parts: list[Columns] = []
-    room = ctx
+    open_sequence = _OpenSequence(spec)
+    held: list[TokenRows] = []  # finished sequences of the next block, [ctx, 4] each; fewer than spec.block
     begun: list[DocumentRecord] = []
     n_sequences = 0
-
-    def end_sequence() -> None:
-        nonlocal parts, room, n_sequences
-        held.append(np.concatenate([*parts, _padding(room, pad)]))
-        parts, room = [], ctx
-        n_sequences += 1
-
     for document in documents:
         if not len(document.tokens):
             continue
-        columns = _columns(document, bos, eos, close)
-        if one_sequence and len(columns) >= ctx:
-            raise UsageError(
-                f"harvest.ctx: {document.source} has {len(document.tokens)} tokens, and a prompt must fit into one "
-                f"sequence of {ctx} with its BOS{' and EOS' if close else ''}",
-                hint=f"--set harvest.ctx={len(columns) + 1} or more",
-            )
-        target_row = None if document.target is None else n_sequences * ctx + 1 + document.target
+        rest = _rows(document, spec)
+        if one_sequence and len(rest) >= spec.ctx:
+            raise _too_long(document, len(rest), spec)
+        # A prompt is alone, so its first token is row 1 of a new sequence: row 0 is the BOS.
+        target_row = None if document.target is None else n_sequences * spec.ctx + 1 + document.target
         begun.append(document.record(target_row))
-        done = 0
-        while done < len(columns):
-            part = columns[done : done + room - 1]
-            parts += [_bos_before(part, bos), part]
-            room -= 1 + len(part)
-            done += len(part)
-            if room < 2 or alone:
-                end_sequence()
-                if len(held) == block:
-                    yield _with_documents(_block(np.stack(held)), begun)
-                    held.clear()
-    if parts:
-        end_sequence()
+        while len(rest):
+            rest = open_sequence.add(rest)
+            if open_sequence.room < 2 or alone:
+                held.append(open_sequence.close())
+                n_sequences += 1
+            if len(held) == spec.block:
+                yield _with_documents(_block(np.stack(held)), begun)
+                held.clear()
+    if open_sequence.parts:
+        held.append(open_sequence.close())
     if held:
         yield _with_documents(_block(np.stack(held)), begun)
 
 
-def _columns(document: TokenDocument, bos: int, eos: int | None, close: bool) -> Columns:
+class _OpenSequence:
+    """The sequence that :func:`pack_apart` fills: its parts, and the rows that are still free."""
+
+    def __init__(self, spec: PackSpec) -> None:
+        self.parts: list[TokenRows] = []
+        self.room = spec.ctx
+        self._spec = spec
+
+    def add(self, rows: TokenRows) -> TokenRows:
+        """Adds a BOS and as many rows as fit behind it, and returns the rest. Needs room for two rows."""
+        part, rest = rows[: self.room - 1], rows[self.room - 1 :]
+        self.parts += [_bos_before(part, self._spec.bos), part]
+        self.room -= 1 + len(part)
+        return rest
+
+    def close(self) -> TokenRows:
+        """The whole sequence, [ctx, 4], padded at the end; a new one begins."""
+        whole = np.concatenate([*self.parts, _padding(self.room, self._spec.pad)])
+        self.parts, self.room = [], self._spec.ctx
+        return whole
+
+
+def _too_long(document: TokenDocument, n_rows: int, spec: PackSpec) -> UsageError:
+    return UsageError(
+        f"harvest.ctx: {document.source} has {len(document.tokens)} tokens, and a prompt must fit into one "
+        f"sequence of {spec.ctx} with its BOS{' and EOS' if spec.close else ''}",
+        hint=f"--set harvest.ctx={n_rows + 1} or more",
+    )
+
+
+def _rows(document: TokenDocument, spec: PackSpec) -> TokenRows:
     tokens = document.tokens.astype(np.int64)
-    if close and eos is not None:
-        tokens = np.append(tokens, eos)
-    flags = np.where(tokens == bos, int(Flag.BOS), 0)
-    if eos is not None and eos != bos:
-        flags |= np.where(tokens == eos, int(Flag.EOS), 0)
-    elif close:
+    if spec.close and spec.eos is not None:
+        tokens = np.append(tokens, spec.eos)
+    flags = np.where(tokens == spec.bos, int(Flag.BOS), 0)
+    if spec.eos is not None and spec.eos != spec.bos:
+        flags |= np.where(tokens == spec.eos, int(Flag.EOS), 0)
+    elif spec.close:  # one token serves as BOS and EOS (GPT-2): only the one that was added closes the document
         flags[-1] = int(Flag.EOS)
     flags[0] |= int(Flag.DOC_START)
     positions = np.minimum(np.arange(len(tokens)), _LAST_POSITION)
     return np.stack([tokens, np.full(len(tokens), document.index), positions, flags], axis=1)
 
 
-def _padding(n: int, pad: int) -> Columns:
+def _padding(n: int, pad: int) -> TokenRows:
     filler = np.zeros((n, 4), np.int64)
     filler[:, 0], filler[:, 3] = pad, int(Flag.PADDING)
     return filler
 
 
-def _bos_before(columns: Columns, bos: int) -> Columns:
-    """[…, n, 4] → […, 1, 4]: a BOS of the first column's document and position."""
-    first = columns[..., :1, :].copy()
+def _bos_before(rows: TokenRows, bos: int) -> TokenRows:
+    """[…, n, 4] → […, 1, 4]: a BOS with the document and position of the first row."""
+    first = rows[..., :1, :].copy()
     first[..., 0], first[..., 3] = bos, int(Flag.BOS)
     return first
 
 
-def _after_bos(body: Columns, bos: int) -> Block:
-    """[n, ctx − 1, 4] columns → a block, with BOS put before each sequence."""
+def _after_bos(body: TokenRows, bos: int) -> Block:
+    """[n, ctx − 1, 4] rows → a block, with a BOS before each sequence."""
     return _block(np.concatenate([_bos_before(body, bos), body], axis=1))
 
 
-def _block(whole: Columns) -> Block:
+def _block(whole: TokenRows) -> Block:
     return Block(
         tokens=whole[:, :, 0].astype(np.int32),
         doc_id=whole[:, :, 1].astype(np.uint32),
@@ -224,7 +248,10 @@ def _block(whole: Columns) -> Block:
 
 
 def _with_documents(block: Block, begun: list[DocumentRecord]) -> Block:
-    """Moves those that have a row in the block from ``begun`` to it; they begin in the order of their ids."""
+    """Moves the records of the documents that begin in the block from ``begun`` to it.
+
+    Documents begin in the order of their ids, so these are the first ones, up to the last id in the block.
+    """
     last = int(block.doc_id[~block.padding].max())
     there = tuple(record for record in begun if record.doc_id <= last)
     del begun[: len(there)]

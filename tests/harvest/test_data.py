@@ -18,8 +18,8 @@ import pytest
 from sparse_pipeline.harvest.config import HarvestConfig
 from sparse_pipeline.harvest.data import hub, local
 from sparse_pipeline.harvest.data.documents import Columns, Document
-from sparse_pipeline.harvest.data.sources import open_source
 from sparse_pipeline.harvest.data.tokenise import Ahead, tokenise
+from sparse_pipeline.harvest.dataset import open_dataset
 from sparse_pipeline.shared.errors import UsageError
 
 TEXTS = ["first text\nof two lines", "", "zweiter Text: größer, 漢字", "third"]
@@ -66,7 +66,7 @@ def write_arrow_file(path: Path) -> None:
 def test_every_kind_of_table(tmp_path: Path, name: str, write: Callable[[Path], None]) -> None:
     write(tmp_path / name)
     for dataset in (tmp_path, tmp_path / name):
-        source = open_source(HarvestConfig(dataset=str(dataset)))
+        source = open_dataset(HarvestConfig(dataset=str(dataset)))
         assert [document.text for document in source.documents()] == TEXTS
         assert [document.text for document in source.documents()] == TEXTS, "a source can be read again"
 
@@ -79,7 +79,7 @@ def test_text_files_are_one_document_each_in_order_of_their_paths(tmp_path: Path
     (tmp_path / "sub" / "c.rst").write_text("c")
     (tmp_path / "z.csv").write_text("not read")
     (tmp_path / ".hidden" / "h.txt").write_text("not read")
-    source = open_source(HarvestConfig(dataset=str(tmp_path)))
+    source = open_dataset(HarvestConfig(dataset=str(tmp_path)))
     assert [document.text for document in source.documents()] == ["a", "b\r\nsecond line", "c"]
 
 
@@ -95,11 +95,11 @@ def test_what_datasets_saves(tmp_path: Path) -> None:
     )
     both.save_to_disk(tmp_path / "saved")
     config = HarvestConfig(dataset=str(tmp_path / "saved"))
-    assert [document.text for document in open_source(config).documents()] == TEXTS
+    assert [document.text for document in open_dataset(config).documents()] == TEXTS
     other = HarvestConfig(dataset=str(tmp_path / "saved"), dataset_split="test")
-    assert [document.text for document in open_source(other).documents()] == ["held out"]
+    assert [document.text for document in open_dataset(other).documents()] == ["held out"]
     with pytest.raises(UsageError, match="no split 'tset'; did you mean 'test'"):
-        open_source(HarvestConfig(dataset=str(tmp_path / "saved"), dataset_split="tset"))
+        open_dataset(HarvestConfig(dataset=str(tmp_path / "saved"), dataset_split="tset"))
 
 
 def test_hub_dataset_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,12 +116,12 @@ def test_hub_dataset_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_hub_needs_a_commit_and_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"cannot open 'some/dataset'"):  # the tests run offline
-        open_source(HarvestConfig(dataset="some/dataset"))
+        open_dataset(HarvestConfig(dataset="some/dataset"))
     monkeypatch.setattr(hub, "resolve_revision", lambda name, revision: "c0ffee" if revision == "v1" else "deadbeef")
-    source = open_source(HarvestConfig(dataset="some/dataset", dataset_revision="v1"))
+    source = open_dataset(HarvestConfig(dataset="some/dataset", dataset_revision="v1"))
     assert (source.identity, source.bytes) == ("c0ffee", None)
     with pytest.raises(UsageError, match="needs a number"):
-        open_source(HarvestConfig(dataset="some/dataset", tokens=None))
+        open_dataset(HarvestConfig(dataset="some/dataset", tokens=None))
 
 
 def test_what_is_neither_a_file_nor_on_the_hub_says_both(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,10 +134,10 @@ def test_what_is_neither_a_file_nor_on_the_hub_says_both(monkeypatch: pytest.Mon
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
     says = "cannot open 'notes': there is no such file here, and the hub cannot be reached: .* Connection refused"
     with pytest.raises(UsageError, match=says):
-        open_source(HarvestConfig(dataset="notes"))
+        open_dataset(HarvestConfig(dataset="notes"))
     for name in ("missing.jsonl", "texts/missing.txt.gz", "missing.parquet"):
         with pytest.raises(UsageError, match=f"harvest.dataset: {name} does not exist"):
-            open_source(HarvestConfig(dataset=name))
+            open_dataset(HarvestConfig(dataset=name))
 
 
 def broken_json(path: Path) -> Path:
@@ -208,7 +208,7 @@ def no_column(path: Path) -> Path:
 def test_bad_datasets_say_what_and_where(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
     dataset = make(tmp_path)
     with pytest.raises(UsageError, match=message):
-        list(open_source(HarvestConfig(dataset=str(dataset))).documents())
+        list(open_dataset(HarvestConfig(dataset=str(dataset))).documents())
 
 
 def test_a_changed_file_is_another_dataset(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sparse_pipeline.harvest.capture import SiteReader, check_isolated
 from sparse_pipeline.harvest.config import HarvestConfig
-from sparse_pipeline.harvest.data.sources import open_source
+from sparse_pipeline.harvest.dataset import open_dataset
 from sparse_pipeline.harvest.model import body_of
 from sparse_pipeline.harvest.run import harvest
 from sparse_pipeline.harvest.site_names import format_site
@@ -267,6 +267,6 @@ def test_columns_that_are_not_there(tmp_path: Path) -> None:
     file = tmp_path / "t.jsonl"
     file.write_text('{"text": "a", "kind": "b"}\n')
     with pytest.raises(UsageError, match=r"harvest\.domain_column: .* no column 'kin'; did you mean 'kind'"):
-        list(open_source(HarvestConfig(dataset=str(file), domain_column="kin")).documents())
+        list(open_dataset(HarvestConfig(dataset=str(file), domain_column="kin")).documents())
     with pytest.raises(UsageError, match=r"harvest\.label_columns: .* no column 'x'"):
-        list(open_source(HarvestConfig(dataset=str(file), label_columns=("kind", "x"))).documents())
+        list(open_dataset(HarvestConfig(dataset=str(file), label_columns=("kind", "x"))).documents())

@@ -18,7 +18,8 @@ import zarr
 from sparse_pipeline.harvest.config import HarvestConfig
 from sparse_pipeline.harvest.forward import Forward
 from sparse_pipeline.harvest.job import Job
-from sparse_pipeline.harvest.run import harvest, plan
+from sparse_pipeline.harvest.plan import plan
+from sparse_pipeline.harvest.run import harvest
 from sparse_pipeline.shared.cache import Cache, open_cache, verify_cache
 from sparse_pipeline.shared.cache.documents import read_documents
 from sparse_pipeline.shared.config.settings import to_dict

@@ -7,11 +7,15 @@ import itertools
 import numpy as np
 import pytest
 
-from sparse_pipeline.harvest.data.pack import Block, TokenDocument, pack, pack_apart
+from sparse_pipeline.harvest.data.pack import Block, PackSpec, TokenDocument, pack, pack_apart
 from sparse_pipeline.shared.cache import Flag
 from sparse_pipeline.shared.errors import UsageError
 
 BOS, EOS, PAD = 2, 1, 0
+
+
+def spec(ctx: int, block: int, close: bool = True, bos: int = BOS, eos: int | None = EOS, pad: int = PAD) -> PackSpec:
+    return PackSpec(ctx=ctx, block=block, bos=bos, eos=eos, pad=pad, close=close)
 
 
 def oracle(documents: list[TokenDocument], ctx: int, close: bool) -> list[list[tuple[int, int, int, int]]]:
@@ -60,13 +64,13 @@ def made_up(seed: int, n: int, longest: int) -> list[TokenDocument]:
 def test_equals_the_walk_token_by_token(ctx: int, block: int, close: bool) -> None:
     for seed, (n, longest) in enumerate([(0, 5), (1, 0), (1, 1), (7, 4), (40, 30), (3, 400)]):
         documents = made_up(seed, n, longest)
-        blocks = list(pack(documents, ctx, block, BOS, EOS, PAD, close))
+        blocks = list(pack(documents, spec(ctx, block, close)))
         assert all(len(b) == block for b in blocks[:-1])
         assert joined(blocks) == oracle(documents, ctx, close)
 
 
 def test_dtypes_and_padding_flag() -> None:
-    (block,) = pack([TokenDocument(5, np.array([7, 8, 9], np.int32))], 8, 4, BOS, EOS, PAD, close=True)
+    (block,) = pack([TokenDocument(5, np.array([7, 8, 9], np.int32))], spec(8, 4))
     assert (block.tokens.dtype, block.doc_id.dtype, block.pos_in_doc.dtype, block.flags.dtype) == (
         np.dtype(np.int32),
         np.dtype(np.uint32),
@@ -83,22 +87,22 @@ def test_dtypes_and_padding_flag() -> None:
 
 def test_positions_of_a_long_document_saturate() -> None:
     long = TokenDocument(0, np.full(70_000, 5, np.int32))
-    blocks = list(pack([long], 128, 64, BOS, EOS, PAD, close=False))
+    blocks = list(pack([long], spec(128, 64, close=False)))
     positions = np.concatenate([b.pos_in_doc[:, 1:].reshape(-1) for b in blocks])[:70_000]
     np.testing.assert_array_equal(positions, np.minimum(np.arange(70_000), 65535))
 
 
 def test_one_token_for_bos_and_eos() -> None:
     """GPT-2's tokenizer has one token for both: the closing one is an EOS, the leading one a BOS."""
-    (block,) = pack([TokenDocument(0, np.array([7, 8], np.int32))], 4, 1, 3, 3, 3, close=True)
+    (block,) = pack([TokenDocument(0, np.array([7, 8], np.int32))], spec(4, 1, bos=3, eos=3, pad=3))
     assert block.tokens.tolist() == [[3, 7, 8, 3]]
     assert block.flags.tolist() == [[Flag.BOS, Flag.DOC_START, 0, Flag.EOS]]
 
 
 def test_a_block_does_not_depend_on_who_reads_it() -> None:
     documents = made_up(3, 50, 20)
-    whole = joined(list(pack(documents, 8, 4, BOS, EOS, PAD, True)))
-    first_two = joined(list(itertools.islice(pack(documents, 8, 4, BOS, EOS, PAD, True), 2)))
+    whole = joined(list(pack(documents, spec(8, 4))))
+    first_two = joined(list(itertools.islice(pack(documents, spec(8, 4)), 2)))
     assert first_two == whole[:8]
 
 
@@ -137,7 +141,7 @@ def oracle_apart(documents: list[TokenDocument], ctx: int, alone: bool) -> list[
 def test_apart_equals_the_walk_token_by_token(ctx: int, block: int, alone: bool) -> None:
     for seed, (n, longest) in enumerate([(0, 5), (1, 0), (1, 1), (7, 4), (40, 30), (3, 400)]):
         documents = made_up(seed, n, longest)
-        blocks = list(pack_apart(documents, ctx, block, BOS, EOS, PAD, True, alone))
+        blocks = list(pack_apart(documents, spec(ctx, block), alone=alone))
         assert all(len(b) == block for b in blocks[:-1])
         assert joined(blocks) == oracle_apart(documents, ctx, alone)
         for b in blocks:
@@ -152,8 +156,8 @@ def test_blocks_name_the_documents_that_begin_in_them(apart: bool | None) -> Non
 
     def blocks() -> list[Block]:
         if apart is None:
-            return list(pack(documents, 8, 4, BOS, EOS, PAD, True))
-        return list(pack_apart(documents, 8, 4, BOS, EOS, PAD, True, apart))
+            return list(pack(documents, spec(8, 4)))
+        return list(pack_apart(documents, spec(8, 4), alone=apart))
 
     seen: list[int] = []
     for block in blocks():
@@ -168,7 +172,7 @@ def test_blocks_name_the_documents_that_begin_in_them(apart: bool | None) -> Non
 
 def test_positions_begin_anew_with_every_document_and_with_padding() -> None:
     documents = [TokenDocument(i, np.full(n, 7, np.int32)) for i, n in enumerate((3, 1, 9))]
-    (block,) = pack_apart(documents, 12, 2, BOS, EOS, PAD, True, alone=False)
+    (block,) = pack_apart(documents, spec(12, 2), alone=False)
     assert block.doc_id.tolist() == [[0] * 5 + [1] * 3 + [2] * 4, [2] * 8 + [0] * 4]
     assert block.positions().tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3], [*range(8), 0, 1, 2, 3]]
 
@@ -176,10 +180,10 @@ def test_positions_begin_anew_with_every_document_and_with_padding() -> None:
 def test_targets_of_prompts_are_rows_of_the_cache() -> None:
     documents = [TokenDocument(i, np.full(4, 10 + i, np.int32), target=i) for i in range(3)]
     documents[1] = TokenDocument(1, np.array([20, 21, 22], np.int32), "p", "d", {"l": 1}, 2)
-    (block,) = pack_apart(documents, 6, 8, BOS, None, PAD, False, alone=True, one_sequence=True)
+    (block,) = pack_apart(documents, spec(6, 8, close=False, eos=None), alone=True, one_sequence=True)
     assert [record.target_row for record in block.documents] == [1, 6 + 1 + 2, 12 + 1 + 2]
     assert block.tokens.reshape(-1)[9] == 22
     assert (block.documents[1].source, block.documents[1].domain, block.documents[1].labels) == ("p", "d", {"l": 1})
     with pytest.raises(UsageError, match="has 4 tokens, and a prompt must fit into one sequence of 4") as caught:
-        list(pack_apart(documents, 4, 8, BOS, None, PAD, False, alone=True, one_sequence=True))
+        list(pack_apart(documents, spec(4, 8, close=False, eos=None), alone=True, one_sequence=True))
     assert caught.value.hint == "--set harvest.ctx=5 or more"

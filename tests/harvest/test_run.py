@@ -20,13 +20,14 @@ import torch
 import zarr
 
 import sparse_pipeline
-from sparse_pipeline.harvest.config import HarvestConfig, content_settings
+from sparse_pipeline.harvest.config import HarvestConfig, cache_path, content_settings
 from sparse_pipeline.harvest.data.documents import Columns
 from sparse_pipeline.harvest.data.local import documents
 from sparse_pipeline.harvest.data.pack import Block
 from sparse_pipeline.harvest.forward import Forward
+from sparse_pipeline.harvest.plan import plan
 from sparse_pipeline.harvest.prepare import prepare
-from sparse_pipeline.harvest.run import HarvestResult, cache_path, harvest, plan
+from sparse_pipeline.harvest.run import HarvestResult, harvest
 from sparse_pipeline.harvest.site_names import format_site
 from sparse_pipeline.harvest.sites import FAMILIES
 from sparse_pipeline.shared.cache import open_cache, verify_cache

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from sparse_pipeline.harvest import batch_size
 from sparse_pipeline.harvest.capture import CompiledReader, SiteReader, check_attention
+from sparse_pipeline.harvest.config import cache_path
 from sparse_pipeline.harvest.disk import Disk
 from sparse_pipeline.harvest.forward import Forward
 from sparse_pipeline.harvest.model import body_of
+from sparse_pipeline.harvest.plan import plan
 from sparse_pipeline.harvest.prepare import prepare
-from sparse_pipeline.harvest.run import cache_path, harvest, plan
+from sparse_pipeline.harvest.run import harvest
 from sparse_pipeline.harvest.site_names import format_site
 from sparse_pipeline.harvest.sites import FAMILIES, resolve_sites
 from sparse_pipeline.harvest.stages import STAGES

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...shared.errors import UsageError
-from ..config import HarvestConfig
-from . import hub, local
-from .documents import Columns, Document
+from ..shared.errors import UsageError
+from .config import HarvestConfig
+from .data import hub, local
+from .data.documents import Columns, Document
 
 
 @dataclass(frozen=True)
-class Source:
+class Dataset:
     """A dataset.
 
     Attributes:
@@ -28,22 +28,22 @@ class Source:
     bytes: int | None
 
 
-def open_source(config: HarvestConfig) -> Source:
+def open_dataset(config: HarvestConfig) -> Dataset:
     """Finds the dataset; reads no document yet.
 
     Raises:
         UsageError: it does not exist, or ``tokens: null`` is asked of a hub dataset.
     """
     if config.dataset == "demo":
-        from ..demo import corpus
+        from .demo import corpus
 
-        return Source(corpus.documents, f"python {platform.python_version()}", 0)
+        return Dataset(corpus.documents, f"python {platform.python_version()}", 0)
     columns = columns_of(config)
     path = Path(config.dataset).expanduser()
     if path.exists():
         files = local.files_of(path, config.dataset_split)
         digest = local.fingerprint(files, path if path.is_dir() else path.parent)
-        return Source(lambda: local.documents(files, columns), digest, sum(file.stat().st_size for file in files))
+        return Dataset(lambda: local.documents(files, columns), digest, sum(file.stat().st_size for file in files))
     is_a_path = config.dataset.startswith((".", "/", "~")) or config.dataset.count("/") > 1
     if is_a_path or local.is_data_file(path):
         raise UsageError(
@@ -55,7 +55,7 @@ def open_source(config: HarvestConfig) -> Source:
             hint="--set harvest.tokens=5000000",
         )
     commit = hub.resolve_revision(config.dataset, config.dataset_revision)
-    return Source(lambda: hub.documents(config, commit, columns), commit, None)
+    return Dataset(lambda: hub.documents(config, commit, columns), commit, None)
 
 
 def columns_of(config: HarvestConfig) -> Columns:
