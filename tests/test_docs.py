@@ -24,6 +24,13 @@ from sparse_pipeline.shared.config.yaml import load_yaml, parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+GENERATED = [ROOT / "docs/commands.md", ROOT / "docs/configuration.md"]
+WRITTEN = [
+    *(set(PAGES) - set(GENERATED)),
+    ROOT / "CHANGELOG.md",
+    ROOT / "cache/README.md",
+    *sorted((ROOT / "studies").glob("*.yaml")),
+]
 
 
 def name_of(path: Path) -> str:
@@ -130,6 +137,97 @@ def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not re.match(r"[a-z]+:|#", target):
             assert (page.parent / target.partition("#")[0]).exists(), f"{name_of(page)} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_to_a_heading_find_it(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", text):
+        there = page.parent / target if target else page
+        assert anchor in anchors(there), f"{name_of(page)} links to {target}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and most renderers of Markdown make them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+# --- paths ----------------------------------------------------------------------------------------------------------
+
+PATH = re.compile(r"[\w.-]+(/[\w.-]+)*(/|\.(py|md|yaml|toml))")
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_every_path_that_is_named_exists(page: str) -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    named = [quoted for quoted in re.findall(r"`([^`]+)`", text) if PATH.fullmatch(quoted)]
+    assert len(named) > 20
+    missing = [path for path in named if not (ROOT / path).exists() and path != "final/"]
+    assert not missing, f"{page} names paths that do not exist: {missing}"
+
+
+def test_the_map_has_every_room() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    rooms = {
+        f"{folder.parent.relative_to(ROOT)}/"
+        for stage in ("harvest", "train", "analyze", "shared")
+        for folder in [*(ROOT / stage).glob("__init__.py"), *(ROOT / stage).glob("*/__init__.py")]
+    }
+    missing = sorted(room for room in rooms if f"`{room}`" not in text)
+    assert not missing, f"docs/architecture.md does not name {missing}"
+
+
+def test_where_is_answers_for_many_concepts() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.split("## Where is it?")[1].split("\n## ")[0]
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ") and "`" in line]
+    assert len(rows) >= 10
+    for concept, path in rows:
+        assert PATH.fullmatch(re.findall(r"`([^`]+)`", path)[0]), f"no path for {concept.strip()}"
+
+
+# --- plain English --------------------------------------------------------------------------------------------------
+
+# Phrases to avoid, and what to write instead.
+PLAIN = {
+    r"(is|are|was|were) not there": "not found, does not exist",
+    r"held against": "checked against, compared with",
+    r"(leav\w+|left|count\w+) position 0 (out|in)|position 0 (is )?(left out|counted in)": "excluding position 0",
+    r"without position 0": "excluding position 0",
+    r"of (other|different) settings": "with different settings",
+    r"asks? for|asked (for|to)": "requires, requested",
+    r"at most so many": "at most N rows",
+    r"so-manyeth": "every Nth",
+    r"the same bits": "bit-identical",
+    r"mend(s|ed|ing)?": "repair",
+    r"(when|where) (it is|they are) named": "when requested",
+    r"comes by": "is called",
+    r"(go|goes|went|going) on (from )?(where|there)": "resume, continue",
+    r"(laid|lays?|lies) over": "overrides, merged over",
+    r"what (it is worth|is said|was made)": "name the thing",
+    r"one's own": "your own",
+}
+
+
+def roundabout(text: str) -> Iterator[tuple[int, str, str]]:
+    """(line, phrase, what to write instead) for each phrase of the list, also one that runs over the end of a line."""
+    for pattern, instead in PLAIN.items():
+        spaced = pattern.replace(" ", r"\s+")
+        for found in re.finditer(rf"\b({spaced})\b", text):
+            yield text.count("\n", 0, found.start()) + 1, " ".join(found[0].split()), instead
+
+
+def test_a_roundabout_phrase_is_found_over_the_end_of_a_line() -> None:
+    assert list(roundabout("one\nIt is held\n  against the other.")) == [(2, "held against", PLAIN["held against"])]
+    assert not list(roundabout("It is checked against the other, and amended."))
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name_of)
+def test_pages_are_in_plain_english(page: Path) -> None:
+    found = [f"{name_of(page)}:{line}: {phrase!r}: {instead}" for line, phrase, instead in roundabout(page.read_text())]
+    assert not found, "\n".join(found)
 
 
 # --- code blocks ----------------------------------------------------------------------------------------------------
