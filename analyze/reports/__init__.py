@@ -12,7 +12,7 @@ from .absorption.report import Absorption
 from .base import AnyReport, Report, ReportConfig
 from .correlation.report import CorrelationReport
 from .cross_entropy.report import CrossEntropy
-from .position.report import Position
+from .position.report import PositionReport
 from .probing.report import Probing
 from .reconstruction.report import Global
 from .top_activations.report import TopActivations
@@ -20,7 +20,7 @@ from .top_activations.report import TopActivations
 REPORTS: dict[str, type[AnyReport]] = {
     "global": Global,
     "correlation": CorrelationReport,
-    "position": Position,
+    "position": PositionReport,
     "top_activations": TopActivations,
     "cross_entropy": CrossEntropy,
     "absorption": Absorption,

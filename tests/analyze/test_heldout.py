@@ -11,10 +11,8 @@ import torch
 from sparse_pipeline.analyze.config import AnalyzeConfig
 from sparse_pipeline.analyze.reports.correlation.config import CorrelationConfig
 from sparse_pipeline.analyze.reports.cross_entropy.splice import choose_sequences
-from sparse_pipeline.analyze.reports.position.scores import LEFT_OUT, coarse_bins, shift_slots
 from sparse_pipeline.analyze.reports.reconstruction.report import GlobalConfig
 from sparse_pipeline.analyze.run import analyze
-from sparse_pipeline.analyze.stream.batches import shard_rows
 from sparse_pipeline.shared.cache.heldout import split_rows
 from sparse_pipeline.shared.errors import UsageError
 from sparse_pipeline.shared.runs.folder import create_run
@@ -98,27 +96,3 @@ def test_sequences_with_held_out_rows(made: Planted) -> None:
     want = [s for s in range(made.cache.n_seq) if only[s * made.cache.ctx : (s + 1) * made.cache.ctx].any()]
     assert chosen.tolist() == want
     assert len(want) < made.cache.n_seq
-
-
-@pytest.mark.parametrize(("packing", "skip"), [("concat", 1), ("apart", 1), ("apart", 0)])
-def test_rotation_skips_rows_that_do_not_count(packing: str, skip: int, tmp_path: Path) -> None:
-    """Every replicate turns the bins of the rows that count, in their order, by one amount for each sequence."""
-    made = planted(tmp_path / "cache", packing=packing)
-    only = split_rows(made.cache, SHARE).heldout
-    rows = shard_rows(made.cache, 0, only)
-    ctx, shifts = rows.ctx, 5
-    to_bin = coarse_bins(ctx, 10)
-    slots = shift_slots(rows, shifts, skip, to_bin, 11 - skip, np.random.default_rng(0))
-    slots = slots.reshape(-1, ctx, shifts)
-    kept, position = rows.keep.reshape(-1, ctx), made.position[: len(rows)].reshape(-1, ctx)
-    turned = 0
-    for sequence, inside, at in zip(slots, kept, position, strict=True):
-        places = [p for p in range(ctx) if inside[p] and at[p] >= skip]
-        own = to_bin[at[places]] - skip
-        assert (np.delete(sequence, places, axis=0) == LEFT_OUT).all()
-        for s in range(shifts):
-            found = sequence[places, s].astype(int) - s * (11 - skip)
-            options = [np.roll(own, -k).tolist() for k in range(len(own))] or [[]]
-            assert found.tolist() in options
-            turned += found.tolist() != own.tolist()
-    assert turned > 10

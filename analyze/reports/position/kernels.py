@@ -1,4 +1,9 @@
-"""The compiled inner loops over positions: codes counted by bin, and by bin after random shifts."""
+"""The compiled inner loops over positions: codes counted by bin, and by bin after random shifts.
+
+Both walk the latent-major entries of a range of latents and write only the output rows of these latents, so threads
+with disjoint ranges need no lock. Their output is small beside the entries; NumPy would build index arrays of the size
+of the entries times the replicates.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....shared.codes.compiled import compiled
+
+EXCLUDED = 65535
+"""Marks a row that does not count; every slot is below it."""
 
 
 @compiled
@@ -19,7 +27,7 @@ def by_bin(
     first: int,
     stop: int,
 ) -> None:
-    """counts[i, bin_of[row]] += 1 and sums[…] += z over the latent-major entries; a bin < 0 is left out."""
+    """counts[i, bin_of[row]] += 1 and sums[…] += z for every entry; a row whose bin is < 0 does not count."""
     for i in range(first, stop):
         for p in range(starts[i], starts[i + 1]):
             b = bin_of[rows[p]]
@@ -40,8 +48,11 @@ def shifted_bins(
     """counts[i, slot[row, b]] += 1 for all replicates b: the bins that a latent's firings fall into after random
     shifts.
 
+    A slot names replicate and bin at once, so each firing adds one to every replicate: after every entry, the bins of
+    each replicate hold as many firings as the unshifted ones. A row is excluded from all replicates or from none.
+
     Args:
-        slot: [R, replicates] b · bins + (bin of the row's shifted position); 65535 in a row that is left out.
+        slot: [R, replicates] b · bins + (bin of the row's shifted position); EXCLUDED in a row that does not count.
         counts: [F, replicates · bins].
     """
     replicates = slot.shape[1]
@@ -49,7 +60,7 @@ def shifted_bins(
         c = counts[i]
         for p in range(starts[i], starts[i + 1]):
             where = slot[rows[p]]
-            if where[0] == 65535:
+            if where[0] == EXCLUDED:
                 continue
             for b in range(replicates):
                 c[where[b]] += 1

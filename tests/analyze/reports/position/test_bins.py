@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sparse_pipeline.analyze.reports.position.scores import coarse_bins, profile_bins
+from sparse_pipeline.analyze.reports.position.bins import coarse_bins, profile_bins
 
 
 @pytest.mark.parametrize("ctx", [2, 5, 11, 64, 1021, 5000])
