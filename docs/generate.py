@@ -34,20 +34,19 @@ says what was found, what was expected and the command to run next, and with `--
 |---|---|
 | 0 | done |
 | 1 | failed |
-| 2 | a flag or a setting cannot be used |
+| 2 | a flag or a setting is not valid |
 | 3 | a cache or run is missing, incomplete, corrupt or with different settings |
 | 130 | interrupted; the `next:` line says how to resume |
 """
 
 CONFIGURATION = """# Settings
 
-Written by `python docs/generate.py` from the config classes, which are frozen dataclasses next to the code they
-configure; their defaults are the embedded default. `pipeline config show` prints the settings in force, `pipeline
-config schema` a JSON schema for editors, `pipeline config validate` checks files, presets and every variant on top of
-them.
+Written by `python docs/generate.py` from the config classes: frozen dataclasses next to the code that they configure.
+`pipeline config show` prints the current settings, `pipeline config schema` a JSON schema for editors, and
+`pipeline config validate` checks files and presets, each with every variant.
 
 Order of precedence: defaults < settings files (`-c`, in order) < variant (`--variant`) < `--set key=value` <
-dedicated flags such as `--name`. Without `-c`, `pipeline.yaml` in the current folder is read where it exists.
+dedicated flags such as `--name`. Without `-c`, `pipeline.yaml` in the current folder is read if it exists.
 
 - `-c` takes a file, the name of a preset (`shared/presets/`), or the folder of a cache or run: the settings frozen in
   it.
@@ -80,7 +79,7 @@ BEGIN = "<!-- from here on: written by docs/generate.py from studies/results -->
 
 
 def results(folder: Path) -> Iterator[str]:
-    """One section per study that has results, one part per size: the tables, the plots, how to make it again."""
+    """One section per study that has results, one part per size: the tables, the plots, the command."""
     study = ""
     for path in sorted(folder.glob("*/*/comparison.json"), key=lambda p: (p.parts[-3], p.parts[-2] != "demo", p)):
         document = json.loads(path.read_bytes())
