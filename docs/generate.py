@@ -50,7 +50,7 @@ dedicated flags such as `--name`. Without `-c`, `pipeline.yaml` in the current f
 
 - `-c` takes a file, the name of a preset (`shared/presets/`), or the folder of a cache or run: the settings frozen in
   it.
-- YAML is read as version 1.2: `3e-4` is a number, `off` is text, a key given twice is an error.
+- YAML is read as version 1.2: `3e-4` is a number, `off` is text, a duplicate key is an error.
 - Mappings merge, lists replace. Where `architecture` or `kind` changes, keys that the new one does not have are
   dropped. `null` removes a penalty or a report, `penalties: null` all of them.
 - In a mapping of penalties or reports the keys are names that you choose; an entry without `kind` takes its key as

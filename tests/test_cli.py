@@ -19,7 +19,7 @@ from sparse_pipeline.resolve import variants
 from sparse_pipeline.shared.errors import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
-LIGHT = {"click", "yaml", "sparse_pipeline"}
+LIGHT = {"click", "ruamel", "sparse_pipeline"}
 HEAVY = {"torch", "numpy", "transformers", "datasets", "zarr", "wandb", "pydantic", "matplotlib", "scipy", "rich"}
 
 

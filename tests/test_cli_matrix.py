@@ -279,7 +279,7 @@ def test_bad_settings(sets: list[str], message: str, cli: Cli, here: Path) -> No
 def test_bad_settings_files(cli: Cli, here: Path) -> None:
     assert "no such file and no such preset" in cli.fails(2, "train", "-c", "gemma-3")[0]
     (here / "bad.yaml").write_text("train:\n  seed: 1\n  seed: 2\n")
-    assert "bad.yaml, line 3, column 3: key 'seed' is given twice" in cli.fails(2, "train", "-c", "bad.yaml")[0]
+    assert "bad.yaml, line 3, column 3: duplicate key 'seed'" in cli.fails(2, "train", "-c", "bad.yaml")[0]
 
 
 def test_unknown_variant_report_and_run(cli: Cli, here: Path) -> None:

@@ -1,84 +1,120 @@
-"""Read YAML as YAML 1.2 does: `3e-4` is a number, `off` is text, and a key given twice is an error.
+"""Reads and writes YAML 1.2 with ruamel.yaml: `3e-4` is a number, `off` is text, and a duplicate key is an error.
 
-PyYAML follows YAML 1.1, where `3e-4` is text, `off` is false, `1:30` is ninety and the last of two equal keys wins in
-silence. Nothing but plain data is ever constructed: no tags, no objects.
+Only plain data is ever constructed: no tags, no objects, and no dates (`2024-01-01` is text).
 """
 
 from __future__ import annotations
 
+import functools
+import io
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.emitter import Emitter
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
+from ruamel.yaml.representer import SafeRepresenter
 
 from ..errors import ConfigError, UsageError
 
+_OTHER_IN_YAML_1_1 = re.compile(
+    r"yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?"
+)
+"""Text that YAML 1.1 reads as a boolean or a base-60 number. It is quoted, so that other programs read it right too."""
 
-class _Loader(yaml.SafeLoader):
-    """YAML's core schema, version 1.2, plus `_` between the digits of an integer."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (a class's own)
+class _Constructor(SafeConstructor):
+    """Plain data, and an error for each key that occurs twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, Any] = {}
+    def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
+        # ruamel.yaml finds duplicates too, but not beside a merge key (`<<`), and its message runs over ten lines
+        first: dict[Any, int] = {}
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (list, dict)):
-                raise yaml.MarkedYAMLError(problem="a key must be plain text", problem_mark=key_node.start_mark)
-            if key in seen:
-                first = seen[key].start_mark.line + 1
-                raise yaml.MarkedYAMLError(
-                    problem=f"key {key!r} is given twice (first on line {first})", problem_mark=key_node.start_mark
-                )
-            seen[key] = key_node
-        return super().construct_mapping(node, deep)
+                raise MarkedYAMLError(problem="a key must be plain text", problem_mark=key_node.start_mark)
+            if key in first:
+                problem = f"duplicate key {key!r} (first on line {first[key]})"
+                raise MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            first[key] = key_node.start_mark.line + 1
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
 
 
-def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    return int(node.value.replace("_", ""), 0 if re.match(r"0[ox]", node.value) else 10)
+for _tag in ("timestamp", "value"):  # a date, and the key "="
+    _Constructor.add_constructor(f"tag:yaml.org,2002:{_tag}", SafeConstructor.construct_yaml_str)
 
 
-def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
-    text = node.value.lower()
-    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+class _Representer(SafeRepresenter):
+    """Block style for mappings, flow style for lists of scalars."""
+
+    def represent_list(self, data: list[Any] | tuple[Any, ...]) -> SequenceNode:
+        flow = all(not isinstance(item, (list, dict)) for item in data)
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flow)
+
+    def represent_str(self, data: str) -> ScalarNode:
+        style = "'" if _OTHER_IN_YAML_1_1.fullmatch(data) else None
+        if re.search("[\x85\u2028\u2029]", data):  # line breaks that only this style keeps apart
+            style = '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+(?:_[0-9]+)*|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-    ("merge", r"<<", ["<"]),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+class _Emitter(Emitter):
+    """The quotes that PyYAML chose, so that a file written again keeps its bytes.
+
+    Single quotes wherever they can hold the text (ruamel.yaml prefers double ones for apostrophes and line breaks), and
+    quotes around text with a colon in a flow list.
+    """
+
+    def choose_scalar_style(self) -> str | None:
+        style: str | None = super().choose_scalar_style()
+        if style == "" and self.flow_level and ":" in self.event.value:
+            return "'"
+        key_of_lines = self.simple_key_context and self.analysis.multiline
+        if style == '"' and not self.event.style and self.analysis.allow_single_quoted and not key_of_lines:
+            return "'"
+        return style
+
+
+_Representer.add_representer(str, _Representer.represent_str)
+_Representer.add_representer(list, _Representer.represent_list)
+_Representer.add_representer(tuple, _Representer.represent_list)
 
 
 def parse_yaml(text: str, where: str = "text", hint: str | None = None) -> Any:
-    """The value of one YAML document; `where` names it in errors. Raises ConfigError with the line and column."""
-    loader = _Loader(text)
+    """The value of one YAML document.
+
+    Args:
+        where: the source of the text, named in errors.
+
+    Raises:
+        ConfigError: the text is not YAML, or not plain data; with line and column.
+    """
+    reader = YAML(typ="safe", pure=True)
+    reader.Constructor = _Constructor
     try:
-        return loader.get_single_data()
-    except yaml.MarkedYAMLError as error:
+        return reader.load(text)
+    except MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
         raise ConfigError([f"{place}: {error.problem or error.context}"], hint) from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (YAMLError, ValueError) as error:
         raise ConfigError([f"{where}: {error}"], hint) from None
-    finally:
-        loader.dispose()
 
 
 def load_yaml(path: Path | str) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping."""
+    """The mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises:
+        UsageError: the file cannot be read.
+        ConfigError: it is not YAML, or holds something other than a mapping.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -95,38 +131,23 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
     return data
 
 
-class _Dumper(yaml.SafeDumper):
-    """Block style for mappings, flow style for lists of scalars; text that YAML would take for more is quoted."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {  # noqa: RUF012
-        first: _Loader.yaml_implicit_resolvers.get(first, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(first, [])
-        for first in {*_Loader.yaml_implicit_resolvers, *yaml.SafeDumper.yaml_implicit_resolvers}
-    }
-
-
-def _represent_list(dumper: _Dumper, data: list[Any] | tuple[Any, ...]) -> yaml.Node:
-    flow = all(not isinstance(item, (list, dict)) for item in data)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flow)
-
-
-def _represent_float(dumper: _Dumper, data: float) -> yaml.Node:
-    if data != data or data in (float("inf"), float("-inf")):
-        return dumper.represent_float(data)
-    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(data))
-
-
-def _represent_str(dumper: _Dumper, data: str) -> yaml.Node:
-    style = '"' if re.search("[\x85\u2028\u2029]", data) else None  # line breaks that only this style keeps apart
-    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
-
-
-_Dumper.add_representer(str, _represent_str)
-_Dumper.add_representer(list, _represent_list)
-_Dumper.add_representer(tuple, _represent_list)
-_Dumper.add_representer(float, _represent_float)
-
-
 def dump_yaml(data: Any) -> str:
     """YAML text that `parse_yaml` reads back as the same value, keys in the order given."""
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
-    return text.removesuffix("...\n")
+    out = io.StringIO()
+    with _dumping:
+        _dumper().dump(data, out)
+    return out.getvalue().removesuffix("...\n")
+
+
+_dumping = threading.Lock()
+
+
+@functools.cache
+def _dumper() -> YAML:
+    """One writer for all calls, under a lock: to set one up takes longer than to write most settings."""
+    writer = YAML(typ="safe", pure=True)
+    writer.Representer, writer.Emitter = _Representer, _Emitter
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # declared None
+    writer.width = 10_000
+    return writer

@@ -14,7 +14,7 @@ from sparse_pipeline.shared.errors import ConfigError, UsageError
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("3e-4", 0.0003),  # text in YAML 1.1, as PyYAML reads it
+        ("3e-4", 0.0003),  # text in YAML 1.1
         ("1e5", 100000.0),
         ("-2.5E+3", -2500.0),
         (".5", 0.5),
@@ -50,7 +50,7 @@ def test_nan() -> None:
 
 
 def test_duplicate_key_names_both_lines() -> None:
-    with pytest.raises(ConfigError, match=r"here, line 4, column 3: key 'lr' is given twice \(first on line 2\)"):
+    with pytest.raises(ConfigError, match=r"here, line 4, column 3: duplicate key 'lr' \(first on line 2\)"):
         parse_yaml("train:\n  lr: 1\n  k: 2\n  lr: 3\n", "here")
 
 
@@ -103,3 +103,46 @@ def test_dump_reads_back(value: object) -> None:
 )
 def test_text_that_looks_like_more_is_quoted(text: str) -> None:
     assert dump_yaml({"a": text}) == f"a: '{text}'\n"
+
+
+WRITTEN = {
+    "variant": None,
+    "seed": 0,
+    "cache": "cache/layer-8 (two copies)",
+    "name": "it's: a name",
+    "domains": [],
+    "penalties": {
+        "position_diversity": {
+            "weight": 0.01,
+            "schedule": {"kind": "linear", "end": 0.1},
+        },
+        "off": {},
+        "ortsae": {"weight": 1e-05, "every": 100_000_000},
+    },
+    "coder": {"groups": [128, 256, 512], "aux_coef": 0.03125, "tied": True, "aux_k": None, "latents": 18432},
+    "optimizer": {"lr": 3e-4, "betas": (0.9, 0.999), "eps": 1e-16, "huge": float("inf"), "lowest": float("-inf")},
+    "texts": ["3e-4", "off", "1:30", "010", "0x1F", "2024-01-01", "null", "", "<<", "=", "~", "# no comment", "- 1"],
+    "plain": ["größer", "naïve – “quoted”", "a:b", "C:\\data", "{x}", "a,b", "layer_08.resid_mid", "@home", "%d"],
+    "lines": "one\ntwo\n",
+    "sweep": [{"a": 1, "b": [1, 2]}, {"a": 'say "no"'}, [[1, 2], ["x"]]],
+    "long": "word " * 40,
+}
+
+
+def test_files_keep_the_bytes_that_earlier_programs_wrote() -> None:
+    """frozen.yaml was written by PyYAML, as the config.yaml of every earlier run."""
+    frozen = (Path(__file__).parent / "frozen.yaml").read_bytes()
+    assert dump_yaml(WRITTEN).encode() == frozen
+    assert parse_yaml(frozen.decode()) == {**WRITTEN, "optimizer": {**WRITTEN["optimizer"], "betas": [0.9, 0.999]}}
+
+
+def test_a_value_used_twice_is_written_once_and_read_back() -> None:
+    schedule = {"kind": "linear"}
+    text = dump_yaml({"a": schedule, "b": schedule})
+    assert text == "a: &id001\n  kind: linear\nb: *id001\n"
+    assert parse_yaml(text) == {"a": schedule, "b": schedule}
+
+
+def test_a_duplicate_key_beside_a_merge_key_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="line 2, column 19: duplicate key 'y'"):
+        parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 1, y: 2}")
