@@ -1,1 +1,1 @@
-"""probes"""
+"""Labels of rows, linear probes for them, their scores and intervals."""

@@ -1,8 +1,8 @@
-"""The first-letter task: a prompt set that asks for the first letter of every word in a tokenizer's vocabulary.
+"""The first-letter task: one prompt for each word of a tokenizer's vocabulary, asking for its first letter.
 
-Chanin et al. 2024 (arXiv 2409.14507), as SAEBench asks it: ten lines "{word} has the first letter: {LETTER}" of other
-words, then "{word} has the first letter:"; the row of interest is the word's (last) token. The prompts are harvested
-like any text (`pipeline harvest` with a prompt set), once per model; any number of coders are measured on that cache.
+Chanin et al. 2024 (arXiv 2409.14507), in SAEBench's form: ten lines "{word} has the first letter: {LETTER}" about other
+words, then "{word} has the first letter:". The target row is the word's (last) token. The prompts are harvested like
+any text (`pipeline harvest` with a prompt set), once per model; all coders are measured on that cache.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from tokenizers import Tokenizer
 
 from ...shared.cache.files import write_file
 from ...shared.cache.vocabulary import Vocabulary
-from ...shared.errors import DataError, UsageError
+from ...shared.errors import DataError
 from ...shared.overview.find import frozen_settings, kind_of
 from .labels import word_of
 
-TEMPLATE = "{word} has the first letter:"
+QUESTION = " has the first letter:"
 N_EXAMPLES = 10
+"""Lines about other words before the question."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Prompt:
 
     Attributes:
         text: all lines.
-        tokens: how many tokens they are, special tokens aside.
-        target: index of the word's last token among them.
-        word: as it stands in the vocabulary, leading space included.
+        tokens: number of tokens, excluding special ones.
+        target: index of the word's last token.
+        word: as in the vocabulary, including a leading space.
         letter: its first letter, a … z.
     """
 
@@ -53,88 +54,81 @@ class Prompt:
 
 
 def vocabulary_words(tokenizer: Tokenizer, vocabulary: Vocabulary) -> list[str]:
-    """Words that are one token: ASCII letters, at most one leading space; by token id."""
+    """Words of one token: ASCII letters after at most one leading space; in order of token id."""
     pieces = (vocabulary.piece(token) for token in range(tokenizer.get_vocab_size(with_added_tokens=True)))
     ids = enumerate(pieces)
     return [piece for token, piece in ids if token not in vocabulary.special and word_of(piece) is not None]
 
 
 def tokenizer_file(path: Path | str) -> Path:
-    """The tokenizer.json of a cache, of a model's folder, or that file itself.
+    """The tokenizer.json of a cache or of a model's folder, or that file itself.
 
     Raises:
-        DataError: there is none.
+        DataError: not found.
     """
     path = Path(path)
     for file in (path, path / "tokenizer" / "tokenizer.json", path / "tokenizer.json"):
         if file.is_file():
             return file
-    raise DataError(f"{path} is no tokenizer.json and no folder with one", "name a cache, or a model's folder")
+    raise DataError(f"no tokenizer.json found at {path}", "name a cache, a model's folder, or a tokenizer.json")
 
 
 def first_letter_prompts(
     tokenizer_path: Path | str,
     *,
     max_words: int | None = None,
-    examples: int = N_EXAMPLES,
-    template: str = TEMPLATE,
     seed: int = 0,
 ) -> list[Prompt]:
-    """The prompt set of a tokenizer, one prompt per word, in the order of a seeded shuffle.
+    """The prompt set of a tokenizer: one prompt per word, shuffled.
 
     Args:
         tokenizer_path: tokenizer.json, or a cache or a model's folder with one.
-        max_words: take at most so many words, evenly drawn.
-        examples: lines before the question.
-        template: what a line says; `{word}` stands for the word.
+        max_words: at most this many words, drawn uniformly; None: all.
+        seed: of the order of the words and of each prompt's examples.
 
     Raises:
-        UsageError: a template without {word}.
-        DataError: the vocabulary holds too few words.
+        DataError: no tokenizer found, or its vocabulary has too few words.
     """
     path = tokenizer_file(tokenizer_path)
-    if "{word}" not in template:
-        raise UsageError(f"the template {template!r} has no place for {{word}}")
     vocabulary = Vocabulary(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
         raise DataError(f"{path} is not a tokenizer: {error}") from None
     words = vocabulary_words(tokenizer, vocabulary)
-    if len(words) <= examples:
+    if len(words) <= N_EXAMPLES:
         raise DataError(
-            f"{path} has {len(words)} words among its tokens; the first-letter task needs more than {examples}"
+            f"{path} has {len(words)} words among its tokens; the first-letter task needs more than {N_EXAMPLES}"
         )
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(words))
     chosen = order if max_words is None else order[:max_words]
-    return [_prompt(tokenizer, words, int(index), examples, template, rng) for index in chosen]
+    return [_prompt(tokenizer, words, int(index), rng) for index in chosen]
 
 
-def _prompt(
-    tokenizer: Tokenizer, words: Sequence[str], index: int, examples: int, template: str, rng: np.random.Generator
-) -> Prompt:
-    others = [int(i) for i in rng.choice(len(words), min(examples + 1, len(words)), replace=False) if i != index]
-    lines = [f"{template.format(word=words[i])} {_letter(words[i]).upper()}" for i in others[:examples]]
+def _prompt(tokenizer: Tokenizer, words: Sequence[str], index: int, rng: np.random.Generator) -> Prompt:
+    # One more than needed, because the word itself may be drawn.
+    others = [int(i) for i in rng.choice(len(words), N_EXAMPLES + 1, replace=False) if i != index]
+    lines = [f"{words[i]}{QUESTION} {_letter(words[i]).upper()}" for i in others[:N_EXAMPLES]]
     word = words[index]
-    # A line break goes first, so that no word stands at the very start of the text (some tokenizers treat that apart).
+    # A line break goes first, so that no word is at the very start of the text (some tokenizers treat it differently).
     head = "".join(f"\n{line}" for line in lines) + "\n"
-    text = head + template.format(word=word)
-    end = len(head) + template.index("{word}") + len(word)
+    text = f"{head}{word}{QUESTION}"
     offsets = tokenizer.encode(text, add_special_tokens=False).offsets
-    return Prompt(text, len(offsets), token_ending_at(offsets, end), word, _letter(word))
+    target = token_ending_at(offsets, len(head) + len(word))
+    return Prompt(text, len(offsets), target, word, _letter(word))
 
 
 def token_ending_at(offsets: Sequence[tuple[int, int]], end: int) -> int:
-    """Index of the token that holds the last character before `end`, from the tokens' (start, stop) characters.
+    """Index of the token with the character before `end`, from the tokens' (start, stop) character offsets.
 
     Raises:
-        DataError: no token does.
+        DataError: no token contains it.
     """
     for index, (start, stop) in enumerate(offsets):
         if start < end <= stop:
             return index
-    raise DataError(f"no token of the text holds character {end - 1}")
+    raise DataError(f"no token of the text contains character {end - 1}")
 
 
 def _letter(word: str) -> str:
@@ -158,14 +152,17 @@ _OF_ANOTHER_TEXT: dict[str, Any] = {
     "shard_rows": 0,
     "chunk_rows": 0,
 }
-"""Settings of a cache's own text that do not fit a prompt set, and what they are for one."""
+"""Settings of a cache's own text that do not apply to a prompt set, with the values that a prompt set needs."""
 
 
 def described(path: Path, prompts: Sequence[Prompt], source: Path) -> tuple[dict[str, Any], str]:
-    """A prompt set that was written, as a document and as text, with the command that harvests it.
+    """A written prompt set as a JSON document and as text, both with the command that harvests it.
 
     Args:
-        source: what its tokenizer came from: the command runs that cache's model at its sites, or the folder's model.
+        path: the file of the prompt set.
+        prompts: its prompts.
+        source: the cache or the folder of its tokenizer. Of a cache, the command runs the same model at the same sites;
+            of a folder, the model in it.
     """
     longest = max(prompt.tokens for prompt in prompts)
     settings: dict[str, Any] = {"dataset": str(path), "packing": "prompts", "tokens": None, "ctx": longest + 2}

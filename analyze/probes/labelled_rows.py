@@ -1,4 +1,4 @@
-"""The labelled rows that absorption and sparse probing look at, and the dense probes on them; one set for all."""
+"""The labelled rows of absorption and sparse probing, with their dense probes: one set for all coders of a cache."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,30 +15,29 @@ from torch import Tensor
 
 from ...shared.cache import Cache, open_cache
 from ...shared.cache.documents import DocumentRecord, read_documents
-from ...shared.cache.heldout import split_rows as rows_of_heldout
+from ...shared.cache.heldout import split_rows
 from ...shared.errors import UsageError
 from ..stream.batches import StreamBatch
-from .fit import LinearProbes, ThresholdRule, train_probes
+from .fit import LinearProbes, train_probes
 from .labels import FAMILIES, MAX_CATEGORIES, Labels, content_rows, draw, row_labels, token_texts
-from .splits import Split, split_rows
-
-if TYPE_CHECKING:
-    from ..subject.subject import Subject
+from .splits import ProbeSplit, split_groups
 
 WORD = "word"
-"""Column of a prompt set that says which prompts belong together: they are never on both sides of a split."""
+"""Column of a prompt set: prompts with the same word are never in two parts of a split."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Which rows, under which labels; equal samples of one cache are computed once.
+class LabelSample:
+    """Which rows to sample and which labels to give them; equal samples of one cache are computed once.
 
     Attributes:
-        rows: how many, at most.
-        families: of :data:`analyze.labels.FAMILIES`, or columns of the cache; None: all that make sense, of a cache of
-            prompts its columns.
-        splits: how many splits into rows to learn from and rows to score.
-        min_positives: a label with fewer positive (or negative) rows is left out: its probe would learn noise.
+        rows: maximum number of rows.
+        families: of :data:`~.labels.FAMILIES`, or columns of the cache; None: all columns that are categories and,
+            unless the cache holds prompts, all families.
+        splits: number of splits into rows to learn from and rows to score.
+        min_positives: a label with fewer positive or fewer negative rows is dropped: its probe would learn noise.
+        shards: sample from these shards only; None: from all.
+        heldout: sample only from the documents that training held out: their share (`data.heldout`); None: from all.
     """
 
     rows: int
@@ -47,7 +45,6 @@ class Sample:
     splits: int
     min_positives: int
     seed: int
-    threshold: ThresholdRule = "tuned"
     shards: tuple[int, ...] | None = None
     heldout: float | None = None
 
@@ -60,40 +57,40 @@ class Labelled:
         rows: [n] row numbers, ascending.
         x: [n, d] float32, the site that coders write to.
         labels: of those rows; only labels with enough positive and negative rows.
-        left_out: names of the labels without.
-        splits: each with the dense probes trained on it. A document (of prompts: a word) is never on both sides.
+        left_out: names of the labels that have too few.
+        splits: each with the dense probes trained on it. A document (of prompts: a word) is never in two parts.
     """
 
     rows: NDArray[np.int64]
     x: Tensor
     labels: Labels
     left_out: tuple[str, ...]
-    splits: tuple[tuple[Split, LinearProbes], ...]
+    splits: tuple[tuple[ProbeSplit, LinearProbes], ...]
 
 
-def sampled_rows(cache: Cache, sample: Sample) -> NDArray[np.int64]:
-    """At most `sample.rows` rows with text (of prompts: the rows they are about), drawn evenly. Ascending."""
+def sampled_rows(cache: Cache, sample: LabelSample) -> NDArray[np.int64]:
+    """At most `sample.rows` rows with text (of prompts: their target rows), drawn uniformly. [n], ascending."""
     targets = [record.target_row for record in read_documents(cache.path) if record.target_row is not None]
     rows = np.unique(np.array(targets, np.int64)) if targets else content_rows(cache)
     if sample.shards is not None and len(sample.shards) < cache.layout.n_shards:
         rows = rows[np.isin(rows // cache.layout.shard_rows, sample.shards)]
     if sample.heldout is not None:
-        rows = rows[rows_of_heldout(cache, sample.heldout).heldout[rows]]
+        rows = rows[split_rows(cache, sample.heldout).heldout[rows]]
     return draw(rows, sample.rows, sample.seed)
 
 
-def labelled(cache: Cache, site: str, sample: Sample) -> Labelled:
-    """The sampled rows of a site with labels and dense probes; remembered for the other coders of one analysis.
+def labelled(cache: Cache, site: str, sample: LabelSample) -> Labelled:
+    """The sampled rows of a site with labels and dense probes; cached for the other coders of one analysis.
 
     Raises:
-        DataError: the cache carries no tokenizer.
-        UsageError: a family that this cache cannot have, or no label with enough rows.
+        DataError: the cache has no tokenizer.
+        UsageError: the cache has no such family, or no label has enough rows.
     """
     return _labelled(cache.path, cache.identity, site, sample)
 
 
 @lru_cache(maxsize=2)
-def _labelled(path: Path, identity: str, site: str, sample: Sample) -> Labelled:
+def _labelled(path: Path, identity: str, site: str, sample: LabelSample) -> Labelled:
     cache = open_cache(path, identity=identity)
     rows = sampled_rows(cache, sample)
     documents = list(read_documents(path))
@@ -104,28 +101,29 @@ def _labelled(path: Path, identity: str, site: str, sample: Sample) -> Labelled:
     enough = labels.with_enough(sample.min_positives)
     docs = cache.doc_id.reshape(-1)[rows]
     groups = np.array([columns[WORD].get(int(doc), int(doc)) for doc in docs], str) if WORD in columns else docs
-    splits = [split_rows(groups, sample.seed + number) for number in range(sample.splits)]
+    # Prompts about one word share its token: the word is their group. Elsewhere the document is.
+    splits = [split_groups(groups, sample.seed + number) for number in range(sample.splits)]
     enough = enough.columns([i for i in range(len(enough.names)) if _in_every_part(enough.values[:, i], splits)])
     kept = set(enough.names)
     if not kept:
         raise UsageError(
-            f"none of the {len(labels.names)} labels has {sample.min_positives} positive and negative rows among the "
-            f"{len(rows)} sampled",
-            "take more rows, or lower min_positives",
+            f"none of the {len(labels.names)} labels has {sample.min_positives} positive and {sample.min_positives} "
+            f"negative rows among the {len(rows)} sampled",
+            "sample more rows, or lower min_positives",
         )
     x = cache.rows(site, rows).to(torch.float32)
-    trained = tuple((split, train_probes(x, enough, split, threshold=sample.threshold)) for split in splits)
+    trained = tuple((split, train_probes(x, enough, split)) for split in splits)
     return Labelled(rows, x, enough, tuple(name for name in labels.names if name not in kept), trained)
 
 
-def _in_every_part(values: NDArray[np.int8], splits: Sequence[Split]) -> bool:
-    """Whether both answers occur among the rows of every part of every split: a label may be that of few documents."""
+def _in_every_part(values: NDArray[np.int8], splits: Sequence[ProbeSplit]) -> bool:
+    """Whether both answers occur in every part of every split; a label that few documents have may miss one."""
     parts = [part for split in splits for part in (split.train, split.validation, split.test)]
     return all((values[part] == answer).any() for part in parts for answer in (0, 1))
 
 
 def document_columns(documents: Sequence[DocumentRecord]) -> dict[str, dict[int, object]]:
-    """Name → document → value, of the labels and, where documents have one, the domain."""
+    """Name → document → value: the documents' labels and, where they have one, their domain."""
     columns: dict[str, dict[int, object]] = {}
     for record in documents:
         if record.domain:
@@ -136,7 +134,7 @@ def document_columns(documents: Sequence[DocumentRecord]) -> dict[str, dict[int,
 
 
 def usual_columns(columns: Mapping[str, Mapping[int, object]]) -> list[str]:
-    """Columns whose values are categories: booleans or few texts. Numbers and identifiers are labels only if named."""
+    """Columns whose values are categories: booleans or few texts. Numbers and identifiers become labels on request."""
     usual = []
     for name, column in columns.items():
         values = {value for value in column.values() if value is not None}
@@ -146,10 +144,15 @@ def usual_columns(columns: Mapping[str, Mapping[int, object]]) -> list[str]:
 
 
 class SampledCodes:
-    """Collects the codes of the sampled rows from the stream."""
+    """Collects the codes of the sampled rows from the stream.
 
-    def __init__(self, subject: Subject, sample: Sample) -> None:
-        self.wanted = sampled_rows(subject.cache, sample)
+    Args:
+        cache: the cache that is streamed.
+        sample: which of its rows.
+    """
+
+    def __init__(self, cache: Cache, sample: LabelSample) -> None:
+        self.wanted = sampled_rows(cache, sample)
         self.rows: list[NDArray[np.int64]] = []
         self.codes: list[sparse.csr_array] = []
 
@@ -169,10 +172,10 @@ class SampledCodes:
         """[n, F] in the order of the sampled rows.
 
         Raises:
-            ValueError: some sampled rows never came.
+            ValueError: the stream did not contain all sampled rows.
         """
         rows = np.concatenate(self.rows) if self.rows else np.zeros(0, np.int64)
         order = np.argsort(rows)
         if not np.array_equal(rows[order], self.wanted):
-            raise ValueError(f"{len(self.wanted)} rows were sampled, and {len(rows)} have been seen")
+            raise ValueError(f"expected the codes of {len(self.wanted)} sampled rows, found {len(rows)}")
         return sparse.csr_array(sparse.vstack(self.codes, format="csr")[order])

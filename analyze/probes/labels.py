@@ -1,8 +1,8 @@
-"""Boolean labels of rows: what a token's text, its successor, its document or its place in the sequence says.
+"""Boolean labels of rows: from a token's text, the next token, the document or the position.
 
-A label is 1 (yes), 0 (no) or −1 (the question does not arise: a comma has no first letter, the last token no
-successor). Rows at −1 take no part in that label's probes. Labels come in families (`first_letter`, `suffix`, …),
-because what "enough labels" means is decided per family.
+A label is 1 (yes), 0 (no) or −1 (unknown: a comma has no first letter, the last token has no successor). Rows at −1
+take no part in that label's probes. Labels belong to families (`first_letter`, `suffix`, …), because the number of
+labels that a rate needs is set per family.
 """
 
 from __future__ import annotations
@@ -47,24 +47,13 @@ class Labels:
         if self.values.ndim != 2 or self.values.shape[1] != len(self.names):
             raise ValueError(f"{len(self.names)} names need as many columns, found shape {self.values.shape}")
 
-    @property
-    def families(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(family_of(name) for name in self.names))
-
-    def family(self, name: str) -> Labels:
-        """The labels of one family."""
-        return self.columns([i for i, label in enumerate(self.names) if family_of(label) == name])
-
     def columns(self, index: Sequence[int]) -> Labels:
+        """The labels with these indices, in this order."""
         return Labels(tuple(self.names[i] for i in index), self.values[:, list(index)])
 
-    def take(self, rows: NDArray[np.int64]) -> Labels:
-        return Labels(self.names, self.values[rows])
-
-    def with_enough(self, positives: int, negatives: int | None = None) -> Labels:
-        """The labels that have at least so many positive and negative rows."""
-        negatives = positives if negatives is None else negatives
-        enough = ((self.values == 1).sum(0) >= positives) & ((self.values == 0).sum(0) >= negatives)
+    def with_enough(self, rows: int) -> Labels:
+        """The labels with at least `rows` positive and at least `rows` negative rows."""
+        enough = ((self.values == 1).sum(0) >= rows) & ((self.values == 0).sum(0) >= rows)
         return self.columns(np.flatnonzero(enough).tolist())
 
 
@@ -74,7 +63,11 @@ def family_of(name: str) -> str:
 
 
 def concatenate(parts: Sequence[Labels]) -> Labels:
-    """The columns of several label sets of the same rows."""
+    """One set of labels from several of the same rows.
+
+    Raises:
+        ValueError: `parts` is empty.
+    """
     if not parts:
         raise ValueError("no labels to join")
     return Labels(
@@ -82,32 +75,32 @@ def concatenate(parts: Sequence[Labels]) -> Labels:
     )
 
 
-# Labels of a token's own text: one table over the vocabulary, looked up per row
+# Labels of a token's own text: one table over the vocabulary, indexed by the token of each row
 
 
-def token_texts(cache: Cache, vocabulary: Vocabulary | None = None) -> list[str]:
-    """The text of every token id that the cache holds: [largest id + 1]; special tokens have the empty text.
+def token_texts(cache: Cache) -> list[str]:
+    """The text of each token id up to the largest in the cache [largest id + 1]; "" for special tokens.
 
     Raises:
-        DataError: the cache carries no tokenizer.
+        DataError: the cache has no tokenizer.
     """
-    vocabulary = vocabulary or Vocabulary.of(cache)
+    vocabulary = Vocabulary.of(cache)
     if not vocabulary.known:
         raise DataError(
-            f"{cache.path} carries no tokenizer, and labels need the text of its tokens", "harvest the cache again"
+            f"{cache.path} has no tokenizer, and labels need the text of its tokens", "harvest the cache again"
         )
     last = int(cache.tokens.max())
     return ["" if token in vocabulary.special else vocabulary.piece(token) for token in range(last + 1)]
 
 
 def word_of(text: str) -> str | None:
-    """The word a token is: ASCII letters after at most one leading space; None for anything else."""
+    """The word of a token that is ASCII letters after at most one leading space; None for other tokens."""
     word = text[1:] if text.startswith(" ") else text
     return word if word and all(character in string.ascii_letters for character in word) else None
 
 
 def is_punctuation(text: str) -> bool:
-    """Nothing but punctuation and symbols (Unicode categories P and S), spaces around it aside."""
+    """Whether a text, stripped of spaces, is all punctuation and symbols (Unicode categories P and S)."""
     body = text.strip()
     return bool(body) and all(unicodedata.category(character)[0] in "PS" for character in body)
 
@@ -122,7 +115,7 @@ def _over_words(texts: Sequence[str], classes: Sequence[str], test: Callable[[st
 
 
 def _over_all(texts: Sequence[str], test: Callable[[str], bool]) -> Values:
-    # A special token has no text, and so no answer.
+    # A special token has no text, so the label is unknown.
     return np.array([test(text) if text else UNKNOWN for text in texts], np.int8).reshape(-1, 1)
 
 
@@ -172,14 +165,19 @@ NEXT_TOKEN_CLASSES: dict[str, Callable[[str], bool]] = {
     "punctuation": is_punctuation,
     "whitespace": lambda text: bool(text) and not text.strip(),
 }
-"""Classes of the token that follows."""
+"""Classes of the next token."""
 
 FAMILIES = (*TOKEN_FAMILIES, "next_token", "position")
-"""Families that any cache with a tokenizer has; a cache's own columns come on top."""
+"""Families of every cache with a tokenizer; a cache's own label columns are further ones."""
 
 
 def token_table(texts: Sequence[str], family: str) -> Labels:
-    """A family of :data:`TOKEN_FAMILIES` for every token id: Labels over the vocabulary."""
+    """A family of :data:`TOKEN_FAMILIES` for each token id: labels [V, P].
+
+    Args:
+        texts: [V] the text of each token id.
+        family: a key of TOKEN_FAMILIES.
+    """
     labels, table = TOKEN_FAMILIES[family](texts)
     return Labels(tuple(f"{family}:{label}" if label else family for label in labels), table)
 
@@ -196,8 +194,8 @@ def row_labels(
     Args:
         rows: [n] row numbers, sequence · ctx + position.
         texts: [V] the text of each token id (token_texts).
-        families: which of :data:`FAMILIES` and of the columns; a column goes before a family of the same name.
-        columns: name → document → value: what the cache knows of its documents (or prompts).
+        families: keys of :data:`FAMILIES` and of the columns; a column overrides a family of the same name.
+        columns: name → document → value: labels of the cache's documents (or prompts).
 
     Raises:
         UsageError: an unknown family.
@@ -230,7 +228,7 @@ def _next_token(cache: Cache, seq: NDArray[np.int64], position: NDArray[np.int64
     has_next = position + 1 < cache.ctx
     after = np.minimum(position + 1, cache.ctx - 1)
     has_next &= (cache.flags[seq, after] & int(Flag.PADDING | Flag.BOS)) == 0
-    # Across the border of two documents there is nothing to predict.
+    # A document's last token does not predict the first token of the next one.
     has_next &= cache.doc_id[seq, after] == cache.doc_id[seq, position]
     names = tuple(f"next_token:{name}" for name in NEXT_TOKEN_CLASSES)
     table = np.array([[test(text) for test in NEXT_TOKEN_CLASSES.values()] for text in texts], np.int8)
@@ -240,7 +238,10 @@ def _next_token(cache: Cache, seq: NDArray[np.int64], position: NDArray[np.int64
 
 
 def _position_bins(position: NDArray[np.int32], ctx: int) -> Labels:
-    """Position 0 is no bin's; 1 … ctx − 1 fall into ten equal bins (fewer in a shorter context)."""
+    """One label for each of ten equal bins of the positions 1 … ctx − 1 (fewer in a shorter context).
+
+    Position 0 is unknown to all.
+    """
     n_bins = min(N_POSITION_BINS, max(ctx - 1, 1))
     bin_of = np.where(position > 0, position_bins(position, ctx, n_bins) - 1, UNKNOWN)
     values = (bin_of[:, None] == np.arange(n_bins)).astype(np.int8)
@@ -249,9 +250,9 @@ def _position_bins(position: NDArray[np.int32], ctx: int) -> Labels:
 
 
 def categories(family: str, values: Sequence[object]) -> Labels:
-    """One label for each distinct value of a column; a column of booleans is one label.
+    """One label for each distinct value of a column [n]; a column of booleans is one label.
 
-    An empty text or None is unknown.
+    "" and None are unknown.
 
     Raises:
         UsageError: more than MAX_CATEGORIES distinct values.
@@ -263,7 +264,7 @@ def categories(family: str, values: Sequence[object]) -> Labels:
         return Labels((family,), np.array(one, np.int8).reshape(-1, 1))
     if len(present) > MAX_CATEGORIES:
         raise UsageError(
-            f"label column {family!r} has {len(present)} distinct values, and at most {MAX_CATEGORIES} make categories"
+            f"label column {family!r} has {len(present)} distinct values, expected at most {MAX_CATEGORIES}"
         )
     distinct = sorted(present, key=str)
     index = {value: i for i, value in enumerate(distinct)}
@@ -274,13 +275,13 @@ def categories(family: str, values: Sequence[object]) -> Labels:
 
 
 def content_rows(cache: Cache) -> NDArray[np.int64]:
-    """Rows that hold text: neither EOS nor padding, nor position 0, which every BOS is at. Ascending."""
+    """Rows with text: neither EOS nor padding nor position 0 (BOS tokens among them). [n], ascending."""
     usable = rest_rows(cache.flags, cache.ctx) & ((cache.flags & int(Flag.EOS)) == 0)
     return np.flatnonzero(usable.reshape(-1)).astype(np.int64)
 
 
 def draw(rows: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:
-    """At most n of the rows, drawn evenly without replacement. Ascending."""
+    """At most n of the rows, drawn uniformly without replacement. Ascending."""
     if len(rows) <= n:
         return rows
     return np.sort(np.random.default_rng(seed).choice(rows, n, replace=False))

@@ -1,4 +1,4 @@
-"""How good a yes-or-no prediction is."""
+"""Scores of a binary prediction: F1, precision, recall, MCC, AUC; and the threshold with the best F1."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one label's predictions (score > threshold) on rows that nothing was fitted to.
+    """Scores of one label's predictions (score > threshold) on held-out rows.
 
     Attributes:
-        f1, precision, recall: of the label; 0 where undefined.
-        balanced_accuracy: mean of the recalls of both classes; 0.5 for a guess.
-        mcc: Matthews correlation; 0 for a guess.
-        auc: area under the ROC curve, ties at one half; 0.5 for a guess.
-        positives, negatives: rows.
-        threshold: what the score was compared with.
+        f1, precision, recall: of the positive class; 0 where undefined.
+        balanced_accuracy: mean of the recalls of both classes; 0.5 by chance.
+        mcc: Matthews correlation coefficient; 0 by chance.
+        auc: area under the ROC curve, ties count one half; 0.5 by chance.
+        positives, negatives: numbers of rows.
+        threshold: the threshold of the prediction.
     """
 
     f1: float
@@ -69,14 +69,20 @@ def f1(truth: Bools, scores: Floats, threshold: float) -> float:
 
 
 def best_threshold(truth: Bools, scores: Floats, floor: float = -np.inf) -> float:
-    """The threshold with the largest F1 on these rows, half-way between two neighbouring scores, at least `floor`.
+    """The threshold with the largest F1 on these rows: the midpoint of two neighbouring scores, at least `floor`.
 
-    Ties go to the larger threshold (fewer predictions). Without a positive row there is nothing to tune: 0, or `floor`.
+    Ties go to the larger threshold (fewer predictions). Without a positive row it is the larger of 0 and `floor`.
+
+    Args:
+        truth: [n] whether the label holds.
+        scores: [n].
+        floor: lower bound of the threshold.
     """
     if not truth.any():
         return max(0.0, floor)
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order].astype(np.float64)
+    # After sorting, a cut below place i says yes to i + 1 rows, of which hits[i] are true: every F1 in one pass.
     hits = np.cumsum(truth[order])
     f1_at = 2 * hits / (np.arange(1, len(ordered) + 1) + int(truth.sum()))
     # A cut can only fall between two different scores (or below all of them).
@@ -94,6 +100,7 @@ def auc(truth: Bools, scores: Floats) -> float:
     negatives = len(truth) - positives
     if not positives or not negatives:
         return 0.5
+    # Mann–Whitney: the rank sum of the positives, less its least value, counts the pairs in the right order.
     ranks = rankdata(scores)
     return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 

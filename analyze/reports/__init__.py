@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING
 
 from ...shared.config.registry import keyed
 from ..subject.subject import Subject
-from .absorption.report import Absorption
+from .absorption.report import AbsorptionReport
 from .base import AnyReport, Report, ReportConfig
 from .correlation.report import CorrelationReport
-from .cross_entropy.report import CrossEntropy
+from .cross_entropy.report import CrossEntropyReport
 from .position.report import PositionReport
-from .probing.report import Probing
-from .reconstruction.report import Global
+from .probing.report import ProbingReport
+from .reconstruction.report import ReconstructionReport
 from .top_activations.report import TopActivations
 
 REPORTS: dict[str, type[AnyReport]] = {
-    "global": Global,
+    "global": ReconstructionReport,
     "correlation": CorrelationReport,
     "position": PositionReport,
     "top_activations": TopActivations,
-    "cross_entropy": CrossEntropy,
-    "absorption": Absorption,
-    "probing": Probing,
+    "cross_entropy": CrossEntropyReport,
+    "absorption": AbsorptionReport,
+    "probing": ProbingReport,
 }
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""subject"""
+"""The subject of an analysis: a run with its cache, the geometry of its decoder, and its language model."""

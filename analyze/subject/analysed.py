@@ -1,20 +1,22 @@
-"""One run (or control) with its results."""
+"""A subject with the results of its reports."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from ..reports import Subject
 from ..result import ReportResult, number
+from .subject import Subject
 
 
 @dataclass(frozen=True)
 class Analysed:
-    """One run (or control) with its results, by report.
+    """One run (or control) with its results.
 
     Attributes:
-        facts: what else is known of it: architecture, sizes, training, its figures on held-out documents.
+        subject: the run or control.
+        facts: plain data about it: architecture, sizes, training, its figures on held-out documents.
+        results: kind of report → result.
     """
 
     subject: Subject
@@ -23,7 +25,7 @@ class Analysed:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Headline figures by key; twins with position 0 as key_with_bos."""
+        """Name, role, and headline figures by key; twins that include position 0 have the key `<key>_with_bos`."""
         out: dict[str, Any] = {"name": self.subject.name, "role": self.subject.role}
         for result in self.results.values():
             for figure in result.figures:

@@ -1,12 +1,10 @@
-"""A checkpoint's output side, read straight from its safetensors: a direction in the residual stream, in tokens.
+"""A checkpoint's unembedding and last norm, read from its safetensors files: they map the residual stream to tokens.
 
-No model is built. What is needed is on disk already: the folder that a cache was harvested from, or the hub's own local
-copy of it. Nothing is downloaded.
+No model is built and nothing is downloaded: the files are in the folder that was harvested, or in the local hub cache.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ UNEMBEDDINGS = (
     "gpt_neox.embed_out.weight",
     "embed_out.weight",
 )
-"""Where families keep W_U [V, d], in the order of preference; the tied embedding where there is no head."""
+"""Names of W_U [V, d], in the order of preference; the tied embedding comes after the head."""
 
 FINAL_NORMS = (
     "model.norm.weight",
@@ -39,13 +37,16 @@ FINAL_NORMS = (
     "ln_f.weight",
     "gpt_neox.final_layer_norm.weight",
 )
-"""Where families keep the gain of the last norm [d]. A bias beside it says that the norm is a LayerNorm."""
+"""Names of the last norm's gain [d]. A bias of the same module means that the norm is a LayerNorm."""
+
+DEMO = Path(__file__).parents[2] / "harvest" / "demo" / "model"
+"""The embedded model."""
 
 ADD_ONE = ("gemma", "gemma2", "gemma3", "gemma3_text")
-"""Families whose RMS norm multiplies by 1 + w."""
+"""Model types whose RMS norm multiplies by 1 + w."""
 
 BARE_LAYER_NORM = ("olmo",)
-"""Families whose last norm is a LayerNorm without weights."""
+"""Model types whose last norm is a LayerNorm without weights."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Unembedding:
 
     Attributes:
         weight: [V, d] in the checkpoint's dtype.
-        gain: [d] float32, as it multiplies (Gemma's 1 + w); ones where the model has no such norm.
-        centred: the last norm is a LayerNorm, which takes the mean over the d dimensions away first; RMS norms do not.
+        gain: [d] float32, the factor itself (1 + w for Gemma); ones where the last norm has no weights.
+        centred: the last norm is a LayerNorm, which subtracts the mean over the d dimensions; RMS norms do not.
     """
 
     weight: Tensor
@@ -64,18 +65,21 @@ class Unembedding:
 
     @property
     def n_tokens(self) -> int:
+        """V."""
         return int(self.weight.shape[0])
 
 
 def model_folder(name: str | None, revision: str | None = None) -> Path | None:
-    """The folder that holds a model's files, if they are on this machine: `demo`, a folder, or a hub name."""
+    """The local folder of a model's files; None where not found.
+
+    Args:
+        name: `demo` (the embedded model), a folder, or a name on the hub; None: no model.
+        revision: of a name on the hub; None: the default branch.
+    """
     if name is None:
         return None
     if name == "demo":
-        spec = importlib.util.find_spec("harvest")
-        places = spec.submodule_search_locations if spec is not None else None
-        folder = Path(next(iter(places))) / "demo" / "model" if places else Path()
-        return folder if (folder / "config.json").is_file() else None
+        return DEMO if (DEMO / "config.json").is_file() else None
     path = Path(name).expanduser()
     if (path / "config.json").is_file():
         return path
@@ -92,7 +96,12 @@ def model_folder(name: str | None, revision: str | None = None) -> Path | None:
 
 
 def load_unembedding(folder: Path | None, width: int) -> Unembedding | None:
-    """The unembedding of a checkpoint whose residual stream has `width` dimensions; None where it cannot be had."""
+    """The unembedding of a checkpoint; None where not found, unreadable, or of another width.
+
+    Args:
+        folder: of the checkpoint; None: no checkpoint.
+        width: dimensions of the residual stream.
+    """
     if folder is None:
         return None
     files = tensor_files(folder)
@@ -115,7 +124,7 @@ def load_unembedding(folder: Path | None, width: int) -> Unembedding | None:
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name → the safetensors file that holds it; empty where the checkpoint has none that can be read."""
+    """Tensor name → its safetensors file; empty where no readable file is found."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -134,14 +143,14 @@ def tensor_files(folder: Path) -> dict[str, Path]:
 
 
 def read_tensor(files: Mapping[str, Path], name: str) -> Tensor:
-    """One tensor of a checkpoint."""
+    """One tensor of a checkpoint, from the files of :func:`tensor_files`."""
     with safe_open(files[name], "pt") as file:
         tensor: Tensor = file.get_tensor(name)
     return tensor
 
 
 def _model_type(folder: Path) -> str:
-    """The family that a checkpoint's config.json names; empty where it names none."""
+    """`model_type` of a checkpoint's config.json; "" where not found."""
     try:
         return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
     except (OSError, ValueError):

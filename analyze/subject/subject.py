@@ -1,4 +1,4 @@
-"""What is analysed: one run (or control) on one cache."""
+"""The subject of an analysis: one run (or control) on one cache."""
 
 from __future__ import annotations
 
@@ -21,15 +21,22 @@ from .geometry import Geometry
 
 @dataclass(frozen=True)
 class Subject:
-    """One run (or control) under analysis: what a report may look at besides the stream.
+    """One run (or control) under analysis: everything that a report reads besides the stream.
 
     Attributes:
-        name: the run's name; a control's says what it is.
+        name: the run's name; that of a control says what kind it is.
         role: a control is measured for comparison only.
-        shards: the shards that the whole analysis looks at.
-        heldout: only the documents that training held out are looked at: the share of them (`data.heldout` of the
-            run); None: all documents.
-        trained_on: the cache that the coder was trained on, which may be another one; None: not at hand.
+        coder: in evaluation mode, on `device`.
+        cache: the cache under analysis.
+        source: site that the coder reads.
+        target: site that the coder reconstructs.
+        vocabulary: of the cache's tokenizer.
+        shards: shards of the cache that the analysis reads.
+        device: where codes are computed.
+        seed: of all sampling.
+        heldout: analyse only the documents that training held out: their share (`data.heldout` of the run); None: all
+            documents.
+        trained_on: the cache that the coder was trained on, which may be another one; None: not available.
     """
 
     name: str
@@ -47,10 +54,12 @@ class Subject:
 
     @property
     def n_latents(self) -> int:
+        """F."""
         return self.coder.n_latents
 
     @property
     def n_positions(self) -> int:
+        """Length of a sequence of the cache."""
         return self.cache.ctx
 
     @cached_property
@@ -67,22 +76,22 @@ class Subject:
 
     @cached_property
     def domains(self) -> dict[int, str]:
-        """Domain of each document that has one."""
+        """Document → domain, of the documents that have one."""
         return domains_of(self.cache.path)
 
     @cached_property
     def geometry(self) -> Geometry:
-        """Cosines of the decoder's rows; computed once for all reports."""
+        """Cosines of decoder rows; computed once for all reports."""
         return Geometry.of(self.coder.w_dec.detach())
 
     @cached_property
     def only(self) -> NDArray[np.bool_] | None:
-        """Rows of the documents under analysis [n_rows]; None: all."""
+        """Mask of the rows of documents under analysis [n_rows]; None: all."""
         return None if self.heldout is None else split_rows(self.cache, self.heldout).heldout
 
     @cached_property
     def rest_rows(self) -> NDArray[np.bool_]:
-        """Rows under analysis that are neither padding nor at position 0 [n_rows]."""
+        """Mask of the rows under analysis, excluding padding and position 0 [n_rows]."""
         keep = np.zeros((self.cache.n_seq, self.cache.ctx), np.bool_)
         for shard in self.shards:
             seqs = self.cache.layout.seqs_of(shard)
@@ -93,12 +102,16 @@ class Subject:
 
     @cached_property
     def n_rows(self) -> int:
-        """Rows under analysis, in whole shards padding included."""
+        """Number of rows under analysis, including padding unless only held-out documents are analysed."""
         spans = [self.cache.layout.rows_of(shard) for shard in self.shards]
         if self.only is None:
             return sum(map(len, spans))
         return sum(int(self.only[span.start : span.stop].sum()) for span in spans)
 
     def coder_sites(self, reconstruct: bool) -> CoderSites:
-        """What the pass needs to know."""
+        """What the pass over the cache needs of this subject.
+
+        Args:
+            reconstruct: whether a report needs reconstructions.
+        """
         return CoderSites(self.coder, self.source, self.target, reconstruct)

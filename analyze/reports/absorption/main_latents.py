@@ -1,4 +1,4 @@
-"""k-sparse probes: the few latents that say a label, and feature splitting.
+"""k-sparse probes: the few latents that represent a label, and feature splitting.
 
 Chanin et al. 2024 (arXiv 2409.14507) and SAEBench: rank latents by the positive weights of an L1-regularised probe,
 fit a logistic regression on the first k of them for k = 1 … 10, and let k grow while that raises F1 by more than 0.03.
@@ -13,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ...probes.fit import ThresholdRule, fit_few, fit_l1
+from ...probes.fit import fit_few, fit_l1
 from ...probes.labels import Labels
 from ...probes.scores import Scores, best_threshold, f1, score
-from ...probes.splits import Split
+from ...probes.splits import ProbeSplit
 
 MAX_K = 10
+"""Largest number of main latents."""
+
 F1_JUMP = 0.03
+"""One more main latent must raise F1 by more than this."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,11 @@ class KSparse:
 
     Attributes:
         label: its name.
-        ranked: up to ten latents, largest positive L1 weight first.
+        ranked: latents with a positive L1 weight, largest first; at most max_k.
         f1_by_k: [len(ranked)] F1 of the probe on the first k latents (validation rows).
-        latents: the main ones: the first k of `ranked`.
-        weight, bias: of their probe.
-        scores: of that probe on the test rows.
+        latents: the main latents: the first k of `ranked`.
+        weight, bias: [k] and number, of their probe.
+        scores: of that probe on the test rows; None where no latent has a positive weight.
     """
 
     label: str
@@ -45,7 +48,12 @@ class KSparse:
 
 
 def choose_k(f1_by_k: tuple[float, ...] | list[float], jump: float = F1_JUMP) -> int:
-    """How many latents the label is split over: k grows from 1 while F1 rises by more than `jump` over k − 1."""
+    """Number of main latents: k grows from 1 while F1 rises by more than `jump`.
+
+    Args:
+        f1_by_k: F1 of the probe on the first 1, 2, … latents; empty: 0 main latents.
+        jump: a gain in F1.
+    """
     if not f1_by_k:
         return 0
     k = 1
@@ -55,8 +63,10 @@ def choose_k(f1_by_k: tuple[float, ...] | list[float], jump: float = F1_JUMP) ->
 
 
 def code_unit(codes: sparse.csr_array) -> float:
-    """The mean active value: dividing by it makes the L1 penalty mean the same for every coder and site. 1 if all are 0
-    (an untrained transcoder writes nothing)."""
+    """The mean positive code; 1 if all codes are 0 (the decoder of an untrained transcoder is 0).
+
+    Divided by it, the codes of all coders and sites have one scale, and the L1 penalty has one meaning.
+    """
     active = codes.data[codes.data > 0]
     return float(active.mean()) if len(active) else 1.0
 
@@ -64,43 +74,42 @@ def code_unit(codes: sparse.csr_array) -> float:
 def k_sparse_probes(
     codes: sparse.csr_array,
     labels: Labels,
-    split: Split,
+    split: ProbeSplit,
     *,
     l1: float = 0.01,
     max_k: int = MAX_K,
     jump: float = F1_JUMP,
-    threshold: ThresholdRule = "tuned",
-    unit: float | None = None,
 ) -> list[KSparse]:
     """The main latents of each label.
 
     Args:
         codes: [n, F] ≥ 0.
-        labels: of those rows; rows where a label is unknown take no part in its probe.
-        l1: penalty on the codes divided by `unit`.
-        unit: one number that all codes are divided by; their mean active value when None. SAEBench takes them as they
-            are (1.0).
+        labels: of the same rows; a row whose label is unknown takes no part in that label's probe.
+        split: which rows fit, tune and score.
+        l1: penalty on the codes divided by :func:`code_unit`. (SAEBench does not divide.)
+        max_k, jump: limits of :func:`choose_k`.
     """
-    scaled = sparse.csr_array(codes * (1 / (code_unit(codes) if unit is None else unit)))
+    scaled = sparse.csr_array(codes * (1 / code_unit(codes)))
     train = sparse.csr_array(scaled[split.train])
     weights, _ = fit_l1(train, labels.values[split.train], labels.names, l1=l1)
     results = []
     for i, name in enumerate(labels.names):
         order = np.argsort(-weights[i], kind="stable")[:max_k]
         ranked = order[weights[i, order] > 0]
-        results.append(_fit_label(scaled, labels.values[:, i], name, ranked, split, jump, threshold))
+        results.append(_fit_label(name, scaled, labels.values[:, i], split=split, ranked=ranked, jump=jump))
     return results
 
 
 def _fit_label(
+    name: str,
     codes: sparse.csr_array,
     values: NDArray[np.int8],
-    name: str,
+    *,
+    split: ProbeSplit,
     ranked: NDArray[np.int64],
-    split: Split,
     jump: float,
-    threshold: ThresholdRule,
 ) -> KSparse:
+    """The main latents of one label, from the candidates `ranked`: one probe for each k, then :func:`choose_k`."""
     if not len(ranked):
         return KSparse(name, (), (), (), (), 0.0, None)
     columns = codes[:, ranked].toarray().astype(np.float64)
@@ -114,9 +123,9 @@ def _fit_label(
     for k in range(1, len(ranked) + 1):
         weight, bias = fit_few(columns[train, :k], truth[train])
         scores = columns[validation, :k] @ weight + bias
-        # A row on which none of the latents fires scores the bias. It is never a yes: otherwise the best F1 of a common
-        # label is that of saying yes to everything, and k stops at one meaningless latent.
-        cut = best_threshold(truth[validation], scores, floor=bias) if threshold == "tuned" else 0.0
+        # A row on which none of the latents fires scores the bias. The floor keeps it a no: otherwise the best F1 of a
+        # common label is that of saying yes to every row, and k stops at one meaningless latent.
+        cut = best_threshold(truth[validation], scores, floor=bias)
         fits.append((weight, bias))
         cuts.append(cut)
         f1_by_k.append(f1(truth[validation], scores, cut))

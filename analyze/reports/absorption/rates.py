@@ -1,22 +1,22 @@
-"""Absorption of a coder, label by label and family by family, and when not to give a number.
+"""Absorption rates of a coder, label by label and family by family, and when no rate is given.
 
-A rate is only a rate where there is something to absorb. So:
+A rate needs something to absorb. Therefore:
 
-- a label counts if its dense probe has F1 > 0.6 and enough true positives on held-out rows, and if the coder has
-  latents for it: their probe must do better than a guess;
+- a label is evaluable if its dense probe has F1 > 0.6 and enough true positives on held-out rows, and if the coder has
+  latents for it: their probe must be better than chance;
 - a family needs enough labels that pass the dense probe (20 of the 26 first letters), and latents for half of them;
-- a family that fails is "not evaluable", with the reason and the probes' scores, never 0.0: that is what an untrained
-  coder would score.
+- a family that fails is "not evaluable", with the reason and the probes' scores, never 0.0: an untrained coder would
+  score 0.0.
 
-The family's figures are the means over its labels that count. SAEBench does not ask whether the coder has latents for a
-label: `coder_mcc=-1` is its rule.
+The family's figures are means over its evaluable labels. SAEBench has no gate on the coder's latents: `coder_mcc=-1`
+gives its rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,175 +24,16 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from ...probes.fit import LinearProbes, ThresholdRule
-from ...probes.intervals import Estimate, estimate, mean_estimate
+from ...probes.fit import LinearProbes
+from ...probes.intervals import estimate, mean_estimate
 from ...probes.labels import Labels, family_of
 from ...probes.scores import Scores
-from ...probes.splits import Split
+from ...probes.splits import ProbeSplit
 from .main_latents import F1_JUMP, MAX_K, KSparse, k_sparse_probes
+from .outcome import Absorber, FamilyAbsorption, Gates, LabelAbsorption, Rows
 from .rows import decoder_cosines, row_absorption
 
 Doubles = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Gates:
-    """When a label and a family are evaluable.
-
-    Attributes:
-        probe_f1: F1 that a label's dense probe must exceed on held-out rows.
-        true_positives: held-out rows that the probe must rightly say yes to.
-        labels: how many labels that pass the dense probe a family needs; families that are not named need one.
-        coder_mcc: Matthews correlation at which the coder counts as having latents for a label (their k-sparse probe,
-            held-out rows). A guess has 0, the best few of 2,048 random latents have up to 0.3 (measured); a parent that
-            is silent on 90 % of its rows still has 0.3.
-        coder_share: share of the labels that pass the dense probe for which the coder must have latents.
-    """
-
-    probe_f1: float = 0.6
-    true_positives: int = 10
-    labels: Mapping[str, int] = field(default_factory=lambda: {"first_letter": 20})
-    coder_mcc: float = 0.3
-    coder_share: float = 0.5
-
-
-@dataclass(frozen=True)
-class Absorber:
-    """A latent that stands in for a label's main latents on `rows` of its true positives."""
-
-    latent: int
-    rows: int
-    cosine: float
-
-
-class Rows(NamedTuple):
-    """The three measures on every true positive, all [n]."""
-
-    full: Doubles
-    fraction: Doubles
-    full_first: Doubles
-
-    @classmethod
-    def joined(cls, parts: Sequence[Rows]) -> Rows:
-        return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-
-
-@dataclass(frozen=True)
-class LabelAbsorption:
-    """One label.
-
-    Attributes:
-        status: "evaluable", or why not.
-        probed: whether the dense probe passes its gate.
-        probe: scores of the dense probe.
-        sparse: scores of the main latents' probe; None where no latent has a positive weight.
-        main_latents: main latents; more than one is feature splitting.
-        main_cosines: of their decoder rows with the probe.
-        true_positives: held-out rows that the probe rightly says yes to.
-        full, fraction: rates with intervals over rows; None unless evaluable.
-        full_first: full absorption if only the first main latent counts as one. The split rule takes frequent absorbers
-            for splits, so `full` is a lower bound and this an upper one.
-        main_silent: share of true positives on which no main latent fires.
-        positive_projection: share of true positives with a > 0; where a ≤ 0 neither measure can see absorption.
-        absorbers: latents that absorb fully, most rows first.
-        rows: the measures on every true positive, for means over labels and splits.
-    """
-
-    label: str
-    status: str
-    probed: bool
-    probe: Scores
-    sparse: Scores | None
-    main_latents: tuple[int, ...]
-    main_cosines: tuple[float, ...]
-    true_positives: int
-    full: Estimate | None = None
-    fraction: Estimate | None = None
-    full_first: Estimate | None = None
-    main_silent: float | None = None
-    positive_projection: float | None = None
-    absorbers: tuple[Absorber, ...] = ()
-    rows: Rows | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def evaluable(self) -> bool:
-        return self.status == "evaluable"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, without the rows."""
-
-        def plain(value: Estimate | None) -> dict[str, float] | None:
-            return None if value is None else value.to_dict()
-
-        return {
-            "label": self.label,
-            "status": self.status,
-            "probed": self.probed,
-            "probe": self.probe.to_dict(),
-            "sparse_probe": None if self.sparse is None else self.sparse.to_dict(),
-            "main_latents": list(self.main_latents),
-            "main_cosines": list(self.main_cosines),
-            "true_positives": self.true_positives,
-            "full": plain(self.full),
-            "fraction": plain(self.fraction),
-            "full_first": plain(self.full_first),
-            "main_silent": self.main_silent,
-            "positive_projection": self.positive_projection,
-            "absorbers": [{"latent": a.latent, "rows": a.rows, "cosine": a.cosine} for a in self.absorbers],
-        }
-
-
-@dataclass(frozen=True)
-class FamilyAbsorption:
-    """One family of labels: means over the labels that count, None unless evaluable.
-
-    Attributes:
-        status: "evaluable" or "not evaluable".
-        reason: why not; empty otherwise.
-        form: "SAE", or "adapted" for a transcoder.
-        mean_main_latents: mean number of main latents per label (1 = no splitting).
-        n_probed: labels that pass the dense probe.
-        n_evaluable: of those, labels that the coder has latents for: the ones that count.
-        full_by_split: the mean rate of each split, to show how much hangs on the choice of rows.
-    """
-
-    family: str
-    status: Literal["evaluable", "not evaluable"]
-    reason: str
-    form: Literal["SAE", "adapted"]
-    labels: tuple[LabelAbsorption, ...]
-    n_probed: int
-    n_evaluable: int
-    full: Estimate | None = None
-    fraction: Estimate | None = None
-    full_first: Estimate | None = None
-    mean_main_latents: float | None = None
-    true_positives: int = 0
-    full_by_split: tuple[float, ...] = ()
-
-    @property
-    def evaluable(self) -> bool:
-        return self.status == "evaluable"
-
-    def to_dict(self) -> dict[str, Any]:
-        def plain(value: Estimate | None) -> dict[str, float] | None:
-            return None if value is None else value.to_dict()
-
-        return {
-            "family": self.family,
-            "status": self.status,
-            "reason": self.reason,
-            "form": self.form,
-            "full": plain(self.full),
-            "fraction": plain(self.fraction),
-            "full_first": plain(self.full_first),
-            "mean_main_latents": self.mean_main_latents,
-            "true_positives": self.true_positives,
-            "n_probed": self.n_probed,
-            "n_evaluable": self.n_evaluable,
-            "full_by_split": list(self.full_by_split),
-            "labels": [label.to_dict() for label in self.labels],
-        }
 
 
 def absorption_rates(
@@ -200,7 +41,7 @@ def absorption_rates(
     codes: sparse.csr_array,
     w_dec: NDArray[np.floating],
     labels: Labels,
-    splits: Sequence[tuple[Split, LinearProbes]],
+    splits: Sequence[tuple[ProbeSplit, LinearProbes]],
     *,
     adapted: bool = False,
     gates: Gates | None = None,
@@ -208,11 +49,9 @@ def absorption_rates(
     l1: float = 0.01,
     max_k: int = MAX_K,
     jump: float = F1_JUMP,
-    threshold: ThresholdRule = "tuned",
-    unit: float | None = None,
     seed: int = 0,
 ) -> list[FamilyAbsorption]:
-    """Absorption for every family of labels, measured on the test rows of every split.
+    """Absorption of each family of labels, measured on the test rows of each split.
 
     Args:
         x: [n, d] raw activations of the site that the decoder writes to (and the probes read).
@@ -221,34 +60,46 @@ def absorption_rates(
         labels: of the rows.
         splits: each with the probes trained on it, in the same order of labels. True positives of all splits are
             pooled; each split has main latents of its own.
-        adapted: the coder is a transcoder.
-        origin: [d] what a is measured from; None: the zero vector, as SAEBench has it.
-        l1, max_k, jump, threshold, unit: of :func:`analyze.splitting.k_sparse_probes`.
+        adapted: whether the coder is a transcoder.
+        gates: when a label and a family are evaluable; None: the defaults.
+        origin: [d] subtracted from x before it is projected on a probe; None: the zero vector, as in SAEBench.
+        l1, max_k, jump: of :func:`~.main_latents.k_sparse_probes`.
         seed: of the intervals.
+
+    Raises:
+        ValueError: the probes of a split are for other labels.
     """
     gates = gates or Gates()
     rng = np.random.default_rng(seed)
     by_split = []
     for split, probes in splits:
         if probes.names != labels.names:
-            raise ValueError("probes and labels differ")
-        main = k_sparse_probes(codes, labels, split, l1=l1, max_k=max_k, jump=jump, threshold=threshold, unit=unit)
-        by_split.append(_labels(x, codes, w_dec, labels, split, probes, main, origin, gates))
+            raise ValueError(f"expected probes of {labels.names}, found probes of {probes.names}")
+        main = k_sparse_probes(codes, labels, split, l1=l1, max_k=max_k, jump=jump)
+        by_split.append(
+            _labels(x, codes, w_dec, labels, split=split, probes=probes, main=main, origin=origin, gates=gates)
+        )
     families = dict.fromkeys(family_of(name) for name in labels.names)
     return [
         _family(
             family,
             [[label for label in found if family_of(label.label) == family] for found in by_split],
-            "adapted" if adapted else "SAE",
-            gates,
-            rng,
+            form="adapted" if adapted else "SAE",
+            gates=gates,
+            rng=rng,
         )
         for family in families
     ]
 
 
 def unit_codes(codes: sparse.csr_array, w_dec: NDArray[np.floating], target_scale: float = 1.0) -> sparse.csr_array:
-    """Codes as multiples of unit decoder rows in raw target space: z_i ‖w_i‖ · target_scale."""
+    """Codes [n, F] as multiples of unit decoder rows in raw target space: z_i ‖w_i‖ · target_scale.
+
+    Args:
+        codes: [n, F].
+        w_dec: [F, d] decoder rows, in units of target_scale.
+        target_scale: what the coder divides its target by.
+    """
     norms = np.linalg.norm(w_dec.astype(np.float64), axis=1) * target_scale
     scaled = sparse.csr_array(codes, copy=True)
     scaled.data = (scaled.data * norms[scaled.indices]).astype(np.float32)
@@ -260,15 +111,16 @@ def _labels(
     codes: sparse.csr_array,
     w_dec: NDArray[np.floating],
     labels: Labels,
-    split: Split,
+    *,
+    split: ProbeSplit,
     probes: LinearProbes,
     main: Sequence[KSparse],
     origin: NDArray[np.floating] | None,
     gates: Gates,
 ) -> list[LabelAbsorption]:
-    """Every label on one split; rates without intervals are left to :func:`_pool`."""
+    """Every label on the test rows of one split. Rates and their intervals are computed in :func:`_pool`."""
     held_out = x[torch.from_numpy(split.test)].to(torch.float64)
-    says_yes = probes.positive(held_out)
+    says_yes = probes.positive(held_out)  # probes have a bias of their own: they read x before the origin is subtracted
     if origin is not None:
         held_out = held_out - torch.from_numpy(origin.astype(np.float64))
     test_codes = sparse.csr_array(codes[split.test])
@@ -278,22 +130,33 @@ def _labels(
         direction = probes.directions[i].astype(np.float64)
         projection = (held_out[torch.from_numpy(hits)] @ torch.from_numpy(direction)).numpy()
         cosines = decoder_cosines(w_dec, direction)
-        results.append(_label(probes.scores[i], main[i], projection, test_codes[hits], cosines, gates))
+        results.append(
+            _label(probes.scores[i], main[i], test_codes[hits], projection=projection, cosines=cosines, gates=gates)
+        )
     return results
 
 
 def _label(
-    probe: Scores, main: KSparse, projection: Doubles, codes: sparse.csr_array, cosines: Doubles, gates: Gates
+    probe: Scores, main: KSparse, codes: sparse.csr_array, *, projection: Doubles, cosines: Doubles, gates: Gates
 ) -> LabelAbsorption:
+    """One label on one split: its status, and its rows where it is evaluable.
+
+    Args:
+        probe: scores of the dense probe.
+        main: main latents with their scores.
+        codes: [m, F] on the m true positives.
+        projection: [m] of the true positives on the probe's direction.
+        cosines: [F] of decoder rows with that direction.
+    """
     n_hits = len(projection)
     mcc = 0.0 if main.scores is None else main.scores.mcc
     probed = probe.f1 > gates.probe_f1 and n_hits >= gates.true_positives
     if probe.f1 <= gates.probe_f1:
-        status = f"probe F1 {probe.f1:.2f}, more than {gates.probe_f1:g} is needed"
+        status = f"probe F1 {probe.f1:.2f}, must exceed {gates.probe_f1:g}"
     elif not probed:
-        status = f"{n_hits} true positives, {gates.true_positives} are needed"
+        status = f"{n_hits} true positives, needs {gates.true_positives}"
     elif mcc < gates.coder_mcc:
-        status = f"no latents for it: MCC {mcc:.2f} of their probe, {gates.coder_mcc:g} is needed"
+        status = f"no latents for it: their probe has MCC {mcc:.2f}, needs {gates.coder_mcc:g}"
     else:
         status = "evaluable"
     own = tuple(float(cosines[latent]) for latent in main.latents)
@@ -314,8 +177,10 @@ def _label(
 
 
 def _pool(splits: Sequence[LabelAbsorption], rng: np.random.Generator) -> LabelAbsorption:
-    """One label over all splits: it counts if it does in more than half of them. What is not a rate is that of the
-    first split in which it has the status it ends with."""
+    """One label over all splits: evaluable if it is so in more than half of them.
+
+    Rates pool the true positives of these splits. Everything else is of the first split with the same outcome.
+    """
     good = [label for label in splits if label.evaluable]
     if 2 * len(good) <= len(splits):
         return next(label for label in splits if not label.evaluable)
@@ -333,10 +198,12 @@ def _pool(splits: Sequence[LabelAbsorption], rng: np.random.Generator) -> LabelA
 def _family(
     family: str,
     by_split: Sequence[Sequence[LabelAbsorption]],
+    *,
     form: Literal["SAE", "adapted"],
     gates: Gates,
     rng: np.random.Generator,
 ) -> FamilyAbsorption:
+    """One family from its labels on each split."""
     labels = [_pool(list(found), rng) for found in zip(*by_split, strict=True)]
     probed = [label for label in labels if label.probed]
     counted = [label for label in labels if label.evaluable]
@@ -356,15 +223,15 @@ def _family(
         return replace(
             result,
             reason=f"{len(probed)} of {len(labels)} labels have a dense probe with F1 > {gates.probe_f1:g} and "
-            f"{gates.true_positives} true positives, {needed} are needed (best F1 {best:.2f}): the model's activations "
-            "do not say enough of this family",
+            f"{gates.true_positives} true positives, needs {needed} (best F1 {best:.2f}): the model's activations "
+            "do not represent enough of this family",
         )
     if len(counted) < max(1.0, gates.coder_share * len(probed)):
         return replace(
             result,
             reason=f"the coder has latents (k-sparse probe with MCC ≥ {gates.coder_mcc:g}) for {len(counted)} of "
-            f"the {len(probed)} labels that the dense probe finds, {gates.coder_share:.0%} are needed: what has no "
-            "latent cannot be absorbed from it",
+            f"the {len(probed)} labels that pass the dense probe, needs {gates.coder_share:.0%}: a label without "
+            "latents cannot be absorbed",
         )
     rows = [label.rows for label in counted if label.rows is not None]
     names = {label.label for label in counted}
@@ -385,5 +252,5 @@ def _family(
 
 
 def mean_or_nan(values: list[float]) -> float:
-    """Their mean; NaN where there are none (a split in which no label that counts has a true positive)."""
+    """The mean; NaN of an empty list (a split in which no evaluable label has a true positive)."""
     return float(np.mean(values)) if values else float("nan")

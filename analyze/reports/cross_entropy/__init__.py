@@ -1,1 +1,1 @@
-"""cross_entropy"""
+"""The cross-entropy report: the language model's loss with the coder spliced in."""

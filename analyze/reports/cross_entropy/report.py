@@ -1,13 +1,13 @@
-"""Cross-entropy: what the language model loses when the coder's reconstruction takes the place of its target.
+"""Cross-entropy: the language model's loss when the coder's reconstruction replaces its target.
 
-Loss recovered = (CE_zero − CE_coder) / (CE_zero − CE_clean): 1 for a perfect reconstruction, 0 for deleting the site.
-Replacing the site by its mean is the fairer floor and stands beside it. Position 0 (every BOS, where each
-document of a sequence has one) is left as it is, and its prediction is not counted; the twin replaces it too and counts
-it.
+Loss recovered = (CE_zero − CE_coder) / (CE_zero − CE_clean): 1 for a perfect reconstruction, 0 for a site set to zero.
+The site's mean is the fairer floor, and has a figure of its own. Position 0 (every BOS) keeps its activations, and its
+prediction is not counted; the twin with position 0 replaces it too and counts it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -19,14 +19,17 @@ from ...stream.batches import StreamBatch
 from ..base import Report, ReportConfig
 from .splice import Loss, Replace, choose_sequences, losses, model_of
 
+IN_PLACE = {"clean": "the model as it is", "coder": "the coder", "mean": "the mean", "zero": "zero"}
+"""What is at the target site, and its name in the table of losses."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropyConfig(ReportConfig):
-    """The model's loss with the coder spliced in; runs the model, so it is made when named."""
+    """The model's loss with the coder spliced in. It runs the model, so this report is made only when requested."""
 
     kind: Literal["cross_entropy"] = "cross_entropy"
     sequences: int = 64
-    """Sequences of the cache to run, spread evenly."""
+    """Number of sequences of the cache to run, spread evenly."""
     batch: int = 8
     """Sequences in one forward pass."""
 
@@ -35,8 +38,8 @@ class CrossEntropyConfig(ReportConfig):
             raise ValueError("sequences and batch are at least 1")
 
 
-class CrossEntropy(Report[CrossEntropyConfig]):
-    """Looks at nothing in the pass; runs the model at the end."""
+class CrossEntropyReport(Report[CrossEntropyConfig]):
+    """Reads nothing from the stream; finalise runs the model."""
 
     config_class: ClassVar[type[ReportConfig]] = CrossEntropyConfig
     title: ClassVar[str] = "Cross-entropy"
@@ -65,39 +68,61 @@ class CrossEntropy(Report[CrossEntropyConfig]):
             "mean": lambda _, y: mean.to(y.dtype).expand_as(y),
         }
         found = losses(
-            model, subject.cache, subject.source, subject.target, sequences, config.batch, replacements, subject.only
+            model,
+            subject.cache,
+            sequences,
+            source=subject.source,
+            target=subject.target,
+            batch=config.batch,
+            replacements=replacements,
+            only=subject.only,
         )
-        return _result(self, found, len(sequences))
+        means = {name: _means(found, name) for name in IN_PLACE}
+        tokens = int(found["clean"].tokens[1:].sum())
+        table = _table(means)
+        return ReportResult(
+            "cross_entropy",
+            self.title,
+            _lead(means, subject.target),
+            _figures(means, f"over {tokens:,} predictions in {len(sequences):,} sequences"),
+            tables=[table],
+            data={
+                "sequences": len(sequences),
+                "predictions": tokens,
+                "losses": {row[0]: row[1:] for row in table.rows},
+            },
+            definitions=_DEFINITIONS,
+        )
 
 
-def _recovered(clean: float | None, floor: float | None, coder: float | None) -> float | None:
-    if clean is None or floor is None or coder is None or floor <= clean:
-        return None
-    return (floor - coder) / (floor - clean)
+@dataclass(frozen=True)
+class _Means:
+    """Mean cross-entropy and KL in nats per prediction; None without predictions. `_all`: including position 0."""
+
+    ce: float | None
+    kl: float | None
+    ce_all: float | None
+    kl_all: float | None
 
 
-def _result(report: CrossEntropy, found: dict[str, Loss], n: int) -> ReportResult:
-    def ce(name: str, everything: bool) -> float | None:
-        wanted = f"{name}_all" if everything and name != "clean" else name
-        return found[wanted].mean("ce", 0 if everything else 1)
+def _means(found: Mapping[str, Loss], name: str) -> _Means:
+    if name == "clean":  # one run serves both: nothing is replaced, only the predictions that count differ
+        return _Means(found[name].mean("ce", 1), 0.0, found[name].mean("ce", 0), 0.0)
+    rest, everything = found[name], found[f"{name}_all"]
+    return _Means(rest.mean("ce", 1), rest.mean("kl", 1), everything.mean("ce", 0), everything.mean("kl", 0))
 
-    def kl(name: str, everything: bool) -> float | None:
-        return found[f"{name}_all" if everything else name].mean("kl", 0 if everything else 1)
 
-    def recovered(floor: str, everything: bool) -> float | None:
-        return _recovered(ce("clean", everything), ce(floor, everything), ce("coder", everything))
-
-    tokens = int(found["clean"].tokens[1:].sum())
-    over = f"over {tokens:,} predictions in {n:,} sequences"
-    figures = [
+def _figures(means: Mapping[str, _Means], over: str) -> list[Figure]:
+    clean, coder, zero, mean = (means[name] for name in ("clean", "coder", "zero", "mean"))
+    return [
         Figure(
             "ce_recovered",
             "loss recovered (against zero)",
-            recovered("zero", False),
-            f"(CE_zero − CE_coder) / (CE_zero − CE_clean) {over}. 1: the model does not notice; 0: as bad as "
-            f"deleting the site.",
+            _recovered(clean=clean.ce, floor=zero.ce, coder=coder.ce),
+            f"(CE_zero − CE_coder) / (CE_zero − CE_clean) {over}. 1: the loss does not change; 0: as bad as setting "
+            "the site to zero.",
             "percent",
-            with_bos=recovered("zero", True),
+            with_bos=_recovered(clean=clean.ce_all, floor=zero.ce_all, coder=coder.ce_all),
             null=0.0,
             better="higher",
             short="loss recovered",
@@ -107,75 +132,73 @@ def _result(report: CrossEntropy, found: dict[str, Loss], n: int) -> ReportResul
         Figure(
             "ce_recovered_mean",
             "loss recovered (against the mean)",
-            recovered("mean", False),
-            "The same with the site replaced by its mean as the floor. Below 0 the coder does more harm than its "
-            "target's mean.",
+            _recovered(clean=clean.ce, floor=mean.ce, coder=coder.ce),
+            "The same with the site's mean as the floor. Below 0 the coder does more harm than the mean of its target.",
             "percent",
-            with_bos=recovered("mean", True),
+            with_bos=_recovered(clean=clean.ce_all, floor=mean.ce_all, coder=coder.ce_all),
             null=0.0,
             better="higher",
         ),
         Figure(
             "ce_increase",
             "loss added (nats)",
-            _difference(ce("coder", False), ce("clean", False)),
+            _difference(coder.ce, clean.ce),
             "Cross-entropy with the coder less that of the model as it is.",
-            with_bos=_difference(ce("coder", True), ce("clean", True)),
+            with_bos=_difference(coder.ce_all, clean.ce_all),
             better="lower",
         ),
         Figure(
             "kl",
             "KL from the model as it is (nats)",
-            kl("coder", False),
+            coder.kl,
             "Mean KL(clean ‖ spliced) of the next-token distributions.",
-            with_bos=kl("coder", True),
+            with_bos=coder.kl_all,
             better="lower",
         ),
     ]
-    names = (("clean", "the model as it is"), ("coder", "the coder"), ("mean", "the mean"), ("zero", "zero"))
-    rows = [
-        [
-            label,
-            ce(name, False),
-            kl(name, False) if name != "clean" else 0.0,
-            ce(name, True),
-            kl(name, True) if name != "clean" else 0.0,
-        ]
-        for name, label in names
-    ]
-    shown = {name: significant(ce(name, False)) for name, _ in names}
-    lead = (
-        f"With the reconstruction in place of {report.subject.target} the model's loss is {shown['coder']} nats per "
-        f"token, against {shown['clean']} untouched, {shown['mean']} with the mean and {shown['zero']} with zero; "
-        "position 0 left as it is."
-    )
-    table = Table(
-        "losses",
-        "Losses",
-        "Cross-entropy and KL in nats per token, with position 0 left as it is and with it replaced too.",
-        [
-            TableColumn("in place of the target", "text"),
-            TableColumn("cross-entropy", "number"),
-            TableColumn("KL", "number"),
-            TableColumn("cross-entropy, position 0 too", "number"),
-            TableColumn("KL, position 0 too", "number"),
-        ],
-        rows,
-        len(rows),
-    )
-    data = {"sequences": n, "predictions": tokens, "losses": {row[0]: row[1:] for row in rows}}
-    definitions = [
-        (
-            "Loss recovered",
-            "How much of the damage of removing a site the coder undoes: 1 for a perfect reconstruction, 0 for the "
-            "floor. A site "
-            "that matters little makes it noisy: look at the loss itself too.",
-        )
-    ]
-    return ReportResult(
-        "cross_entropy", report.title, lead, figures, tables=[table], data=data, definitions=definitions
-    )
+
+
+def _recovered(*, clean: float | None, floor: float | None, coder: float | None) -> float | None:
+    """(floor − coder) / (floor − clean); None where the floor does no harm, so that there is nothing to recover."""
+    if clean is None or floor is None or coder is None or floor <= clean:
+        return None
+    return (floor - coder) / (floor - clean)
 
 
 def _difference(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
+
+
+def _lead(means: Mapping[str, _Means], target: str) -> str:
+    loss = {name: significant(of.ce) for name, of in means.items()}
+    return (
+        f"With the reconstruction in place of {target} the model's loss is {loss['coder']} nats per token, against "
+        f"{loss['clean']} as it is, {loss['mean']} with the mean and {loss['zero']} with zero, excluding position 0."
+    )
+
+
+def _table(means: Mapping[str, _Means]) -> Table:
+    rows = [[IN_PLACE[name], of.ce, of.kl, of.ce_all, of.kl_all] for name, of in means.items()]
+    return Table(
+        "losses",
+        "Losses",
+        "Cross-entropy and KL in nats per token, excluding position 0 (it keeps its activations) and including it.",
+        [
+            TableColumn("in place of the target", "text"),
+            TableColumn("cross-entropy", "number"),
+            TableColumn("KL", "number"),
+            TableColumn("cross-entropy, including position 0", "number"),
+            TableColumn("KL, including position 0", "number"),
+        ],
+        rows,
+        len(rows),
+    )
+
+
+_DEFINITIONS = [
+    (
+        "Loss recovered",
+        "How much of the damage of removing a site the coder undoes: 1 for a perfect reconstruction, 0 for the floor. "
+        "At a site that matters little it is noisy: look at the loss itself too.",
+    )
+]

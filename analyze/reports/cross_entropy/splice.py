@@ -1,10 +1,9 @@
-"""A coder in place of what it reconstructs: the language model's loss with the target site replaced.
+"""A coder spliced into the language model: its loss with the target site replaced.
 
-The replacement is made where the cache was read. A site that is a module's output is exchanged there. One that is a
-module's input is overwritten in place, so that a residual stream that passes by the module (`residual = x;
-x = norm(x)`) carries the replacement too: both names stand for one tensor. What only attention or the MLP reads
-(`attn_in`, `mlp_in`) is exchanged for that module alone: where no norm stands before it (OLMo-2), its input is the
-residual stream itself.
+The replacement happens where the harvest reads the site. A module's output is exchanged. A module's input is
+overwritten in place, so that a residual stream that bypasses the module (`residual = x; x = norm(x)`) carries the
+replacement too: both names refer to one tensor. The inputs of attention and MLP (`attn_in`, `mlp_in`) are exchanged for
+that module alone: without a norm before it (OLMo-2), its input is the residual stream itself, which must stay as it is.
 """
 
 from __future__ import annotations
@@ -29,24 +28,26 @@ from ....shared.errors import DataError, UsageError
 from ...subject.language_model import model_folder
 
 Replace = Callable[[Tensor, Tensor], Tensor]
-"""(source activations [B, T, d_in], target activations [B, T, d_out]) → what stands in the target's place."""
+"""(source activations [B, T, d_in], target activations [B, T, d_out]) → the new target activations."""
 
 READ_BY_ONE = ("attn_in", "mlp_in")
-"""Kinds of sites that one module reads, and the residual stream does not carry on."""
+"""Kinds of sites that one module reads and the residual stream does not carry on."""
 
 TOLERANCE = 0.05
-"""Largest relative difference between a cached sequence and what the model says of it now."""
+"""Largest relative difference between a sequence's cached activations and the model's."""
 
 _MODEL = RLock()
-"""Runs are finalised by several threads and share the model: one loads it, one at a time is spliced into it."""
+"""Runs are finalised by several threads that share one model: one thread at a time loads it or splices into it."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Sums over next-token predictions, by the position they are made at.
+    """Sums over next-token predictions, by the position at which they are made.
 
     Attributes:
-        ce: [T] cross-entropy in nats. kl: [T] KL(clean ‖ this). tokens: [T].
+        ce: [T] cross-entropy in nats.
+        kl: [T] KL(clean ‖ this) in nats.
+        tokens: [T] number of predictions.
     """
 
     ce: NDArray[np.float64]
@@ -57,7 +58,7 @@ class Loss:
         return Loss(self.ce + other.ce, self.kl + other.kl, self.tokens + other.tokens)
 
     def mean(self, which: str, first: int) -> float | None:
-        """Mean of "ce" or "kl" over the predictions made from position `first` on."""
+        """Mean of "ce" or "kl" over the predictions at positions ≥ `first`; None if there are none."""
         tokens = int(self.tokens[first:].sum())
         return float(getattr(self, which)[first:].sum() / tokens) if tokens else None
 
@@ -66,8 +67,13 @@ class Loss:
 def load_model(folder: Path, attention: str | None, device: str) -> nn.Module:
     """The causal language model in a folder, from local files only.
 
+    Args:
+        folder: with config.json and weights.
+        attention: the attention implementation of the harvest; None or "default": the model's own.
+        device: to which it is moved; CUDA runs it in bfloat16, the CPU in float32.
+
     Raises:
-        UsageError: it is not a causal language model that `transformers` can build.
+        UsageError: `transformers` cannot load a causal language model from it.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -79,7 +85,7 @@ def load_model(folder: Path, attention: str | None, device: str) -> nn.Module:
     try:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **extra)
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{folder} is not a causal language model that can be loaded: {error}") from None
+        raise UsageError(f"cannot load a causal language model from {folder}: {error}") from None
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -90,15 +96,15 @@ def model_of(cache: Cache, device: str) -> nn.Module:
     """The model that a cache was harvested from.
 
     Raises:
-        UsageError: it is not on this machine.
+        UsageError: its files are not on this machine.
     """
     harvest, resolved = cache.config.get("harvest", {}), cache.config.get("resolved", {})
     name = harvest.get("model")
     folder = model_folder(name, resolved.get("model_revision") or harvest.get("model_revision"))
     if folder is None:
         raise UsageError(
-            f"cross-entropy needs the model of {cache.path} ({name}), which is not on this machine",
-            "leave the cross_entropy report out, or bring the model's folder back",
+            f"the cross_entropy report needs the model of {cache.path}, but {name} is not on this machine",
+            "restore the model's folder, or analyze without the cross_entropy report",
         )
     with _MODEL:
         return load_model(folder, resolved.get("attention"), device)
@@ -111,14 +117,15 @@ def _tensor(value: Any) -> Tensor:
 
 @contextmanager
 def spliced(model: nn.Module, source: SiteSpec, target: SiteSpec, replace: Replace) -> Iterator[dict[str, Tensor]]:
-    """Inside, every forward pass has replace(source, target) at the target site; yields what the source site held.
+    """A context in which every forward pass has replace(source, target) at the target site.
 
-    Other threads wait for their turn: hooks act on whoever calls the model.
+    Yields a dictionary whose "source" holds the source activations of the last forward pass. Other threads wait until
+    the context ends, because hooks act on every caller of the model.
     """
     seen: dict[str, Tensor] = {}
 
     def keep(x: Tensor) -> None:
-        seen["source"] = x.clone()
+        seen["source"] = x.clone()  # a copy: the same tensor may be overwritten in place at the target
 
     def new(y: Tensor) -> Tensor:
         if source.name == target.name:
@@ -136,7 +143,7 @@ def spliced(model: nn.Module, source: SiteSpec, target: SiteSpec, replace: Repla
         changed = new(held)
         if target.kind in READ_BY_ONE:
             return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
-        held.copy_(changed)
+        held.copy_(changed)  # in place, so that the residual stream that shares this tensor changes too
         return None
 
     def post_target(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
@@ -144,6 +151,8 @@ def spliced(model: nn.Module, source: SiteSpec, target: SiteSpec, replace: Repla
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     with _MODEL, ExitStack() as stack:
+        # The source's hook is registered first: at one module, hooks run in the order of registration, and `new` needs
+        # what `keep` has seen. For source = target, `new` keeps it itself.
         if source.name != target.name:
             module = model.get_submodule(source.module_path)
             if source.io == "in":
@@ -166,7 +175,14 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 def choose_sequences(
     cache: Cache, shards: tuple[int, ...], n: int, only: NDArray[np.bool_] | None = None
 ) -> NDArray[np.int64]:
-    """At most n sequences of those shards, spread evenly; with `only` [n_rows], those with at least one such row."""
+    """At most n sequences of these shards, spread evenly. [≤ n], ascending.
+
+    Args:
+        cache: of the sequences.
+        shards: to choose from.
+        n: maximum number of sequences.
+        only: [n_rows] choose sequences with at least one such row; None: all.
+    """
     seqs = np.concatenate([np.arange(s.start, s.stop) for s in map(cache.layout.seqs_of, shards)])
     if only is not None:
         seqs = seqs[only.reshape(-1, cache.ctx)[seqs].any(1)]
@@ -177,94 +193,131 @@ def choose_sequences(
 def losses(
     model: nn.Module,
     cache: Cache,
+    sequences: NDArray[np.int64],
+    *,
     source: str,
     target: str,
-    sequences: NDArray[np.int64],
     batch: int,
     replacements: dict[str, Replace],
     only: NDArray[np.bool_] | None = None,
 ) -> dict[str, Loss]:
     """Loss of the model as it is ("clean") and under each replacement, over the same sequences.
 
-    The model is called as in the harvest. Where that kept the documents of a sequence apart, positions and attention
-    begin anew with each, and no prediction is counted from one document to the next.
+    The model is called as in the harvest. Where the harvest separated the documents of a sequence, positions and
+    attention restart with each document, and a prediction across documents is not counted.
 
     Args:
-        only: [n_rows] rows at which predictions count (the token they are made at and the next one); None: all but
-            padding.
+        model: the one that was harvested.
+        cache: of the sequences.
+        sequences: their numbers.
+        source: site that the coder reads.
+        target: site that is replaced.
+        batch: sequences in one forward pass.
+        replacements: name → replacement.
+        only: [n_rows] rows at which predictions count (the row of the prediction and the next one); None: all rows
+            except padding.
 
     Returns:
-        "clean", and for each replacement its name (position 0 left as it is) and its name with "_all". A BOS further on
-        in its sequence is at position 0 as well.
+        "clean", and for each replacement its name (position 0 keeps its activations) and its name with "_all" (position
+        0 is replaced too). A BOS inside a sequence is at position 0 as well.
 
     Raises:
-        DataError: the model's activations are not the cached ones: it is not the model that was harvested.
+        DataError: the model's activations differ from the cached ones: it is not the model that was harvested.
     """
-    device = next(model.parameters()).device
     sites = cache.sites[source], cache.sites[target]
-    apart = _apart(cache)
     totals: dict[str, Loss] = {}
 
     def add(name: str, loss: Loss) -> None:
         totals[name] = totals[name] + loss if name in totals else loss
 
     for start in range(0, len(sequences), batch):
-        part = sequences[start : start + batch]
-        ids = torch.from_numpy(cache.tokens[part].astype(np.int64)).to(device)
-        real = torch.from_numpy(text_rows(cache.flags[part])).to(device)
-        position = torch.from_numpy(positions(np.arange(cache.ctx), cache.flags[part], cache.ctx)).to(device)
-        rows = real
-        if only is not None:
-            rows = real & torch.from_numpy(only.reshape(-1, cache.ctx)[part]).to(device)
-        counted = rows[:, :-1] & rows[:, 1:]
-        told: dict[str, Any] = {"attention_mask": None if bool(real.all()) else real.long()}
-        if apart:
-            within = torch.from_numpy(document_positions(cache.doc_id[part], ~real.cpu().numpy())).to(device)
-            counted &= within[:, 1:] > 0
-            # Positions say where a document begins only where there is neither a mask nor a cache of keys and values.
-            told = {"attention_mask": None, "position_ids": within, "use_cache": False}
+        part = _inputs(cache, sequences[start : start + batch], only, next(model.parameters()).device)
         with spliced(model, *sites, lambda _, y: y) as seen:
-            clean = model(input_ids=ids, **told).logits.float().log_softmax(-1)
-        _check(cache, source, int(part[0]), seen["source"][0], real[0])
-        add("clean", _loss(clean, clean, ids, counted, position))
+            clean = part.log_probabilities(model)
+        _check(cache, source, int(sequences[start]), found=seen["source"][0], real=part.real[0])
+        add("clean", _loss(clean, clean, part))
         for name, replace in replacements.items():
-            for named, used in ((name, _leaving(position == 0, replace)), (f"{name}_all", replace)):
+            for named, used in ((name, _leaving(part.position == 0, replace)), (f"{name}_all", replace)):
                 with spliced(model, *sites, used):
-                    logits = model(input_ids=ids, **told).logits.float().log_softmax(-1)
-                add(named, _loss(logits, clean, ids, counted, position))
+                    add(named, _loss(part.log_probabilities(model), clean, part))
     return totals
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """A batch of sequences as the harvest showed them to the model.
+
+    Attributes:
+        ids: [B, T] tokens.
+        real: [B, T] not padding.
+        position: [B, T], 0 at each BOS.
+        counted: [B, T − 1] predictions that count, at the row that makes them.
+        told: further arguments of the model.
+    """
+
+    ids: Tensor
+    real: Tensor
+    position: Tensor
+    counted: Tensor
+    told: dict[str, Any]
+
+    def log_probabilities(self, model: nn.Module) -> Tensor:
+        """[B, T, V] float32, of the next token."""
+        logits: Tensor = model(input_ids=self.ids, **self.told).logits
+        return logits.float().log_softmax(-1)
+
+
+def _inputs(
+    cache: Cache, sequences: NDArray[np.int64], only: NDArray[np.bool_] | None, device: torch.device
+) -> _Inputs:
+    flags = cache.flags[sequences]
+    ids = torch.from_numpy(cache.tokens[sequences].astype(np.int64)).to(device)
+    real = torch.from_numpy(text_rows(flags)).to(device)
+    position = torch.from_numpy(positions(np.arange(cache.ctx), flags, cache.ctx)).to(device)
+    rows = real
+    if only is not None:
+        rows = real & torch.from_numpy(only.reshape(-1, cache.ctx)[sequences]).to(device)
+    counted = rows[:, :-1] & rows[:, 1:]
+    told: dict[str, Any] = {"attention_mask": None if bool(real.all()) else real.long()}
+    if _apart(cache):
+        within = torch.from_numpy(document_positions(cache.doc_id[sequences], ~real.cpu().numpy())).to(device)
+        counted &= within[:, 1:] > 0
+        # `transformers` derives the documents from restarting positions only without a mask and without a KV cache.
+        told = {"attention_mask": None, "position_ids": within, "use_cache": False}
+    return _Inputs(ids, real, position, counted, told)
+
+
 def _apart(cache: Cache) -> bool:
-    """Whether documents shared sequences in the harvest and did not see one another."""
+    """Whether the harvest packed documents into shared sequences without attention across them."""
     harvest = cache.config.get("harvest", {})
     return harvest.get("packing", "concat") == "concat" and not harvest.get("cross_document_attention", True)
 
 
 def _leaving(rows: Tensor, replace: Replace) -> Replace:
-    """The same replacement with some rows [B, T] left as they are."""
+    """The same replacement, except that the given rows [B, T] keep their activations."""
     return lambda x, y: torch.where(rows[..., None], y, replace(x, y).to(y.dtype))
 
 
-def _loss(logits: Tensor, clean: Tensor, ids: Tensor, counted: Tensor, position: Tensor) -> Loss:
-    """Sums by position [B, T] of log-probabilities [B, T, V] over the predictions that count [B, T - 1]."""
-    ce = -logits[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
-    kl = (clean[:, :-1].exp() * (clean[:, :-1] - logits[:, :-1])).sum(-1)
-    n, place = ids.shape[1], position[:, :-1][counted].cpu().numpy()
+def _loss(spliced_in: Tensor, clean: Tensor, part: _Inputs) -> Loss:
+    """Sums by position over the predictions that count, from log-probabilities [B, T, V]."""
+    ce = -spliced_in[:, :-1].gather(-1, part.ids[:, 1:, None]).squeeze(-1)
+    kl = (clean[:, :-1].exp() * (clean[:, :-1] - spliced_in[:, :-1])).sum(-1)
+    n, place = part.ids.shape[1], part.position[:, :-1][part.counted].cpu().numpy()
 
     def by_position(values: Tensor) -> NDArray[np.float64]:
-        return np.bincount(place, values[counted].double().cpu().numpy(), minlength=n).astype(np.float64)
+        return np.bincount(place, values[part.counted].double().cpu().numpy(), minlength=n).astype(np.float64)
 
     return Loss(by_position(ce), by_position(kl), np.bincount(place, minlength=n))
 
 
-def _check(cache: Cache, source: str, sequence: int, found: Tensor, real: Tensor) -> None:
+def _check(cache: Cache, source: str, sequence: int, *, found: Tensor, real: Tensor) -> None:
+    """Compares a sequence's activations [T, d] with the cached ones, excluding padding."""
     rows = np.arange(sequence * cache.ctx, (sequence + 1) * cache.ctx)
     cached = cache.rows(source, rows).float().to(found.device)
     off = float((found.float() - cached)[real].norm() / cached[real].norm().clamp_min(1e-12))
     if not off <= TOLERANCE:
         raise DataError(
-            f"the model gives other activations at {source} than {cache.path} holds: {100 * off:.1f}% off in sequence "
+            f"the model's activations at {source} differ from those in {cache.path}: by {100 * off:.1f}% in sequence "
             f"{sequence}, expected at most {100 * TOLERANCE:.0f}%",
-            "splice into the model that the cache was harvested from",
+            "restore the model that the cache was harvested from",
         )

@@ -1,1 +1,1 @@
-"""probing"""
+"""The probing report: how well a few latents predict a label."""

@@ -1,4 +1,4 @@
-"""Sparse probing: what one, two or five latents say of a label, beside the dense probe of the activations."""
+"""Sparse probing: how well one, two or five latents predict a label, beside the dense probe of the activations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 
 from ...probes.intervals import over_items
-from ...probes.labelled_rows import Sample, SampledCodes, labelled
+from ...probes.labelled_rows import LabelSample, SampledCodes, labelled
 from ...probes.labels import family_of
 from ...result import Chart, Figure, ReportResult, Series, Table, TableColumn, significant
 from ...stream.batches import StreamBatch
@@ -19,15 +19,15 @@ from .sparse_probes import KS, SparseProbe, family_means, sparse_probes
 
 @dataclass(frozen=True, kw_only=True)
 class ProbingConfig(ReportConfig):
-    """How well few latents say a label."""
+    """How well a few latents predict a label."""
 
     kind: Literal["probing"] = "probing"
     families: tuple[str, ...] | None = None
-    """Families of labels; null: all that the cache can have (of a cache of prompts: the prompts' own)."""
+    """Families of labels; null: all that the cache has (of a cache of prompts: the prompts' own)."""
     rows: int = 20_000
-    """Rows to sample."""
+    """Number of rows to sample."""
     min_positives: int = 50
-    """A label needs so many positive and negative rows in the sample."""
+    """Least number of positive and of negative rows of a label in the sample."""
     ks: tuple[int, ...] = KS
     """Numbers of latents."""
 
@@ -36,8 +36,8 @@ class ProbingConfig(ReportConfig):
             raise ValueError("rows is at least 100, min_positives at least 2, every k at least 1")
 
 
-class Probing(Report[ProbingConfig]):
-    """Codes of sampled rows; everything else happens at the end."""
+class ProbingReport(Report[ProbingConfig]):
+    """Collects the codes of sampled rows; everything else is computed in finalise."""
 
     config_class: ClassVar[type[ReportConfig]] = ProbingConfig
     title: ClassVar[str] = "Sparse probing"
@@ -45,16 +45,16 @@ class Probing(Report[ProbingConfig]):
 
     def __init__(self, config: ProbingConfig, subject: Subject) -> None:
         super().__init__(config, subject)
-        self.sample = Sample(
-            config.rows,
-            config.families,
-            1,
-            config.min_positives,
-            subject.seed,
+        self.sample = LabelSample(
+            rows=config.rows,
+            families=config.families,
+            splits=1,
+            min_positives=config.min_positives,
+            seed=subject.seed,
             shards=subject.shards,
             heldout=subject.heldout,
         )
-        self.codes = SampledCodes(subject, self.sample)
+        self.codes = SampledCodes(subject.cache, self.sample)
 
     def update(self, batch: StreamBatch) -> None:
         self.codes.update(batch)
@@ -63,55 +63,19 @@ class Probing(Report[ProbingConfig]):
         self.codes.merge(other.codes)
 
     def finalise(self) -> ReportResult:
-        found = labelled(self.subject.cache, self.subject.target, self.sample)
+        subject = self.subject
+        found = labelled(subject.cache, subject.target, self.sample)
         split, dense = found.splits[0]
-        ks = tuple(k for k in sorted(set(self.config.ks)) if k <= self.subject.n_latents)
+        ks = tuple(k for k in sorted(set(self.config.ks)) if k <= subject.n_latents)
         probes = sparse_probes(self.codes.matrix(), found.labels, split, dense, ks)
         means = family_means(probes, "auc")
-        rng = np.random.default_rng(self.subject.seed)
-        figures = []
-        for k in ks:
-            value = over_items([probe.scores[k].auc for probe in probes], rng)
-            figures.append(
-                Figure(
-                    f"probing_auc_{k}",
-                    f"sparse probing AUC, k = {k}",
-                    value.value,
-                    f"Mean over {len(probes)} labels of the area under the ROC curve of a probe of {k} latents, "
-                    f"held-out rows; 95 % over labels {value.low:.3f}–{value.high:.3f}. 0.5 is a guess.",
-                    null=0.5,
-                    better="higher",
-                    short=f"probing k={k}",
-                    interval=(value.low, value.high),
-                    sweep=True,
-                )
-            )
-        dense_auc = float(np.mean([probe.dense.auc for probe in probes]))
-        figures.append(
-            Figure(
-                "probing_auc_dense",
-                "dense probing AUC",
-                dense_auc,
-                "The same for a linear probe of all dimensions of the activations: what there is to say.",
-                null=0.5,
-                short="dense probe",
-                sweep=True,
-            )
-        )
-        first = figures[0]
+        figures = _figures(probes, ks, subject.seed)
         return ReportResult(
             "probing",
             self.title,
-            f"One probe of k latents per label, {len(probes)} labels, {len(found.rows):,} rows: mean AUC "
-            + ", ".join(f"{significant(figure.value)} for k = {k}" for k, figure in zip(ks, figures, strict=False))
-            + f"; the dense probe reaches {significant(dense_auc)}."
-            + (
-                " Labels and probes live at the site the transcoder writes to."
-                if self.subject.coder.is_transcoder
-                else ""
-            ),
+            _lead(figures, ks, len(found.rows), len(probes), subject.coder.is_transcoder),
             figures,
-            [_chart(means, ks)] if first.value is not None else [],
+            [_chart(means, ks)],
             [_table(probes, ks)],
             data={
                 "rows": len(found.rows),
@@ -120,14 +84,52 @@ class Probing(Report[ProbingConfig]):
                 "family_f1": family_means(probes, "f1"),
                 "labels": [probe.to_dict() for probe in probes],
             },
-            definitions=[
-                (
-                    "Sparse probing",
-                    "A logistic regression on the k latents whose mean differs most between rows with and without the "
-                    "label (arXiv 2305.01610); scores on documents that neither the choice nor the fit has seen.",
-                )
-            ],
+            definitions=_DEFINITIONS,
         )
+
+
+def _figures(probes: list[SparseProbe], ks: tuple[int, ...], seed: int) -> list[Figure]:
+    rng = np.random.default_rng(seed)
+    figures = []
+    for k in ks:
+        value = over_items([probe.scores[k].auc for probe in probes], rng)
+        figures.append(
+            Figure(
+                f"probing_auc_{k}",
+                f"sparse probing AUC, k = {k}",
+                value.value,
+                f"Mean over {len(probes)} labels of the area under the ROC curve of a probe of {k} latents, "
+                f"held-out rows; 95 % over labels {value.low:.3f}–{value.high:.3f}. 0.5 is chance.",
+                null=0.5,
+                better="higher",
+                short=f"probing k={k}",
+                interval=(value.low, value.high),
+                sweep=True,
+            )
+        )
+    figures.append(
+        Figure(
+            "probing_auc_dense",
+            "dense probing AUC",
+            float(np.mean([probe.dense.auc for probe in probes])),
+            "The same for a linear probe of all dimensions of the activations: the upper reference.",
+            null=0.5,
+            short="dense probe",
+            sweep=True,
+        )
+    )
+    return figures
+
+
+def _lead(figures: list[Figure], ks: tuple[int, ...], rows: int, labels: int, transcoder: bool) -> str:
+    """The figures in a sentence: those of ks, then the dense one."""
+    *sparse, dense = (significant(figure.value) for figure in figures)
+    by_k = ", ".join(f"{value} for k = {k}" for k, value in zip(ks, sparse, strict=True))
+    where = " Labels and probes are at the transcoder's target site." if transcoder else ""
+    return (
+        f"One probe of k latents per label, {labels} labels, {rows:,} rows: mean AUC {by_k}; the dense probe reaches "
+        f"{dense}.{where}"
+    )
 
 
 def _chart(means: dict[str, dict[str, float]], ks: tuple[int, ...]) -> Chart:
@@ -141,7 +143,7 @@ def _chart(means: dict[str, dict[str, float]], ks: tuple[int, ...]) -> Chart:
     return Chart(
         "probing_by_family",
         "Sparse probing by family of labels",
-        "Mean area under the ROC curve over a family's labels, held-out rows. 0.5 is a guess.",
+        "Mean area under the ROC curve over a family's labels, held-out rows. 0.5 is chance.",
         families,
         series,
         "family",
@@ -180,3 +182,12 @@ def _table(probes: list[SparseProbe], ks: tuple[int, ...]) -> Table:
         rows,
         len(rows),
     )
+
+
+_DEFINITIONS = [
+    (
+        "Sparse probing",
+        "A logistic regression on the k latents whose mean differs most between rows with and without the label "
+        "(arXiv 2305.01610). Scores are on documents that neither the choice nor the fit has seen.",
+    )
+]

@@ -1,9 +1,8 @@
-"""Sparse probing: how well do k latents say what a dense probe of the activations says?
+"""Sparse probing: how well do k latents predict a label, compared with a dense probe of the activations?
 
 Gurnee et al. 2023 (arXiv 2305.01610), with SAEBench's choice of latents: the k whose mean differs most between the
-label's positive and negative training rows. One logistic regression per label and k; figures on held-out rows. Beside
-it stand the dense probe (what the activations say at all) and, in a report, the same for an untrained coder (what a
-random dictionary of this size says).
+label's positive and negative training rows. One logistic regression per label and k; figures on held-out rows. The
+dense probe is the upper reference; in a report, an untrained coder is the lower one (a random dictionary of this size).
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ...probes.fit import LinearProbes, ThresholdRule, fit_few
+from ...probes.fit import LinearProbes, fit_few
 from ...probes.labels import Labels, family_of
 from ...probes.scores import Scores, best_threshold, score
-from ...probes.splits import Split
+from ...probes.splits import ProbeSplit
 
 KS = (1, 2, 5)
+"""Numbers of latents."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class SparseProbe:
     """One label: the best latents and the scores of their first k.
 
     Attributes:
-        latents: the largest |difference of means| first.
+        label: its name.
+        latents: largest |difference of means| first.
         scores: k → scores on the test rows.
         dense: scores of the dense probe on the same rows.
     """
@@ -40,6 +41,7 @@ class SparseProbe:
     dense: Scores
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
         return {
             "label": self.label,
             "latents": list(self.latents),
@@ -49,7 +51,12 @@ class SparseProbe:
 
 
 def mean_differences(codes: sparse.csr_array, values: NDArray[np.int8]) -> NDArray[np.float64]:
-    """[P, F] mean of each latent over a label's positive rows less the mean over its negative rows."""
+    """Mean of each latent over a label's positive rows less the mean over its negative rows: [P, F].
+
+    Args:
+        codes: [n, F].
+        values: [n, P] labels, −1 for unknown.
+    """
     positive = (values == 1).astype(np.float64)
     negative = (values == 0).astype(np.float64)
     transposed = sparse.csr_array(codes.T.astype(np.float64))
@@ -63,18 +70,18 @@ def mean_differences(codes: sparse.csr_array, values: NDArray[np.int8]) -> NDArr
 def sparse_probes(
     codes: sparse.csr_array,
     labels: Labels,
-    split: Split,
+    split: ProbeSplit,
     probes: LinearProbes,
     ks: Sequence[int] = KS,
-    threshold: ThresholdRule = "tuned",
 ) -> list[SparseProbe]:
     """Sparse probes of every label.
 
     Args:
         codes: [n, F].
-        labels: of those rows.
+        labels: of the same rows.
+        split: which rows fit, tune and score.
         probes: the dense probes of the same labels and split.
-        ks: how many latents.
+        ks: numbers of latents.
     """
     largest = min(max(ks), codes.shape[1])
     differences = mean_differences(sparse.csr_array(codes[split.train]), labels.values[split.train])
@@ -89,14 +96,14 @@ def sparse_probes(
         for k in ks:
             weight, bias = fit_few(columns[train, :k], truth[train])
             tuning = columns[validation, :k] @ weight + bias
-            cut = best_threshold(truth[validation], tuning) if threshold == "tuned" else 0.0
+            cut = best_threshold(truth[validation], tuning)
             scores[k] = score(truth[test], columns[test, :k] @ weight + bias, cut)
         results.append(SparseProbe(name, tuple(chosen.tolist()), scores, probes.scores[i]))
     return results
 
 
 def family_means(probes: Sequence[SparseProbe], measure: str = "auc") -> dict[str, dict[str, float]]:
-    """Family → {"dense", "1", "2", "5"} → mean of a measure over the family's labels."""
+    """Family → "dense" or k as text → mean of a measure (a field of Scores) over the family's labels."""
     means = {}
     for family in dict.fromkeys(family_of(probe.label) for probe in probes):
         inside = [probe for probe in probes if family_of(probe.label) == family]

@@ -1,1 +1,1 @@
-"""reconstruction"""
+"""The reconstruction report (`global`): reconstruction, sparsity, dead latents, geometry of the decoder."""

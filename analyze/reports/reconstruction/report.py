@@ -32,7 +32,7 @@ class GlobalConfig(ReportConfig):
             raise ValueError(f"dense_above is a firing rate between 0 and 1, not {self.dense_above}")
 
 
-class Global(Report[GlobalConfig]):
+class ReconstructionReport(Report[GlobalConfig]):
     """One coder against its target."""
 
     config_class: ClassVar[type[ReportConfig]] = GlobalConfig
@@ -136,7 +136,7 @@ def _ratio(a: float, b: float) -> float | None:
     return float(a / b) if b > 0 else None
 
 
-def _result(report: Global) -> ReportResult:
+def _result(report: ReconstructionReport) -> ReportResult:
     config, subject = report.config, report.subject
     n = subject.n_latents
     rows_rest, rows_all = int(report.rows[1:].sum()), int(report.rows.sum())
@@ -303,7 +303,7 @@ def _alignment(subject: Subject) -> NDArray[np.float64] | None:
     return cos
 
 
-def _groups(report: Global, fired: NDArray[np.int64]) -> Table | None:
+def _groups(report: ReconstructionReport, fired: NDArray[np.int64]) -> Table | None:
     if len(report.prefixes) < 2:
         return None
     bounds = (0, *report.prefixes)
@@ -341,7 +341,7 @@ def _groups(report: Global, fired: NDArray[np.int64]) -> Table | None:
 
 
 def _charts(
-    report: Global,
+    report: ReconstructionReport,
     density: NDArray[np.float64],
     max_cos: NDArray[np.float32],
     random_max: NDArray[np.float32],

@@ -1,4 +1,4 @@
-"""Labels against answers written down by hand, and splits that keep groups whole."""
+"""Labels against answers written by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from sparse_pipeline.analyze.probes.labels import (
     token_texts,
     word_of,
 )
-from sparse_pipeline.analyze.probes.splits import split_rows
 from sparse_pipeline.shared.cache import Cache, Flag
 from sparse_pipeline.shared.errors import DataError, UsageError
 from tests.synthetic import make_cache
@@ -118,26 +117,15 @@ def test_categories() -> None:
         categories("word", [f"w{i}" for i in range(65)])
 
 
-def test_choose_and_join() -> None:
-    joined = concatenate([categories("plural", [True, False, True]), categories("size", ["b", "a", "b"])])
-    assert joined.families == ("plural", "size")
-    assert joined.family("size").names == ("size:a", "size:b")
-    assert joined.with_enough(2, 1).names == ("plural", "size:b")
-    assert joined.take(np.array([1])).values.tolist() == [[0, 1, 0]]
+def test_join_and_choose() -> None:
+    joined = concatenate([categories("plural", [True, False, True, False]), categories("size", ["b", "a", "b", "b"])])
+    assert joined.names == ("plural", "size:a", "size:b")
+    assert joined.values.tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1], [0, 0, 1]]
+    assert joined.with_enough(2).names == ("plural",)
+    assert joined.with_enough(1).names == joined.names
+    assert joined.columns([2, 0]).values.tolist() == [[1, 1], [0, 0], [1, 1], [1, 0]]
 
 
 def test_texts_need_a_tokenizer(cache: Cache) -> None:
     with pytest.raises(DataError, match="no tokenizer"):
         token_texts(cache)
-
-
-def test_split_keeps_groups_whole() -> None:
-    groups = np.random.default_rng(0).integers(0, 100, 5000)
-    split = split_rows(groups, seed=1)
-    parts = [set(groups[part].tolist()) for part in (split.train, split.validation, split.test)]
-    assert [len(part) for part in parts] == [64, 16, 20]
-    assert len(parts[0] | parts[1] | parts[2]) == 100  # so no group lies in two parts
-    assert len(split.train) + len(split.validation) + len(split.test) == 5000
-    again, other = split_rows(groups, seed=1), split_rows(groups, seed=2)
-    assert np.array_equal(split.test, again.test)
-    assert not np.array_equal(split.test, other.test)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from sparse_pipeline.analyze.probes.first_letter import first_letter_prompts, vocabulary_words, write_prompts
 from sparse_pipeline.shared.cache.vocabulary import Vocabulary
-from sparse_pipeline.shared.errors import DataError, UsageError
+from sparse_pipeline.shared.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,6 @@ def test_written_as_a_prompt_set(file: Path, tmp_path: Path) -> None:
 
 
 def test_errors(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no place for"):
-        first_letter_prompts(file, template="word:")
     with pytest.raises(DataError, match=r"no tokenizer\.json"):
         first_letter_prompts(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")

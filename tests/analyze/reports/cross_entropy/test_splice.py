@@ -12,7 +12,15 @@ from transformers import AutoModelForCausalLM
 
 from sparse_pipeline.analyze.config import AnalyzeConfig
 from sparse_pipeline.analyze.reports.cross_entropy.report import CrossEntropyConfig
-from sparse_pipeline.analyze.reports.cross_entropy.splice import choose_sequences, load_model, losses, model_of, spliced
+from sparse_pipeline.analyze.reports.cross_entropy.splice import (
+    Loss,
+    Replace,
+    choose_sequences,
+    load_model,
+    losses,
+    model_of,
+    spliced,
+)
 from sparse_pipeline.analyze.run import analyze
 from sparse_pipeline.analyze.subject.language_model import model_folder
 from sparse_pipeline.harvest.config import HarvestConfig
@@ -53,9 +61,27 @@ def ids_of(cache: Cache, sequences: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(cache.tokens[sequences].astype(np.int64))
 
 
+def zero_out(_: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(y)
+
+
+def spliced_losses(
+    cache: Cache,
+    sequences: np.ndarray,
+    replacements: dict[str, Replace],
+    *,
+    source: str = MID,
+    target: str = OUT,
+    batch: int = 4,
+) -> dict[str, Loss]:
+    return losses(
+        model_of(cache, "cpu"), cache, sequences, source=source, target=target, batch=batch, replacements=replacements
+    )
+
+
 def test_clean_loss_is_transformers_own(cache: Cache, plain: torch.nn.Module) -> None:
     sequences = choose_sequences(cache, tuple(cache.shards), 6)
-    found = losses(model_of(cache, "cpu"), cache, MID, OUT, sequences, 4, {"same": lambda _, y: y})
+    found = spliced_losses(cache, sequences, {"same": lambda _, y: y})
     ids = ids_of(cache, sequences)
     with torch.no_grad():
         want = plain(input_ids=ids, labels=ids).loss
@@ -67,7 +93,7 @@ def test_clean_loss_is_transformers_own(cache: Cache, plain: torch.nn.Module) ->
 
 def test_zero_at_an_output_is_a_plain_hook(cache: Cache, plain: torch.nn.Module) -> None:
     sequences = choose_sequences(cache, tuple(cache.shards), 4)
-    found = losses(model_of(cache, "cpu"), cache, MID, OUT, sequences, 4, {"zero": lambda _, y: torch.zeros_like(y)})
+    found = spliced_losses(cache, sequences, {"zero": zero_out})
     ids = ids_of(cache, sequences)
     layer = plain.model.layers[2]
     handle = layer.post_feedforward_layernorm.register_forward_hook(lambda *_: torch.zeros(4, 24, D))
@@ -160,7 +186,7 @@ def test_documents_that_were_kept_apart_are_spliced_apart(plain: torch.nn.Module
     harvest(config)
     apart = open_cache(tmp_path / "c")
     sequences = np.arange(apart.n_seq)
-    found = losses(model_of(apart, "cpu"), apart, OUT, OUT, sequences, 5, {"zero": lambda _, y: torch.zeros_like(y)})
+    found = spliced_losses(apart, sequences, {"zero": zero_out}, source=OUT, batch=5)
 
     norm = plain.model.layers[2].post_feedforward_layernorm
     want: dict[str, list[torch.Tensor]] = {"clean": [], "zero": [], "zero_all": []}
@@ -186,7 +212,7 @@ def test_documents_that_were_kept_apart_are_spliced_apart(plain: torch.nn.Module
     assert found["clean"].tokens[0] == n_stretches
 
 
-def test_every_batch_is_held_against_the_cache(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_batch_is_compared_with_the_cache(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache whose first sequence is right and whose fifth is not."""
     rows = Cache.rows
 
@@ -195,7 +221,7 @@ def test_every_batch_is_held_against_the_cache(cache: Cache, monkeypatch: pytest
 
     monkeypatch.setattr(Cache, "rows", wrong)
     with pytest.raises(DataError, match="in sequence 4"):
-        losses(model_of(cache, "cpu"), cache, MID, OUT, np.arange(8), 4, {})
+        spliced_losses(cache, np.arange(8), {})
 
 
 def run_with(cache: Cache, folder: Path, exact: bool) -> Path:
@@ -233,8 +259,8 @@ def test_another_models_cache_is_refused(tmp_path: Path) -> None:
     spec = wrong.sites[MID]
     object.__setattr__(spec, "module_path", "model.layers.2.pre_feedforward_layernorm")
     object.__setattr__(spec, "io", "in")
-    with pytest.raises(DataError, match="other activations"):
-        losses(model_of(wrong, "cpu"), wrong, MID, MID, np.array([0]), 1, {})
+    with pytest.raises(DataError, match="activations at .* differ"):
+        spliced_losses(wrong, np.array([0]), {}, target=MID, batch=1)
 
 
 def test_a_model_that_is_gone_is_named(tmp_path: Path) -> None:
@@ -242,7 +268,7 @@ def test_a_model_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not on this machine"):
         model_of(gone, "cpu")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match="cannot be|can be loaded"):
+    with pytest.raises(UsageError, match="cannot load"):
         load_model(tmp_path, None, "cpu")
 
 
