@@ -16,10 +16,16 @@ from pathlib import Path
 import torch
 
 from ..shared.codes.parallel import threads
-from .compare.runs import CodeSample, sample_rows
+from ..shared.console import Console, size
+from ..shared.errors import UsageError
+from ..shared.runs.folder import Run, open_run
+from .compare.sample import SampledCodes, sample_rows
 from .config import AnalyzeConfig
-from .reports import REPORTS, AnyReport, Subject
+from .reports import REPORTS, AnyReport
+from .reports.correlation.pair_sums import PairSums
 from .stream.batches import stream
+from .subject.subject import Subject
+from .subjects import subjects_of
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,11 @@ class Part:
     Attributes:
         reports: for each subject, its collectors by name.
         samples: by subject, the codes that runs are compared on; empty where nothing is compared.
-        rows: how many rows were looked at: all that were streamed, padding included, or the ones asked for.
+        rows: rows under analysis: all that were streamed, padding included, or the held-out ones among them.
     """
 
     reports: list[dict[str, AnyReport]]
-    samples: dict[str, CodeSample]
+    samples: dict[str, SampledCodes]
     rows: int
 
     def merge(self, other: Part) -> Part:
@@ -53,21 +59,23 @@ def collect(
     compare: bool = False,
     advance: Callable[[int], object] = lambda rows: None,
 ) -> Part:
-    """Stream some shards through every coder into fresh collectors.
+    """Stream some shards through every coder into fresh collectors, in the order of REPORTS.
 
     Args:
         compare: also draw the codes that runs are compared on.
-        advance: told of the rows of each shard once it is done (those that `only` asks for).
+        advance: called with the number of rows under analysis of each shard, once it is done.
     """
+    place = {kind: place for place, kind in enumerate(REPORTS)}
+    wanted = sorted(config.reports.items(), key=lambda item: place[item[1].kind])
     reports = [
         {
             name: REPORTS[settings.kind](settings, subject)
-            for name, settings in config.reports.items()
+            for name, settings in wanted
             if subject.role == "run" or REPORTS[settings.kind].of_controls
         }
         for subject in subjects
     ]
-    samples = {s.name: CodeSample(s, sample_rows(subjects)) for s in subjects} if compare else {}
+    samples = {s.name: SampledCodes(s, sample_rows(subjects)) for s in subjects} if compare else {}
     sources = [
         subject.coder_sites(any(report.reconstructs for report in own.values()))
         for subject, own in zip(subjects, reports, strict=True)
@@ -85,11 +93,50 @@ def collect(
     return Part(reports, samples, rows)
 
 
+def collect_all(
+    subjects: Sequence[Subject],
+    members: Sequence[tuple[str, Run]],
+    config: AnalyzeConfig,
+    console: Console,
+    compare: bool,
+) -> Part:
+    """One pass over a cache: every report of every subject, in as many processes as the settings say.
+
+    Args:
+        members: the runs on the cache, by name.
+
+    Raises:
+        UsageError: several processes on a device that is not the CPU.
+    """
+    first = subjects[0]
+    if any(settings.kind == "correlation" for settings in config.reports.values()):
+        memory = sum(PairSums.bytes_needed(subject.n_latents) for subject in subjects) * config.processes
+        if memory > 1 << 28:
+            console.info(f"exact correlation of {len(subjects)} coders holds {size(memory)} of pair sums")
+    if config.processes > 1 and first.device != "cpu":
+        raise UsageError(
+            f"analyze.processes shares the pass between CPU processes, but the device is {first.device}",
+            "--set analyze.processes=1",
+        )
+    label = f"analyze {' '.join(s.name for s in subjects if s.role == 'run') or first.name}"
+    runs = [(name, run.path) for name, run in members]
+    with (
+        console.progress(first.n_rows, "tokens", label) as progress,
+        other_processes(first.cache.path, runs, config, first.shards, compare) as others,
+    ):
+        whole = collect(subjects, config, first.shards[:: 1 + len(others)], compare, progress.advance)
+        for other in others:
+            part = other.result()
+            whole = whole.merge(part)
+            progress.advance(part.rows)
+    return whole
+
+
 @contextmanager
 def other_processes(
     cache: Path, members: Sequence[tuple[str, Path]], config: AnalyzeConfig, shards: Sequence[int], compare: bool
 ) -> Iterator[list[Future[Part]]]:
-    """Processes 1 … of config.processes at work on every so-manyeth shard; this one takes shards[:: processes].
+    """The other processes at work: of n = config.processes, process p takes shards[p::n], this one shards[0::n].
 
     Args:
         members: (name, run) of every run on the cache.
@@ -111,10 +158,7 @@ def _part(
     compare: bool,
     threads: int,
 ) -> Part:
-    """One process's part, from nothing but paths and settings."""
-    from ..shared.runs.folder import open_run
-    from .subjects import subjects_of
-
+    """The part of one process, from paths and settings alone."""
     torch.set_num_threads(threads)
     return collect(
         subjects_of(cache, [(name, open_run(run)) for name, run in members], config), config, shards, compare

@@ -7,8 +7,8 @@ other code. Everything is plain data. Numbers that were not scored are None (or 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -66,6 +66,67 @@ class Figure:
     before_after: bool = False
     sweep: bool = False
     show_twin: bool = False
+
+    @property
+    def heading(self) -> str:
+        """What a column of it is called."""
+        return self.short or self.label
+
+    @property
+    def values(self) -> dict[str, Number]:
+        """The value and, where there is one, its twin with position 0, by key."""
+        own = {self.key: number(self.value)}
+        return own if self.with_bos is None else own | {f"{self.key}_with_bos": number(self.with_bos)}
+
+    def columns(self, twin: str = "{} incl. pos. 0") -> list[FigureColumn]:
+        """Its columns in a table of runs: itself and, where it shows that, its twin.
+
+        Args:
+            twin: heading of the twin's column, {} for the figure's own.
+        """
+        own = FigureColumn(self.key, self.heading, self.format, self.definition)
+        if not self.show_twin:
+            return [own]
+        text = f"{self.label}, including position 0."
+        return [own, FigureColumn(f"{self.key}_with_bos", twin.format(self.heading), self.format, text)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: every field but the key."""
+        out: dict[str, Any] = plain(
+            {item.name: getattr(self, item.name) for item in fields(self) if item.name != "aim"}
+        )
+        del out["key"]
+        return out | {"aim": None if self.aim is None else asdict(self.aim)}
+
+    @classmethod
+    def of(cls, key: str, found: Mapping[str, Any]) -> Figure:
+        """The figure of that plain data."""
+        interval, aim = found["interval"], found["aim"]
+        low_high = None if interval is None else (interval[0], interval[1])
+        return cls(key, **{**found, "interval": low_high, "aim": None if aim is None else Aim(**aim)})
+
+
+@dataclass(frozen=True)
+class FigureColumn:
+    """A column of a table of runs: a figure's values, or those of its twin with position 0."""
+
+    key: str
+    label: str
+    format: Format
+    definition: str
+
+
+def by_key(figures: Iterable[Figure]) -> dict[str, Figure]:
+    """Figures of several runs, each declared once, in the order in which they come; of one key the first counts."""
+    out: dict[str, Figure] = {}
+    for figure in figures:
+        out.setdefault(figure.key, figure)
+    return out
+
+
+def values_of(figures: Iterable[Figure]) -> dict[str, Number]:
+    """Every headline number by key, twins with position 0 as key_with_bos."""
+    return {key: value for figure in figures if figure.in_summary for key, value in figure.values.items()}
 
 
 @dataclass(frozen=True)
@@ -179,18 +240,7 @@ class ReportResult:
             "name": self.name,
             "title": self.title,
             "lead": self.lead,
-            "figures": {
-                f.key: {
-                    "label": f.label,
-                    "value": number(f.value),
-                    "with_bos": number(f.with_bos),
-                    "null": number(f.null),
-                    "definition": f.definition,
-                    "format": f.format,
-                    "better": f.better,
-                }
-                for f in self.figures
-            },
+            "figures": {figure.key: figure.to_dict() for figure in self.figures},
             "charts": [chart_dict(chart) for chart in self.charts],
             "tables": [table_dict(table) for table in self.tables],
             "data": plain(self.data),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,41 @@ from ..shared.cache import Cache, open_cache
 from ..shared.cache.vocabulary import Vocabulary
 from ..shared.coders import Coder, build_coder
 from ..shared.errors import DataError, UsageError
-from ..shared.runs.folder import Run
+from ..shared.runs.folder import Run, open_run
 from .config import AnalyzeConfig
-from .reports import Subject
+from .subject.subject import Subject
 
 UNTRAINED = "untrained"
-"""The control's name where there is one alone."""
-
+"""The control's name where there is only one."""
 
 PROBE_ROWS = 256
-"""Rows on which two untrained coders must agree to be one control."""
+"""Rows on which two untrained coders must agree to count as one control."""
+
+
+def named_runs(paths: Sequence[Path]) -> dict[str, Run]:
+    """The finished runs by name; of equal names, by more of their path.
+
+    Raises:
+        UsageError: a run is given twice.
+        DataError: a run is missing or unfinished.
+    """
+    runs = [open_run(path) for path in paths]
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise UsageError("a run is named twice", "name each run once")
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [f"{run.path.resolve().parent.name}/{run.name}" for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.path) for run in runs]
+    return dict(zip(names, runs, strict=True))
+
+
+def by_cache(runs: Mapping[str, Run], config: AnalyzeConfig) -> list[tuple[Path, list[tuple[str, Run]]]]:
+    """(cache, runs on it): runs from before and after a cache grew are two groups, for each is analysed on its own."""
+    groups: dict[tuple[Path, str | None], list[tuple[str, Run]]] = {}
+    for name, run in runs.items():
+        groups.setdefault(_cache_of(run, config), []).append((name, run))
+    return [(path, members) for (path, _), members in groups.items()]
 
 
 def _cache_path(run: Run, config: AnalyzeConfig) -> Path:
@@ -31,13 +56,14 @@ def _cache_path(run: Run, config: AnalyzeConfig) -> Path:
     known = run.final.get("cache")
     if not known:
         raise DataError(
-            f"run {run.name} does not say which cache it was trained on", "pipeline analyze --set analyze.cache=PATH"
+            f"run {run.name} does not name the cache that it was trained on",
+            "pipeline analyze --set analyze.cache=PATH",
         )
     path = Path(known["path"])
     if not path.exists():
         raise DataError(
-            f"the cache of run {run.name}, {path}, is not there",
-            "pipeline harvest writes it again; --set analyze.cache=PATH if it was moved",
+            f"the cache of run {run.name} was not found: {path}",
+            "pipeline harvest writes it again; --set analyze.cache=PATH if it has moved",
         )
     return path
 
@@ -56,7 +82,7 @@ def subjects_of(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeC
     cache = open_cache(path, identity=_cache_of(members[0][1], config)[1])
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"analyze.device is {device}, and there is no CUDA device", "--set analyze.device=cpu")
+        raise UsageError(f"analyze.device is {device}, but no CUDA device was found", "--set analyze.device=cpu")
     shards = choose_shards(cache, config.max_tokens)
     vocabulary = Vocabulary.of(cache)
     heldout = _heldout(members) if config.documents == "heldout" else None
@@ -68,15 +94,25 @@ def subjects_of(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeC
         coder = run.load_coder().to(device)
         subjects.append(
             Subject(
-                name, "control" if frozen else "run", coder, cache, final["source"], final["target"], vocabulary,
-                shards, device, config.seed, heldout, _trained_on(run, cache),
+                name=name,
+                role="control" if frozen else "run",
+                coder=coder,
+                cache=cache,
+                source=final["source"],
+                target=final["target"],
+                vocabulary=vocabulary,
+                shards=shards,
+                device=device,
+                seed=config.seed,
+                heldout=heldout,
+                trained_on=_trained_on(run, cache),
             )
-        )  # fmt: skip
+        )
     if heldout is not None and not subjects[0].rest_rows.any():
         raise UsageError(
             f"no document of {path} is held out at data.heldout {heldout:g}"
-            + (" in the shards that are looked at" if len(shards) < len(cache.shards) else "")
-            + ", and analyze.documents is heldout",
+            + (" in the shards under analysis" if len(shards) < len(cache.shards) else "")
+            + ", but analyze.documents is heldout",
             "--set analyze.documents=all",
         )
     if config.controls:
@@ -86,7 +122,7 @@ def subjects_of(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeC
 
 
 def _trained_on(run: Run, cache: Cache) -> Cache | None:
-    """The cache that a run was trained on: the one under analysis, or another that is still there."""
+    """The cache that a run was trained on: the one under analysis, or another if it still exists."""
     known = run.final.get("cache", {})
     if known.get("identity") == cache.identity:
         return cache
@@ -94,31 +130,32 @@ def _trained_on(run: Run, cache: Cache) -> Cache | None:
         return None
     try:
         found = open_cache(Path(known["path"]), identity=known["identity"])
-    except DataError:  # it was moved, or another cache stands there
+    except DataError:  # it was moved, or another cache is in its place
         return None
     return found if found.identity == known["identity"] else None
 
 
 def _check(run: Run, final: dict[str, Any], cache: Cache, given: bool) -> None:
-    """The run must fit the cache."""
+    """Check that the run fits the cache. Raises DataError."""
     for side, width in (("source", final["d_in"]), ("target", final["d_out"])):
         site = final.get(side)
         if site not in cache.sites:
             raise DataError(
-                f"run {run.name} has the {side} {site}, and {cache.path} holds {', '.join(cache.sites)}",
+                f"the {side} of run {run.name} is {site}, but {cache.path} holds {', '.join(cache.sites)}",
                 f"pipeline inspect {cache.path}",
             )
         if cache.sites[site].width != width:
             raise DataError(
-                f"run {run.name}: its {side} {site} has width {width}, that of {cache.path} {cache.sites[site].width}",
+                f"the {side} of run {run.name}, {site}, has width {width}, but in {cache.path} it has "
+                f"{cache.sites[site].width}",
                 f"pipeline inspect {cache.path}",
             )
     trained_on = final.get("cache", {}).get("identity")
     if not given and trained_on != cache.identity:
         raise DataError(
-            f"run {run.name} was trained on a cache with identity {str(trained_on)[:12]}…, and {cache.path} now is "
-            f"{cache.identity[:12]}…",
-            f"--set analyze.cache={cache.path} to analyze it on that cache all the same",
+            f"run {run.name} was trained on a cache with identity {str(trained_on)[:12]}…, but {cache.path} now has "
+            f"identity {cache.identity[:12]}…",
+            f"--set analyze.cache={cache.path} to analyze it on that cache anyway",
         )
 
 
@@ -128,7 +165,7 @@ def _heldout(members: Sequence[tuple[str, Run]]) -> float:
     for name, share in shares.items():
         if not share:
             raise UsageError(
-                f"run {name} trained on every document, and analyze.documents is heldout",
+                f"run {name} trained on every document, but analyze.documents is heldout",
                 "--set analyze.documents=all",
             )
     if len(set(shares.values())) > 1:
@@ -168,7 +205,7 @@ def untrained(subject: Subject, final: dict[str, Any]) -> Coder:
     coder = subject.coder
     generator = torch.Generator().manual_seed(int(final.get("training", {}).get("seed", 0)))
     fresh = build_coder(coder.config, coder.d_in, coder.d_out, tied=coder.tied, generator=generator)
-    if "w_dec" in final.get("training", {}).get("freeze", ()):  # what never learned is what it began with
+    if "w_dec" in final.get("training", {}).get("freeze", ()):  # a frozen decoder is still the one that it began with
         with torch.no_grad():
             fresh.w_dec.copy_(coder.w_dec.cpu())
     with torch.no_grad():
@@ -178,7 +215,7 @@ def untrained(subject: Subject, final: dict[str, Any]) -> Coder:
 
 
 def _agree(a: Subject, b: Subject) -> bool:
-    """Whether two coders say the same of the same rows."""
+    """Whether two coders give the same codes and reconstructions on the same rows."""
     if (a.source, a.target, a.n_latents) != (b.source, b.target, b.n_latents):
         return False
     shard = a.shards[0]
@@ -197,7 +234,8 @@ def _rows_trained_on(cache: Cache, run: Run) -> str | None:
     return next((one for one, n in n_seq.items() if n == n_seq.get(identity)), identity)
 
 
-def _facts(subject: Subject, run: Run | None) -> dict[str, Any]:
+def facts_of(subject: Subject, run: Run | None) -> dict[str, Any]:
+    """What else is known of a subject (`Analysed.facts`); `run` is None for an untrained control."""
     coder = subject.coder
     facts: dict[str, Any] = {
         "architecture": coder.config.architecture,

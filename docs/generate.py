@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from sparse_pipeline.analyze.sweep.table import rows_seen, setup_text, tables
+from sparse_pipeline.analyze.sweep.markdown import rows_seen, setup_text, tables
 from sparse_pipeline.commands import CONTEXT, cli
 from sparse_pipeline.resolve import pipeline_class, sweep_class
 from sparse_pipeline.shared.config.docs import commented_yaml, markdown

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from sparse_pipeline.analyze.sweep.table import to_csv, to_markdown
+from sparse_pipeline.analyze.sweep.files import to_csv
+from sparse_pipeline.analyze.sweep.markdown import to_markdown
 from sparse_pipeline.resolve import resolve_sweep
 from sparse_pipeline.shared.config.yaml import load_yaml
 

@@ -6,19 +6,16 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...shared.console import Console
 from ..compare.runs import Comparison
 from ..config import AnalyzeConfig
+from ..subject.analysed import Analysed
 from .document import SCHEMA, build_document
 from .folder import check_folder
 from .html import write_html
 from .latents import write_tables
 from .markdown import to_markdown
-
-if TYPE_CHECKING:
-    from ..subject.analysed import Analysed
 
 
 def write_report(

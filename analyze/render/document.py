@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...shared.config.settings import to_dict
 from ..compare.runs import Comparison
 from ..config import AnalyzeConfig
 from ..result import plain
-
-if TYPE_CHECKING:
-    from ..subject.analysed import Analysed
+from ..subject.analysed import Analysed
 
 SCHEMA = "sparse-coder-analysis"
 SCHEMA_VERSION = 1

@@ -15,17 +15,15 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from ...shared.console import Console
 from ...shared.glossary import terms_in
+from ..subject.analysed import Analysed
 from .latents import LatentsFile, round_column
-
-if TYPE_CHECKING:
-    from ..subject.analysed import Analysed
 
 HERE = Path(__file__).parent
 PANEL_BLOCK = 64

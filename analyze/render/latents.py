@@ -5,15 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..result import plain
+from ..subject.analysed import Analysed
 from .document import SCHEMA, SCHEMA_VERSION
-
-if TYPE_CHECKING:
-    from ..subject.analysed import Analysed
 
 
 def write_tables(folder: Path, one: Analysed) -> None:

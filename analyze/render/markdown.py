@@ -7,41 +7,8 @@ from typing import Any
 
 from ..result import show
 
-SUMMARY = (
-    ("name", "run", "text"),
-    ("fvu", "FVU", "number"),
-    ("fvu_with_bos", "with pos. 0", "number"),
-    ("l0", "L0", "number"),
-    ("dead", "dead", "integer"),
-    ("n_pairs_above", "pairs", "integer"),
-    ("n_pairs_above_with_bos", "with pos. 0", "integer"),
-    ("bos_share_top", "pos. 0 in top", "percent"),
-    ("bos_share_top_distinct", "distinct", "percent"),
-    ("ce_recovered", "loss recovered", "percent"),
-)
-"""What is worth a line in a terminal, in the order of the columns."""
-
 ROWS = 25
 """Rows of a table that Markdown lists; report.json has more."""
-
-
-def summary_table(summaries: Sequence[dict[str, Any]]) -> str:
-    """One line per run, in columns, for a terminal; "" where the reports have no column."""
-    keys = [entry for entry in SUMMARY if any(entry[0] in summary for summary in summaries)]
-    if len(keys) < 2:
-        return ""
-    rows = [[label for _, label, _ in keys]]
-    for summary in summaries:
-        cells = [show(summary.get(key), form) for key, _, form in keys]
-        if summary["role"] == "control":
-            cells[0] += " (control)"
-        rows.append(cells)
-    widths = [max(len(row[c]) for row in rows) for c in range(len(keys))]
-    lines = []
-    for row in rows:
-        first = row[0].ljust(widths[0])
-        lines.append("  ".join([first, *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]))
-    return "\n".join(lines)
 
 
 def to_markdown(document: dict[str, Any]) -> str:
@@ -51,13 +18,13 @@ def to_markdown(document: dict[str, Any]) -> str:
     for cache in document["caches"]:
         lines.append(
             f"Cache `{cache['path']}`: {cache['rows_analysed']:,} of {cache['rows']:,} rows of {cache['ctx']} tokens"
-            + (", held-out documents alone" if cache["documents"] == "heldout" else "")
+            + (", held-out documents only" if cache["documents"] == "heldout" else "")
             + (f", model `{cache['model']}`, text `{cache['dataset']}`" if cache["model"] else "")
             + "."
         )
     lines += [
         "",
-        "Figures leave position 0 out unless they say otherwise: the model's state there is one constant vector.",
+        "Figures exclude position 0 unless they say otherwise: the model's state there is one constant vector.",
         "",
         "## Overview",
         "",
@@ -94,7 +61,7 @@ def _figure_table(runs: Sequence[dict[str, Any]]) -> list[str]:
     for (report_name, key), label in labels.items():
         figures = [run["reports"].get(report_name, {}).get("figures", {}).get(key) for run in runs]
         lines.append(f"| {_escape(label)} | " + " | ".join(_cell(f, "value") for f in figures) + " |")
-        for twin, name in (("with_bos", "with position 0"), ("null", "null")):
+        for twin, name in (("with_bos", "including position 0"), ("null", "null")):
             if any(f and f[twin] is not None for f in figures):
                 lines.append(f"| … {name} | " + " | ".join(_cell(f, twin) for f in figures) + " |")
     return lines

@@ -302,7 +302,7 @@
         const f = run.reports[name] && run.reports[name].figures[key];
         if (!f) return el("td", { class: run.role }, "–");
         return el("td", { class: run.role }, el("span", { class: "big" }, show(f.value, f.format)),
-          f.with_bos !== null ? el("span", { class: "twin" }, el("span", { class: "dot with_bos" }), `with position 0: ${show(f.with_bos, f.format)}`) : null,
+          f.with_bos !== null ? el("span", { class: "twin" }, el("span", { class: "dot with_bos" }), `including position 0: ${show(f.with_bos, f.format)}`) : null,
           f.null !== null ? el("span", { class: "twin" }, el("span", { class: "dot null" }), `null: ${show(f.null, f.format)}`) : null);
       })));
     }
@@ -310,7 +310,7 @@
   }
   const firstReport = () => Object.keys(runs[0].reports)[0];
   function overview() {
-    const out = [el("p", { class: "lead" }, "Large figures leave position 0 out: the model's state at the first token of every sequence is one constant vector, and counting its copies makes unrelated latents look alike. The figure with position 0 and the null (what chance alone gives) stand below each."), figureTable()];
+    const out = [el("p", { class: "lead" }, "Large figures exclude position 0: the model's state at the first token of every sequence is one constant vector, and counting its copies makes unrelated latents look alike. Below each are the figure including position 0 and the null (what chance alone gives)."), figureTable()];
     for (const [r, run] of runs.entries()) {
       if (run.role === "control") continue;
       const f = run.facts, t = f.training || {};
@@ -326,7 +326,7 @@
     const run = runs[r], report = run.reports[name];
     if (!report) return [el("p", { class: "lead" }, `${run.name} has no report of this kind.`)];
     const cards = Object.values(report.figures).map((f) => el("div", { class: "card" }, el("div", { class: "label" }, f.label, why(f.definition)), el("div", { class: "value" }, show(f.value, f.format)),
-      el("div", { class: "twins" }, f.with_bos !== null ? el("span", {}, el("span", { class: "dot with_bos" }), "with position 0: ", el("b", {}, show(f.with_bos, f.format))) : null, f.null !== null ? el("span", {}, el("span", { class: "dot null" }), "null: ", el("b", {}, show(f.null, f.format))) : null)));
+      el("div", { class: "twins" }, f.with_bos !== null ? el("span", {}, el("span", { class: "dot with_bos" }), "including position 0: ", el("b", {}, show(f.with_bos, f.format))) : null, f.null !== null ? el("span", {}, el("span", { class: "dot null" }), "null: ", el("b", {}, show(f.null, f.format))) : null)));
     return [el("h2", {}, report.title, " – ", run.name, " ", badge(run)), el("p", { class: "lead" }, report.lead), el("div", { class: "cards" }, cards), el("div", { class: "charts" }, report.charts.map(chartFigure)), report.tables.map((t, i) => tableBlock(t, r, i < 2))];
   }
 
@@ -435,7 +435,7 @@
     });
     const chooser = el("div", { hidden: true }, data.columns.map((c) => el("label", {}, el("input", { type: "checkbox", checked: c.shown, onchange: (e) => { if (e.target.checked) shown.add(c.key); else shown.delete(c.key); header(); drawn = ""; rows(); } }), ` ${c.label} `, el("span", { class: "count" }, c.key))));
     const columnsButton = el("button", { type: "button", "aria-expanded": "false", onclick: (e) => { chooser.hidden = !chooser.hidden; e.currentTarget.setAttribute("aria-expanded", String(!chooser.hidden)); } }, "Columns");
-    const nodes = [el("h2", {}, "Latents – ", runs[r].name, " ", badge(runs[r])), el("div", { class: "filters" }, input, selects, el("span", { class: "columns" }, columnsButton, chooser), count), view, el("p", { class: "note" }, "Figures leave position 0 out unless the column says otherwise; – means not scored: the latent fires too rarely.")];
+    const nodes = [el("h2", {}, "Latents – ", runs[r].name, " ", badge(runs[r])), el("div", { class: "filters" }, input, selects, el("span", { class: "columns" }, columnsButton, chooser), count), view, el("p", { class: "note" }, "Figures exclude position 0 unless the column says otherwise; – means not scored: the latent fires too rarely.")];
     nodes.control = { run: r, input, view, data, refresh, redraw: () => { drawn = ""; rows(); }, step: (by) => { move(by); if (order.length) go("latents", r, order[cursor]); }, point: (i) => { const at = order.indexOf(i); if (at >= 0) { cursor = at; drawn = ""; rows(); } } };
     refresh();
     return nodes;

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..result import ReportResult, number
+from ..result import Figure, ReportResult, values_of
 from .subject import Subject
 
 
@@ -24,13 +24,11 @@ class Analysed:
     results: dict[str, ReportResult]
 
     @property
+    def figures(self) -> dict[str, Figure]:
+        """The figures of every report, by key."""
+        return {figure.key: figure for result in self.results.values() for figure in result.figures}
+
+    @property
     def summary(self) -> dict[str, Any]:
         """Name, role, and headline figures by key; twins that include position 0 have the key `<key>_with_bos`."""
-        out: dict[str, Any] = {"name": self.subject.name, "role": self.subject.role}
-        for result in self.results.values():
-            for figure in result.figures:
-                if figure.in_summary:
-                    out[figure.key] = number(figure.value)
-                    if figure.with_bos is not None:
-                        out[f"{figure.key}_with_bos"] = number(figure.with_bos)
-        return out
+        return {"name": self.subject.name, "role": self.subject.role, **values_of(self.figures.values())}

@@ -1,7 +1,6 @@
-"""Many runs of one sweep side by side: measured one by one and only once, then one table and the plots.
+"""Many runs of one sweep side by side: each measured once, then one table and the plots.
 
-The runs are given as members (`Member`): analysis does not know what a sweep file is, only which run belongs to which
-setting.
+The runs are given as members (`Member`): analysis knows no sweep file, only which run belongs to which setting.
 """
 
 from __future__ import annotations
@@ -14,14 +13,13 @@ from typing import Any
 from ...shared.console import Console
 from ...shared.errors import DataError
 from ..config import AnalyzeConfig
+from .estimates import Heading, compare_settings
+from .files import write_comparison
+from .markdown import terminal_table
 from .measure import Measured, Member, measure_runs
 from .plots import write_plots
-from .table import Heading, compare_settings, terminal_table, write_comparison
 
 __all__ = ["Heading", "Measured", "Member", "SweepResult", "compare_runs"]
-
-SHOWN = ("fvu", "l0", "dead", "n_pairs_above", "bos_share_top")
-"""Columns of the table on the terminal; the files have all, and the changes against the baseline."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class SweepResult:
     def __str__(self) -> str:
         missing = self.document["missing"]
         left = f"\nnot finished: {', '.join(missing)}" if missing else ""
-        return f"{terminal_table(self.document, SHOWN)}{left}\ncomparison: {self.folder / 'comparison.md'}"
+        return f"{terminal_table(self.document)}{left}\ncomparison: {self.folder / 'comparison.md'}"
 
 
 def compare_runs(

@@ -1,12 +1,11 @@
-"""The figures of each run of a sweep: what training measured, and what the reports say. Made once per coder."""
+"""The figures of each run of a sweep: what training measured, and what the reports say. Measured once per coder."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,78 @@ from ...shared.console import Console
 from ...shared.runs.folder import Run, open_run
 from ..config import AnalyzeConfig
 from ..render.folder import ELSEWHERE
-from ..result import Number, number
+from ..result import Figure, Number, number
 from ..run import analyze
 
-VERSION = 1
+VERSION = 2
 """Of measured.json; raised when the reports' figures change their meaning."""
 
 NOT_MEASURED = (*ELSEWHERE, "cache", "baseline")
-"""Settings of analysis that do not reach the figures of a run."""
+"""Settings of analysis that do not change the figures of a run."""
+
+
+HELD_OUT = (
+    Figure(
+        "fvu",
+        "FVU",
+        None,
+        "Fraction of variance unexplained on held-out documents, excluding position 0.",
+        better="lower",
+        terminal=True,
+        sweep=True,
+        show_twin=True,
+    ),
+    Figure(
+        "l0",
+        "L0",
+        None,
+        "Mean number of latents that fire on a held-out row, excluding position 0.",
+        terminal=True,
+        sweep=True,
+    ),
+    Figure(
+        "dead",
+        "dead latents",
+        None,
+        "Latents that had not fired for `dead_after` tokens when training ended.",
+        "integer",
+        better="lower",
+        short="dead",
+        terminal=True,
+        sweep=True,
+    ),
+)
+"""What training measures on held-out documents; these override the figures of the reports with the same keys."""
+
+TRAINING = (
+    Figure("steps", "steps", None, "Steps of training.", "integer"),
+    Figure("tokens", "tokens", None, "Rows that training saw, repeats included.", "integer"),
+    Figure("seconds", "seconds", None, "The run's own time in training.", better="lower", sweep=True),
+    Figure(
+        "step_ms",
+        "ms per step",
+        None,
+        "The run's own time per step, on the machine named below.",
+        better="lower",
+        sweep=True,
+    ),
+    Figure(
+        "stability",
+        "stability",
+        None,
+        "Jaccard index of the pairs that the penalty selected at two successive steps, mean of the second half.",
+        sweep=True,
+    ),
+    Figure(
+        "recall",
+        "recall",
+        None,
+        "Share of the pairs truly beyond the threshold that the projection nominated, mean of the second half.",
+        better="higher",
+        sweep=True,
+    ),
+)
+"""What training costs, and what its penalties log about pairs."""
 
 LATE = ("stability", "recall")
 """Metrics of penalties that become figures: their mean over the second half of training."""
@@ -54,30 +117,32 @@ class Member:
 
 @dataclass(frozen=True)
 class Measured:
-    """One run with its figures by key; None where a figure could not be had.
+    """One run with its figures by key; the value of a figure that could not be evaluated is None.
 
     Attributes:
         role: a frozen decoder makes a run a control.
-        untrained: the same figures of its coder as it was before the first step; None where they were not asked for.
-        intervals: absorption figure → (low, high), 95 % over labels and rows; `untrained_intervals`: the same of that.
+        figures: what training measured on held-out documents, what the reports say, what training cost.
+        untrained: the same figures of its coder as it was before the first step; None where it was not measured.
         rows: rows of the cache that the reports looked at.
         report: index.html.
     """
 
     member: Member
     role: str
-    figures: dict[str, Number]
-    untrained: dict[str, Number] | None
+    figures: dict[str, Figure]
+    untrained: dict[str, Figure] | None
     rows: int
     report: Path
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    untrained_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def value(self, key: str) -> Number:
+        """The value of a figure; None where there is none."""
+        return self.figures[key].value if key in self.figures else None
 
 
 def measure_runs(
     members: Sequence[Member], config: AnalyzeConfig, folder: str, controls_of: str, console: Console
 ) -> list[Measured]:
-    """Every run's figures; a run whose coder and settings of analysis are those of an earlier time is not read again.
+    """Every run's figures; a run with the coder and settings of analysis of an earlier measurement is not read again.
 
     Args:
         folder: name of the folder below `config.out` that gets one report per run.
@@ -86,35 +151,51 @@ def measure_runs(
     found = []
     for place, member in enumerate(members, 1):
         controls = config.controls and member.setting == controls_of
-        own = dataclasses.replace(
-            config, out=config.out / folder, name=member.run.name, controls=controls, compare=False
-        )
+        own = replace(config, out=config.out / folder, name=member.run.name, controls=controls, compare=False)
         kept = own.out / member.run.name / "measured.json"
         key = _key(member.run, own)
         document = _read(kept, key)
         if document is None:
             console.info(f"analyze {place} of {len(members)}: {member.run.name}")
-            result = analyze([member.path], own, console)
-            document = {"key": key, "rows": result.rows, "run": result.runs[0], "controls": result.controls}
+            document = {"key": key, **_measure(member, own, console)}
             kept.write_text(json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1), encoding="utf-8")
-        summary, untrained = document["run"], document["controls"][0] if document["controls"] else None
-        report = own.out / member.run.name / "index.html"
+        said, untrained = _figures(document["figures"]), document["untrained"]
         found.append(
             Measured(
                 member,
-                summary["role"],
-                _figures(member.run, summary),
-                None if untrained is None else _untrained(member.run, untrained),
+                document["role"],
+                with_training(member.run, said),
+                None if untrained is None else before_training(member.run, _figures(untrained)),
                 document["rows"],
-                report,
-                *_intervals(report.parent / "report.json"),
+                kept.with_name("index.html"),
             )
         )
     return found
 
 
+def _measure(member: Member, config: AnalyzeConfig, console: Console) -> dict[str, Any]:
+    """What the reports say of a run and of its untrained coder, as plain data."""
+    result = analyze([member.path], config, console)
+    (run,) = result.runs
+    control = result.controls[0]["name"] if result.controls else None
+    plain = {
+        name: {key: figure.to_dict() for key, figure in figures.items() if figure.in_summary}
+        for name, figures in result.figures.items()
+    }
+    return {
+        "rows": result.rows,
+        "role": run["role"],
+        "figures": plain[run["name"]],
+        "untrained": None if control is None else plain[control],
+    }
+
+
+def _figures(found: dict[str, Any]) -> dict[str, Figure]:
+    return {key: Figure.of(key, one) for key, one in found.items()}
+
+
 def _key(run: Run, config: AnalyzeConfig) -> str:
-    """What the figures depend on: the coder's bits, and what is asked of them."""
+    """What the figures depend on: the coder's bytes, its cache, and the settings of analysis."""
     coder = hashlib.sha256((run.path / "final" / "coder.safetensors").read_bytes()).hexdigest()
     asked = {name: value for name, value in to_dict(config).items() if name not in NOT_MEASURED}
     return identity({"version": VERSION, "coder": coder, "cache": run.final["cache"]["identity"], "asked": asked})
@@ -128,30 +209,42 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
     return document if document.get("key") == key else None
 
 
-def _intervals(path: Path) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, float]]]:
-    """Intervals of the run's and of its control's absorption, as the report has them."""
-    found: dict[str, dict[str, tuple[float, float]]] = {"trained": {}, "untrained": {}}
-    for run in json.loads(path.read_bytes())["runs"]:
-        for family in run["reports"].get("absorption", {}).get("data", {}).get("families", ()):
-            if family["full"] is not None:
-                interval = family["full"]["low"], family["full"]["high"]
-                found["trained" if run["trained"] else "untrained"][f"absorption_{family['family']}"] = interval
-    return found["trained"], found["untrained"]
+def with_training(run: Run, said: dict[str, Figure]) -> dict[str, Figure]:
+    """All figures of a run, by key: FVU, L0 and dead latents as training measured them on held-out documents, which
+    override the reports' own; the reports' other figures; what training cost.
+
+    A twin with position 0 that training did not measure stays the report's.
+    """
+    ours = {figure.key: figure for figure in heldout_figures(run)}
+    for key, figure in ours.items():
+        if figure.with_bos is None and key in said:
+            ours[key] = replace(figure, with_bos=said[key].with_bos)
+    return ours | {key: figure for key, figure in said.items() if key not in ours} | training_figures(run)
 
 
-def _figures(run: Run, summary: dict[str, Any]) -> dict[str, Number]:
-    """The reports' figures; over them what training measured on held-out rows, which goes first."""
-    trained = run.summary
-    figures = {key: number(value) for key, value in summary.items() if key not in ("name", "role")}
-    keys = ("fvu", "fvu_with_bos", "l0", "dead", "steps", "tokens", "seconds")
-    figures |= {key: number(trained[key]) for key in keys if key in trained}
-    figures["step_ms"] = 1000 * trained["seconds"] / trained["steps"]
-    return figures | {name: value for name in LATE if (value := mean_metric(run, f"/{name}")) is not None}
+def heldout_figures(run: Run) -> list[Figure]:
+    """The figures of HELD_OUT that training measured."""
+    summary = run.summary
+    return [
+        replace(figure, value=number(summary[figure.key]), with_bos=number(summary.get(f"{figure.key}_with_bos")))
+        for figure in HELD_OUT
+        if figure.key in summary
+    ]
 
 
-def _untrained(run: Run, summary: dict[str, Any]) -> dict[str, Number]:
-    figures = {key: number(value) for key, value in summary.items() if key not in ("name", "role")}
-    return figures | {"fvu": number(run.summary.get("fvu_untrained"))}
+def training_figures(run: Run) -> dict[str, Figure]:
+    """The figures of TRAINING by key; without those that nothing logged."""
+    summary = run.summary
+    values: dict[str, Number] = {key: number(summary[key]) for key in ("steps", "tokens", "seconds") if key in summary}
+    values["step_ms"] = 1000 * summary["seconds"] / summary["steps"]
+    values |= {name: value for name in LATE if (value := mean_metric(run, f"/{name}")) is not None}
+    return {figure.key: replace(figure, value=values[figure.key]) for figure in TRAINING if figure.key in values}
+
+
+def before_training(run: Run, said: dict[str, Figure]) -> dict[str, Figure]:
+    """The untrained coder's figures; its FVU is the one that training measured before the first step."""
+    twin = said["fvu"].with_bos if "fvu" in said else None
+    return said | {"fvu": replace(HELD_OUT[0], value=number(run.summary.get("fvu_untrained")), with_bos=twin)}
 
 
 def mean_metric(run: Run, ending: str) -> float | None:

@@ -21,7 +21,7 @@ from .measure import Measured
 Line = Mapping[str, Any]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#8C510A")
-"""Okabe and Ito's colours (yellow left out: it is too light for lines), and two more."""
+"""Okabe and Ito's colours (without yellow, which is too light for lines), and two more."""
 GREY = "#999999"
 STYLES = ("-", "--", ":", "-.")
 """Line styles, one per round of the colours."""
@@ -46,7 +46,7 @@ class Curve:
     Attributes:
         pick: its value in a line of metrics.jsonl, or None.
         log: on a logarithmic axis.
-        otherwise: what is drawn where no run logs this one; None: nothing is, and the panel is left out.
+        otherwise: what is drawn where no run logs this one; None: the panel is omitted.
     """
 
     key: str
@@ -92,38 +92,13 @@ CURVES = (
     Curve("max_pair", "Largest correlation of a pair", ending("max_overlap", "max_r")),
     Curve("mean_pair", "Mean correlation of the pairs", ending("mean_overlap", "mean_max_r")),
 )
-"""Row by row, the panels of the figure of curves; those that no run has are left out."""
+"""Row by row, the panels of the figure of curves; those that no run logged are omitted."""
 
-NESTED_LOSS = (
-    "Total loss and L2 of {} are means over the prefixes of the dictionary: not to be held against the others'"
-)
+NESTED_LOSS = "Total loss and L2 of {} are means over the prefixes of the dictionary: not comparable with the others'"
 """Below the title of the curves where some settings are nested and some are not."""
 
 LISTED = 60
 """Characters of names in it; of more settings it says how many."""
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One panel of the bars: a figure by its key in the comparison."""
-
-    key: str
-    title: str
-    scale: float = 1.0
-
-
-BARS = (
-    Bar("fvu", "FVU, held out"),
-    Bar("n_pairs_above", "Pairs beyond |r| threshold"),
-    Bar("n_pairs_above_with_bos", "The same, with BOS"),
-    Bar("mean_max_cosine", "Mean nearest decoder cosine"),
-    Bar("bos_share_top", "BOS in top 100 (%)", 100),
-    Bar("dead", "Dead latents"),
-    Bar("stability", "Stability of the pairs"),
-    Bar("step_ms", "Milliseconds per step"),
-)
-EXTRA = (("absorption_", "Absorption, {} (%)", 100.0), ("probing_auc_", "Probing AUC, {} latents", 1.0))
-"""Bars of every figure that begins so."""
 
 
 def style_of(roles: Mapping[str, str]) -> dict[str, tuple[str, str]]:
@@ -191,7 +166,7 @@ def curves_figure(measured: Sequence[Measured], title: str) -> Figure:
 
 
 def _nested(measured: Sequence[Measured]) -> str:
-    """What to say of losses over prefixes beside losses of whole dictionaries; "" where there are not both."""
+    """A note that losses over prefixes and over whole dictionaries do not compare; "" where there are not both."""
     nested = {one.member.setting: one.member.run.final["architecture"] == "matryoshka" for one in measured}
     names = [setting for setting, is_nested in nested.items() if is_nested]
     if not 0 < len(names) < len(nested):
@@ -231,56 +206,58 @@ def _panels(n: int, title: str, settings: int) -> tuple[Figure, list[Axes], int]
 
 
 def bars_figure(document: Mapping[str, Any], title: str) -> Figure:
-    """The final figures of every setting: bars with the mean beside them, a whisker for the interval over seeds, a dot
-    for each run."""
-    rows = document["settings"]
-    keys = {column["key"] for column in document["columns"]}
-    bars = [bar for bar in BARS if bar.key in keys]
-    for prefix, label, scale in EXTRA:
-        bars += [
-            Bar(key, label.format(key.removeprefix(prefix)), scale)
-            for key in sorted(keys)
-            if key.startswith(prefix) and not key.endswith("_dense")
-        ]
+    """The final figures of every setting, one panel per column of the tables: a bar with the mean beside it, a whisker
+    for the interval over seeds, a dot for each run."""
+    rows, columns = document["settings"], document["columns"]
     names = [row["setting"] for row in rows]
     styles = style_of({row["setting"]: row["role"] for row in rows})
-    n_rows = -(-len(bars) // 4)
+    n_rows = -(-len(columns) // 4)
     figure = Figure(figsize=(13, n_rows * (0.75 + 0.24 * len(rows)) + 0.5), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     grid = figure.subplots(n_rows, 4, squeeze=False, sharey=True)
-    for ax, bar in zip(grid.flat, bars, strict=False):
-        top = 0.0
-        for place, row in enumerate(rows):
-            value = row["figures"].get(bar.key)
-            if value is None:
-                text = "not evaluable" if bar.key in row["figures"] else "–"
-                ax.text(0.02, place, text, va="center", color="#666666", fontsize=8, transform=ax.get_yaxis_transform())
-                continue
-            mean = bar.scale * value["mean"]
-            colour = styles[row["setting"]][0]
-            ax.barh(place, mean, height=0.72, color=colour, alpha=0.85, gid=f"{bar.key} {row['setting']}")
-            reach = mean
-            if value["low"] is not None:
-                # Student's interval of a count or share may reach below 0, where none can be: it is drawn from 0 on.
-                low, high = max(0.0, bar.scale * value["low"]), bar.scale * value["high"]
-                ax.plot([low, high], [place, place], color="black", lw=1)
-                reach = max(reach, high)
-            dots = [run.get(bar.key) for run in document["runs"] if run["setting"] == row["setting"]]
-            shown = [bar.scale * dot for dot in dots if dot is not None]
-            if len(shown) > 1:
-                ax.plot(shown, [place] * len(shown), "o", color="black", ms=2.2, alpha=0.7)
-            ax.annotate(
-                show(mean), (max([reach, *shown]), place), (4, 0), textcoords="offset points", va="center", fontsize=8
-            )
-            top = max([top, reach, *shown])
-        ax.set_title(bar.title, loc="left")
-        ax.set_xlim(0, 1.25 * top if top > 0 else 1)
+    for ax, column in zip(grid.flat, columns, strict=False):
+        percent = column["format"] == "percent"
+        scale = 100 if percent else 1
+        tops = [_bar(ax, place, row, document, column["key"], scale, styles) for place, row in enumerate(rows)]
+        ax.set_title(column["label"] + (" (%)" if percent else ""), loc="left")
+        ax.set_xlim(0, 1.25 * max(tops) if max(tops) > 0 else 1)
         ax.set_yticks(range(len(names)), names)
         ax.grid(visible=False, axis="y")
     grid.flat[0].invert_yaxis()  # the first setting on top; all panels share the axis
-    for ax in list(grid.flat)[len(bars) :]:
+    for ax in list(grid.flat)[len(columns) :]:
         ax.set_axis_off()
     return figure
+
+
+def _bar(
+    ax: Axes,
+    place: int,
+    row: Mapping[str, Any],
+    document: Mapping[str, Any],
+    key: str,
+    scale: int,
+    styles: Mapping[str, tuple[str, str]],
+) -> float:
+    """Draws one figure of one setting as the bar at `place`; returns how far it reaches (0 where there is no value)."""
+    value = row["figures"].get(key)
+    if value is None:
+        text = "not evaluable" if key in row["figures"] else "–"
+        ax.text(0.02, place, text, va="center", color="#666666", fontsize=8, transform=ax.get_yaxis_transform())
+        return 0.0
+    mean = reach = scale * value["mean"]
+    ax.barh(place, mean, height=0.72, color=styles[row["setting"]][0], alpha=0.85, gid=f"{key} {row['setting']}")
+    if value["low"] is not None:
+        # Student's interval of a count or share may reach below 0, where none can be: it is drawn from 0 on.
+        low, high = max(0.0, scale * value["low"]), scale * value["high"]
+        ax.plot([low, high], [place, place], color="black", lw=1)
+        reach = max(reach, high)
+    dots = [run.get(key) for run in document["runs"] if run["setting"] == row["setting"]]
+    shown = [scale * dot for dot in dots if dot is not None]
+    if len(shown) > 1:
+        ax.plot(shown, [place] * len(shown), "o", color="black", ms=2.2, alpha=0.7)
+    reach = max([reach, *shown])
+    ax.annotate(show(mean), (reach, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    return float(reach)
 
 
 def write_plots(

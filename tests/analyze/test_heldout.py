@@ -67,13 +67,13 @@ def test_figures_are_those_of_the_held_out_rows(made: Planted, tmp_path: Path) -
     assert summary["dead"] == (fired == 0).sum()
     assert pairs > 0
     assert summary["n_pairs_above"] == pairs
-    assert "held-out documents alone" in result.report.with_name("report.md").read_text(encoding="utf-8")
+    assert "held-out documents only" in result.report.with_name("report.md").read_text(encoding="utf-8")
 
 
 def test_runs_must_hold_out_the_same(made: Planted, tmp_path: Path) -> None:
     config = AnalyzeConfig(out=tmp_path, documents="heldout", reports={"global": GlobalConfig()})
     all_of_it = run_of(made, tmp_path / "runs", "all", None)
-    with pytest.raises(UsageError, match="run all trained on every document"):
+    with pytest.raises(UsageError, match="run all trained on every document, but analyze.documents is heldout"):
         analyze([all_of_it], config)
     two = [run_of(made, tmp_path / "runs", f"run{share}", share) for share in (0.2, 0.3)]
     with pytest.raises(UsageError, match=r"hold out different documents: run0.2 0.2, run0.3 0.3"):

@@ -122,6 +122,12 @@ def test_every_file_of_a_report(made: Planted, run: Path, tmp_path: Path) -> Non
     text = str(result)
     assert "nested <b>" in text
     assert str(result.report) in text
+    header = re.split(r"  +", text.splitlines()[0])
+    assert header[:6] == ["run", "FVU", "incl. pos. 0", "L0", "dead", "pairs"], "the order of REPORTS"
+    page = result.report.read_text(encoding="utf-8").split('id="document">')[0]
+    assert "<dt>FVU</dt><dd>Fraction of variance unexplained" in page
+    assert "<dt>transcoder</dt>" in page
+    assert "<dt>JumpReLU</dt>" not in page, "only the words that this report uses"
     markdown = (folder / "report.md").read_text()
     assert "nested &lt;b&gt;" in markdown
     assert "<script>" not in markdown
@@ -352,7 +358,7 @@ def test_refusals(made: Planted, run: Path, tmp_path: Path) -> None:
         analyze([], config)
     with pytest.raises(UsageError, match="named twice"):
         analyze([run, run], config)
-    with pytest.raises(UsageError, match="baseline is 'planned', and the runs are planted; did you mean 'planted'"):
+    with pytest.raises(UsageError, match="baseline is 'planned', but the runs are planted; did you mean 'planted'"):
         analyze([run], AnalyzeConfig(out=tmp_path / "reports", baseline="planned"))
     with pytest.raises(DataError, match="not a run"):
         analyze([tmp_path / "nothing"], config)
@@ -361,7 +367,7 @@ def test_refusals(made: Planted, run: Path, tmp_path: Path) -> None:
     final = run / "final" / "config.json"
     document = json.loads(final.read_text())
     for change, message in (
-        ({"cache": {"path": str(tmp_path / "gone"), "identity": "x"}}, "is not there"),
+        ({"cache": {"path": str(tmp_path / "gone"), "identity": "x"}}, "was not found"),
         ({"cache": {"path": str(made.cache.path), "identity": "x" * 64}}, "identity"),
         ({"source": "layer_09.resid_mid"}, "layer_09.resid_mid"),
     ):

@@ -19,10 +19,13 @@ from scipy import stats
 from sparse_pipeline.analyze.config import AnalyzeConfig
 from sparse_pipeline.analyze.reports.correlation.config import CorrelationConfig
 from sparse_pipeline.analyze.reports.reconstruction.report import GlobalConfig
-from sparse_pipeline.analyze.sweep import SHOWN, Heading, Measured, Member, compare_runs
+from sparse_pipeline.analyze.result import Figure as ReportFigure
+from sparse_pipeline.analyze.sweep import Heading, Measured, Member, compare_runs
+from sparse_pipeline.analyze.sweep.estimates import compare_settings
+from sparse_pipeline.analyze.sweep.files import to_csv, write_comparison
+from sparse_pipeline.analyze.sweep.markdown import terminal_table, to_markdown
 from sparse_pipeline.analyze.sweep.measure import measure_runs
 from sparse_pipeline.analyze.sweep.plots import CURVES, bars_figure, curves_figure
-from sparse_pipeline.analyze.sweep.table import compare_settings, terminal_table, to_csv, to_markdown, write_comparison
 from sparse_pipeline.shared.console import Console
 from sparse_pipeline.shared.errors import DataError
 from sparse_pipeline.shared.runs.folder import Run, create_run
@@ -206,7 +209,7 @@ def test_a_plain_sweep_has_no_empty_panels_and_says_what_does_not_compare(
     nested = dataclasses.replace(plain[0], member=Member("nested", 0, copy_of(plain[0].member.path, tmp_path / "n")))
     assert curves_figure([*plain, nested], "title").get_suptitle() == (
         "title\nTotal loss and L2 of nested are means over the prefixes of the dictionary: "
-        "not to be held against the others'"
+        "not comparable with the others'"
     )
     assert curves_figure([nested], "title").get_suptitle() == "title"
 
@@ -225,7 +228,7 @@ def test_an_interval_is_drawn_where_the_figure_can_be(members: list[Member]) -> 
     document = compare_settings(HEADING, counts, "plain")
     low, high = stats.t.interval(0.95, 2, 2 / 3, stats.sem([0, 0, 2]))
     assert low < 0
-    (pairs,) = [ax for ax in bars_figure(document, "t").axes if ax.get_title(loc="left").startswith("Pairs")]
+    (pairs,) = [ax for ax in bars_figure(document, "t").axes if ax.get_title(loc="left") == "n_pairs_above"]
     assert list(pairs.get_lines()[0].get_xdata()) == [0, pytest.approx(high)]
     assert f"[{low:.3g}, {high:.3g}]" in to_markdown(document)  # the tables say what the formula says
 
@@ -234,21 +237,26 @@ def test_bars_are_the_table(measured: list[Measured]) -> None:
     document = compare_settings(HEADING, measured, "plain")
     figure = bars_figure(document, "title")
     by_title = {axes.get_title(loc="left"): axes for axes in figure.axes}
-    widths = {str(bar.get_gid()): bar.get_width() for bar in by_title["FVU, held out"].patches}  # type: ignore[attr-defined]
+    widths = {str(bar.get_gid()): bar.get_width() for bar in by_title["FVU"].patches}  # type: ignore[attr-defined]
     means = {f"fvu {row['setting']}": row["figures"]["fvu"]["mean"] for row in document["settings"]}
     assert widths == pytest.approx(means)
-    assert "0.303" in {text.get_text() for text in by_title["FVU, held out"].texts}
+    assert "0.303" in {text.get_text() for text in by_title["FVU"].texts}
 
 
-def fake(setting: str, seed: int, absorption: float | None, run: Run, **figures: float) -> Measured:
-    base: dict[str, Any] = {
-        "fvu": 0.3,
-        "l0": 16.0,
-        "seconds": 10.0,
-        "step_ms": 1.0,
-        "absorption_capitalised": absorption,
-    }
-    return Measured(Member(setting, seed, run.path), "run", base | figures, None, 100, Path("x"))
+def fake(
+    setting: str,
+    seed: int,
+    absorption: float | None,
+    run: Run,
+    spread: tuple[float, float] | None = None,
+    **values: float | None,
+) -> Measured:
+    rate = ReportFigure("absorption_capitalised", "absorption", absorption, "", "percent", interval=spread, sweep=True)
+    base: dict[str, float | None] = {"fvu": 0.3, "l0": 16.0, "seconds": 10.0, "step_ms": 1.0}
+    figures = [ReportFigure(key, key, value, "", sweep=True) for key, value in (base | values).items()]
+    return Measured(
+        Member(setting, seed, run.path), "run", {one.key: one for one in (*figures, rate)}, None, 100, Path("x")
+    )
 
 
 def test_absorption_and_its_efficiency(members: list[Member]) -> None:
@@ -277,8 +285,8 @@ def test_absorption_and_its_efficiency(members: list[Member]) -> None:
 
 def test_seeds_that_agree_on_zero_have_the_interval_of_their_rows(members: list[Member]) -> None:
     """0 in every seed is not 0 for certain: Student's interval would be the point 0."""
-    zeros = [dataclasses.replace(fake("plain", seed, 0.0, members[0].run), intervals={"absorption_capitalised": spread})
-             for seed, spread in enumerate([(0.0, 0.01), (0.0, 0.04), (0.0, 0.02)])]  # fmt: skip
+    spreads = [(0.0, 0.01), (0.0, 0.04), (0.0, 0.02)]
+    zeros = [fake("plain", seed, 0.0, members[0].run, spread) for seed, spread in enumerate(spreads)]
     document = compare_settings(HEADING, zeros, "plain")
     assert setting_of(document, "plain")["figures"]["absorption_capitalised"] == {
         "mean": 0.0, "low": 0.0, "high": 0.04, "n": 3
@@ -287,12 +295,8 @@ def test_seeds_that_agree_on_zero_have_the_interval_of_their_rows(members: list[
 
 
 def test_fewer_than_three_seeds_have_no_interval_of_any_kind(members: list[Member]) -> None:
-    spread = {"absorption_capitalised": (0.1, 0.9)}
     for rates in ([0.4], [0.4, 0.5], [0.4, 0.4]):
-        two = [
-            dataclasses.replace(fake("plain", seed, rate, members[0].run), intervals=spread)
-            for seed, rate in enumerate(rates)
-        ]
+        two = [fake("plain", seed, rate, members[0].run, (0.1, 0.9)) for seed, rate in enumerate(rates)]
         document = compare_settings(HEADING, two, "plain")
         found = setting_of(document, "plain")["figures"]["absorption_capitalised"]
         assert found == {"mean": pytest.approx(np.mean(rates)), "low": None, "high": None, "n": len(rates)}
@@ -301,14 +305,13 @@ def test_fewer_than_three_seeds_have_no_interval_of_any_kind(members: list[Membe
 
 def test_efficiency_says_which_figure_is_missing(members: list[Member]) -> None:
     run = members[0].run
-    plain, other = fake("plain", 0, 0.4, run), fake("pairs", 0, 0.2, run)
-    for side, figures, status in (
-        (plain, {"fvu": 0.0}, "the baseline's FVU is 0 (seed 0): no relative cost"),
-        (plain, {"fvu": None}, "FVU is not known (seed 0)"),
-        (other, {"l0": None}, "L0 is not known (seed 0)"),
+    for before, after, status in (
+        ({"fvu": 0.0}, {}, "the baseline's FVU is 0 (seed 0): no relative cost"),
+        ({"fvu": None}, {}, "FVU is not known (seed 0)"),
+        ({}, {"l0": None}, "L0 is not known (seed 0)"),
     ):
-        changed = dataclasses.replace(side, figures=side.figures | figures)
-        document = compare_settings(HEADING, [changed if one is side else one for one in (plain, other)], "plain")
+        runs = [fake("plain", 0, 0.4, run, **before), fake("pairs", 0, 0.2, run, **after)]
+        document = compare_settings(HEADING, runs, "plain")
         assert [one["status"] for one in document["efficiency"]] == [status]
 
 
@@ -328,7 +331,7 @@ def test_markdown_says_what_to_run_and_what_is_missing(measured: list[Measured],
 
 def test_the_terminals_table_is_plain_text_and_narrow(measured: list[Measured]) -> None:
     document = compare_settings(HEADING, measured, "plain")
-    header, *rows = terminal_table(document, SHOWN).splitlines()
+    header, *rows = terminal_table(document).splitlines()
     assert len({len(line) for line in (header, *rows)}) == 1
     assert [row.split("  ")[0] for row in rows] == ["plain", "pairs", "frozen (control)", "untrained (plain) (control)"]
     assert re.split(r"  +", header) == ["setting", "seeds", "FVU", "L0", "dead", "pairs"]

@@ -190,7 +190,7 @@ def test_overview_shows_every_run_with_and_without_position_0(open_page: Any) ->
     ]
     row = next(r for r in texts(browser, ".overview tbody tr") if r.startswith("pairs with |r| > 0.8"))
     assert "4" in row
-    assert "with position 0: 5" in row
+    assert "including position 0: 5" in row
     assert "null: 0" in row
 
 

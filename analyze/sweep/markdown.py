@@ -1,0 +1,178 @@
+"""The comparison of a sweep as text: Markdown for a file and for the docs, a plain table for the terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ...shared.text_table import text_table
+from ..result import show
+from .estimates import ABSORPTION
+
+PROBING = "probing_auc_"
+"""Keys of sparse probing begin so; with absorption, these figures have a table of their own."""
+
+
+def cell(value: dict[str, Any] | None, format: str) -> str:
+    """ "0.276 [0.27, 0.28]", without an interval that rounds to a point; "n. e." for what could not be evaluated."""
+    if value is None:
+        return "n. e."
+    form = "number" if format == "integer" else format
+    text = show(value["mean"], form)
+    low, high = show(value["low"], form), show(value["high"], form)
+    return text if value["low"] is None or low == high else f"{text} [{low}, {high}]"
+
+
+def change(value: dict[str, Any] | None) -> str:
+    """ "+0.5 % [+0.2, +0.8]"."""
+    if value is None:
+        return "–"
+    text = f"{100 * value['mean']:+.1f} %"
+    return text if value["low"] is None else f"{text} [{100 * value['low']:+.1f}, {100 * value['high']:+.1f}]"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown; the first column is aligned left, the others right."""
+    escaped = [[text.replace("|", "\\|") for text in row] for row in rows]
+    head = [text.replace("|", "\\|") for text in header]
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in escaped)])
+
+
+def settings_rows(document: dict[str, Any], columns: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Name, number of seeds and the columns' cells, one line per setting and control."""
+    return [
+        [
+            row["setting"],
+            str(len(row["seeds"])),
+            *(cell(row["figures"][c["key"]], c["format"]) if c["key"] in row["figures"] else "–" for c in columns),
+        ]
+        for row in document["settings"]
+    ]
+
+
+def settings_table(document: dict[str, Any], columns: Sequence[dict[str, Any]], against: bool = True) -> str:
+    """One line per setting in Markdown, controls in italics.
+
+    Args:
+        columns: those of the document's to show.
+        against: also the changes against the baseline.
+    """
+    against = against and any(row["against"] for row in document["settings"])
+    header = ["setting", "seeds", *(column["label"] for column in columns)]
+    rows = settings_rows(document, columns)
+    if against:
+        header += [f"FVU vs. {document['baseline']}", f"time vs. {document['baseline']}"]
+    for cells, row in zip(rows, document["settings"], strict=True):
+        if row["role"] == "control":
+            cells[0] = f"*{cells[0]}*"
+        if against:
+            cells += [change(row["against"].get("fvu")), change(row["against"].get("step_ms"))]
+    return markdown_table(header, rows)
+
+
+def terminal_table(document: dict[str, Any]) -> str:
+    """The figures that show themselves on a terminal (`Figure.terminal`), controls named."""
+    columns = [column for column in document["columns"] if column["terminal"]]
+    rows = settings_rows(document, columns)
+    for cells, row in zip(rows, document["settings"], strict=True):
+        cells[0] += " (control)" if row["role"] == "control" else ""
+    return text_table(rows, ["setting", "seeds", *(column["label"] for column in columns)])
+
+
+def is_of_labels(column: dict[str, Any]) -> bool:
+    """Whether a column is about labels (absorption, probing): those have a table of their own."""
+    return str(column["key"]).startswith((ABSORPTION, PROBING))
+
+
+def tables(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """(heading, Markdown) of every table over settings."""
+    figures = [column for column in document["columns"] if not is_of_labels(column)]
+    labels = [column for column in document["columns"] if is_of_labels(column)]
+    found = [("Figures", settings_table(document, figures))]
+    if labels:
+        found.append(("Absorption and sparse probing", settings_table(document, labels, against=False)))
+    if efficiency := efficiency_table(document):
+        found.append(("Absorption reduction efficiency", efficiency))
+    return found
+
+
+def efficiency_table(document: dict[str, Any]) -> str:
+    """Absorption reduction efficiency, and what could not be compared and why; empty where absorption was not
+    measured."""
+    rows = []
+    reasons: dict[str, list[str]] = {}
+    for one in document["efficiency"]:
+        if one["status"] != "measured":
+            reason = re.sub(r" \(seed \d+\)", "", one["status"])
+            reasons.setdefault(f"{one['family']}: {reason}", []).append(one["setting"])
+            continue
+        reduction = {"mean": one["reduction"], "low": one["low"], "high": one["high"]}
+        ratios = [show(one[key]) if one[key] is not None else "no cost" for key in ("per_fvu", "per_time")]
+        costs = [f"{100 * one[key]:+.1f} %" for key in ("fvu_cost", "time_cost")]
+        rows.append([one["setting"], one["family"], change(reduction), *costs, *ratios])
+    header = ["setting", "family", "absorption taken away", "FVU", "time", "per % of FVU", "per % of time"]
+    parts = [markdown_table(header, rows)] if rows else []
+    if reasons:
+        listed = "\n".join(f"- {reason} ({', '.join(settings)})" for reason, settings in reasons.items())
+        parts.append(f"Not to be compared:\n\n{listed}")
+    return "\n\n".join(parts)
+
+
+def runs_table(document: dict[str, Any]) -> str:
+    """One line per run."""
+    columns = document["columns"]
+    rows = [
+        [
+            run["run"],
+            str(run["seed"]),
+            *(_plain(run, c["key"], c["format"]) for c in columns),
+        ]
+        for run in document["runs"]
+    ]
+    return markdown_table(["run", "seed", *(column["label"] for column in columns)], rows)
+
+
+def _plain(run: dict[str, Any], key: str, format: str) -> str:
+    """A run's own value; "n. e." where it cannot be evaluated, "–" where it was not measured."""
+    return "n. e." if key in run and run[key] is None else show(run.get(key), format)
+
+
+def setup_text(document: dict[str, Any]) -> str:
+    """ "layer_03.resid_mid → layer_03.mlp_out, width 384; 2,048 latents; 433 steps, 221,696 rows."."""
+    setup = document["setup"]
+    words = {key: " or ".join(f"{v:,}" if isinstance(v, int) else v for v in values) for key, values in setup.items()}
+    sites = words["source"] if setup["source"] == setup["target"] else f"{words['source']} → {words['target']}"
+    return (
+        f"{sites}, width {words['d_out']}; {words['latents']} latents; {words['steps']} steps, {words['tokens']} rows."
+    )
+
+
+def rows_seen(document: dict[str, Any]) -> str:
+    """On which rows the reports' figures stand."""
+    which = ", of documents that training held out" if document["documents"] == "heldout" else " of the whole cache"
+    return f"Reports looked at {document['rows_analysed']:,} rows{which}."
+
+
+def to_markdown(document: dict[str, Any]) -> str:
+    """The whole comparison."""
+    n = max((len(row["seeds"]) for row in document["settings"]), default=0)
+    intervals = (
+        "Means over seeds with Student's 95 % intervals. Seeds differ in the initial weights and the penalties' random "
+        "numbers; the order of the data is the same."
+        if n >= 3
+        else "Fewer than three seeds: no intervals, and no telling what chance alone would change."
+    )
+    parts = [f"# {document['title']}", document["about"].strip()]
+    parts.append(f"{setup_text(document)} {intervals} {rows_seen(document)} *Controls* in italics.")
+    if document["missing"]:
+        parts.append(f"Not finished, and not in the tables: {', '.join(document['missing'])}.")
+    for title, table in tables(document):
+        parts += [f"## {title}", table]
+    parts += ["## Every run", runs_table(document)]
+    parts.append("\n".join(f"- **{c['label']}**: {c['definition']}" for c in document["columns"]))
+    commands = [f"$ {row['command']}" for row in document["settings"] if row["command"] != document["command"]]
+    block = "\n".join([f"$ {document['command']}", *commands])
+    parts += ["## Again", f"Measured on {document['machine']}.", f"```console\n{block}\n```"]
+    return "\n\n".join(part for part in parts if part) + "\n"
