@@ -153,7 +153,12 @@ def whole_pass(rows: int, width: int = 384, n_latents: int = 3072, k: int = 16, 
                 doc = np.repeat(np.arange(shape[0], dtype=np.uint32)[:, None] + shard * shape[0], ctx, 1)
                 position = np.tile(np.arange(ctx, dtype=np.uint16), (shape[0], 1))
                 writer.write_shard(
-                    shard, rng.integers(0, 5000, shape, dtype=np.int32), doc, position, flags, {site.name: acts}
+                    shard,
+                    tokens=rng.integers(0, 5000, shape, dtype=np.int32),
+                    doc_id=doc,
+                    pos_in_doc=position,
+                    flags=flags,
+                    acts={site.name: acts},
                 )
             writer.finish()
         cache = open_cache(Path(folder) / "cache")

@@ -63,7 +63,8 @@ def make_cache(path: Path, rows: int, width: int) -> tuple[Cache, dict[str, floa
             tokens = rng.integers(0, 1000, (n, CTX), dtype=np.int32)
             acts = {site: values[: n * CTX].roll(shard, 0) for site, values in pool.items()}
             began = time.perf_counter()
-            writer.write_shard(shard, tokens, doc, np.zeros((n, CTX), np.uint16), flags[:n], acts)
+            position = np.zeros((n, CTX), np.uint16)
+            writer.write_shard(shard, tokens=tokens, doc_id=doc, pos_in_doc=position, flags=flags[:n], acts=acts)
             spent["all"] += time.perf_counter() - began
             for values in acts.values():
                 stored = values.view(torch.uint16).numpy()

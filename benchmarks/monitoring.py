@@ -85,7 +85,8 @@ def write_cache(path: Path, shape: Shape) -> None:
             tokens[:, 0] = 2
             position = (place % 300).astype(np.uint16)
             acts = {SITE: torch.from_numpy(x).bfloat16()}
-            writer.write_shard(shard, tokens, (place // 300).astype(np.uint32), position, flags, acts)
+            document = (place // 300).astype(np.uint32)
+            writer.write_shard(shard, tokens=tokens, doc_id=document, pos_in_doc=position, flags=flags, acts=acts)
         writer.finish()
 
 

@@ -170,7 +170,12 @@ def small_cache(path: Path, data: Data) -> Cache:
             acts = {site: v[own.start * CTX : own.stop * CTX].bfloat16().cpu() for site, v in rows.items()}
             document, token = place[own] // CTX, place[own] % CTX
             writer.write_shard(
-                shard, token.astype(np.int32), document.astype(np.uint32), token.astype(np.uint16), flags[own], acts
+                shard,
+                tokens=token.astype(np.int32),
+                doc_id=document.astype(np.uint32),
+                pos_in_doc=token.astype(np.uint16),
+                flags=flags[own],
+                acts=acts,
             )
         writer.finish()
     return open_cache(path)

@@ -81,7 +81,14 @@ class Disk:
                 part = block[cut]
                 rows = slice(cut.start * self._ctx, (cut.start + len(part)) * self._ctx)
                 acts = {name: values[rows] for name, values in buffer.items()}
-                self._writer.write_shard(shard, part.tokens, part.doc_id, part.pos_in_doc, part.flags, acts)
+                self._writer.write_shard(
+                    shard,
+                    tokens=part.tokens,
+                    doc_id=part.doc_id,
+                    pos_in_doc=part.pos_in_doc,
+                    flags=part.flags,
+                    acts=acts,
+                )
                 n_rows = part.tokens.size
                 self._bytes += n_rows * self._row_bytes
                 rate = self._bytes / (time.perf_counter() - self._started)

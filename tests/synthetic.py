@@ -155,11 +155,11 @@ def write_missing(writer: CacheWriter, table: TokenTable, acts: Mapping[str, Ten
         cut = slice(seqs.start, seqs.stop)
         writer.write_shard(
             shard,
-            table.tokens[cut],
-            table.doc_id[cut],
-            table.pos_in_doc[cut],
-            table.flags[cut],
-            {name: value[rows.start : rows.stop] for name, value in acts.items()},
+            tokens=table.tokens[cut],
+            doc_id=table.doc_id[cut],
+            pos_in_doc=table.pos_in_doc[cut],
+            flags=table.flags[cut],
+            acts={name: value[rows.start : rows.stop] for name, value in acts.items()},
         )
 
 

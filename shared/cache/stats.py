@@ -1,10 +1,10 @@
 """Statistics of a site, kept while it is written: first and second moments, norms, non-finite rows.
 
-Rows fall into two classes, because the first position of a sequence is an outlier in every language model: ``first``
-(position 0, and every row flagged BOS: :func:`shared.cache.format.positions`) and ``rest`` (every other row). Padding
-is counted in neither. A row with an infinity or a NaN is counted as non-finite and left out of every sum. All sums over
-rows are float64, of squares that are exact where x is bfloat16; they are formed per shard in one fixed order on one
-thread and merged in shard order, so the same activations give the same bits whichever process wrote a shard.
+Rows fall into two classes, because position 0 is an outlier in every language model: ``first`` (position 0: the first
+row of a sequence and every row flagged BOS, :func:`shared.cache.format.positions`) and ``rest`` (every other row).
+Padding is in neither class. A row with an infinity or a NaN counts as non-finite and enters no sum. All sums over rows
+are float64, of squares that are exact where x is bfloat16. Each shard is summed in one fixed order on one thread, and
+shards are merged in shard order, so the same activations give bit-identical statistics whichever process wrote a shard.
 """
 
 from __future__ import annotations
@@ -96,11 +96,11 @@ class SiteStats:
     """Statistics of one site, over one shard or over a whole cache.
 
     Attributes:
-        first: rows at position 0, those flagged BOS within a sequence included.
+        first: rows at position 0, including those flagged BOS within a sequence.
         rest: every other row.
         position_n: rows counted at each place in the sequence [ctx], whatever their class.
         position_sum_norm: Σ‖x‖ at each place in the sequence [ctx].
-        nonfinite: rows that hold an infinity or a NaN; they are in no sum.
+        nonfinite: rows with an infinity or NaN; they enter no sum.
     """
 
     first: Moments
@@ -161,7 +161,7 @@ def site_stats(stored: NDArray[Any], ctx: int, flags: NDArray[np.uint8]) -> Site
     Args:
         stored: [rows, d] bfloat16 bits as uint16, or float32; rows are whole sequences in order.
         ctx: tokens in a sequence.
-        flags: [rows] :class:`shared.cache.format.Flag` bits: padding is not counted, BOS is of the class ``first``.
+        flags: [rows] :class:`shared.cache.format.Flag` bits: padding is not counted, BOS rows are ``first``.
 
     NumPy on one thread: its reductions take a fixed order and release the GIL, so writer threads run side by side.
     """
@@ -175,30 +175,21 @@ def site_stats(stored: NDArray[Any], ctx: int, flags: NDArray[np.uint8]) -> Site
     step = max(1, PIECE_NUMBERS // width)
     values = np.empty((min(step, rows), width), np.float32)
     squares = np.empty_like(values)
+    # After each piece the four sums and norm_sq cover every row so far. In `x` and `sq` a row that is not counted is 0,
+    # and once the first class is added up its rows are 0 too, so that plain column sums give the rest.
     for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        x, sq = values[: stop - start], squares[: stop - start]
-        to_float32(stored[start:stop], out=x)
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.multiply(x, x, out=sq)
-            norm_sq[start:stop] = sq.sum(axis=1)
-        drop = np.logical_not(kept[start:stop])
-        if not np.isfinite(norm_sq[start:stop]).all():
-            # a square beyond float32 is not yet a non-finite row: decide on the values, and redo this piece in float64
-            finite = np.asarray(np.isfinite(x).all(axis=1))
-            kept[start:stop] &= finite
-            drop = np.logical_not(kept[start:stop])
-            x = np.where(finite[:, None], x, 0).astype(np.float64)
-            sq = x * x
-            norm_sq[start:stop] = sq.sum(axis=1)
+        piece = slice(start, min(start + step, rows))
+        n, first = piece.stop - start, at_first[piece]
+        to_float32(stored[piece], out=values[:n])
+        x, sq = _squared(values[:n], squares[:n], norm_sq[piece], kept[piece])
+        drop = np.logical_not(kept[piece])
         x[drop] = 0
         sq[drop] = 0
-        first = at_first[start:stop]
         sum_first += x[first].sum(axis=0, dtype=np.float64)
         sq_first += sq[first].sum(axis=0, dtype=np.float64)
         x[first] = 0
         sq[first] = 0
-        # a sum over rows in float32 is rounded at each, which on bfloat16's grid falls to one side
+        # float64: a float32 sum over rows rounds at every row, and on bfloat16's coarse grid always to the same side
         sum_rest += x.sum(axis=0, dtype=np.float64)
         sq_rest += sq.sum(axis=0, dtype=np.float64)
     norm_sq[~kept] = 0
@@ -206,20 +197,36 @@ def site_stats(stored: NDArray[Any], ctx: int, flags: NDArray[np.uint8]) -> Site
     first_norm, first_norm_sq = (_by_place(np.where(at_first, v, 0.0), ctx) for v in (norm, norm_sq))
     rest_norm, rest_norm_sq = (_by_place(np.where(at_first, 0.0, v), ctx) for v in (norm, norm_sq))
     n_first, position_n = int((kept & at_first).sum()), _by_place(kept.astype(np.int64), ctx)
+    n_rest = int(position_n.sum()) - n_first
     return SiteStats(
         Moments(n_first, sum_first, sq_first, float(first_norm.sum()), float(first_norm_sq.sum())),
-        # no row of the rest stands at place 0
-        Moments(
-            int(position_n.sum()) - n_first,
-            sum_rest,
-            sq_rest,
-            float(rest_norm[1:].sum()),
-            float(rest_norm_sq[1:].sum()),
-        ),
+        # place 0 of every sequence belongs to the first class
+        Moments(n_rest, sum_rest, sq_rest, float(rest_norm[1:].sum()), float(rest_norm_sq[1:].sum())),
         position_n,
         _by_place(norm, ctx),
         int((text & ~kept).sum()),
     )
+
+
+def _squared(
+    x: NDArray[np.float32], sq: NDArray[np.float32], norm_sq: Vector, kept: NDArray[np.bool_]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(x, x²) of one piece of rows. Fills norm_sq [n] with ‖x‖², and clears kept [n] where a row is not finite.
+
+    Squares are float32, which holds the square of a bfloat16 exactly. A square may overflow although its row is
+    finite: then the values decide, and the piece is computed again in float64.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.multiply(x, x, out=sq)
+        norm_sq[:] = sq.sum(axis=1)
+    if np.isfinite(norm_sq).all():
+        return x, sq
+    finite = np.asarray(np.isfinite(x).all(axis=1))
+    kept &= finite
+    exact = np.where(finite[:, None], x, 0).astype(np.float64)
+    exact_sq = exact * exact
+    norm_sq[:] = exact_sq.sum(axis=1)
+    return exact, exact_sq
 
 
 def _by_place(values: NDArray[Any], ctx: int) -> NDArray[Any]:
@@ -237,7 +244,7 @@ def to_float32(stored: NDArray[Any], out: NDArray[np.float32]) -> None:
 
 
 def encode_vector(vector: Vector) -> str:
-    """Little-endian float64 in base64: exact, and ten times quicker to read than decimal text."""
+    """Little-endian float64 in base64: exact, and read ten times faster than decimal text."""
     return base64.b64encode(np.ascontiguousarray(vector, "<f8").tobytes()).decode("ascii")
 
 

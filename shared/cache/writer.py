@@ -144,12 +144,12 @@ class CacheWriter:
     def write_shard(
         self,
         shard: int,
+        *,
         tokens: NDArray[Any],
         doc_id: NDArray[Any],
         pos_in_doc: NDArray[Any],
         flags: NDArray[Any],
         acts: Mapping[str, Tensor | NDArray[Any]],
-        stats: Mapping[str, SiteStats] | None = None,
     ) -> CommitRecord:
         """Writes one shard and commits it. Threads may write distinct shards at the same time.
 
@@ -159,8 +159,6 @@ class CacheWriter:
                 fewer sequences than planned.
             acts: site → [sequences · ctx, d], of :meth:`missing_sites` at least: a bfloat16 tensor or its uint16 bits
                 (of a quantised site too: it is quantised here); float32 for a float32 site.
-            stats: statistics made elsewhere (on the device, say) by the rules of shared.cache.stats; None computes them
-                here.
 
         Raises:
             PipelineError: the disk is full. Nothing committed is lost, and the shard can be written again.
@@ -184,7 +182,7 @@ class CacheWriter:
         if 0 not in todo and load_commit(self.path, shard).tokens_sha256 != digest:
             raise ValueError(f"shard {shard} is committed with other tokens, and these are activations of its sites")
         for part in todo:
-            record = self._write_part(shard, part, described, digest, acts, stats)
+            record = self._write_part(shard, part, described, digest, acts)
         with self._guard:
             del self._missing[shard]
         return record
@@ -196,7 +194,6 @@ class CacheWriter:
         described: Mapping[str, NDArray[Any]],
         digest: str,
         acts: Mapping[str, Tensor | NDArray[Any]],
-        stats: Mapping[str, SiteStats] | None,
     ) -> CommitRecord:
         """Writes the arrays of one part of a shard, then its commit."""
         names = set(self.parts.of(shard)[part])
@@ -212,7 +209,7 @@ class CacheWriter:
                 stored = self._write_quantised(site, shard, stored, files)
             else:
                 self._write_chunk(site.name, shard, stored, files)
-            measured[site.name] = stats[site.name] if stats is not None else site_stats(stored, self.layout.ctx, flags)
+            measured[site.name] = site_stats(stored, self.layout.ctx, flags)
         for folder in sorted({(self.path / ARRAYS / name).parent for name in files}):
             sync_folder(folder)
         record = CommitRecord(shard, n_seq, int(text_rows(flags).sum()), digest, files, measured)
@@ -229,6 +226,29 @@ class CacheWriter:
         Raises:
             DataError: a shard is missing, or one before the last is short.
         """
+        parts = self._final_parts(n_seq)
+        layout = parts.layout
+        n_tokens, digest, totals = self._merged(parts)
+        resize_arrays(self.path, layout)
+        manifest = self._plan | {
+            "layout": layout.to_dict(),
+            "n_seq": layout.n_seq,
+            "n_tokens": n_tokens,
+            "bytes": layout.bytes_on_disk(),
+            "commits_sha256": digest,
+            "statistics": {site: total.to_dict() for site, total in totals.items()},
+            "extra": dict(extra or {}),
+        }
+        # The manifest goes last: a reader that finds it finds everything it names. Finishing a finished cache again
+        # computes the same manifest, and then must not touch the file.
+        if not (self.path / MANIFEST).exists() or (self.path / MANIFEST).read_bytes() != json_bytes(manifest):
+            write_json(self.path / MANIFEST, manifest)
+        self.layout, self.parts, self.complete = layout, parts, True
+        self.close()
+        return self.path / MANIFEST
+
+    def _final_parts(self, n_seq: int | None) -> Parts:
+        """The shards and their parts as they turned out. Raises DataError when one of them has no commit."""
         layout, generations = self.layout, self.parts.generations
         if n_seq is not None:
             layout = replace(layout, n_seq=n_seq + self.parts.padding)
@@ -246,11 +266,17 @@ class CacheWriter:
                 hint="run the same harvest again",
             )
         check_sizes(self.path, parts.expected_files(commits))
+        return parts
 
-        totals = {site.name: SiteStats.zeros(site.width, layout.ctx) for site in layout.sites}
+    def _merged(self, parts: Parts) -> tuple[int, str, dict[str, SiteStats]]:
+        """(tokens, sha256 of all commit files, statistics of each site) over all shards.
+
+        Added up in shard order: float64 sums depend on their order, and the manifest must not depend on who wrote what.
+        """
+        totals = {site.name: SiteStats.zeros(site.width, parts.layout.ctx) for site in parts.layout.sites}
         n_tokens = 0
         digest = hashlib.sha256()
-        for shard in range(layout.n_shards):
+        for shard in range(parts.layout.n_shards):
             of_shard = parts.of(shard)
             for part in of_shard:
                 digest.update(commit_path(self.path, shard, part).read_bytes())
@@ -263,23 +289,7 @@ class CacheWriter:
                 )
             n_tokens += record.tokens
             totals = {site: total + record.stats[site] for site, total in totals.items()}
-
-        resize_arrays(self.path, layout)
-        manifest = self._plan | {
-            "layout": layout.to_dict(),
-            "n_seq": layout.n_seq,
-            "n_tokens": n_tokens,
-            "bytes": layout.bytes_on_disk(),
-            "commits_sha256": digest.hexdigest(),
-            "statistics": {site: total.to_dict() for site, total in totals.items()},
-            "extra": dict(extra or {}),
-        }
-        # finishing a finished cache again must not touch it
-        if not (self.path / MANIFEST).exists() or (self.path / MANIFEST).read_bytes() != json_bytes(manifest):
-            write_json(self.path / MANIFEST, manifest)
-        self.layout, self.parts, self.complete = layout, parts, True
-        self.close()
-        return self.path / MANIFEST
+        return n_tokens, digest.hexdigest(), totals
 
     def close(self) -> None:
         """Releases the lock. What is committed stays."""

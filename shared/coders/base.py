@@ -125,7 +125,9 @@ class Coder(nn.Module, ABC):
 
     # Normalisation
 
-    def set_normalisation(self, input_mean: Tensor, input_var: Tensor, target_mean: Tensor, target_var: Tensor) -> None:
+    def set_normalisation(
+        self, *, input_mean: Tensor, input_var: Tensor, target_mean: Tensor, target_var: Tensor
+    ) -> None:
         """Take means [d] and variances [d] (of the cache's rows without position 0) as the normalisation of both sides.
 
         With `input_transform: rms` the input has E‖u‖² = d already, and its mean is not known: it stays as it is.
@@ -223,7 +225,7 @@ class Coder(nn.Module, ABC):
             pre = dense_pre(u, self.w_enc[dead], self.b_enc[dead])
             values, index = pre.topk(min(k_aux, n_dead), dim=1, sorted=False)
             latents = dead[index]
-        active = torch.relu(gather_pre(u, self.w_enc, self.b_enc, latents, values))
+        active = torch.relu(gather_pre(u, self.w_enc, self.b_enc, latents, values=values))
         missed = (error - sparse_decode(active, latents, self.w_dec)).square().sum()
         variance = (error - error.mean(dim=0)).square().sum()
         weight = self.config.aux_coef * min(n_dead / k_aux, 1.0)

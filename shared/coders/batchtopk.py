@@ -73,7 +73,7 @@ class BatchTopK(TopK):
             latents, pre, kept = self._chosen(u)
         lists = LatentLists(latents, self.n_latents)
         # A slot that is not kept is 0 times a value: no gradient reaches the latent it names.
-        values = torch.relu(gather_pre(u, self.w_enc, self.b_enc, latents, pre, lists)) * kept
+        values = torch.relu(gather_pre(u, self.w_enc, self.b_enc, latents, values=pre, lists=lists)) * kept
         return Codes(values, latents, self.n_latents, lists)
 
     def _chosen(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -42,7 +42,7 @@ def dense_pre(u: Tensor, w_enc: Tensor, b_enc: Tensor, dtype: torch.dtype | None
     return F.linear(u, w_enc, b_enc)
 
 
-def weighted_rows(weights: Tensor, ids: Tensor, matrix: Tensor, offsets: Tensor | None = None) -> Tensor:
+def weighted_rows(weights: Tensor, ids: Tensor, matrix: Tensor, *, offsets: Tensor | None = None) -> Tensor:
     """Bags of rows of `matrix`: out[n] = Σ_{e in bag n} weights[e]·matrix[ids[e]].
 
     Args:
@@ -59,10 +59,10 @@ def weighted_rows(weights: Tensor, ids: Tensor, matrix: Tensor, offsets: Tensor 
 
 def sampled_dot(x: Tensor, w: Tensor, ids: Tensor) -> Tensor:
     """out[b, j] = ⟨x[b], w[ids[b, j]]⟩ for x [N, d], w [M, d], ids [N, K]: [N, K]."""
-    return _bag_dot(x, w, ids.reshape(-1), _row_starts(ids)).view(ids.shape)
+    return _bag_dot(x, w, ids=ids.reshape(-1), offsets=_row_starts(ids)).view(ids.shape)
 
 
-def _bag_dot(x: Tensor, w: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
+def _bag_dot(x: Tensor, w: Tensor, *, ids: Tensor, offsets: Tensor) -> Tensor:
     """out[e] = ⟨x[bag of e], w[ids[e]]⟩: the gradient of `weighted_rows` to its weights, as a product of its own."""
     weights = torch.zeros(ids.shape, dtype=w.dtype, device=w.device, requires_grad=True)
     with torch.enable_grad():
@@ -98,7 +98,7 @@ class LatentLists:
     def sum_by_latent(self, weights: Tensor, rows: Tensor, x: Tensor) -> Tensor:
         """out[i] = Σ over the entries e of latent i of weights[e]·x[rows[e]]: [F, d] from weights, rows [B, K]."""
         order, offsets = self.get()
-        return weighted_rows(weights.reshape(-1)[order], rows.reshape(-1)[order], x, offsets)
+        return weighted_rows(weights.reshape(-1)[order], rows.reshape(-1)[order], x, offsets=offsets)
 
 
 def _row_ids(latents: Tensor) -> Tensor:
@@ -132,6 +132,7 @@ def gather_pre(
     w_enc: Tensor,
     b_enc: Tensor,
     latents: Tensor,
+    *,
     values: Tensor | None = None,
     lists: LatentLists | None = None,
 ) -> Tensor:
@@ -197,7 +198,7 @@ class _NestedSquaredError(torch.autograd.Function):
         weights = (values if by_group is None else values.gather(1, by_group)).reshape(-1)
         sizes = torch.bincount(bags.reshape(-1), minlength=n_rows * n_groups)
         offsets = sizes.cumsum(0) - sizes
-        errors = weighted_rows(weights, ids, w_dec, offsets).view(n_rows, n_groups, -1)
+        errors = weighted_rows(weights, ids, w_dec, offsets=offsets).view(n_rows, n_groups, -1)
         errors[:, 0] += base
         for g in range(1, n_groups):
             errors[:, g] += errors[:, g - 1]
@@ -219,7 +220,7 @@ class _NestedSquaredError(torch.autograd.Function):
         by_bag = suffix.view(n_rows * n_groups, width)
         grad_values = grad_w = grad_base = None
         if ctx.needs_input_grad[0]:
-            dots = _bag_dot(by_bag, w_dec, ids, offsets).view(values.shape)
+            dots = _bag_dot(by_bag, w_dec, ids=ids, offsets=offsets).view(values.shape)
             grad_values = dots if by_group is None else torch.empty_like(dots).scatter_(1, by_group, dots)
         if ctx.needs_input_grad[2]:
             grad_w = ctx.lists.sum_by_latent(values, bags, by_bag)
@@ -232,6 +233,7 @@ def nested_squared_error(
     values: Tensor,
     latents: Tensor,
     w_dec: Tensor,
+    *,
     base: Tensor,
     prefixes: tuple[int, ...],
     lists: LatentLists | None = None,

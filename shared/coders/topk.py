@@ -47,7 +47,7 @@ class TopK(Coder):
     def encode_normalised(self, u: Tensor) -> Codes:
         latents, pre = self.select(u)
         lists = LatentLists(latents, self.n_latents)
-        values = torch.relu(gather_pre(u, self.w_enc, self.b_enc, latents, pre, lists))
+        values = torch.relu(gather_pre(u, self.w_enc, self.b_enc, latents, values=pre, lists=lists))
         return Codes(values, latents, self.n_latents, lists)
 
     @torch.no_grad()
@@ -63,7 +63,9 @@ class TopK(Coder):
         assert codes.latents is not None
         prefixes = self.prefixes or (self.n_latents,)
         base = self.offset(u) - t
-        squares, residual = nested_squared_error(codes.values, codes.latents, self.w_dec, base, prefixes, codes.lists)
+        squares, residual = nested_squared_error(
+            codes.values, codes.latents, self.w_dec, base=base, prefixes=prefixes, lists=codes.lists
+        )
         terms = {"reconstruction": squares.mean() / t.numel()}
         aux = self.aux_loss(u, -residual)
         if aux is not None:

@@ -72,7 +72,12 @@ def nested(made: Planted, folder: Path, name: str, seed: int = 0, freeze: tuple[
         generator=torch.Generator().manual_seed(seed),
     )
     source, target = made.cache.stats(SOURCE).rest, made.cache.stats(TARGET).rest
-    coder.set_normalisation(*(torch.from_numpy(v) for v in (source.mean, source.var, target.mean, target.var)))
+    coder.set_normalisation(
+        input_mean=torch.from_numpy(source.mean),
+        input_var=torch.from_numpy(source.var),
+        target_mean=torch.from_numpy(target.mean),
+        target_var=torch.from_numpy(target.var),
+    )
     generator = torch.Generator().manual_seed(100 + seed)
     with torch.no_grad():
         coder.w_enc.add_(0.2 * torch.randn(coder.w_enc.shape, generator=generator))

@@ -36,7 +36,7 @@ def make_incomplete_cache(path: Path) -> None:
         seqs, rows = layout.seqs_of(0), layout.rows_of(0)
         writer.write_shard(
             0,
-            *(part[: seqs.stop] for part in (table.tokens, table.doc_id, table.pos_in_doc, table.flags)),
-            {name: value[: rows.stop] for name, value in acts.items()},
+            **{name: getattr(table, name)[: seqs.stop] for name in ("tokens", "doc_id", "pos_in_doc", "flags")},
+            acts={name: value[: rows.stop] for name, value in acts.items()},
         )
     shutil.rmtree(path.parent / "whole")

@@ -26,7 +26,9 @@ def test_figures_equal_the_formula_over_several_coders_in_one_read(packing: str,
         coder = build_coder(config, 32, 32, tied=source == target, generator=torch.Generator().manual_seed(1))
         coder.randomise_decoder(torch.Generator().manual_seed(2))
         stats = cache.stats(source), cache.stats(target)
-        coder.set_normalisation(*(torch.from_numpy(v) for s in stats for v in (s.rest.mean, s.rest.var)))
+        moments = (torch.from_numpy(v) for s in stats for v in (s.rest.mean, s.rest.var))
+        names = ("input_mean", "input_var", "target_mean", "target_var")
+        coder.set_normalisation(**dict(zip(names, moments, strict=True)))
         coders.append((coder.train(), source, target))
     for (coder, source, target), found in zip(coders, evaluate(coders, cache, rows), strict=True):
         assert coder.training  # as it was

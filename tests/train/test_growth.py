@@ -42,9 +42,9 @@ def grow(path: Path, n_seq: int = 230) -> None:
             for shard in writer.missing_shards():
                 start = shard * 16 if shard < 10 else shard * 16 - 10  # ten places of shard 9 stay empty
                 cut = slice(start, start + writer.parts.sequences(shard))
-                arrays = (getattr(TABLE, name)[cut] for name in ("tokens", "doc_id", "pos_in_doc", "flags"))
+                arrays = {name: getattr(TABLE, name)[cut] for name in ("tokens", "doc_id", "pos_in_doc", "flags")}
                 writer.write_shard(
-                    shard, *arrays, {name: x[cut.start * 16 : cut.stop * 16] for name, x in ACTS.items()}
+                    shard, **arrays, acts={name: x[cut.start * 16 : cut.stop * 16] for name, x in ACTS.items()}
                 )
             writer.finish()
 
@@ -90,7 +90,7 @@ def at_its_start(cache: Path, name: str) -> Path:
     coder = build_coder(TopKConfig(latents=64, k=8), 32, 32, tied=True, generator=torch.Generator().manual_seed(0))
     stats = opened.stats(SOURCE).rest
     mean, var = torch.from_numpy(stats.mean), torch.from_numpy(stats.var)
-    coder.set_normalisation(mean, var, mean, var)
+    coder.set_normalisation(input_mean=mean, input_var=var, target_mean=mean, target_var=var)
     run = create_run(cache.parent / "runs", name, {}, {})
     where = {"path": str(cache), "identity": opened.identity}
     run.finish(coder, {}, {"source": SOURCE, "target": SOURCE, "cache": where, "training": {"seed": 0}})

@@ -182,7 +182,7 @@ def listed_pairs(rows: Tensor, i: Tensor, j: Tensor, threshold: float, cosines: 
     order = left.argsort(stable=True)
     counts = torch.bincount(left, minlength=rows.shape[0])
     weights = (2 / n * torch.cat([excess, excess]))[order]
-    gradient = weighted_rows(weights, right[order], plain, counts.cumsum(0) - counts)
+    gradient = weighted_rows(weights, right[order], plain, offsets=counts.cumsum(0) - counts)
     return _with_gradient(excess.square().sum() / n, rows, gradient)
 
 

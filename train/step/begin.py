@@ -86,8 +86,10 @@ def _new_coder(config: TrainConfig, cache: Cache, generator: torch.Generator) ->
         generator=generator,
     )
     coder.set_normalisation(
-        *(torch.from_numpy(v) for v in (source.rest.mean, source.rest.var)),
-        *(torch.from_numpy(v) for v in (target.rest.mean, target.rest.var)),
+        input_mean=torch.from_numpy(source.rest.mean),
+        input_var=torch.from_numpy(source.rest.var),
+        target_mean=torch.from_numpy(target.rest.mean),
+        target_var=torch.from_numpy(target.rest.var),
     )
     coder.selection_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
     if "w_dec" in config.freeze:

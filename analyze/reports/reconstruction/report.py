@@ -97,7 +97,7 @@ class ReconstructionReport(Report[GlobalConfig]):
                     torch.from_numpy(codes.values[inside]),
                     torch.from_numpy(codes.latents[inside].astype(np.int64)),
                     w_dec,
-                    torch.from_numpy(starts),
+                    offsets=torch.from_numpy(starts),
                 )
                 out.append(_row_squares(batch.y.double().cpu() - (batch.y_hat.cpu() - missing).double()))
         return out[::-1]

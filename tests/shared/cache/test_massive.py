@@ -33,7 +33,14 @@ def test_planted_dimensions_are_found_and_no_other(tmp_path: Path) -> None:
             s, r = layout.seqs_of(shard), layout.rows_of(shard)
             part = slice(s.start, s.stop)
             rows = torch.from_numpy(acts[r.start : r.stop])
-            writer.write_shard(shard, ids[part], ids[part], ids[part], flags[part], {SITE: rows})
+            writer.write_shard(
+                shard,
+                tokens=ids[part],
+                doc_id=ids[part],
+                pos_in_doc=ids[part],
+                flags=flags[part],
+                acts={SITE: rows},
+            )
         writer.finish()
     document = describe(tmp_path / "c")
     report = document["sites"][SITE]["massive_activations"]

@@ -105,8 +105,8 @@ def test_the_same_bits_in_whatever_order_the_shards_are_written(tmp_path: Path) 
             cut = slice(seqs.start, seqs.stop)
             writer.write_shard(
                 shard,
-                *(getattr(table, name)[cut] for name in ("tokens", "doc_id", "pos_in_doc", "flags")),
-                {name: value[rows.start : rows.stop] for name, value in acts.items()},
+                **{name: getattr(table, name)[cut] for name in ("tokens", "doc_id", "pos_in_doc", "flags")},
+                acts={name: value[rows.start : rows.stop] for name, value in acts.items()},
             )
         writer.finish()
     assert (tmp_path / "a/manifest.json").read_bytes() == (tmp_path / "b/manifest.json").read_bytes()

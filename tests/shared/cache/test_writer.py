@@ -115,8 +115,8 @@ def test_threads_write_distinct_shards(tmp_path: Path, table: TokenTable, acts) 
         def work(shards: list[int]) -> None:
             for shard in shards:
                 cut, rows = (slice(r.start, r.stop) for r in (layout().seqs_of(shard), layout().rows_of(shard)))
-                arrays = (getattr(table, name)[cut] for name in ("tokens", "doc_id", "pos_in_doc", "flags"))
-                writer.write_shard(shard, *arrays, {name: value[rows] for name, value in acts.items()})
+                arrays = {name: getattr(table, name)[cut] for name in ("tokens", "doc_id", "pos_in_doc", "flags")}
+                writer.write_shard(shard, **arrays, acts={name: value[rows] for name, value in acts.items()})
 
         threads = [threading.Thread(target=work, args=(half,)) for half in halves]
         for thread in threads:
@@ -171,9 +171,9 @@ def test_data_that_ends_sooner_than_planned(tmp_path: Path, table: TokenTable, a
     with begin(tmp_path / "c", layout=plan) as writer:
         for shard in range(5):
             cut = slice(shard * 16, min(shard * 16 + 16, 70))
-            arrays = (getattr(table, name)[cut] for name in ("tokens", "doc_id", "pos_in_doc", "flags"))
+            arrays = {name: getattr(table, name)[cut] for name in ("tokens", "doc_id", "pos_in_doc", "flags")}
             rows = slice(cut.start * 16, cut.stop * 16)
-            writer.write_shard(shard, *arrays, {name: value[rows] for name, value in acts.items()})
+            writer.write_shard(shard, **arrays, acts={name: value[rows] for name, value in acts.items()})
         with pytest.raises(DataError, match="shards 5, 6, 7, 8, 9 and 3 more have no commit"):
             writer.finish()
         with pytest.raises(DataError, match="holds 6 sequences, expected 16"):
@@ -352,8 +352,8 @@ def test_everything_is_synced_before_the_commit_names_it(tmp_path: Path, table: 
     with begin(tmp_path / "c") as writer:
         monkeypatch.setattr(os, "fsync", sync)
         monkeypatch.setattr(os, "replace", rename)
-        arrays = (getattr(table, array)[:16] for array in ("tokens", "doc_id", "pos_in_doc", "flags"))
-        writer.write_shard(0, *arrays, {site: value[:256] for site, value in acts.items()})
+        arrays = {array: getattr(table, array)[:16] for array in ("tokens", "doc_id", "pos_in_doc", "flags")}
+        writer.write_shard(0, **arrays, acts={site: value[:256] for site, value in acts.items()})
     for array in ("tokens", "doc_id", "pos_in_doc", "flags", *SITES):
         file = f"acts.zarr/{array}/c.0.0"
         steps = [("sync", f"{file}.partial"), ("rename", file), ("sync", f"acts.zarr/{array}")]

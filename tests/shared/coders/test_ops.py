@@ -51,7 +51,7 @@ def test_weighted_rows_with_and_without_offsets() -> None:
     expected = dense(p["values"], p["latents"], 11).numpy() @ p["w_dec"].numpy()
     np.testing.assert_allclose(weighted_rows(p["values"], p["latents"], p["w_dec"]), expected, rtol=1e-12)
     offsets = torch.tensor([0, 0, 5, 28])  # an empty bag first and last
-    bags = weighted_rows(p["values"].flatten(), p["latents"].flatten(), p["w_dec"], offsets)
+    bags = weighted_rows(p["values"].flatten(), p["latents"].flatten(), p["w_dec"], offsets=offsets)
     rows = p["values"].flatten()[:, None] * p["w_dec"][p["latents"].flatten()]
     torch.testing.assert_close(
         bags, torch.stack([rows[:0].sum(0), rows[:5].sum(0), rows[5:28].sum(0), rows[28:].sum(0)])
@@ -97,7 +97,7 @@ def test_gather_pre_gradcheck() -> None:
 def test_gather_pre_returns_the_given_values_unchanged() -> None:
     p = problem()
     given = torch.randn_like(p["values"])
-    assert torch.equal(gather_pre(p["u"], p["w_enc"], p["b_enc"], p["latents"], given), given)
+    assert torch.equal(gather_pre(p["u"], p["w_enc"], p["b_enc"], p["latents"], values=given), given)
 
 
 @pytest.mark.parametrize(("rows", "latents", "k"), [(7, 11, 4), (1, 5, 5), (6, 3, 1), (13, 4, 2)])
@@ -126,7 +126,7 @@ PREFIXES = [(11,), (3, 11), (1, 2, 7, 11), (2, 5, 5, 11)]
 @pytest.mark.parametrize("prefixes", PREFIXES)
 def test_nested_squared_error_equals_a_literal_numpy_loop(prefixes: tuple[int, ...]) -> None:
     p = problem()
-    squares, error = nested_squared_error(p["values"], p["latents"], p["w_dec"], p["base"], prefixes)
+    squares, error = nested_squared_error(p["values"], p["latents"], p["w_dec"], base=p["base"], prefixes=prefixes)
     z, w, base = dense(p["values"], p["latents"], 11).numpy(), p["w_dec"].numpy(), p["base"].numpy()
     for g, prefix in enumerate(prefixes):
         expected = 0.0
@@ -144,7 +144,7 @@ def test_nested_squared_error_gradients_equal_dense_autograd(prefixes: tuple[int
     p = problem()
     leaves = [p[name].requires_grad_() for name in ("values", "w_dec", "base")]
     weight = torch.arange(1, len(prefixes) + 1, dtype=torch.float64)  # prefixes need not weigh alike
-    squares, _ = nested_squared_error(p["values"], p["latents"], p["w_dec"], p["base"], prefixes)
+    squares, _ = nested_squared_error(p["values"], p["latents"], p["w_dec"], base=p["base"], prefixes=prefixes)
     z = dense(p["values"], p["latents"], 11)
     full = torch.stack([(z[:, :m] @ p["w_dec"][:m] + p["base"]).square().sum() for m in prefixes])
     for ours, theirs in zip(
@@ -158,21 +158,21 @@ def test_nested_squared_error_gradcheck(prefixes: tuple[int, ...]) -> None:
     p = problem(rows=3)
     leaves = tuple(p[name].requires_grad_() for name in ("values", "w_dec", "base"))
     assert torch.autograd.gradcheck(
-        lambda z, w, base: nested_squared_error(z, p["latents"], w, base, prefixes)[0], leaves
+        lambda z, w, base: nested_squared_error(z, p["latents"], w, base=base, prefixes=prefixes)[0], leaves
     )
 
 
 def test_the_error_it_returns_carries_no_gradient() -> None:
     p = problem()
     values = p["values"].requires_grad_()
-    _, error = nested_squared_error(values, p["latents"], p["w_dec"], p["base"], (3, 11))
+    _, error = nested_squared_error(values, p["latents"], p["w_dec"], base=p["base"], prefixes=(3, 11))
     assert not error.requires_grad
 
 
 def test_a_frozen_decoder_gets_no_gradient() -> None:
     p = problem()
     values = p["values"].requires_grad_()
-    squares, _ = nested_squared_error(values, p["latents"], p["w_dec"], p["base"], (11,))
+    squares, _ = nested_squared_error(values, p["latents"], p["w_dec"], base=p["base"], prefixes=(11,))
     squares.sum().backward()
     assert values.grad is not None
     assert p["w_dec"].grad is None
@@ -192,7 +192,7 @@ def test_one_and_two_threads_give_the_same_bits() -> None:
         leaves = [p[name].detach().clone().requires_grad_() for name in ("u", "w_enc", "b_enc", "w_dec")]
         u, w_enc, b_enc, w_dec = leaves
         values = torch.relu(gather_pre(u, w_enc, b_enc, p["latents"]))
-        squares, _ = nested_squared_error(values, p["latents"], w_dec, p["base"], (40, 100, 301))
+        squares, _ = nested_squared_error(values, p["latents"], w_dec, base=p["base"], prefixes=(40, 100, 301))
         return gradients(squares.mean(), w_enc, b_enc, w_dec)
 
     threads = torch.get_num_threads()

@@ -196,7 +196,12 @@ def test_bfloat16_stays_near_the_reference(device: torch.device) -> None:
 
 def test_raw_rows_are_normalised_on_the_way(device: torch.device) -> None:
     coder = made(TopKConfig(latents=16, k=3, input_transform="rms"), 12, 10, False)
-    coder.set_normalisation(torch.randn(12), torch.rand(12), torch.randn(10), torch.rand(10) + 1)
+    coder.set_normalisation(
+        input_mean=torch.randn(12),
+        input_var=torch.rand(12),
+        target_mean=torch.randn(10),
+        target_var=torch.rand(10) + 1,
+    )
     twin = copy.deepcopy(coder).to(device)
     coder = coder.to(device)
     steps = [FusedStep(c, torch.optim.Adam(c.parameters()), grad_clip=1.0, dtype=torch.float32) for c in (coder, twin)]
