@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from sparse_pipeline.analyze.config import AnalyzeConfig
 from sparse_pipeline.analyze.reports.top_activations import logit_lens as lens_module
+from sparse_pipeline.analyze.reports.top_activations.config import TopActivationsConfig
 from sparse_pipeline.analyze.reports.top_activations.logit_lens import lens_of, logit_lens
-from sparse_pipeline.analyze.reports.top_activations.report import TopActivationsConfig
 from sparse_pipeline.analyze.run import analyze
 from sparse_pipeline.analyze.subject.language_model import Unembedding, load_unembedding, model_folder
 from sparse_pipeline.analyze.subjects import subjects_of

@@ -23,7 +23,7 @@ from sparse_pipeline.analyze.render.folder import report_folder
 from sparse_pipeline.analyze.render.markdown import to_markdown
 from sparse_pipeline.analyze.reports import REPORTS
 from sparse_pipeline.analyze.reports.reconstruction.report import GlobalConfig
-from sparse_pipeline.analyze.reports.top_activations.report import TopActivationsConfig
+from sparse_pipeline.analyze.reports.top_activations.config import TopActivationsConfig
 from sparse_pipeline.analyze.run import analyze
 from sparse_pipeline.analyze.stream import batches as streaming
 from sparse_pipeline.analyze.stream.batches import stream

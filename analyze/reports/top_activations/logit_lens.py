@@ -2,14 +2,13 @@
 
 The row's effect on the logits, to first order and but for one positive factor: W_U (g ⊙ w_i), less its mean over the
 vocabulary (a softmax does not see that). Where the last norm is a LayerNorm, w_i is centred first, as the norm
-centres; its scale is held fixed. It holds for rows that are added to the residual stream; what later layers make of
-them is left out.
+centres; its scale is held fixed. It holds for rows that are added to the residual stream, and ignores what later layers
+make of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,9 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...subject.language_model import Unembedding, load_unembedding, model_folder
-
-if TYPE_CHECKING:
-    from ...subject.subject import Subject
+from ...subject.subject import Subject
 
 RESIDUAL_KINDS = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "attn_out")
 """Kinds of sites whose vectors live in the residual stream."""
@@ -43,7 +40,7 @@ class LogitLens:
 
 
 def lens_of(subject: Subject, tokens: int) -> LogitLens | None:
-    """The logit lens of a run; None where its target is not in the residual stream or the model is not at hand."""
+    """The logit lens of a run; None if its target is not in the residual stream or the model's files are not here."""
     site = subject.cache.sites[subject.target]
     if site.kind not in RESIDUAL_KINDS:
         return None

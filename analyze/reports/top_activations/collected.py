@@ -1,0 +1,36 @@
+"""What the pass over a cache collected for the report of top activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...stream.keep import Keeper
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Per latent [F], over all rows under analysis.
+
+    Attributes:
+        top: its largest activations, identical contexts once, with the activations around them.
+        raw: its largest activations, repeats included.
+        sample: a uniform sample of its firings, excluding position 0, with the activations around them.
+        histogram: [F, bins] of its activations, see kernels.py.
+        fired, fired_first: rows on which it fires, and those at position 0. sum: Σ z over the former.
+        rows, rows_first: rows in all, and at position 0.
+        silent: rows of the cache drawn uniformly, excluding position 0 → the latents that fire there, ascending.
+    """
+
+    top: Keeper
+    raw: Keeper
+    sample: Keeper
+    histogram: NDArray[np.int64]
+    fired: NDArray[np.int64]
+    fired_first: NDArray[np.int64]
+    sum: NDArray[np.float64]
+    rows: int
+    rows_first: int
+    silent: dict[int, NDArray[np.int32]]

@@ -1,0 +1,96 @@
+"""The tables of the report of top activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...result import Table, TableColumn, show
+from .config import TopActivationsConfig
+from .summary import Summary
+
+
+def tables(summary: Summary, n_alive: int, config: TopActivationsConfig) -> list[Table]:
+    """Strongest latents, favourite tokens, common words, samples.
+
+    Args:
+        n_alive: latents that fire at all.
+    """
+    return [
+        _ranking(summary.ranking, n_alive),
+        _peaks(summary.peaks),
+        _words(summary.words),
+        _samples(summary, config),
+    ]
+
+
+def _ranking(ranking: list[dict[str, Any]], n_alive: int) -> Table:
+    keys = ("latent", "max", "mean", "count", "peak", "text")
+    return Table(
+        "ranking",
+        "Strongest latents",
+        "Latents by their largest activation, including position 0, with its context; the peak is marked «so».",
+        [
+            TableColumn("latent", "latent"),
+            TableColumn("max", "number"),
+            TableColumn("mean", "number", "Where it fires."),
+            TableColumn("fires on rows", "integer"),
+            TableColumn("peak", "text"),
+            TableColumn("context", "text"),
+        ],
+        [[row[key] for key in keys] for row in ranking],
+        n_alive,
+    )
+
+
+def _peaks(peaks: list[dict[str, Any]]) -> Table:
+    return Table(
+        "peaks",
+        "Favourite tokens",
+        "Tokens by the number of latents that fire on them most.",
+        [
+            TableColumn("token", "text"),
+            TableColumn("latents", "integer"),
+            TableColumn("share of the corpus", "percent"),
+        ],
+        [[p["token"], p["latents"], p["share_of_corpus"]] for p in peaks],
+        len(peaks),
+    )
+
+
+def _words(words: list[dict[str, Any]]) -> Table:
+    return Table(
+        "words",
+        "Common words in top contexts",
+        "Words by the number of latents whose top contexts contain them, beside the number expected from as many "
+        "random contexts.",
+        [
+            TableColumn("word", "text"),
+            TableColumn("latents", "integer"),
+            TableColumn("expected", "integer", "From random contexts of the corpus."),
+        ],
+        [[w["word"], w["latents"], w["expected"]] for w in words],
+        len(words),
+    )
+
+
+def _samples(summary: Summary, config: TopActivationsConfig) -> Table:
+    samples, length = summary.samples, summary.length
+    per_latent, (low, high) = samples["per_latent"], samples["activation_range"]
+    rows = [
+        ["samples", show(samples["total"])],
+        ["samples per latent, mean (at most)", f"{show(per_latent['mean'])} ({show(per_latent['max'])})"],
+        ["activation range", f"{show(low)} … {show(high)}"],
+        ["distinct contexts", show(samples["distinct_contexts"])],
+        ["distinct contexts per latent, mean share", show(samples["context_diversity"], "percent")],
+        ["tokens of context, mean (range)", f"{show(length['mean'])} ({show(length['min'])} … {show(length['max'])})"],
+    ]
+    return Table(
+        "samples",
+        "Samples",
+        f"Each latent's {config.raw_top} largest activations, repeats included. A context is the peak and the "
+        f"{config.before} tokens ahead of it; its length, the tokens of the document up to the peak, is over the "
+        f"{config.top} examples shown.",
+        [TableColumn("figure", "text"), TableColumn("value", "text")],
+        rows,
+        len(rows),
+    )
