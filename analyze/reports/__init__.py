@@ -8,7 +8,7 @@ To add one:
    another collector's counts, `finalise` makes the :class:`~..result.ReportResult`.
 3. Its line in REPORTS, below.
 
-Its settings, the terminal's table, Markdown, HTML, Parquet, comparisons and sweeps follow: each :class:`~..result.Figure`
+Settings, the terminal's table, Markdown, HTML, Parquet, comparisons and sweeps follow: each :class:`~..result.Figure`
 says where it is shown. Inside the folder, imports point down: the collector at the top hands what it counted, in a
 frozen dataclass, to scores, figures, charts and tables, which know nothing of the collector.
 """
