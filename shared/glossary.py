@@ -10,6 +10,7 @@ GLOSSARY: dict[str, dict[str, str]] = {
         "`layer_08.mlp_out`. A coder reads one site (the source) and predicts the same or another one (the target).",
         "row": "The activations of one token: one vector per site. Everything that the pipeline counts per token, "
         "it counts in rows.",
+        "sequence": "`ctx` tokens that the model processes together, beginning with BOS. A cache stores whole ones.",
         "shard": "A part of the cache that holds whole sequences, with one file per site: the unit in which rows are "
         "written, verified and read.",
         "cache": "The folder that `pipeline harvest` writes: tokens, documents and activations as a Zarr group. It is "
@@ -52,6 +53,10 @@ GLOSSARY: dict[str, dict[str, str]] = {
         "penalty": "A term added to the loss, for example against correlated latents. Each has a weight and logs "
         "metrics of its own.",
         "sampler": "The rule that chooses which rows are trained on, and in which order.",
+        "monitor": "Measures a coder while it trains, at intervals: correlated pairs, position, latents in use.",
+        "preset": "A whole set-up in one YAML file, harvest included, such as `gemma-2-2b-layer8`: `-c NAME` reads it.",
+        "sweep": "Variants, a grid of settings and seeds, trained on one cache and compared in one table: "
+        "`pipeline sweep FILE`.",
     },
     "Reports": {
         "FVU": "Fraction of variance unexplained: squared error of the reconstruction over the variance of the "
@@ -63,6 +68,12 @@ GLOSSARY: dict[str, dict[str, str]] = {
         "duplicate pair": "Two latents that do the same: their codes correlate at r ≥ 0.8, or their decoder rows have "
         "cosine ≥ 0.8 and they fire together on at least half of the rows on which either fires.",
         "cluster": "Latents joined by duplicate pairs: a connected component of the graph of those pairs.",
+        "specialised": "A latent whose firings share a token or a kind of document far more often than other rows of "
+        "the text do.",
+        "BOS-biased": "A latent with far more of its firings at position 0 than chance gives: over 20 % and over five "
+        "times the share of rows there, q < 0.01.",
+        "position-biased": "A latent that depends on position beyond position 0: most of its other firings are in one "
+        "tenth of the sequence.",
         "null": "What chance alone gives for a figure: shuffled rows, random directions, circular shifts. A value near "
         "its null is not a finding.",
         "control": "A coder measured for comparison only: the same one before its first step, or one with a frozen "
