@@ -11,7 +11,7 @@ import torch
 from sparse_pipeline.analyze.config import AnalyzeConfig
 from sparse_pipeline.analyze.reports.correlation.config import CorrelationConfig
 from sparse_pipeline.analyze.reports.cross_entropy.splice import choose_sequences
-from sparse_pipeline.analyze.reports.reconstruction.report import GlobalConfig
+from sparse_pipeline.analyze.reports.reconstruction.config import ReconstructionConfig
 from sparse_pipeline.analyze.run import analyze
 from sparse_pipeline.shared.cache.heldout import split_rows
 from sparse_pipeline.shared.errors import UsageError
@@ -57,7 +57,7 @@ def test_figures_are_those_of_the_held_out_rows(made: Planted, tmp_path: Path) -
         out=tmp_path,
         documents="heldout",
         controls=False,
-        reports={"global": GlobalConfig(), "correlation": CorrelationConfig()},
+        reports={"global": ReconstructionConfig(), "correlation": CorrelationConfig()},
     )
     result = analyze([run_of(made, tmp_path / "runs", "one", SHARE)], config)
     (summary,) = result.runs
@@ -71,7 +71,7 @@ def test_figures_are_those_of_the_held_out_rows(made: Planted, tmp_path: Path) -
 
 
 def test_runs_must_hold_out_the_same(made: Planted, tmp_path: Path) -> None:
-    config = AnalyzeConfig(out=tmp_path, documents="heldout", reports={"global": GlobalConfig()})
+    config = AnalyzeConfig(out=tmp_path, documents="heldout", reports={"global": ReconstructionConfig()})
     all_of_it = run_of(made, tmp_path / "runs", "all", None)
     with pytest.raises(UsageError, match="run all trained on every document, but analyze.documents is heldout"):
         analyze([all_of_it], config)

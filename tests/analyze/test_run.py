@@ -22,7 +22,7 @@ from sparse_pipeline.analyze.render import html
 from sparse_pipeline.analyze.render.folder import report_folder
 from sparse_pipeline.analyze.render.markdown import to_markdown
 from sparse_pipeline.analyze.reports import REPORTS
-from sparse_pipeline.analyze.reports.reconstruction.report import GlobalConfig
+from sparse_pipeline.analyze.reports.reconstruction.config import ReconstructionConfig
 from sparse_pipeline.analyze.reports.top_activations.config import TopActivationsConfig
 from sparse_pipeline.analyze.run import analyze
 from sparse_pipeline.analyze.stream import batches as streaming
@@ -144,7 +144,7 @@ def test_every_file_of_a_report(made: Planted, run: Path, tmp_path: Path) -> Non
 
 def test_prefix_reconstruction_is_that_of_the_cut_coder(made: Planted, tmp_path: Path) -> None:
     path = nested(made, tmp_path / "runs", "nested")
-    config = AnalyzeConfig(out=tmp_path / "reports", controls=False, reports={"global": GlobalConfig()})
+    config = AnalyzeConfig(out=tmp_path / "reports", controls=False, reports={"global": ReconstructionConfig()})
     document = json.loads((analyze([path], config).report.parent / "report.json").read_text())
     coder = open_run(path).load_coder()
     x, y = torch.from_numpy(made.z), torch.from_numpy(made.y).double()
@@ -164,7 +164,7 @@ def test_a_run_with_a_frozen_decoder_is_a_control(made: Planted, tmp_path: Path)
         nested(made, tmp_path / "runs", "trained"),
         nested(made, tmp_path / "runs", "other_seed", seed=1),
     ]
-    result = analyze(paths, AnalyzeConfig(out=tmp_path / "reports", reports={"global": GlobalConfig()}))
+    result = analyze(paths, AnalyzeConfig(out=tmp_path / "reports", reports={"global": ReconstructionConfig()}))
     assert [(r["name"], r["role"]) for r in result.runs] == [
         ("frozen", "control"),
         ("trained", "run"),
@@ -178,7 +178,7 @@ def test_a_run_with_a_frozen_decoder_is_a_control(made: Planted, tmp_path: Path)
 
 def test_runs_that_began_alike_share_a_control(made: Planted, tmp_path: Path) -> None:
     paths = [nested(made, tmp_path / "runs", name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
-    result = analyze(paths, AnalyzeConfig(out=tmp_path / "reports", reports={"global": GlobalConfig()}))
+    result = analyze(paths, AnalyzeConfig(out=tmp_path / "reports", reports={"global": ReconstructionConfig()}))
     assert [r["name"] for r in result.controls] == ["untrained (a, b)", "untrained (c)"]
     assert result.controls[0]["fvu"] == pytest.approx(1)  # a transcoder begins by predicting the mean
 
@@ -309,7 +309,9 @@ def test_part_of_a_cache(made: Planted, run: Path, tmp_path: Path) -> None:
 
 
 def test_a_second_report_replaces_the_first_and_nothing_else(made: Planted, run: Path, tmp_path: Path) -> None:
-    config = AnalyzeConfig(out=tmp_path / "reports", name="r", controls=False, reports={"global": GlobalConfig()})
+    config = AnalyzeConfig(
+        out=tmp_path / "reports", name="r", controls=False, reports={"global": ReconstructionConfig()}
+    )
     first = analyze([run], config).report
     (first.parent / "stray.txt").write_text("kept out of the new one")
     second = analyze([run], config).report
@@ -328,10 +330,12 @@ def test_the_folder_is_named_after_what_is_in_it(made: Planted, run: Path, tmp_p
     usual = AnalyzeConfig().reports
     named = {
         ("a", "b"): AnalyzeConfig(),
-        ("a-only-global",): AnalyzeConfig(reports={"global": GlobalConfig()}),
-        ("a-only-global-on-letters",): AnalyzeConfig(reports={"global": GlobalConfig()}, cache=Path("cache/letters")),
+        ("a-only-global",): AnalyzeConfig(reports={"global": ReconstructionConfig()}),
+        ("a-only-global-on-letters",): AnalyzeConfig(
+            reports={"global": ReconstructionConfig()}, cache=Path("cache/letters")
+        ),
         ("a-with-probing",): AnalyzeConfig(reports={**usual, "probing": default_report("probing")}),
-        ("mine",): AnalyzeConfig(reports={"global": GlobalConfig()}, name="mine"),
+        ("mine",): AnalyzeConfig(reports={"global": ReconstructionConfig()}, name="mine"),
     }
     for (expected, *more), config in named.items():
         assert report_folder(config, ["a", *more]) == Path("reports", "+".join((expected, *more)))
@@ -342,7 +346,7 @@ def test_the_folder_is_named_after_what_is_in_it(made: Planted, run: Path, tmp_p
 
 
 def test_a_report_with_other_settings_is_not_overwritten(made: Planted, run: Path, tmp_path: Path) -> None:
-    few = {"global": GlobalConfig()}
+    few = {"global": ReconstructionConfig()}
     config = AnalyzeConfig(out=tmp_path / "reports", controls=False, reports=few)
     report = analyze([run], config).report
     before = report.read_bytes()
@@ -399,7 +403,7 @@ def test_another_cache_is_measured_by_the_training_caches_mean(made: Planted, tm
     acts = {SOURCE: rng.random((64, 64), np.float32), TARGET: rng.random((64, 512), np.float32) + 3}
     other = make_cache(tmp_path / "other", 8, 8, acts={k: torch.from_numpy(v) for k, v in acts.items()})
     path = nested(made, tmp_path / "runs", "one")
-    config = AnalyzeConfig(out=tmp_path / "reports", cache=other.path, reports={"global": GlobalConfig()})
+    config = AnalyzeConfig(out=tmp_path / "reports", cache=other.path, reports={"global": ReconstructionConfig()})
     coder = open_run(path).load_coder()
     with torch.no_grad():
         y_hat = coder.decode(coder.encode(torch.from_numpy(acts[SOURCE]))).double().numpy()

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sparse_pipeline.analyze.config import AnalyzeConfig
-from sparse_pipeline.analyze.reports.reconstruction.report import GlobalConfig
+from sparse_pipeline.analyze.reports.reconstruction.config import ReconstructionConfig
 from sparse_pipeline.analyze.run import analyze
 from sparse_pipeline.shared.cache import CacheWriter, open_cache
 from sparse_pipeline.shared.cache.heldout import split_rows
@@ -105,7 +105,7 @@ def test_runs_before_and_after_a_growth_are_compared_where_they_saw_the_same_row
     runs = [at_its_start(path, "old")]
     grow(path, n_seq)
     runs += [at_its_start(path, "new-0"), at_its_start(path, "new-1")]
-    config = AnalyzeConfig(out=tmp_path / "reports", device="cpu", reports={"global": GlobalConfig()})
+    config = AnalyzeConfig(out=tmp_path / "reports", device="cpu", reports={"global": ReconstructionConfig()})
     result = analyze(runs, config)
     found = result.comparison
     assert found is not None

@@ -11,7 +11,7 @@ from scipy import stats
 from sparse_pipeline.analyze.compare.likeness import BATCH
 from sparse_pipeline.analyze.compare.sample import SampledCodes
 from sparse_pipeline.analyze.config import AnalyzeConfig
-from sparse_pipeline.analyze.reports.reconstruction.report import GlobalConfig
+from sparse_pipeline.analyze.reports.reconstruction.config import ReconstructionConfig
 from sparse_pipeline.analyze.run import analyze
 from sparse_pipeline.analyze.stream.batches import stream
 from sparse_pipeline.analyze.subjects import subjects_of
@@ -42,7 +42,7 @@ def test_three_seeds_before_and_after(made: Planted, tmp_path: Path) -> None:
     """Groups by setting, Student's intervals over their seeds, likeness of every pair, untrained controls."""
     runs = [made.run(tmp_path / "runs", "planted").path]
     runs += [nested(made, tmp_path / "runs", f"nested-seed{s}", seed=s) for s in range(3)]
-    result = analyze(runs, AnalyzeConfig(out=tmp_path / "reports", reports={"global": GlobalConfig()}))
+    result = analyze(runs, AnalyzeConfig(out=tmp_path / "reports", reports={"global": ReconstructionConfig()}))
     found = result.comparison
     assert found is not None
     assert found["groups"] == {"planted": ["planted"], "nested": ["nested-seed0", "nested-seed1", "nested-seed2"]}
@@ -73,6 +73,7 @@ def test_three_seeds_before_and_after(made: Planted, tmp_path: Path) -> None:
 
 def test_one_run_has_nothing_to_compare(made: Planted, tmp_path: Path) -> None:
     result = analyze(
-        [made.run(tmp_path / "runs").path], AnalyzeConfig(out=tmp_path / "reports", reports={"global": GlobalConfig()})
+        [made.run(tmp_path / "runs").path],
+        AnalyzeConfig(out=tmp_path / "reports", reports={"global": ReconstructionConfig()}),
     )
     assert result.comparison is None

@@ -18,7 +18,7 @@ from scipy import stats
 
 from sparse_pipeline.analyze.config import AnalyzeConfig
 from sparse_pipeline.analyze.reports.correlation.config import CorrelationConfig
-from sparse_pipeline.analyze.reports.reconstruction.report import GlobalConfig
+from sparse_pipeline.analyze.reports.reconstruction.config import ReconstructionConfig
 from sparse_pipeline.analyze.result import Figure as ReportFigure
 from sparse_pipeline.analyze.sweep import Heading, Measured, Member, compare_runs
 from sparse_pipeline.analyze.sweep.estimates import compare_settings
@@ -87,7 +87,7 @@ def members(source: Planted, tmp_path_factory: pytest.TempPathFactory) -> list[M
 def measured(members: list[Member], tmp_path_factory: pytest.TempPathFactory) -> list[Measured]:
     config = AnalyzeConfig(
         out=tmp_path_factory.mktemp("reports"),
-        reports={"correlation": CorrelationConfig(), "global": GlobalConfig()},
+        reports={"correlation": CorrelationConfig(), "global": ReconstructionConfig()},
         max_tokens=5000,
     )
     return measure_runs(members, config, "s", "plain", QUIET)
@@ -143,7 +143,7 @@ def test_what_was_measured_is_not_measured_again(
     from sparse_pipeline.analyze.sweep import measure as module
 
     out = measured[0].report.parent.parent.parent
-    reports: Any = {"correlation": CorrelationConfig(), "global": GlobalConfig()}
+    reports: Any = {"correlation": CorrelationConfig(), "global": ReconstructionConfig()}
     config = AnalyzeConfig(out=out, reports=reports, max_tokens=5000)
     seen: list[Path] = []
     real = module.analyze

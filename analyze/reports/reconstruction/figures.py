@@ -1,0 +1,167 @@
+"""The numbers of the reconstruction report: its lead, headline figures, columns of the table of latents, and terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...result import Column, Figure
+from ...subject.subject import Subject
+from .config import ReconstructionConfig
+from .counts import Counts
+from .decoder import Decoder
+
+
+def lead(counts: Counts, config: ReconstructionConfig, kind: str) -> str:
+    """FVU, L0, dead and ultra-dense latents in two sentences.
+
+    Args:
+        counts: of the rows under analysis.
+        config: the threshold of ultra-dense latents.
+        kind: of coder: "topk SAE".
+    """
+    l0 = counts.mean_l0()
+    if l0 is None:
+        return "No row was seen."
+    dead, dense = _dead_and_dense(counts, config)
+    return (
+        f"This {kind} leaves {_percent(counts.fvu())} of the variance unexplained with {l0:.1f} active latents per "
+        f"row, excluding position 0 ({_percent(counts.fvu_all())} including it). {dead:,} of {counts.fired.shape[1]:,} "
+        f"latents never fired on {counts.n_rest:,} rows, {dense:,} fire on more than {config.dense_above:.0%} of them."
+    )
+
+
+def figures(counts: Counts, decoder: Decoder, config: ReconstructionConfig, *, trained_on: str) -> list[Figure]:
+    """Reconstruction, sparsity, dead and ultra-dense latents, cosines.
+
+    Args:
+        counts: of the rows under analysis.
+        decoder: cosines of the coder.
+        config: the threshold of ultra-dense latents.
+        trained_on: the cache whose mean is ȳ.
+    """
+    return [*_rows(counts, config, trained_on), *_cosines(decoder)]
+
+
+def _rows(counts: Counts, config: ReconstructionConfig, trained_on: str) -> list[Figure]:
+    dead, dense = _dead_and_dense(counts, config)
+    fired_all = counts.fired_all
+    return [
+        Figure(
+            "fvu",
+            "FVU",
+            counts.fvu(),
+            f"Fraction of variance unexplained, Σ‖y − ŷ‖² / Σ‖y − ȳ‖², ȳ the mean of the {trained_on}. The mean as a "
+            "constant reconstruction of its own rows scores 1.",
+            with_bos=counts.fvu_all(),
+            null=1.0,
+            better="lower",
+            terminal=True,
+            before_after=True,
+            sweep=True,
+            show_twin=True,
+        ),
+        Figure(
+            "l0",
+            "L0",
+            counts.mean_l0(),
+            "Mean number of latents that fire on a row.",
+            with_bos=counts.mean_l0_all(),
+            terminal=True,
+            before_after=True,
+            sweep=True,
+        ),
+        Figure(
+            "dead",
+            "dead latents",
+            dead,
+            f"Latents that fire on none of the {counts.n_rest:,} rows excluding position 0 (the twin: on none of all "
+            "rows).",
+            "integer",
+            with_bos=int((fired_all == 0).sum()),
+            better="lower",
+            short="dead",
+            terminal=True,
+            before_after=True,
+            sweep=True,
+        ),
+        Figure(
+            "ultra_dense",
+            "ultra-dense latents",
+            dense,
+            f"Latents that fire on more than {config.dense_above:.0%} of the rows.",
+            "integer",
+            with_bos=int((fired_all / max(1, counts.n_all) > config.dense_above).sum()),
+            better="lower",
+        ),
+    ]
+
+
+def _cosines(decoder: Decoder) -> list[Figure]:
+    found = [
+        Figure(
+            "mean_max_cosine",
+            "mean nearest decoder cosine",
+            decoder.mean_max_cosine,
+            "Mean over latents of the largest cosine of a decoder row with another one.",
+            null=decoder.mean_max_cosine_random,
+            better="lower",
+            short="nearest cosine",
+            before_after=True,
+            sweep=True,
+        )
+    ]
+    if decoder.alignment is not None:
+        found.append(
+            Figure(
+                "encoder_decoder_cosine",
+                "mean encoder–decoder cosine",
+                float(decoder.alignment.mean()),
+                "Mean cosine of a latent's encoder row and its decoder row (SAEs).",
+                null=0.0,
+                in_summary=False,
+            )
+        )
+    return found
+
+
+def columns(subject: Subject, decoder: Decoder, prefixes: Sequence[int]) -> list[Column]:
+    """Nested group, nearest cosine, decoder norm and alignment of each latent."""
+    cosine = decoder.geometry.max_cos
+    found = [
+        Column("cosine", "nearest cosine", "Largest cosine of its decoder row with another one.", cosine, shown=False),
+        Column("norm", "decoder norm", "Length of its decoder row.", decoder.norms, shown=False),
+    ]
+    if decoder.alignment is not None:
+        text = "Cosine of its encoder row and its decoder row."
+        found.append(Column("alignment", "enc·dec", text, decoder.alignment, shown=False))
+    if len(prefixes) > 1:
+        group = np.searchsorted(prefixes, np.arange(subject.n_latents), side="right") + 1
+        text = "Nested group of the dictionary; 1 is the innermost."
+        found.insert(0, Column("group", "group", text, group, "integer"))
+    return found
+
+
+def _dead_and_dense(counts: Counts, config: ReconstructionConfig) -> tuple[int, int]:
+    """Numbers of dead and of ultra-dense latents, excluding position 0."""
+    fired = counts.fired_rest
+    dense = fired / max(1, counts.n_rest) > config.dense_above
+    return int((fired == 0).sum()), int(dense.sum())
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}%"
+
+
+DEFINITIONS = [
+    (
+        "FVU",
+        "Σ‖y − ŷ‖² / Σ‖y − ȳ‖² in float64. ȳ is the mean of each dimension in the training cache (if that is not "
+        "found, in the cache under analysis): over its rows excluding position 0 for the figure, over all its rows for "
+        "the twin that includes position 0.",
+    ),
+    ("Dead", "A latent that never fired on the rows of this report. On few rows many latents look dead."),
+    ("Untrained control", "The run's coder as it was before the first training step, on the same rows."),
+    ("Random directions", "The null of cosines: as many random unit vectors in as many dimensions."),
+]
