@@ -25,7 +25,7 @@ C = TypeVar("C", bound=ReportConfig)
 
 
 class Report(ABC, Generic[C]):
-    """A collector. Build one per subject, feed it every batch, merge the ones of other processes, finalise once.
+    """A collector: build one per subject, feed it every batch, merge those of other processes, finalise once.
 
     Args:
         config: the report's settings.
@@ -35,27 +35,27 @@ class Report(ABC, Generic[C]):
     config_class: ClassVar[type[ReportConfig]]
     title: ClassVar[str]
     reconstructs: ClassVar[bool] = False
-    """Whether update needs batch.y and batch.y_hat."""
+    """Whether `update` needs batch.y and batch.y_hat."""
     by_default: ClassVar[bool] = True
-    """Whether it is made without being asked for."""
+    """Made by default; otherwise only when requested."""
     of_controls: ClassVar[bool] = True
-    """Whether controls get this report too."""
+    """Whether controls get this report too (untrained and random coders, for comparison)."""
 
     def __init__(self, config: C, subject: Subject) -> None:
         self.config = config
         self.subject = subject
 
     def __getstate__(self) -> dict[str, Any]:
-        """What travels to another process, to be merged there: what was counted, without the run and its tensors."""
+        """What is sent to another process to be merged there: the counts, without the run and its tensors."""
         return {k: v for k, v in self.__dict__.items() if k != "subject" and not isinstance(v, Tensor)}
 
     @abstractmethod
     def update(self, batch: StreamBatch) -> None:
-        """Take in one shard."""
+        """Count one shard of the cache."""
 
     @abstractmethod
     def merge(self, other: Self) -> None:
-        """Take in what a collector of the same run saw of other shards; then it is as if this one had seen them."""
+        """Add the counts of a collector of the same run over other shards, as if this one had read them."""
 
     @abstractmethod
     def finalise(self) -> ReportResult:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from sparse_pipeline.analyze.run import AnalyzeResult
 from sparse_pipeline.shared.cache import Cache
 from sparse_pipeline.shared.coders import Coder, build_coder
 from sparse_pipeline.shared.coders.topk import TopKConfig
@@ -59,6 +61,31 @@ class Planted:
         run = create_run(folder, name, {"seed": 0}, {})
         run.finish(self.coder, {"steps": 1, "tokens": 1}, run_extra(self.cache))
         return run
+
+
+@dataclass(frozen=True)
+class World:
+    """A planted cache, the coder's run on it, and what the analysis wrote."""
+
+    made: Planted
+    result: AnalyzeResult
+    document: dict[str, Any]
+
+    def table(self, name: str) -> dict[str, list[Any]]:
+        """The columns of one Parquet file of the run."""
+        found: dict[str, list[Any]] = pq.read_table(self.folder / f"{name}.parquet").to_pydict()
+        return found
+
+    @property
+    def folder(self) -> Path:
+        """The files of the run."""
+        return self.result.report.parent / "planted"
+
+    def rows(self, which: Literal["rest", "all"]) -> NDArray[np.bool_]:
+        """Rows that are not padding [n], excluding or including position 0."""
+        text = (self.made.table.flags.reshape(-1) & 4) == 0
+        rows: NDArray[np.bool_] = text & (self.made.position > 0) if which == "rest" else text
+        return rows
 
 
 def run_extra(cache: Cache) -> dict[str, Any]:

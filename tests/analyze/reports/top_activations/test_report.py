@@ -1,0 +1,75 @@
+"""The top activations of a planted cache, recounted by hand."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from tests.analyze import planted as truth
+from tests.analyze.planted import World
+
+
+def test_specialised_is_the_latent_of_one_token(world: World) -> None:
+    found = world.table("latents")
+    assert found["specialised"][truth.ONE_TOKEN].startswith("token")
+    assert found["fires_on"][truth.ONE_TOKEN] == "<7>"
+    assert found["specialised"][truth.RARE] == "rare"
+    assert found["specialised"][truth.DEAD] == "dead"
+    fired = (world.made.z[world.rows("rest")] > 0).sum(axis=0)
+    for i in set(range(truth.F)) - {truth.ONE_TOKEN, truth.DEAD}:
+        assert found["specialised"][i] == ("general" if fired[i] >= 64 else "rare")
+
+
+def test_statistics_of_the_samples(world: World) -> None:
+    """Samples, their range, distinct contexts, how much of the document stands before a peak: counted by hand."""
+    made, data = world.made, world.document["runs"][0]["reports"]["top_activations"]["data"]
+    in_document, context = made.table.pos_in_doc.reshape(-1), made.context
+    kept, values, distinct, shares, lengths = [], [], 0, [], []
+    for i in np.flatnonzero((made.z > 0).any(axis=0)):
+        rows_of = [int(row) for row in np.argsort(-made.z[:, i], kind="stable") if made.z[row, i] > 0]
+        different = {context(row) for row in rows_of[:100]}
+        kept.append(len(rows_of[:100]))
+        values += made.z[rows_of[:100], i].tolist()
+        distinct += len(different)
+        shares.append(len(different) / kept[-1])
+        first_of = {context(row): row for row in reversed(rows_of)}  # the largest of each context
+        shown = sorted(first_of.values(), key=rows_of.index)[:20]
+        lengths.append([int(in_document[row]) + 1 for row in shown])
+    samples = data["samples"]
+    assert (samples["total"], samples["per_latent"]["max"]) == (sum(kept), 100)
+    assert samples["per_latent"]["mean"] == pytest.approx(sum(kept) / truth.F)
+    assert samples["activation_range"] == pytest.approx([min(values), max(values)])
+    assert samples["distinct_contexts"] == distinct
+    assert samples["context_diversity"] == pytest.approx(np.mean(shares))
+    length = data["context_length"]
+    assert length["mean"] == pytest.approx(np.mean([np.mean(some) for some in lengths]))
+    assert (length["min"], length["max"]) == (min(map(min, lengths)), max(map(max, lengths)))
+
+
+def test_examples_are_the_largest_with_identical_contexts_once(world: World) -> None:
+    made = world.made
+    with gzip.open(world.folder / "latents.jsonl.gz", "rt") as file:
+        latents = [json.loads(line) for line in file]
+    tokens = made.table.tokens.reshape(-1)
+    for i in (truth.BOS_LOCKED[0], 20, truth.ONE_TOKEN):
+        groups = next(b for b in latents[i]["panels"]["top_activations"] if b["type"] == "examples")["groups"]
+        seen, expected = set(), []
+        for row in np.argsort(-made.z[:, i], kind="stable"):
+            context = made.context(int(row))
+            if made.z[row, i] > 0 and context not in seen and len(expected) < 20:
+                seen.add(context)
+                expected.append(int(row))
+        items = groups[0]["items"]
+        assert [item["sequence"] * truth.CTX + item["position"] for item in items] == expected
+        for item, row in zip(items, expected, strict=True):
+            assert item["value"] == pytest.approx(float(made.z[row, i]), rel=1e-3)
+            assert item["token_id"] == tokens[row]
+            around = made.z[row - item["peak"] : row - item["peak"] + len(item["tokens"]), i]
+            np.testing.assert_allclose(item["activations"], around, atol=float(made.z[:, i].max()) / 99 + 1e-3)
+        silent = next((g for g in groups if g["title"].startswith("Silent")), {"items": []})
+        for item in silent["items"]:
+            assert made.z[item["sequence"] * truth.CTX + item["position"], i] == 0
+    assert "top_activations" not in latents[truth.DEAD]["panels"]
