@@ -1,7 +1,8 @@
-"""What CONTRIBUTING promises: an architecture, a penalty or a variant is one new file and one registry line."""
+"""What CONTRIBUTING promises: an architecture, penalty, variant or report is one new file and one registry line."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -9,6 +10,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,6 +64,60 @@ class Toy(DenseCoder):
 coder: {architecture: toy, margin: 0.2}
 penalties: {loudness: {weight: 0.05}}
 """,
+    "analyze/reports/toy/__init__.py": '"""A toy."""\n',
+    "analyze/reports/toy/report.py": '''"""A toy: how often latents fire."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ...result import Aim, Figure, ReportResult
+from ..base import Report, ReportConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyReportConfig(ReportConfig):
+    """Toy."""
+
+    kind: Literal["toy"] = "toy"
+
+
+class ToyReport(Report[ToyReportConfig]):
+    """Counts firings."""
+
+    config_class = ToyReportConfig
+    title = "Toy"
+    by_default = False
+
+    def __init__(self, config, subject):
+        super().__init__(config, subject)
+        self.fired = np.zeros(subject.n_latents, np.int64)
+
+    def update(self, batch):
+        self.fired += np.bincount(batch.codes.latents, minlength=len(self.fired))
+
+    def merge(self, other):
+        self.fired += other.fired
+
+    def finalise(self):
+        mean, most = float(self.fired.mean()), int(self.fired.max())
+        figure = Figure(
+            "toy_firings",
+            "toy firings per latent",
+            mean,
+            "Rows on which a latent fires, mean over latents.",
+            with_bos=most,
+            short="toy",
+            aim=Aim(1e9, "≤ 1e9"),
+            terminal=True,
+            before_after=True,
+            sweep=True,
+            show_twin=True,
+        )
+        table = {"latent": np.arange(len(self.fired)), "toy_fired": self.fired}
+        return ReportResult("toy", self.title, "A toy.", [figure], tables_on_disk={"toy": table})
+''',
 }
 REGISTERED = {  # file: (the registry, its new entry, the import of what it names)
     "shared/coders/registry.py": (
@@ -71,28 +130,45 @@ REGISTERED = {  # file: (the registry, its new entry, the import of what it name
         '    "loudness": Loudness,',
         "from .toy import Loudness",
     ),
+    "analyze/reports/__init__.py": (
+        "REPORTS: dict[str, type[AnyReport]] = {",
+        '    "toy": ToyReport,',
+        "from .toy.report import ToyReport",
+    ),
 }
-BEFORE = "\nfrom shared.registry import"
+FIRST = "from __future__ import annotations\n"
 
 
-def test_a_toy_of_each_kind_trains_from_the_command_line(workshop: Path, tmp_path: Path) -> None:
-    source, here = tmp_path / "source/sparse_pipeline", tmp_path / "here"
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the source tree with the toys in it."""
+    source = tmp_path_factory.mktemp("source") / "sparse_pipeline"
     for package in ("harvest", "train", "analyze", "shared"):
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__", "model"))
     for module in ROOT.glob("*.py"):
         shutil.copy(module, source)
-    shutil.copytree(workshop, here)
     for name, text in NEW.items():
         assert not (source / name).exists()
+        (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text(text, encoding="utf-8")
     for name, (opening, entry, imported) in REGISTERED.items():
         text = (source / name).read_text(encoding="utf-8")
-        assert text.count(opening) == text.count(BEFORE) == 1
-        text = text.replace(opening, f"{opening}\n{entry}").replace(BEFORE, f"\n{imported}{BEFORE}")
+        assert text.count(opening) == text.count(FIRST) == 1
+        text = text.replace(opening, f"{opening}\n{entry}").replace(FIRST, f"{FIRST}\n{imported}\n")
         (source / name).write_text(text, encoding="utf-8")
+    return source
 
+
+@pytest.fixture
+def here(workshop: Path, tmp_path: Path) -> Path:
+    shutil.copytree(workshop, tmp_path / "here")
+    return tmp_path / "here"
+
+
+def command(source: Path, here: Path, *words: str) -> str:
+    """What a command of the copied tree prints on stdout."""
     found = subprocess.run(
-        [sys.executable, "-m", "sparse_pipeline", "train", "--variant", "toy", "--json"],
+        [sys.executable, "-m", "sparse_pipeline", *words],
         cwd=here,
         env={**os.environ, "PYTHONPATH": str(source.parent)},
         capture_output=True,
@@ -100,7 +176,11 @@ def test_a_toy_of_each_kind_trains_from_the_command_line(workshop: Path, tmp_pat
         check=False,
     )
     assert found.returncode == 0, found.stderr
-    (run,) = json.loads(found.stdout)["runs"]
+    return found.stdout
+
+
+def test_a_toy_of_each_kind_trains_from_the_command_line(source: Path, here: Path) -> None:
+    (run,) = json.loads(command(source, here, "train", "--variant", "toy", "--json"))["runs"]
     assert (run["name"], run["variant"]) == ("toy", "toy")
     assert 0 < run["fvu"] < run["fvu_untrained"]
     line = json.loads((here / "runs/toy/metrics.jsonl").read_text().splitlines()[-1])
@@ -109,3 +189,52 @@ def test_a_toy_of_each_kind_trains_from_the_command_line(workshop: Path, tmp_pat
     frozen = (here / "runs/toy/config.yaml").read_text()
     assert "architecture: toy" in frozen
     assert "margin: 0.2" in frozen
+
+
+def test_the_figure_of_a_toy_report_is_shown_everywhere(source: Path, here: Path) -> None:
+    """A report in one folder and one registry line: every table and file finds its figure by itself."""
+    runs = ("topk", "matryoshka")
+    printed = command(source, here, "analyze", *runs, "--only", "global", "--only", "toy")
+    header = re.split(r"  +", printed.splitlines()[0])
+    assert header[0] == "run"
+    assert header[header.index("toy") + 1] == "incl. pos. 0"
+
+    (folder,) = (path.parent for path in (here / "reports").glob("*/report.json"))
+    document = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    figures = [entry["reports"]["toy"]["figures"]["toy_firings"] for entry in document["runs"]]
+    first = document["runs"][0]
+    assert figures[0]["aim"] == {"at_most": 1e9, "text": "≤ 1e9"}
+    table = pq.read_table(folder / first["folder"] / "toy.parquet")
+    assert table.schema.names == ["latent", "toy_fired"]
+    assert figures[0]["value"] == pytest.approx(np.mean(table["toy_fired"].to_numpy()))
+    assert first["summary"]["toy_firings"] == figures[0]["value"]
+    assert "| toy firings per latent |" in (folder / "report.md").read_text(encoding="utf-8")
+    assert "toy firings per latent" in (folder / "index.html").read_text(encoding="utf-8")
+
+    (changes,) = (table for table in document["comparison"]["tables"] if table["key"] == "before_after")
+    rows = {row[0]: row for row in changes["rows"]}
+    assert rows["toy firings per latent"][1] == "≤ 1e9"
+    assert "✓" in rows["toy firings per latent"][2]
+    assert set(document["comparison"]["data"]["before_after"]["toy_firings"]) == set(runs)
+
+
+def test_the_figure_of_a_toy_report_is_a_column_of_a_sweep(source: Path, here: Path) -> None:
+    sweep = """
+sweep: {name: one, variants: {plain: topk}, plots: []}
+analyze: {controls: false, reports: {toy: {}, position: null, top_activations: null, correlation: null}}
+"""
+    (here / "one.yaml").write_text(sweep, encoding="utf-8")
+    printed = command(source, here, "sweep", "one.yaml")
+    (header,) = (line for line in printed.splitlines() if line.startswith("setting"))
+    assert re.split(r"  +", header) == ["setting", "seeds", "FVU", "L0", "dead", "toy"]
+    folder = here / "sweeps/one"
+    (row,) = csv.DictReader((folder / "comparison.csv").read_text(encoding="utf-8").splitlines())
+    assert 0 < float(row["toy_firings"]) < float(row["toy_firings_with_bos"])
+    markdown = (folder / "comparison.md").read_text(encoding="utf-8")
+    assert "| toy | toy incl. pos. 0 |" in markdown
+    assert "- **toy**: Rows on which a latent fires, mean over latents." in markdown
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    command(source, here, "sweep", "one.yaml")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before, (
+        "what was measured is kept with its figures"
+    )
