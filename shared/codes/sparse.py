@@ -12,8 +12,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from ..coders import Codes
+from . import order
 from .moments import CodeMoments
-from .order import sort_rows, transpose
 
 
 class ByLatent(NamedTuple):
@@ -67,11 +67,12 @@ class SparseCodes:
     def sorted(
         cls, indptr: NDArray[np.int64], latents: NDArray[np.int32], values: NDArray[np.float32], n_latents: int
     ) -> SparseCodes:
-        """Entries whose latents may come in any order within a row; sorted in place."""
-        order = ByLatent(*transpose(indptr, latents, n_latents))
-        sort_rows(*order, indptr, latents, values)
+        """From entries whose latents may come in any order within a row."""
+        starts, rows, unsorted = order.by_latent(indptr, latents, values, n_latents)
+        latents, values, entry = order.by_row(indptr, starts, rows, unsorted)
         codes = cls(indptr, latents, values, n_latents)
-        codes.__dict__["by_latent"] = order
+        codes.__dict__["by_latent"] = ByLatent(starts, rows, entry)
+        codes.__dict__["latent_values"] = unsorted
         return codes
 
     @classmethod
@@ -100,7 +101,7 @@ class SparseCodes:
 
     @cached_property
     def by_latent(self) -> ByLatent:
-        return ByLatent(*transpose(self.indptr, self.latents, self.n_latents))
+        return ByLatent(*order.by_latent(self.indptr, self.latents, np.arange(len(self.latents)), self.n_latents))
 
     @cached_property
     def latent_values(self) -> NDArray[np.float32]:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ...shared.coders import Coder
-from ..window.codes import WindowRows
+
+if TYPE_CHECKING:
+    from ...shared.codes.sparse import SparseCodes
 
 
 @dataclass(frozen=True)
@@ -16,19 +21,21 @@ class Seen:
     """The codes of the last steps, as a monitor is shown them.
 
     Attributes:
-        rows: the active codes of all rows of the window, on the host.
-        coder: as it is now. Monitors do not touch it.
+        codes: the active codes of all rows of the window, on the host.
+        position: [R] of these rows in their sequence, 0 at every BOS.
+        coder: as it is now. Monitors do not change it.
         ctx: tokens in a sequence.
     """
 
-    rows: WindowRows
+    codes: SparseCodes
+    position: NDArray[np.int32]
     coder: Coder = field(repr=False)
     ctx: int
 
     @cached_property
-    def rest(self) -> Any:
-        """[R] bool: the rows without position 0."""
-        return self.rows.position > 0
+    def rest(self) -> NDArray[np.bool_]:
+        """[R] the rows excluding position 0."""
+        return self.position > 0
 
 
 class Histogram(NamedTuple):

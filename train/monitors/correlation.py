@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...shared.codes.clusters import components
-from ..window.codes import PairScan, scan_pairs
+from ..window.pairs import PairScan, scan_pairs
 from .base import Finding, Histogram, Monitor, MonitorConfig, Seen
 
 
@@ -51,7 +51,14 @@ class CorrelationMonitor(Monitor):
 
     def look(self, seen: Seen) -> Finding:
         c = self.config
-        scan = scan_pairs(seen.rows, c.threshold, c.min_fired, c.min_both, c.jaccard_duplicate)
+        scan = scan_pairs(
+            seen.codes,
+            seen.rest,
+            threshold=c.threshold,
+            min_fired=c.min_fired,
+            min_both=c.min_both,
+            jaccard=c.jaccard_duplicate,
+        )
         cosine = _cosines(seen, scan)
         correlated = np.abs(scan.r) > c.threshold
         duplicate = (scan.r > c.threshold) | (cosine >= c.cos_duplicate)

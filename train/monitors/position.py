@@ -37,20 +37,20 @@ class PositionMonitor(Monitor):
     config: PositionConfig
 
     def look(self, seen: Seen) -> Finding:
-        c, rows = self.config, seen.rows
-        row_bin = position_bins(rows.position.astype(np.int64), seen.ctx, c.bins)
+        c, codes = self.config, seen.codes
+        row_bin = position_bins(seen.position.astype(np.int64), seen.ctx, c.bins)
         drawn = np.bincount(row_bin, minlength=c.bins + 1)
-        bins = np.repeat(row_bin, np.diff(rows.indptr))
-        activation = np.bincount(bins, rows.values, c.bins + 1)
-        fired = np.bincount(rows.latents, minlength=rows.n_latents)
-        at_bos = np.bincount(rows.latents[bins == 0], minlength=rows.n_latents)
+        bins = np.repeat(row_bin, codes.l0)
+        activation = np.bincount(bins, codes.values, c.bins + 1)
+        fired = codes.fired
+        at_bos = np.bincount(codes.latents[bins == 0], minlength=codes.n_latents)
         often = fired >= c.min_fired
         total = float(activation.sum())
         edges = bin_edges(seen.ctx, c.bins)
         shares = drawn[1:] / drawn[1:].sum() if drawn[1:].sum() else np.zeros(0)
         return Finding(
             {
-                "bos_rows": float(drawn[0] / len(rows)) if len(rows) else None,
+                "bos_rows": float(drawn[0] / codes.n_rows) if codes.n_rows else None,
                 "bos_activation": float(activation[0]) / total if total > 0 else None,
                 "bos_locked": int((at_bos[often] > c.bos_share * fired[often]).sum()),
                 "evenness": float(_entropy(shares) / np.log(c.bins)) if c.bins > 1 and len(shares) else None,

@@ -32,9 +32,8 @@ class UtilisationMonitor(Monitor):
     config: UtilisationConfig
 
     def look(self, seen: Seen) -> Finding:
-        rows = seen.rows
-        fired = np.bincount(rows.latents, minlength=rows.n_latents)
-        rate = fired / max(len(rows), 1)
+        fired, n_rows = seen.codes.fired, seen.codes.n_rows
+        rate = fired / max(n_rows, 1)
         shares = fired[fired > 0] / max(fired.sum(), 1)
         return Finding(
             {
@@ -46,7 +45,7 @@ class UtilisationMonitor(Monitor):
                 "effective": float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else None,
             },
             {
-                "rows": len(rows),
+                "rows": n_rows,
                 "firing_rate": {
                     f"{q:g}": float(value) for q, value in zip(QUANTILES, np.quantile(rate, QUANTILES), strict=True)
                 },

@@ -67,8 +67,7 @@ class Watch:
 
     def report(self, step: int, coder: Coder) -> MonitorReport:
         """Have the monitors look, and forget."""
-        rows = self._kept.rows()
-        seen = Seen(rows, coder, self.ctx)
+        seen = Seen(self._kept.codes(), self._kept.position(), coder, self.ctx)
         figures: dict[str, float | int | None] = {}
         details: dict[str, dict[str, Any]] = {}
         histograms: dict[str, Histogram] = {}
@@ -80,7 +79,7 @@ class Watch:
         batches = len(self._kept)
         if self.window <= self.every:
             self._kept.clear()  # the next report looks at none of them again
-        return MonitorReport(step, batches, len(rows), figures, details, histograms)
+        return MonitorReport(step, batches, seen.codes.n_rows, figures, details, histograms)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint keeps."""

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ...shared.coders import Coder, Codes
-from ..window.codes import CodeWindow, PairScan, scan_pairs
+from ..window.codes import CodeWindow
+from ..window.pairs import PairScan, scan_pairs
 from .base import Penalty, PenaltyConfig, StepBatch
 
 
@@ -113,7 +114,13 @@ class TrackedPairs(Penalty):
         """Pairs within the margin of the threshold or above it over the window, which is then forgotten."""
         c = self.config
         share = c.memory / len(self._window)
-        scan = scan_pairs(self._window.rows(), c.threshold - c.margin, c.min_fired, c.min_both)
+        scan = scan_pairs(
+            self._window.codes(),
+            self._window.position() > 0,
+            threshold=c.threshold - c.margin,
+            min_fired=c.min_fired,
+            min_both=c.min_both,
+        )
         self._window.clear()
         self._tracked = None
         if len(scan.r):

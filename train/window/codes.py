@@ -1,18 +1,14 @@
-"""The codes of the last few batches, and which pairs of latents fire together in them.
+"""The codes of the last few batches.
 
 A window keeps codes, not sums over pairs: n_i, Σz_i, Σz_i², Σz_i z_j and n_ij of every pair that fires together follow
-from them when they are asked for, without an F×F matrix. Storing is free (the tensors of a step are kept, not copied);
-asking takes about E·k/2 multiply-adds for E entries of rows with k latents.
+from them on request (pairs.py). Storing is free: the tensors of a step are kept, not copied.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...shared.coders import Codes
-from ...shared.codes.moments import CodeMoments
+
+if TYPE_CHECKING:
+    from ...shared.codes.sparse import SparseCodes
 
 
 class _Kept(NamedTuple):
@@ -29,32 +27,6 @@ class _Kept(NamedTuple):
     values: Tensor
     latents: Tensor
     position: Tensor
-
-
-@dataclass(frozen=True)
-class WindowRows:
-    """The active codes of R rows, row after row.
-
-    Attributes:
-        indptr: [R + 1] where each row's entries begin.
-        latents, values: [E].
-        position: [R] in the sequence, 0 at every BOS.
-        n_latents: F.
-    """
-
-    indptr: NDArray[np.int64]
-    latents: NDArray[np.int32]
-    values: NDArray[np.float32]
-    position: NDArray[np.int32]
-    n_latents: int
-
-    def __len__(self) -> int:
-        return len(self.position)
-
-    def moments(self, counted: NDArray[np.bool_]) -> CodeMoments:
-        """Of the rows with counted [R]."""
-        entry = np.repeat(counted, np.diff(self.indptr))
-        return CodeMoments.of(self.latents[entry], self.values[entry], int(counted.sum()), self.n_latents)
 
 
 class CodeWindow:
@@ -80,27 +52,37 @@ class CodeWindow:
         """Forget everything."""
         self._ring.clear()
 
-    def rows(self) -> WindowRows:
-        """All active codes, on the host."""
+    def codes(self) -> SparseCodes:
+        """The active codes of all rows, oldest first, on the host."""
+        from ...shared.codes.sparse import SparseCodes  # numba, which a run without monitors need not load
+
         if not self._ring:
-            empty = np.zeros(0, np.int32)
-            return WindowRows(np.zeros(1, np.int64), empty, empty.astype(np.float32), empty, self._n_latents)
+            nothing = np.zeros(0, np.int32)
+            return SparseCodes.sorted(np.zeros(1, np.int64), nothing, nothing.astype(np.float32), self._n_latents)
         counts, latents, values = [], [], []
         for kept in self._ring:
             active = kept.values > 0
             counts.append(active.sum(dim=1))
-            whole = bool(counts[-1].sum() == active.numel())  # as it is with TopK nearly always
+            whole = bool(counts[-1].sum() == active.numel())  # nearly always so with TopK
             latents.append((kept.latents if whole else kept.latents[active]).reshape(-1).to(torch.int32))
             values.append((kept.values if whole else kept.values[active]).reshape(-1).to(torch.float32))
-        indptr = torch.cat(counts).cumsum(0).cpu().numpy()
-        position = torch.cat([kept.position for kept in self._ring]).to(torch.int32).cpu().numpy()
-        flat_latents, flat_values = torch.cat(latents).cpu().numpy(), torch.cat(values).cpu().numpy()
-        return WindowRows(np.concatenate([[0], indptr]), flat_latents, flat_values, position, self._n_latents)
+        indptr = np.concatenate([[0], torch.cat(counts).cumsum(0).cpu().numpy()])
+        # Copies, which may be sorted in place: torch.cat copies, of a single tensor too.
+        return SparseCodes.sorted(
+            indptr, torch.cat(latents).cpu().numpy(), torch.cat(values).cpu().numpy(), self._n_latents
+        )
+
+    def position(self) -> NDArray[np.int32]:
+        """Position of each row of `codes` in its sequence, 0 at every BOS [R]."""
+        if not self._ring:
+            return np.zeros(0, np.int32)
+        position: NDArray[np.int32] = torch.cat([kept.position for kept in self._ring]).to(torch.int32).cpu().numpy()
+        return position
 
     # A resumed run
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors that bring the window back, by name; empty where nothing is kept."""
+        """Tensors from which `load_state` restores the window, by name; empty where nothing is kept."""
         found: dict[str, Tensor] = {}
         for number, kept in enumerate(self._ring):
             tensors = {"values": kept.values, "latents": kept.latents.to(torch.int32), "position": kept.position}
@@ -110,7 +92,7 @@ class CodeWindow:
         return found
 
     def load_state(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
         self._ring.clear()
         own = {name.removeprefix("window."): value for name, value in state.items() if name.startswith("window.")}
         if not own:
@@ -122,68 +104,3 @@ class CodeWindow:
                 own[f"{number}.{name}"].to(device) for name in ("values", "latents", "position")
             )
             self._ring.append(_Kept(values, latents.to(torch.int64), position))
-
-
-@dataclass(frozen=True)
-class PairScan:
-    """Pearson's r of the pairs of latents that fire together.
-
-    Attributes:
-        moments: of the rows without position 0.
-        i, j, r, both: [P] the pairs i < j with |r| > threshold or a Jaccard index ≥ jaccard, their r and n_ij, without
-            position 0.
-        with_bos: how many pairs are above the threshold over all rows.
-        largest: [F] largest r of each latent; 0 where it has no partner, NaN where it fired too rarely.
-        histogram: [BINS] of r from −1 to 1, of all pairs that fire together often enough.
-    """
-
-    moments: CodeMoments
-    i: NDArray[np.int64]
-    j: NDArray[np.int64]
-    r: NDArray[np.float64]
-    both: NDArray[np.int64]
-    with_bos: int
-    largest: NDArray[np.float64]
-    histogram: NDArray[np.int64]
-
-
-def scan_pairs(
-    rows: WindowRows, threshold: float, min_fired: int, min_both: int, jaccard: float = float("inf")
-) -> PairScan:
-    """r of all pairs of latents that fire on at least `min_fired` rows each and `min_both` together.
-
-    Exact, in float64. Pairs that never fire together have a small negative r and are not listed.
-    """
-    from . import pairs as kernels_cpu
-
-    rest = rows.position > 0
-    moments = rows.moments(rest)
-    everything = moments + rows.moments(~rest)
-    arranged: tuple[Any, ...] = kernels_cpu.arrange(rows.indptr, rows.latents, rows.values, rows.n_latents)
-    scan: Any = kernels_cpu.scan
-    starts = arranged[0]
-    threads = torch.get_num_threads()
-    # ranges of about as many entries each; several per thread, since low latents have more partners above them
-    cuts = np.searchsorted(starts, np.linspace(0, starts[-1], 4 * threads + 1)[1:-1])
-    edges = [0, *cuts.tolist(), rows.n_latents]
-    ranges = [(begin, end) for begin, end in itertools.pairwise(edges) if begin < end]
-
-    def part(span: tuple[int, int]) -> tuple[Any, ...]:
-        capacity = 1 << 12
-        while True:
-            found: tuple[Any, ...] = scan(
-                *arranged, rows.indptr, rest, moments.rows, moments.n, moments.mean, moments.std,
-                everything.rows, everything.n, everything.mean, everything.std,
-                threshold, jaccard, min_fired, min_both, capacity, *span,
-            )  # fmt: skip
-            if found[0] <= capacity:
-                return found
-            capacity = found[0]
-
-    with ThreadPoolExecutor(threads) as pool:
-        parts = list(pool.map(part, ranges))
-    i, j, r, both = (np.concatenate([found[k][: found[0]] for found in parts]) for k in range(2, 6))
-    largest = np.max([found[6] for found in parts], axis=0)
-    largest[(moments.n < min_fired) | (moments.std <= 0)] = np.nan
-    histogram = np.sum([found[7] for found in parts], axis=0)
-    return PairScan(moments, i, j, r, both, sum(found[1] for found in parts), largest, histogram)

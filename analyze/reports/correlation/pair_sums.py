@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ....shared.codes.pairs import add_pairs, partner_suffixes, suffixes
 from ....shared.codes.parallel import over_latents
 from ....shared.codes.sparse import SparseCodes
-from .kernels import add_pairs, partner_suffixes, suffixes
 
 BLOCK = 512
 """Latents in one block of rows of the triangle."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....shared.codes.moments import CodeMoments
-from .kernels import scan_pairs
+from ....shared.codes.pairs import scan_block
 from .pair_sums import PairBlock
 
 BINS = 100
@@ -81,7 +81,7 @@ def scan(
         while True:
             found_pairs, found_r = np.empty((capacity, 2), np.int32), np.empty(capacity)
             state = histogram.copy(), near_r.copy(), near.copy()
-            found = scan_pairs(
+            found = scan_block(
                 sums=block.sums,
                 counts=block.counts,
                 origin=block.first,

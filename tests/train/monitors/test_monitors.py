@@ -26,7 +26,7 @@ def coder() -> Coder:
 def seen(z: torch.Tensor, position: torch.Tensor, of: Coder | None = None) -> Seen:
     window = CodeWindow(1)
     window.push(Codes(z, None, F), position)
-    return Seen(window.rows(), of or coder(), CTX)
+    return Seen(window.codes(), window.position(), of or coder(), CTX)
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sparse_pipeline.shared.coders import Codes
-from sparse_pipeline.train.window.codes import CodeWindow, scan_pairs
+from sparse_pipeline.train.window.codes import CodeWindow
+from sparse_pipeline.train.window.pairs import PairScan, scan_pairs
 
 CTX, F = 6, 12
 
@@ -41,10 +42,14 @@ def filled(batches: int, pushed: int, dense: bool = False) -> tuple[CodeWindow, 
     return window, np.concatenate(z[-batches:]), np.concatenate(position[-batches:])
 
 
+def scan(window: CodeWindow, threshold: float, **limits: float) -> PairScan:
+    return scan_pairs(window.codes(), window.position() > 0, threshold=threshold, **limits)
+
+
 @pytest.mark.parametrize("dense", [False, True])
 def test_every_pair_that_fires_together_has_pearsons_r(dense: bool) -> None:
     window, z, position = filled(3, 5, dense)
-    found = scan_pairs(window.rows(), -2.0, min_fired=1, min_both=1)
+    found = scan(window, -2.0, min_fired=1, min_both=1)
     rest = z[position > 0]
     with np.errstate(invalid="ignore"):
         r = np.corrcoef(rest.T)
@@ -65,7 +70,7 @@ def test_every_pair_that_fires_together_has_pearsons_r(dense: bool) -> None:
 
 def test_the_planted_pair_is_found_and_one_at_position_zero_only_with_it() -> None:
     window, z, _ = filled(3, 3)
-    found = scan_pairs(window.rows(), 0.8, min_fired=10, min_both=10)
+    found = scan(window, 0.8, min_fired=10, min_both=10)
     assert list(zip(found.i, found.j, strict=True)) == [(0, 1)]
     assert found.with_bos == 2
     with np.errstate(invalid="ignore"):
@@ -76,7 +81,7 @@ def test_latents_that_do_not_vary_correlate_with_nothing() -> None:
     window = CodeWindow(1)
     z = (torch.rand(30, generator=torch.Generator().manual_seed(0)) * 10).expand(997, 30).contiguous()
     window.push(Codes(z, None, 30), torch.ones(997, dtype=torch.int64))
-    found = scan_pairs(window.rows(), 0.5, min_fired=1, min_both=1)
+    found = scan(window, 0.5, min_fired=1, min_both=1)
     assert not len(found.r)
     assert found.with_bos == 0
 
@@ -85,9 +90,9 @@ def test_rare_latents_and_rare_pairs_are_left_out() -> None:
     window, z, position = filled(2, 2)
     n = (z[position > 0] > 0).sum(axis=0)
     least = int(np.sort(n)[-3])
-    found = scan_pairs(window.rows(), -2.0, min_fired=least, min_both=1)
+    found = scan(window, -2.0, min_fired=least, min_both=1)
     assert set(found.i) | set(found.j) <= set(np.flatnonzero(n >= least))
-    both = scan_pairs(window.rows(), -2.0, min_fired=1, min_both=8).both
+    both = scan(window, -2.0, min_fired=1, min_both=8).both
     assert len(both)
     assert both.min() >= 8
 
@@ -99,7 +104,7 @@ def test_pairs_with_a_large_jaccard_index_are_listed_whatever_their_r() -> None:
     n = rest.sum(axis=0)
     with np.errstate(invalid="ignore"):
         jaccard = both / (n[:, None] + n[None, :] - both)
-    found = scan_pairs(window.rows(), 2.0, min_fired=1, min_both=1, jaccard=0.35)
+    found = scan(window, 2.0, min_fired=1, min_both=1, jaccard=0.35)
     expected = {(i, j) for i in range(F) for j in range(i + 1, F) if jaccard[i, j] >= 0.35}
     assert set(zip(found.i.tolist(), found.j.tolist(), strict=True)) == expected
     assert (0, 1) in expected
@@ -110,13 +115,12 @@ def test_more_pairs_than_room_are_all_found() -> None:
     z = torch.rand(300, 120, generator=g) + 0.1
     window = CodeWindow(1)
     window.push(Codes(z, None, 120), torch.ones(300, dtype=torch.int64))
-    assert len(scan_pairs(window.rows(), -2.0, 1, 1).r) == 120 * 119 // 2 > 4096
+    assert len(scan(window, -2.0, min_fired=1, min_both=1).r) == 120 * 119 // 2 > 4096
 
 
 def test_moments_of_some_rows() -> None:
     window, z, position = filled(2, 2)
-    rows = window.rows()
-    found = rows.moments(rows.position > 0)
+    found = window.codes().rows(window.position() > 0).moments
     rest = z[position > 0]
     assert found.rows == len(rest)
     np.testing.assert_array_equal(found.n, (rest > 0).sum(axis=0))
@@ -127,26 +131,28 @@ def test_moments_of_some_rows() -> None:
 def test_the_ring_forgets_the_oldest_and_its_state_brings_it_back() -> None:
     window, _, _ = filled(3, 5)
     assert len(window) == 3
-    assert len(window.rows()) == 180
+    assert window.codes().n_rows == 180
     other = CodeWindow(3)
     other.load_state(window.state(), torch.device("cpu"))
-    for name in ("indptr", "latents", "values", "position"):
-        np.testing.assert_array_equal(getattr(other.rows(), name), getattr(window.rows(), name))
+    for name in ("indptr", "latents", "values"):
+        np.testing.assert_array_equal(getattr(other.codes(), name), getattr(window.codes(), name))
+    np.testing.assert_array_equal(other.position(), window.position())
     codes, at = batch(9)
     for ring in (window, other):
         ring.push(codes, at)
-    np.testing.assert_array_equal(other.rows().values, window.rows().values)
-    assert other.rows().n_latents == F
+    np.testing.assert_array_equal(other.codes().values, window.codes().values)
+    assert other.codes().n_latents == F
     window.clear()
     assert (len(window), window.state()) == (0, {})
     other.load_state({}, torch.device("cpu"))
-    assert len(other.rows()) == 0
+    assert other.codes().n_rows == 0
+    assert len(other.position()) == 0
 
 
 def test_an_empty_window_has_no_pairs() -> None:
     window = CodeWindow(2)
     codes, at = batch(0)
     window.push(Codes(codes.values * 0, codes.latents, F), at)
-    found = scan_pairs(window.rows(), 0.8, 1, 1)
+    found = scan(window, 0.8, min_fired=1, min_both=1)
     assert len(found.r) == 0
     assert np.isnan(found.largest).all()

@@ -1,23 +1,52 @@
-"""The compiled inner loops over pairs of latents: sums of one block, and Pearson's r of its pairs.
+"""The compiled loops over pairs of latents that fire on the same row: Σ z_i z_j, n_ij, and Pearson's r.
 
-Why compiled: they are scatters with a data-dependent address (add to the pair of two latents). NumPy and SciPy have no
+Both users form the sums of one latent i at a time in a dense float64 buffer over its partners j (Gustavson's algorithm
+with a dense accumulator, :func:`_add_partners`). They differ in what becomes of the buffer:
+
+- The analysis (:func:`add_pairs`, :func:`scan_block`) adds millions of rows, part by part, to a triangle that stays. It
+  adds the whole buffer to the triangle's row, and reads r from the finished triangle, of pairs that never fire together
+  too.
+- The training window (:func:`scan_rows`) sees a few batches once. It reads r at once, of the partners that the buffer
+  holds alone, and clears these: no triangle, no F² work.
+
+Why compiled: these are scatters with a data-dependent address (add to the pair of two latents). NumPy and SciPy have no
 vectorised form that does not build something as large as the answer: SciPy's sparse XᵀX takes about ten times as long
 as :func:`add_pairs` and does half of its work (benchmarks/analyze.py).
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-from ....shared.codes.compiled import compiled
+from .compiled import compiled
 
 PREFETCH_ROWS = 16
 """Rows whose entries are touched ahead of their use: their cache misses then overlap (measured: 1.7 times as fast)."""
 
-
 LINE_ENTRIES = 8
 """Entries (4 bytes latent + 4 bytes value, interleaved) in a 64-byte cache line."""
+
+
+class Spread(NamedTuple):
+    """Moments of the latents over a number of rows, as the compiled loops take them: n, mean, std [F]."""
+
+    rows: int
+    n: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+
+class Limits(NamedTuple):
+    """Which pairs are scored: each latent fires on ≥ min_fired rows, both together on ≥ min_both. Which are listed:
+    |r| > threshold or a Jaccard index ≥ jaccard."""
+
+    threshold: float
+    jaccard: float
+    min_fired: int
+    min_both: int
 
 
 @compiled
@@ -70,6 +99,23 @@ def partner_suffixes(
 
 
 @compiled
+def _add_partners(
+    z: float,
+    begin: int,
+    stop: int,
+    latents: NDArray[np.int32],
+    values: NDArray[np.float32],
+    origin: int,
+    buffer: NDArray[np.float64],
+) -> None:
+    """buffer[j − origin] += (z · z_j, 1) for the entries begin … stop of one row. A count is exact up to 2⁵³."""
+    for e in range(begin, stop):
+        j = latents[e] - origin
+        buffer[j, 0] += z * values[e]
+        buffer[j, 1] += 1.0
+
+
+@compiled
 def add_pairs(
     starts: NDArray[np.int64],
     left: NDArray[np.float32],
@@ -118,14 +164,13 @@ def add_pairs(
                     touched += latents[ahead]
             for q in range(p, last):
                 z = np.float64(left[q])
-                for e in range(begin[q], begin[q] + length[q]):
-                    j = latents[e] - origin
-                    if direct:
+                if direct:
+                    for e in range(begin[q], begin[q] + length[q]):
+                        j = latents[e] - origin
                         s[j] += z * values[e]
                         c[j] += np.uint32(1)
-                    else:
-                        buffer[j, 0] += z * values[e]
-                        buffer[j, 1] += 1.0
+                else:
+                    _add_partners(z, begin[q], begin[q] + length[q], latents, values, origin, buffer)
             p = last
         if not direct:
             _empty(buffer, i - origin, s, c)
@@ -143,7 +188,13 @@ def _empty(buffer: NDArray[np.float64], first: int, sums: NDArray[np.float64], c
 
 
 @compiled
-def scan_pairs(
+def _bin(r: float, bins: int) -> int:
+    """Bin of r in −1 … 1, of `bins` equal ones; r = 1 falls into the last."""
+    return min(bins - 1, int((r + 1.0) * 0.5 * bins))
+
+
+@compiled
+def scan_block(
     sums: NDArray[np.float64],
     counts: NDArray[np.uint32],
     origin: int,
@@ -176,7 +227,7 @@ def scan_pairs(
     Returns:
         How many pairs are beyond the threshold; where that exceeds the capacity, the rest was counted only.
     """
-    bins, found = len(histogram), 0
+    found = 0
     for a in range(sums.shape[0]):
         i = origin + a
         if n[i] < min_fired or spread[i] <= 0:
@@ -187,7 +238,7 @@ def scan_pairs(
                 continue
             r = (total * sums[a, b] - s1[i] * s1[j]) / (spread[i] * spread[j])
             r = min(1.0, max(-1.0, r))
-            histogram[min(bins - 1, int((r + 1.0) * 0.5 * bins))] += 1
+            histogram[_bin(r, len(histogram))] += 1
             if counts[a, b] == 0:
                 continue
             if abs(r) > threshold and counts[a, b] >= min_both:
@@ -216,3 +267,80 @@ def _offer(near_r: NDArray[np.float32], near_id: NDArray[np.int32], r: float, ot
         slot -= 1
     near_r[slot] = r
     near_id[slot] = other
+
+
+@compiled
+def _pearson(product: float, both: float, i: int, j: int, over: Spread, limits: Limits) -> float:
+    """r of a pair from its Σ z_i z_j and n_ij; NaN where it is not scored or a latent does not vary."""
+    if both < limits.min_both or over.n[i] < limits.min_fired or over.n[j] < limits.min_fired:
+        return np.nan
+    if over.std[i] <= 0 or over.std[j] <= 0:
+        return np.nan
+    r = float((product / over.rows - over.mean[i] * over.mean[j]) / (over.std[i] * over.std[j]))
+    return min(1.0, max(-1.0, r))
+
+
+# Long, since half of it is the signature and its meaning; the loop is one piece, for its state is local.
+@compiled
+def scan_rows(
+    starts: NDArray[np.int64],
+    rows: NDArray[np.int32],
+    entry: NDArray[np.int64],
+    indptr: NDArray[np.int64],
+    latents: NDArray[np.int32],
+    values: NDArray[np.float32],
+    rest: NDArray[np.bool_],
+    over_rest: Spread,
+    over_all: Spread,
+    limits: Limits,
+    bins: int,
+    capacity: int,
+    first: int,
+    stop: int,
+) -> tuple[Any, ...]:
+    """Pearson's r of every pair i < j, first ≤ i < stop, that shares a row.
+
+    Args:
+        starts … values: both orders of the codes (`SparseCodes`).
+        rest: [R] the rows excluding position 0. over_rest, over_all: moments of these rows and of all rows.
+
+    Returns:
+        (pairs listed; pairs with |r| > threshold over all rows; the listed i, j, r, both [capacity], the rest counted
+        only; largest r of each latent [F], 0 without a partner; histogram of r [bins]).
+    """
+    n_latents = len(starts) - 1
+    sums, sums_first = np.zeros((n_latents, 2)), np.zeros((n_latents, 2))  # all 0 whenever a latent begins
+    partners = np.empty(n_latents + 1, np.int32)  # one more than there can be: see below
+    out_i, out_j = np.empty(capacity, np.int64), np.empty(capacity, np.int64)
+    out_r, out_both = np.empty(capacity), np.empty(capacity, np.int64)
+    largest, histogram = np.zeros(n_latents), np.zeros(bins, np.int64)
+    found, found_all = 0, 0
+    for i in range(first, stop):
+        if over_all.n[i] < limits.min_fired:
+            continue
+        met = 0
+        for p in range(starts[i], starts[i + 1]):
+            # The latents of a row ascend, so the partners j > i are what follows i's own entry.
+            own, end = entry[p], indptr[rows[p] + 1]
+            for e in range(own + 1, end):
+                # Written always, kept only where j is first met, while its sums are 0: no branch to mispredict.
+                partners[met] = latents[e]
+                met += sums[latents[e], 1] + sums_first[latents[e], 1] == 0.0
+            into = sums if rest[rows[p]] else sums_first
+            _add_partners(np.float64(values[own]), own + 1, end, latents, values, 0, into)
+        for j in partners[:met]:
+            both = sums[j, 1]
+            r = _pearson(sums[j, 0], both, i, j, over_rest, limits)
+            r_all = _pearson(sums[j, 0] + sums_first[j, 0], both + sums_first[j, 1], i, j, over_all, limits)
+            sums[j, 0] = sums[j, 1] = sums_first[j, 0] = sums_first[j, 1] = 0.0
+            found_all += abs(r_all) > limits.threshold
+            if np.isnan(r):
+                continue
+            histogram[_bin(r, bins)] += 1
+            largest[i], largest[j] = max(largest[i], r), max(largest[j], r)
+            either = over_rest.n[i] + over_rest.n[j] - both
+            if abs(r) > limits.threshold or both >= limits.jaccard * either:
+                if found < capacity:
+                    out_i[found], out_j[found], out_r[found], out_both[found] = i, j, r, both
+                found += 1
+    return found, found_all, out_i, out_j, out_r, out_both, largest, histogram
