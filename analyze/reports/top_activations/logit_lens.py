@@ -53,21 +53,32 @@ def lens_of(subject: Subject, tokens: int) -> LogitLens | None:
     return logit_lens(torch.from_numpy(subject.w_dec), found, tokens, subject.device)
 
 
-def logit_lens(w_dec: Tensor, unembedding: Unembedding, tokens: int, device: str = "cpu") -> LogitLens:
-    """The `tokens` most promoted and most suppressed tokens of each row of w_dec [F, d], tile by tile."""
+def logit_lens(
+    w_dec: Tensor,
+    unembedding: Unembedding,
+    tokens: int,
+    device: str = "cpu",
+    *,
+    latent_block: int = LATENT_BLOCK,
+    token_block: int = TOKEN_BLOCK,
+) -> LogitLens:
+    """The `tokens` most promoted and most suppressed tokens of each row of w_dec [F, d], tile by tile.
+
+    The best of a row are among the best of its tiles, so each tile keeps its own best and drops the rest.
+    """
     n_latents, n_tokens = len(w_dec), unembedding.n_tokens
     m = min(tokens, n_tokens)
     gain = unembedding.gain.to(device)
     mean = unembedding.weight.float().mean(0).to(device) * gain
     parts = []
-    for start in range(0, n_latents, LATENT_BLOCK):
-        rows = w_dec[start : start + LATENT_BLOCK].float().to(device)
+    for start in range(0, n_latents, latent_block):
+        rows = w_dec[start : start + latent_block].float().to(device)
         if unembedding.centred:
             rows = rows - rows.mean(1, keepdim=True)
-        centre = rows @ mean
+        centre = rows @ mean  # mean logit over the vocabulary, without forming the logits
         kept: dict[bool, list[tuple[Tensor, Tensor]]] = {True: [], False: []}
-        for first in range(0, n_tokens, TOKEN_BLOCK):
-            tile = unembedding.weight[first : first + TOKEN_BLOCK].float().to(device) * gain
+        for first in range(0, n_tokens, token_block):
+            tile = unembedding.weight[first : first + token_block].float().to(device) * gain
             logits = rows @ tile.T - centre[:, None]
             for largest, found in kept.items():
                 best = logits.topk(min(m, logits.shape[1]), dim=1, largest=largest)

@@ -26,3 +26,11 @@ def test_specialised_only_beyond_the_corpus() -> None:
     assert np.isnan(found.collision[2])
     assert found.effective[0] == 1
     assert found.base == pytest.approx((share**2).sum())
+
+
+def test_a_corpus_of_two_domains_raises_the_gate() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (300, 64))
+    labels[0] = 1
+    found = concentration(labels, np.ones(300, bool), np.array([500, 500]), 0, 0.01, 0.1)
+    assert np.flatnonzero(found.specialised).tolist() == [0]
