@@ -168,6 +168,15 @@ def test_every_path_that_is_named_exists(page: str) -> None:
     assert not missing, f"{page} names paths that do not exist: {missing}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_source_file_that_a_page_names_exists(page: Path) -> None:
+    yours = {"train.py", "shared.py", "mine.yaml", "train/variants/mine.yaml"}  # files of the reader's
+    inside = r"(?:(?:harvest|train|analyze|shared|tests|benchmarks|studies|docs)/[\w./-]*\w|[\w]+\.py)"
+    named = set(re.findall(rf"(?<![\w./<>-])({inside})(?![\w<*./-])", page.read_text(encoding="utf-8"))) - yours
+    missing = sorted(path for path in named if not (ROOT / path).exists() and not (page.parent / path).exists())
+    assert not missing, f"{name_of(page)} names {missing}"
+
+
 def test_the_map_has_every_room() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     rooms = {
