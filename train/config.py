@@ -1,4 +1,4 @@
-"""Settings of training; the defaults are the embedded default."""
+"""Settings of training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class OptimizerConfig:
     lr: float | None = None
     """Peak learning rate; null: 2e-4 / √(latents / 2^14)."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of Adam's two moments."""
+    """Decay rates of Adam's two moments."""
     eps: float = 1e-8
     """Adam's ε."""
     warmup_steps: int | None = None
@@ -33,7 +33,7 @@ class OptimizerConfig:
     decay_steps: int | None = None
     """Steps from the end of the warm-up to the end of the cosine, after which the rate stays; null: all that remain."""
     lr_final_fraction: float = 0.01
-    """Where the cosine ends, as a share of the peak."""
+    """Learning rate at the end of the cosine, as a share of the peak."""
     grad_clip: float | None = 1.0
     """Largest global norm of the gradient; null: no clipping."""
 
@@ -68,19 +68,19 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WandbConfig:
-    """Weights & Biases; the run folder is complete without it."""
+    """Weights & Biases, in addition to the run folder, which is complete without it."""
 
     mode: Literal["off", "auto", "offline", "online"] = "off"
-    """off: not imported. offline: files below the run folder, to be synced later. online: as it goes. auto: online
-    where there is an API key, else offline."""
+    """off: wandb is not imported. offline: write files below the run folder, to sync later. online: upload during
+    training. auto: online if an API key is found, else offline."""
     project: str = "sparse-coders"
-    """Project."""
+    """W&B project."""
     entity: str | None = None
     """Team or user; null: the account's default."""
     group: str | None = None
-    """Group shown in the interface."""
+    """Group of the run in the W&B interface."""
     tags: tuple[str, ...] = ()
-    """Tags."""
+    """Tags of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +99,9 @@ class TrainConfig:
     name: str | None = None
     """Name of the run, a folder in `runs`; null: the variant's name, or the architecture's."""
     variant: str | None = None
-    """The variant these settings came from; `--variant` sets it."""
+    """Name of the variant these settings came from; set by `--variant`."""
     seed: int = 0
-    """Seed of the initial weights and of the random numbers of penalties (the order of the data has its own)."""
+    """Seed of the initial weights and of the penalties' random numbers; data.seed decides the order of the rows."""
     coder: AnyCoderConfig = field(default_factory=MatryoshkaConfig)
     """Architecture, size and sparsity."""
     freeze: tuple[str, ...] = ()
@@ -109,13 +109,13 @@ class TrainConfig:
     penalties: Penalties = field(default_factory=dict)
     """Penalties added to the loss, by kind."""
     monitors: Monitors = field(default_factory=dict)
-    """What is looked at while the coder trains, by kind; reports go to anti_duplication_logs/."""
+    """Monitors of redundancy during training, by kind; they write to anti_duplication_logs/."""
     monitor_every: int = 100
-    """Steps between reports of the monitors; there is one after the last step too."""
+    """Steps between reports of the monitors; they also report after the last step."""
     monitor_window: int = 50
-    """Batches that a report looks at."""
+    """Batches that a report is computed from."""
     samples: SamplesConfig | None = None
-    """Activation samples, collected into samples/ while the coder trains; null: none. {} takes the defaults."""
+    """Activation samples, collected into samples/ during training; {}: with the default settings; null: none."""
     sampler: AnySamplerConfig = field(default_factory=UniformConfig)
     """Which rows are trained on."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -126,23 +126,22 @@ class TrainConfig:
     """Tokens without firing after which a latent counts as dead; null: 10 million, or one epoch or half of the
     run if that is shorter."""
     min_steps: int = 100
-    """A run that would take fewer steps is refused."""
+    """Refuse a run that would take fewer steps."""
     log_every: int = 50
     """Steps between lines of metrics.jsonl."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     keep_checkpoints: int | None = 2
-    """How many of the newest checkpoints stay on disk; null: all."""
+    """How many checkpoints to keep on disk, the newest; null: all."""
     eval_rows: int = 262_144
-    """At most so many held-out rows are evaluated at the end (every n-th, spread over all of them)."""
+    """Largest number of held-out rows in the final evaluation, spread evenly over all of them."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, …; auto: cuda where there is one."""
+    """cpu, cuda, cuda:1, …; auto: cuda if available, else cpu."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the one dense matrix product, which selects latents; weights, values and gradients are float32 either
-    way."""
+    """Dtype of the dense matrix product that selects latents; weights, codes and gradients stay float32."""
     fused: Literal["auto", "on", "off"] = "auto"
-    """The fused step of train/kernels (needs CUDA and Triton) instead of autograd; auto: where it can. With it,
-    `precision: bfloat16` also has the matrices read as bfloat16 copies; the parameters stay float32."""
+    """Train with the fused Triton kernels (require CUDA) instead of autograd; auto: where possible. With them,
+    `precision: bfloat16` also makes the kernels read bfloat16 copies of the matrices; the parameters stay float32."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     """Weights & Biases."""
 
@@ -162,11 +161,11 @@ class TrainConfig:
             metric = getattr(penalty.schedule, "metric", None)
             if metric is not None and metric.partition("/")[0] not in self.monitors:
                 raise ValueError(
-                    f"penalties.{name}.schedule.metric: {metric!r} is no figure of a monitor "
-                    f"(monitors: {', '.join(self.monitors) or 'none'})"
+                    f"penalties.{name}.schedule.metric: {metric!r} is not a figure of a monitor "
+                    f"(monitors in these settings: {', '.join(self.monitors) or 'none'})"
                 )
         if self.target is None and self.coder.skip:
-            raise ValueError("coder.skip: a skip connection lets an SAE copy its input; it is for transcoders")
+            raise ValueError("coder.skip: a skip connection requires a transcoder; it lets an SAE copy its input")
 
     @property
     def target_site(self) -> str:
@@ -196,4 +195,4 @@ OPERATIONAL = (
     "device",
     "fused",
 )
-"""Settings that a resumed run may change: they do not reach the weights."""
+"""Settings that a resumed run may change: they do not affect the weights."""

@@ -1,4 +1,4 @@
-"""What a coder is worth on rows it was not trained on: FVU without position 0 and with it, L0. Sums are float64."""
+"""Evaluation on held-out rows: FVU excluding and including position 0, and L0. Sums are float64."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Evaluation:
     """Figures over a fixed set of rows.
 
     Attributes:
-        fvu: Σ‖y − ŷ‖² / Σ‖y − ȳ‖² over the rows without position 0, ȳ their mean in the whole cache; None without rows.
+        fvu: Σ‖y − ŷ‖² / Σ‖y − ȳ‖² over the rows excluding position 0, ȳ their mean in the cache; None: no rows.
         fvu_with_bos: the same over all rows, ȳ the mean of all rows of the cache.
-        l0: mean number of active latents, rows without position 0.
-        rows: how many rows, position 0 included.
+        l0: mean number of active latents, over the rows excluding position 0.
+        rows: number of rows, including position 0.
     """
 
     fvu: float | None
@@ -54,7 +54,7 @@ def evaluate(
     Args:
         coders: (coder, source site, target site) each.
         rows: [n] rows of the cache.
-        device: where the coders lie.
+        device: device of the coders.
     """
     meters = [_Meters(coder, source, target, cache) for coder, source, target in coders]
     training = [coder.training for coder, _, _ in coders]

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: finish the step, save it, then stop."""
+"""Ctrl-C and SIGTERM during training: finish the step, save, stop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class Interrupt:
-    """Whether someone asked to stop. A second request does not wait: it raises KeyboardInterrupt where it arrives."""
+    """Whether a stop was requested. A second request raises KeyboardInterrupt at once."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -23,7 +23,7 @@ class Interrupt:
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Collect SIGINT and SIGTERM into the yielded object; outside the main thread, signals stay as they are."""
+    """Record SIGINT and SIGTERM in the yielded object; outside the main thread, signals keep their handlers."""
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

@@ -28,12 +28,12 @@ def train(configs: Sequence[TrainConfig], console: Console | None = None, resume
     """Train one coder per config; configs with the same cache, data settings and sampler share one read of the data.
 
     Args:
-        resume: go on with runs that exist (a finished one is left as it is); otherwise a name that is taken is refused.
+        resume: resume runs that exist (a finished one stays as it is); otherwise an existing run is refused.
 
     Raises:
         UsageError, DataError: refused before anything was written.
-        PipelineError: a loss stopped being finite; every other run was saved where it stood.
-        KeyboardInterrupt: asked to stop; every run was saved where it stood.
+        PipelineError: a loss was not finite; every other run was saved at its current step.
+        KeyboardInterrupt: SIGINT or SIGTERM; every run was saved at its current step.
     """
     console = console or Console(quiet=True)
     groups = plan(configs).groups
@@ -86,7 +86,7 @@ def train_group(group: Group, runs: Mapping[Path, Run], console: Console, interr
 
 
 def _step(session: Session, rows: Batch, stream: Stream) -> dict[str, Any]:
-    """One step of one run; its line of metrics, if it was one to log."""
+    """One step of one run; its line of metrics, if the step is logged, otherwise {}."""
     due = session.log_due
     with session.trainee.clock.running():
         result = train_step(session.trainee, rows, measure=due)
@@ -97,13 +97,13 @@ def _step(session: Session, rows: Batch, stream: Stream) -> dict[str, Any]:
 
 
 def _shown(session: Session, line: Mapping[str, Any], alone: bool) -> dict[str, object]:
-    """What progress shows of a line of metrics: loss and FVU of one run, or the FVU of each of several."""
+    """The figures that progress shows: loss and FVU of one run, or the FVU of each of several."""
     names = {"loss": "loss", "fvu": "fvu"} if alone else {"fvu": f"{session.run.name} fvu"}
     return {shown: line[name] for name, shown in names.items() if line.get(name) is not None}
 
 
 def _evaluate(sessions: Sequence[Session], group: Group, stream: Stream) -> list[Evaluation]:
-    """Figures of every coder, on the rows it would have alone; one read for all with the same `eval_rows`."""
+    """Figures of every coder, on the rows it would get alone; coders with the same `eval_rows` share one read."""
     found: dict[int, Evaluation] = {}
     for limit in sorted({session.trainee.config.eval_rows for session in sessions}):
         alike = [session for session in sessions if session.trainee.config.eval_rows == limit]
@@ -114,7 +114,7 @@ def _evaluate(sessions: Sequence[Session], group: Group, stream: Stream) -> list
 
 
 def _evaluate_untrained(sessions: Sequence[Session], group: Group, stream: Stream) -> None:
-    """The control that every result is read against: the same coder before its first step."""
+    """The control that every result is compared with: the same coder before its first step."""
     fresh = [session for session in sessions if session.step == 0]
     if fresh:
         for session, evaluation in zip(fresh, _evaluate(fresh, group, stream), strict=True):

@@ -1,4 +1,4 @@
-"""What a training command is about to do, worked out and refused before anything is written."""
+"""The plan of a training command: checked, and refused where it cannot work, before anything is written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .step.fused import refusal
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that train side by side on one stream: same cache, data settings, sampler and device."""
+    """Runs that train side by side on one stream: they share cache, data settings, sampler and device."""
 
     configs: list[TrainConfig]
     cache: Cache = field(repr=False)
@@ -104,21 +104,20 @@ class TrainPlan:
 
 
 def plan(configs: Sequence[TrainConfig]) -> TrainPlan:
-    """Work out what training these configs means.
+    """Steps, memory and groups of a training command.
 
     Raises:
-        UsageError: no cache is named, a site is not in it, two runs share a name, settings contradict each other, or
-        a run
-            would take fewer than its `min_steps`.
+        UsageError: train.cache is not set, a site is not in the cache, two runs share a name, settings contradict each
+            other, or a run would take fewer than its `min_steps`.
         DataError: the cache is missing, incomplete or damaged.
     """
     names = [(config.path.resolve(), config.run_name) for config in configs]
     for twice in {name for name in names if names.count(name) > 1}:
-        raise UsageError(f"two runs would be named {twice[1]}", "give each its own name (train.name)")
+        raise UsageError(f"two runs would be named {twice[1]}", "give each a name of its own (train.name)")
     batches: dict[Any, list[TrainConfig]] = {}
     for config in configs:
         if config.cache is None:
-            raise UsageError("train.cache is not set: which cache to train on?", "pipeline status lists the caches")
+            raise UsageError("train.cache is not set", "pipeline status lists the caches")
         # A sampler that follows one run's training cannot serve another's.
         alone = config.path if config.sampler.follows_training else None
         key = (config.cache.resolve(), _trained_on(config), config.data, config.sampler, config.device, alone)
@@ -127,7 +126,7 @@ def plan(configs: Sequence[TrainConfig]) -> TrainPlan:
 
 
 def _trained_on(config: TrainConfig) -> str | None:
-    """The identity that the cache had for a run that is there, if it has grown since: the run goes on with what was."""
+    """The cache identity that an existing run recorded, if the cache has grown since: the run resumes on those rows."""
     assert config.cache is not None
     if not (config.path / "config.yaml").is_file() or not (config.cache / MANIFEST).is_file():
         return None
@@ -149,8 +148,8 @@ def _group(configs: list[TrainConfig]) -> Group:
             damaged = cache.stats(site).nonfinite
             if damaged:
                 raise DataError(
-                    f"{damaged:,} rows of {site} in {cache.path} hold an infinity or a NaN: training would stop there",
-                    "harvest with harvest.storage: float32 or another harvest.dtype, or leave the site out",
+                    f"{damaged:,} rows of {site} in {cache.path} hold an infinity or a NaN: training would fail",
+                    "harvest again with harvest.storage: float32 or another harvest.dtype, or train on another site",
                 )
         d_in, d_out = cache.sites[config.source].width, cache.sites[config.target_site].width
         with torch.device("meta"):
@@ -186,8 +185,7 @@ def _refuse_short(config: TrainConfig, stream: StreamPlan) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that the settings name; `auto` is CUDA where there is one. Raises UsageError for one that is not
-    there."""
+    """The device named in the settings; `auto` is CUDA if available. Raises UsageError for one that is not found."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -195,5 +193,5 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise UsageError(f"train.device: {name!r} is not a device", "cpu, cuda, cuda:1 or auto") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise UsageError(f"train.device: {name} is not there ({torch.cuda.device_count()} CUDA devices found)", "auto")
+        raise UsageError(f"train.device: {name} not found ({torch.cuda.device_count()} CUDA devices found)", "auto")
     return device

@@ -1,4 +1,4 @@
-"""Sweeps: variants × a grid × seeds over one cache, trained side by side, and nothing twice."""
+"""Sweeps: variants × a grid × seeds over one cache, trained side by side; finished runs are not trained again."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..shared.config.settings import identity, merge, to_dict, validate
 from ..shared.console import Console, count, si, size
 from ..shared.errors import ConfigError, UsageError
 from ..shared.runs.folder import open_run
+from ..shared.text_table import text_table
 from .config import TrainConfig
 from .data.memory import free_memory
 from .loop import train
@@ -22,41 +23,42 @@ from .plan import Group, TrainPlan, plan
 from .runs.session import existing_runs, is_run
 
 SHARE_OF_MEMORY = 0.5
-"""How much of the free memory runs that train side by side may take."""
+"""Share of the free memory that runs training side by side may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """What is varied, how often, and where the comparison goes."""
+    """The settings that a sweep varies, its seeds, and the folder of its comparison."""
 
     name: str
-    """Name of the sweep: runs are called after it, and the folder of its comparison."""
+    """Name of the sweep: the prefix of its runs' names, and the folder of its comparison."""
     size: str | None = None
-    """A word for how large this sweep is (demo, …): part of the names, so that sizes of one sweep stay apart."""
+    """Name of the size in use (demo, …), part of the names of runs and folder; set by `--size`."""
     sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Other sizes of this sweep: settings (`train`, `sweep`, …) that `--size NAME` lays over this file."""
+    """Other sizes of this sweep, by name: settings (`train`, `sweep`, …) that override this file with `--size NAME`."""
     title: str = ""
     """Heading of the comparison; empty: the name."""
     about: str = ""
-    """What the sweep asks, and what others have claimed; printed above the comparison."""
+    """The question of the sweep and its background; printed above the comparison."""
     base: tuple[str, ...] | None = None
-    """Presets or settings files below the sections of this file; null: ./pipeline.yaml where it exists."""
+    """Presets or settings files that the sections of this file override; null: ./pipeline.yaml, if it exists."""
     variants: dict[str, str | dict[str, Any]] = field(default_factory=dict)
-    """Settings to compare, by name: the name of a variant, or train settings (`variant` in them: on top of it)."""
+    """Settings to compare, by name: a variant's name, or train settings (with `variant`, they override that
+    variant)."""
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Values of train settings by dotted key; every combination is trained, of every variant."""
+    """Values of train settings, by dotted key; every combination is trained for every variant."""
     seeds: tuple[int, ...] = ()
-    """Each setting is trained once per seed; empty: once, with train.seed."""
+    """Train each setting once per seed; empty: once, with train.seed."""
     baseline: str | None = None
     """The setting that others are compared with; null: the first."""
     at_once: int | None = None
-    """Runs that train side by side on one read of the data; null: as many as half of the free memory holds."""
+    """Runs that train side by side on one read of the data; null: as many as fit in half of the free memory."""
     harvest: bool = False
-    """Write the cache first where it is missing, as the harvest section says."""
+    """Harvest the cache first if it is missing, with the settings of the harvest section."""
     out: Path = Path("sweeps")
     """Folder of comparisons."""
     plots: tuple[Literal["png", "svg"], ...] = ("png", "svg")
-    """Kinds of files that the plots are written as."""
+    """File formats of the plots."""
 
     def __post_init__(self) -> None:
         for what, text in (("name", self.name), ("size", self.size)):
@@ -106,9 +108,9 @@ def expand(
     """Every run of a sweep: variants × grid × seeds, in that order.
 
     Args:
-        base: the train section that everything is laid over.
+        base: the train section that variants and grid override.
         overlay_of: train settings of a named variant, `variant` included. Raises UsageError for an unknown one.
-        finish: what is laid over every run last (`--set`).
+        finish: applied to every run's settings last (`--set`).
 
     Raises:
         ConfigError: settings of a run do not validate.
@@ -136,9 +138,7 @@ def expand(
     labels = list(dict.fromkeys(cell.setting for cell in cells))
     if sweep.baseline is not None and sweep.baseline not in labels:
         close = did_you_mean(sweep.baseline, labels)
-        raise UsageError(
-            f"sweep.baseline: there is no setting {sweep.baseline!r}{close}", f"one of: {', '.join(labels)}"
-        )
+        raise UsageError(f"sweep.baseline: no such setting: {sweep.baseline!r}{close}", f"one of: {', '.join(labels)}")
     return cells
 
 
@@ -185,12 +185,12 @@ def _refuse_twins(cells: Sequence[Cell]) -> None:
         if other is not cell:
             raise UsageError(
                 f"{other.setting} and {cell.setting} are the same settings (seed {cell.seed})",
-                "leave one of them out; a --set over what the sweep varies makes settings alike",
+                "remove one of them; --set of a key that the sweep varies makes settings equal",
             )
 
 
 def check_sets(sweep: SweepConfig, keys: Sequence[str]) -> None:
-    """Refuse `--set train.KEY=…` where the sweep itself decides KEY. Raises ConfigError."""
+    """Refuse `--set train.KEY=…` where the sweep itself sets KEY. Raises ConfigError."""
     decided = {key: f"sweep.grid varies it: --set 'sweep.grid={{{key}: [VALUE]}}'" for key in sweep.grid}
     decided |= {"name": "runs are named after the sweep: --set sweep.name=NAME"}
     if sweep.seeds:
@@ -210,7 +210,7 @@ def check_sets(sweep: SweepConfig, keys: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep is about to do.
+    """The runs of a sweep, and in which parts they train.
 
     Attributes:
         parts: the runs that train side by side, in order; finished runs are in none.
@@ -248,8 +248,8 @@ class SweepPlan:
 
     def __str__(self) -> str:
         document = self.to_dict()
-        rows = [("setting", "seed", "state", "part", "steps", "tokens", "architecture", "latents", "memory")]
-        rows += [
+        header = ("setting", "seed", "state", "part", "steps", "tokens", "architecture", "latents", "memory")
+        rows = [
             (
                 run["setting"],
                 str(run["seed"]),
@@ -263,8 +263,7 @@ class SweepPlan:
             )
             for run in document["runs"]
         ]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = [text_table(rows, header, left=(0, 2, 6))]
         left = sum(map(len, self.parts))
         lines.append(
             f"{count(len(self.cells), 'run')}, {left} to train in {count(len(self.parts), 'part')}; "
@@ -286,14 +285,14 @@ def _state(config: TrainConfig) -> str:
 
 
 def plan_sweep(sweep: SweepConfig, cells: Sequence[Cell], only: Sequence[str] = ()) -> SweepPlan:
-    """Work out what there is to train; everything that can be refused is refused here.
+    """Plan the unfinished runs; everything that can be refused is refused here.
 
     Args:
         only: the settings to train; empty: all.
 
     Raises:
-        UsageError: a run would take too few steps, a site is not in the cache, `only` names no setting.
-        DataError: the cache is missing; a run of that name was trained with other settings (with every difference).
+        UsageError: a run would take too few steps, a site is not in the cache, `only` names an unknown setting.
+        DataError: the cache is missing; a run of that name has different settings (every difference is listed).
     """
     labels = list(dict.fromkeys(cell.setting for cell in cells))
     for name in only:
@@ -310,7 +309,7 @@ def plan_sweep(sweep: SweepConfig, cells: Sequence[Cell], only: Sequence[str] = 
 def side_by_side(
     group: Group, at_once: int | None, wanted: Container[Path], free: int | None = None
 ) -> list[list[TrainConfig]]:
-    """The unfinished runs of a group, in parts that fit: at most `at_once`, or what half of the free memory holds.
+    """The unfinished runs of a group, in parts of at most `at_once`, or as many as fit in half of the free memory.
 
     Args:
         wanted: folders of the runs to train.
@@ -336,7 +335,7 @@ def side_by_side(
 def train_sweep(planned: SweepPlan, console: Console) -> None:
     """Train what is unfinished, part by part.
 
-    Raises: as train.loop.train. What was finished or saved stays; the same sweep goes on from there.
+    Raises: as train.loop.train. Finished and saved runs stay; the same command resumes from there.
     """
     done = sum(_state(cell.config) == "finished" for cell in planned.cells)
     if done:
@@ -347,8 +346,7 @@ def train_sweep(planned: SweepPlan, console: Console) -> None:
 
 
 def portable_command(file: str, files: Sequence[str], sets: Sequence[str], size: str | None = None) -> str:
-    """The command line as another machine can use it: folders that lie elsewhere on this one are named by what they
-    are (CACHE for the value of train.cache)."""
+    """The command line for another machine: absolute paths become placeholders (CACHE for the value of train.cache)."""
     words = [file, *(["--size", size] if size else []), *itertools.chain.from_iterable(("-c", name) for name in files)]
     words = [Path(word).name if Path(word).is_absolute() else word for word in words]
     for text in sets:

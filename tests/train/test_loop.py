@@ -177,7 +177,7 @@ def test_progress_says_whose_fvu_it_shows(
     summaries = train_runs(pair, Console())
     a, b = (f"{open_run(made.path).metrics()[-1]['fvu']:.4g}" for made in pair)
     assert f"a fvu {a} b fvu {b}\n" in capsys.readouterr().err
-    assert str(summaries[0]).startswith(f"a: held-out FVU {summaries[0].fvu:.4f}, with BOS ")
+    assert str(summaries[0]).startswith(f"a: held-out FVU {summaries[0].fvu:.4f}, including position 0 ")
 
 
 def test_runs_trained_side_by_side_have_the_bits_of_runs_trained_alone(config: MakeConfig, tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_two_runs_of_one_name_are_refused(config: MakeConfig) -> None:
 
 def test_resuming_with_other_settings_lists_every_difference(config: MakeConfig, tmp_path: Path) -> None:
     train_runs([config()])
-    error = refused([config(seed=1, data={"batch_size": 32})], DataError, "other settings", resume=True)
+    error = refused([config(seed=1, data={"batch_size": 32})], DataError, "different settings", resume=True)
     assert "seed: the run has 0, this config has 1" in error.message
     assert "data.batch_size: the run has 64, this config has 32" in error.message
     train_runs(

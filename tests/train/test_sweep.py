@@ -93,7 +93,7 @@ def test_an_overlay_may_start_from_a_variant(config: MakeConfig) -> None:
     [
         ({"variants": {"a": {}, "b": {}}}, "a and b are the same settings"),
         ({"grid": {"coder.k": (2, 2)}}, "two runs of the sweep would be named s-k=2"),
-        ({"variants": {"first": {}}, "baseline": "frist"}, "there is no setting 'frist'; did you mean 'first'?"),
+        ({"variants": {"first": {}}, "baseline": "frist"}, "no such setting: 'frist'; did you mean 'first'?"),
     ],
 )
 def test_sweeps_that_make_no_sense(sweep: dict[str, Any], message: str, config: MakeConfig) -> None:
@@ -192,7 +192,7 @@ def test_a_run_of_other_settings_is_refused_before_anything_is_trained(config: M
     cells = cells_of(sweep, config())
     sparse_pipeline.train.loop.train([cells[1].config])
     others = cells_of(sweep, config(), min_steps=11)
-    with pytest.raises(DataError, match=r"run s-k=4 was started with other settings:\n.*min_steps"):
+    with pytest.raises(DataError, match=r"run s-k=4 was started with different settings:\n.*min_steps"):
         plan_sweep(sweep, others)
     assert not others[0].config.path.exists()
 

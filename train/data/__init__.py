@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...shared.cache.heldout import Split, split_rows
 from .config import DataConfig
-from .rows import heldout_batches, row_batches
+from .rows import row_batches
 from .stream import Stream, StreamPlan, open_stream
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "Split",
     "Stream",
     "StreamPlan",
-    "heldout_batches",
     "open_stream",
     "row_batches",
     "split_rows",

@@ -1,4 +1,4 @@
-"""What one batch of rows is called, in training and in analysis."""
+"""A batch of rows: activations and everything that is known about each row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of a cache with everything that is known about them; every tensor lies on one device.
+    """B rows of a cache; every tensor lies on one device.
 
     Attributes:
         acts: site → [B, d] in the cache's logical dtype.

@@ -4,6 +4,9 @@ A *block* is a run of consecutive rows inside one shard, the unit of reading. Ev
 *window* is the next `blocks_per_window` of them, and a sampler draws the window's rows in an order of its own. The
 batches cut the endless sequence "rows of window 0, of window 1, …, of epoch 1, …" into equal pieces, so a batch may
 span windows and epochs, and a position in it is a few integers.
+
+Nothing here keeps state: the blocks of window w in epoch e follow from (seed, e, w, blocks_per_window) alone. That is
+why a resumed run sees the rows of an uninterrupted one, however far either had read ahead, with any number of threads.
 """
 
 from __future__ import annotations
@@ -51,16 +54,18 @@ def make_blocks(n_rows: int, shard_rows: int, block_rows: int, wanted: Mask) -> 
         block_rows: rows of a block.
         wanted: [n_rows] rows that training may use.
     """
+    # The last shard may be short: blocks that would begin beyond the last row go, the one across it is cut.
     per_shard = np.arange(0, shard_rows, block_rows, dtype=np.int64)
     start = (np.arange(0, n_rows, shard_rows, dtype=np.int64)[:, None] + per_shard).reshape(-1)
     shard_end = np.minimum((start // shard_rows + 1) * shard_rows, n_rows)
     start, shard_end = start[start < n_rows], shard_end[start < n_rows]
     length = np.minimum(block_rows, shard_end - start)
+    # The blocks lie end to end over all rows, so reduceat (which runs to the next start) sees each block exactly.
     kept = np.logical_or.reduceat(wanted, start) if len(start) else np.zeros(0, np.bool_)
     return Blocks(start[kept], length[kept])
 
 
-class Position(NamedTuple):
+class StreamPosition(NamedTuple):
     """Where the next batch begins: `offset` drawn rows into a window of an epoch."""
 
     epoch: int
@@ -75,7 +80,7 @@ class WindowPlan:
     Attributes:
         n_blocks: blocks in an epoch.
         blocks_per_window: blocks of a window; the last window of an epoch may have fewer.
-        seed: of the data.
+        seed: `train.data.seed`.
     """
 
     n_blocks: int
@@ -113,7 +118,11 @@ def window_rows(blocks: Blocks, chosen: Index) -> Index:
 
 
 def expand(start: Index, length: Index) -> Index:
-    """Concatenates the ranges [start, start + length)."""
+    """Concatenates the ranges [start, start + length).
+
+    Place p of the result lies in range i at p − (ends_i − length_i), so adding start_i − (ends_i − length_i) to each
+    place of the range gives its row.
+    """
     ends = np.cumsum(length)
     total = int(ends[-1]) if len(ends) else 0
     rows: Index = np.arange(total, dtype=np.int64)
@@ -128,6 +137,7 @@ def segments(start: Index, length: Index, shard_rows: int, max_blocks: int) -> t
     shard = start // shard_rows
     joined = (start[1:] == start[:-1] + length[:-1]) & (shard[1:] == shard[:-1])
     begins = np.flatnonzero(np.concatenate(([True], ~joined)))
+    # A run of neighbours is cut after every max_blocks of its blocks, counted from its own first one.
     index_in_run = np.arange(len(start)) - np.repeat(begins, np.diff(np.append(begins, len(start))))
     first = np.flatnonzero(index_in_run % max_blocks == 0)
     return start[first], np.add.reduceat(length, first)

@@ -1,4 +1,4 @@
-"""Settings of the data path: what is read, in which order, and with how much memory."""
+"""Settings of the data path: which rows are read, in which order, with how much memory."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ class DataConfig:
     batch_size: int = 1024
     """Rows in a batch."""
     epochs: int = 4
-    """Passes over the training rows; rows left over at the very end, fewer than a batch, are not used."""
+    """Passes over the training rows; the last incomplete batch is dropped."""
     tokens: int | None = None
-    """Train on this many rows instead of a number of epochs; the last epoch may be cut short. null: `epochs`."""
+    """Train on this many rows instead of whole epochs; null: use `epochs`."""
     heldout: float = 0.05
-    """Share of the documents that training never sees; chosen by a hash of the document id, the same for every seed."""
+    """Share of the documents held out from training, chosen by a hash of the document id: the same for every seed."""
     seed: int = 0
-    """Decides the order of blocks and of rows."""
+    """Seed of the order of blocks and rows."""
     pool_rows: int | None = None
-    """Rows drawn from at a time: the shuffle is perfect within them. null: 2^20, or as many as the memory allows."""
+    """Rows shuffled at a time, uniformly; null: 2^20, or as many as the memory allows."""
     block_rows: int = 128
-    """Rows read from disk in one piece; every epoch permutes all blocks."""
+    """Consecutive rows read from disk at once; every epoch permutes all blocks."""
     workers: int = 8
     """Threads that read blocks."""
     prefetch: int = 1
-    """Pools that are read ahead while one is trained on; each costs a pool's memory."""
+    """Pools to read ahead during training; each takes the memory of a pool."""
     resident: Literal["auto"] | bool = "auto"
-    """Keep all rows of the needed sites in memory (on the device, with CUDA): true, false, or auto (if they fit).
-    Changes speed only, never the order."""
+    """Keep all rows of the run's sites in memory (with CUDA: on the device); auto: if they fit. Affects speed only."""
     memory_gb: float | None = None
-    """Memory that the pools may take together. null: half of what is free when training starts."""
+    """Largest total memory of the pools, in GB; null: half of the free memory at the start."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "block_rows", "workers"):

@@ -1,4 +1,4 @@
-"""How much memory the data path may take, and what that makes of the pool."""
+"""How much memory the data path may take, and how large a pool that allows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import torch
 from .config import DataConfig
 
 MAX_AUTO_ROWS = 1 << 20
+"""Largest window where the settings name none."""
+
 SHARE = 0.5
+"""Share of the free memory that the pools may take where `memory_gb` is null."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,8 @@ class PoolSize:
     """What is kept in memory.
 
     Attributes:
-        window_rows: rows drawn from at a time. It decides the order of the rows.
-        resident: everything is read once and stays. It decides nothing but speed.
+        window_rows: rows drawn from at a time. Determines the order of the rows.
+        resident: all rows are read once and stay in memory. Affects speed only.
     """
 
     window_rows: int
@@ -30,13 +33,13 @@ class PoolSize:
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on the device; on the CPU, within the process's control group too."""
     if device.type == "cuda":
-        # what torch holds and nothing uses is free for the next tensor, though the driver does not say so
+        # the driver counts what torch has reserved as used; what no tensor uses of it is free for the next one
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
     free = int(psutil.virtual_memory().available)
     limit, used = _read_int("/sys/fs/cgroup/memory.max"), _read_int("/sys/fs/cgroup/memory.current")
     if limit is not None and used is not None:
-        # pages of files count as used, but the kernel gives them back when asked
+        # pages of files count as used, but the kernel frees them when memory runs short
         free = min(free, limit - used + (_inactive_file() or 0))
     return max(free, 0)
 

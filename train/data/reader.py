@@ -28,6 +28,7 @@ SEGMENT_BYTES = 8 << 20
 """Neighbouring blocks are read together up to this size: long enough for any disk, short enough for many threads."""
 
 STAGING_BYTES = 64 << 20
+"""Size of each of the two host buffers between the disk and a device."""
 
 
 class ClosedError(Exception):
@@ -46,8 +47,13 @@ class Segment:
 
 @dataclass
 class Pool:
-    """Rows in memory: array → [capacity, …] as stored; on CUDA, with the device's last read of them, awaited before
-    refilling."""
+    """Rows in memory.
+
+    Attributes:
+        arrays: stored array → [capacity, …], in the stored dtype.
+        sites: the sites that the arrays belong to.
+        last_use: on CUDA, an event behind the device's last read of them, awaited before refilling.
+    """
 
     arrays: dict[str, Tensor]
     sites: tuple[SiteSpec, ...]
@@ -73,7 +79,7 @@ class Pool:
         return {spec.name: logical_rows(stored, spec) for spec in self.sites}
 
     def mark_used(self) -> None:
-        """Remembers, on the current stream, that everything enqueued so far may still read the pool."""
+        """Records on the current CUDA stream that everything enqueued so far may still read the pool."""
         device = next(iter(self.arrays.values())).device
         if device.type == "cuda":
             self.last_use = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -93,10 +99,11 @@ class BlockReader:
         sites: which arrays.
         device: where the pools lie.
         workers: reading threads.
-        beyond_memory: the data are larger than memory, so no page will be there when it is wanted again. The kernel is
-            told not to read ahead of a block and to drop its pages after (measured with blocks of 590 kB, 30 % of a
-            file at a time: reading ahead, it read 1.93 times what was asked for).
-        staged: read through staging buffers even if the pools lie on the CPU (to test that path).
+        beyond_memory: the data are larger than memory, so the file cache will have dropped each page before it is
+            needed again. The kernel is told not to read ahead of a block and to drop its pages after (measured with
+            blocks of 590 kB, 30 % of a file at a time: with reading ahead, it read 1.93 times the requested bytes).
+        staging_bytes: read through host buffers of this size even if the pools lie on the CPU; None: only for a device,
+            with STAGING_BYTES.
     """
 
     def __init__(
@@ -107,7 +114,7 @@ class BlockReader:
         workers: int,
         *,
         beyond_memory: bool = False,
-        staged: bool = False,
+        staging_bytes: int | None = None,
     ) -> None:
         self.cache, self.sites, self.device = cache, tuple(sites), device
         self._beyond_memory = beyond_memory
@@ -115,7 +122,8 @@ class BlockReader:
         self._cancelled = threading.Event()
         names = [name for site in self.sites for name in cache.spec(site).arrays]
         self._row_bytes = {name: cache.layout.arrays[name].row_bytes for name in names}
-        self._staging = _Staging(cache, self.sites, device) if staged or device.type != "cpu" else None
+        staged = staging_bytes is not None or device.type != "cpu"
+        self._staging = _Staging(cache, self.sites, device, staging_bytes or STAGING_BYTES) if staged else None
 
     def segment_blocks(self, block_rows: int) -> int:
         """How many neighbouring blocks make one read."""
@@ -167,6 +175,8 @@ class BlockReader:
         try:
             if self._beyond_memory:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+            # preadv may return fewer bytes than requested: `at` is the next byte of the file, `target` what is still to
+            # be filled. Segments have different slots, so threads write to different bytes of the pool.
             for segment in segments:
                 start = (segment.slot - base_slot) * size
                 target = memoryview(cast(Any, view[start : start + segment.rows * size]))
@@ -193,12 +203,17 @@ class _Buffer:
 
 
 class _Staging:
-    """Two host buffers between the disk and a device pool, pinned for CUDA, filled and copied in turn."""
+    """Two host buffers between the disk and a device pool, pinned for CUDA, filled and copied in turn.
 
-    def __init__(self, cache: Cache, sites: Sequence[str], device: torch.device) -> None:
+    While one is copied to the device the threads fill the other. A buffer is refilled only after the event recorded
+    behind its copy (`_free`); both copies run on one CUDA stream of their own, and `finish` waits for it before anyone
+    reads the pool.
+    """
+
+    def __init__(self, cache: Cache, sites: Sequence[str], device: torch.device, staging_bytes: int) -> None:
         self._cuda = device.type == "cuda"
-        self.rows = max(1, STAGING_BYTES // sum(cache.sites[site].row_bytes for site in sites))
-        # a segment is never split, so a buffer takes the largest one
+        self.rows = max(1, staging_bytes // sum(cache.sites[site].row_bytes for site in sites))
+        # a segment is never split, so a buffer must hold the largest, which is at most a shard
         self.rows = max(self.rows, cache.layout.shard_rows)
         self._stream = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
         self._buffers = [self._make(cache, sites) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Batches of chosen rows in ascending order: held-out rows for evaluation, any rows for a closer look."""
+"""Batches of chosen rows in ascending order, for evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from ...shared.cache import Cache
-from ...shared.cache.heldout import split_rows
 from .batch import Batch
 from .stream import describe_rows
 
@@ -24,7 +23,7 @@ def row_batches(
     """The given rows, ascending, `batch_size` at a time; the last batch may be short.
 
     Args:
-        rows: rows of the cache in any order; each comes as often as it is named.
+        rows: rows of the cache in any order; a row given twice is returned twice.
     """
     device = torch.device(device)
     ordered = np.sort(rows)
@@ -33,24 +32,6 @@ def row_batches(
         acts = {site: cache.rows(site, chosen).to(device) for site in dict.fromkeys(sites)}
         meta = {name: torch.from_numpy(values).to(device) for name, values in describe_rows(cache, chosen).items()}
         yield Batch(acts=acts, **meta)
-
-
-def heldout_batches(
-    cache: Cache,
-    sites: Sequence[str],
-    heldout: float,
-    batch_size: int,
-    limit: int | None = None,
-    device: torch.device | str = "cpu",
-) -> Iterator[Batch]:
-    """Rows of the documents that training with this `heldout` share never sees; nothing when there are none.
-
-    Args:
-        heldout: DataConfig.heldout of the run.
-        limit: at most this many rows, spread evenly over all held-out rows.
-    """
-    rows = np.flatnonzero(split_rows(cache, heldout).heldout)
-    return row_batches(cache, sites, thin(rows, limit), batch_size, device)
 
 
 def thin(rows: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:

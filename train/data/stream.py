@@ -1,4 +1,18 @@
-"""The stream of batches that training reads: block-shuffled, read ahead, resumable to the row."""
+"""The stream of batches that training reads: block-shuffled, read ahead, resumable to the row.
+
+Two threads: the caller takes batches from the current window; the loader fills pools with the windows that follow
+(`BlockReader` splits each fill over threads of its own). They meet only in `_ahead`, a queue of futures in the order of
+the windows.
+
+Invariants:
+- `_next` is the first row not handed out. `position()` gives it together with the number of batches handed out, and a
+  stream begun there yields the batches that this one would yield next.
+- The rows of a window depend on (seed, epoch, window, blocks per window) and, for a sampler that follows training, on
+  its control at a fixed moment (`_control`): never on how far ahead is read, on threads, memory or residency.
+- A pool belongs to one window at a time: `_free_pools` holds those that no window reads. `_release` returns a pool with
+  a mark of the device's last read, which the reader awaits before it writes. A resident pool is only read, so all
+  windows share it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +35,7 @@ from ...shared.cache.heldout import Split, split_rows
 from ...shared.errors import DataError, UsageError
 from ..samplers.base import Sampler, Window
 from .batch import Batch
-from .blocks import Blocks, Index, Position, WindowPlan, expand, make_blocks, segments, window_rows
+from .blocks import Blocks, Index, StreamPosition, WindowPlan, expand, make_blocks, segments, window_rows
 from .config import DataConfig
 from .memory import choose_pool, free_memory
 from .reader import BlockReader, Pool, Segment
@@ -78,13 +92,18 @@ class _Drawn:
 
 
 class Stream:
-    """An iterator of batches; make it with :func:`open_stream`, and close it (or use ``with``).
+    """An iterator of batches; open it with :func:`open_stream`, and close it (or use ``with``).
 
     Reading begins with the first batch. Each training row that the sampler draws comes once in every epoch.
 
     Attributes:
         waited_seconds: time spent so far in waiting for data, the first window included.
         split: which rows train and which are held out.
+
+    Args:
+        start: a `position()`, or None: from the beginning.
+        staging_bytes: read through host buffers of this size even where the pools lie on the CPU; None: only for a
+            device, with the default size.
     """
 
     def __init__(
@@ -95,12 +114,12 @@ class Stream:
         sampler: Sampler,
         start: Mapping[str, Any] | None,
         device: torch.device,
-        staged: bool = False,
+        staging_bytes: int | None = None,
     ) -> None:
         self.cache, self.sites, self.config, self.sampler = cache, tuple(dict.fromkeys(sites)), config, sampler
         self.waited_seconds = 0.0
         self.split: Split = split_rows(cache, config.heldout)
-        self._device, self._staged = device, staged
+        self._device, self._staging_bytes = device, staging_bytes
         layout = cache.layout
         self._blocks: Blocks = make_blocks(layout.n_rows, layout.shard_rows, config.block_rows, self.split.train)
         self._row_bytes = sum(cache.spec(site).row_bytes for site in self.sites)
@@ -120,7 +139,9 @@ class Stream:
                 f"{self._windows.n_windows} windows",
                 hint="resume with the cache and the data settings of the run",
             )
-        self._next = Position(start["epoch"], start["window"], start["offset"]) if start else Position(0, 0, 0)
+        self._next = (
+            StreamPosition(start["epoch"], start["window"], start["offset"]) if start else StreamPosition(0, 0, 0)
+        )
         self._controls: dict[tuple[int, int], float | None] = {}
         if start is not None and "sampler" in start:
             sampler.load_state(start["sampler"])
@@ -181,14 +202,23 @@ class Stream:
         kept = rows[places]
         flags = self.cache.flags.reshape(-1)[kept]
         ctx, batch_size = self.cache.ctx, self.config.batch_size
-        return Window(
-            kept, positions(kept, flags, ctx), flags, self.config.seed, epoch, window, ctx, batch_size, control
-        ), places
+        seen = Window(
+            row=kept,
+            position=positions(kept, flags, ctx),
+            flags=flags,
+            seed=self.config.seed,
+            epoch=epoch,
+            index=window,
+            ctx=ctx,
+            batch_size=batch_size,
+            control=control,
+        )
+        return seen, places
 
     # --- iteration --------------------------------------------------------------------------------------------------
 
     def position(self) -> dict[str, Any]:
-        """Where the batch after the last one handed out begins: ``open_stream(..., start=position)`` goes on there."""
+        """Where the batch after the last one handed out begins: ``open_stream(..., start=position)`` resumes there."""
         step, at = self._handed_out
         position = {"step": step, **at._asdict(), "blocks_per_window": self._windows.blocks_per_window}
         if self.sampler.config.follows_training:
@@ -202,9 +232,10 @@ class Stream:
         return [window, self._windows.after(*window)]
 
     def _control(self, window: tuple[int, int]) -> float | None:
-        """What decides the rows of a window: the sampler's word when the window before it became the current one.
+        """The number that decides the rows of a window: the sampler's control when the window before it became current.
 
-        So it does not depend on how far ahead is read, and a resumed run finds it again.
+        It is fixed at that moment and saved with the position, so it does not depend on how far ahead is read, and a
+        resumed run uses the same one.
         """
         return self._controls.setdefault(window, self.sampler.control())
 
@@ -245,7 +276,13 @@ class Stream:
         self.close()
 
     def _window(self, rows_left: int) -> _Drawn:
-        """The window that holds the next row, waiting for it if it is not there yet."""
+        """The window that holds the next row, waiting for it if it has not been read yet.
+
+        A window from which the sampler draws no row is passed over; a whole epoch of them is refused.
+
+        Args:
+            rows_left: rows still to hand out until training ends, the next one included.
+        """
         barren = 0
         while self._current is None or self._next.offset >= len(self._current):
             if self._current is not None:
@@ -258,13 +295,13 @@ class Stream:
             drawn = self._ahead.popleft().result()
             self.waited_seconds += time.perf_counter() - began
             if drawn.at != self._next[:2]:
-                self._next = Position(*drawn.at, 0)
+                self._next = StreamPosition(*drawn.at, 0)
             self._current = drawn
             here, following = self._two_windows()
             self._controls = {here: self._control(here), following: self._control(following)}
             # read ahead, unless training ends within this window
             if rows_left > len(drawn) - self._next.offset:
-                follows = self.sampler.config.follows_training  # nothing is known yet of the window but one
+                follows = self.sampler.config.follows_training  # the control of the window but one is not fixed yet
                 self._schedule(min(self.config.prefetch, 1) if follows else self.config.prefetch)
         return self._current
 
@@ -275,7 +312,7 @@ class Stream:
         self._current = None
 
     def _schedule(self, wanted: int) -> None:
-        """Has at least `wanted` windows on their way, as far as there are free pools."""
+        """Submits windows until `wanted` are being read, as far as there are free pools."""
         if self._reader is None:
             self._start()
         while len(self._ahead) < wanted and self._free_pools:
@@ -291,12 +328,12 @@ class Stream:
             self._device,
             self.config.workers,
             beyond_memory=self._beyond_memory,
-            staged=self._staged,
+            staging_bytes=self._staging_bytes,
         )
         for _ in range(1 if self.resident else 1 + self.config.prefetch):
             self._free_pools.append(Pool.allocate(self.cache, self.sites, self._capacity, self._device))
         if self._device.type == "cuda":
-            # the pools' memory may be that of tensors just let go of, which this stream is still reading
+            # torch may give the pools memory of tensors just freed, which this CUDA stream may still be reading
             torch.cuda.current_stream(self._device).synchronize()
         if self.resident:
             self._filled = self._loader.submit(self._fill_resident, self._free_pools[0])
@@ -304,7 +341,11 @@ class Stream:
     # --- on the loader thread ---------------------------------------------------------------------------------------
 
     def _load(self, epoch: int, window: int, pool: Pool, control: float | None) -> _Drawn:
-        """Reads a window and lets the sampler draw from it."""
+        """Reads a window and lets the sampler draw from it, while the blocks arrive.
+
+        `slots` is where each row of the window's blocks lies in the pool; `places` picks the training rows of those,
+        and `order` the drawn ones, so slots[places[order]] are the pool's rows in training order.
+        """
         assert self._reader is not None
         chosen = self._windows.blocks(epoch, window)
         pending: list[Future[None]] = []
@@ -361,7 +402,7 @@ def open_stream(
         config: order, batch size, memory.
         sampler: draws the rows of each window.
         start: a position of a stream over the same cache with the same settings.
-        device: where the batches are to lie.
+        device: where the batches lie.
 
     Raises:
         UsageError: the cache has no such site, or no row to train on.
@@ -373,7 +414,7 @@ def open_stream(
 
 
 def describe_rows(cache: Cache, row: Index) -> dict[str, NDArray[Any]]:
-    """Everything a batch says of its rows beside the activations, by the names of shared.batch.Batch."""
+    """Everything a batch says of its rows beside the activations, by the names of train.data.batch.Batch."""
     flags = cache.flags.reshape(-1)[row]
     return {
         "tokens": cache.tokens.reshape(-1)[row],

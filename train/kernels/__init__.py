@@ -1,7 +1,7 @@
 """The training step as Triton kernels, for CUDA devices. Triton is optional: importing this package does not import it.
 
 `TRITON_INTERPRET=1`, set before the first kernel is imported, runs the kernels in Triton's interpreter on a CPU: slow,
-with the same arithmetic. That is how they are tested where there is no GPU.
+with the same arithmetic. The tests use it where there is no GPU.
 """
 
 from __future__ import annotations
@@ -29,5 +29,5 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def interpreting() -> bool:
-    """Whether Triton's interpreter is requested."""
+    """Whether Triton's interpreter is requested (TRITON_INTERPRET=1)."""
     return os.environ.get("TRITON_INTERPRET") == "1"

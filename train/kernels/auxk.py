@@ -22,9 +22,9 @@ class AuxGradients(NamedTuple):
 
 @torch.no_grad()
 def aux_gradients(
-    u: Tensor, pre: Tensor, error: Tensor, decoder: Tensor, dead: Tensor, k_aux: int, coefficient: float
+    *, u: Tensor, pre: Tensor, error: Tensor, decoder: Tensor, dead: Tensor, k_aux: int, coefficient: float
 ) -> AuxGradients:
-    """What `Coder.aux_loss` differentiates to.
+    """The gradients of `Coder.aux_loss`, by hand.
 
     With A the k_aux largest positive dead pre-activations of each row, ê = A W and r = e − ê:
     L = w·Σ‖r‖²/Σ‖e − ē‖², dL/dW = −2w'·Aᵀr, dL/dA = −2w'·r Wᵀ where A > 0 (w' = w/Σ‖e − ē‖²), and dL/dA goes on into
@@ -39,6 +39,8 @@ def aux_gradients(
         k_aux: how many of them explain a row's error.
         coefficient: α.
     """
+    # The error and the normalising variance are constants, as in Coder.aux_loss: AuxK teaches dead latents what the
+    # living ones miss, and must not move those.
     n_dead = dead.numel()
     active = pre.index_select(1, dead).relu_()
     if n_dead > k_aux:

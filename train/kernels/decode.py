@@ -11,6 +11,9 @@ up to S: a program takes one row, walks over slices of the width, and in each sl
 decoder rows once, for all products with it: Z[G, K] · W[K, slice] and C[G, K] · W[K, slice] give the prefix sums and
 their suffix sums, S[G, slice] · Wᵀ accumulates dL/dz. All are small matrix products. Codes are exact in bfloat16, and
 C, a code times a small integer, is split into two bfloat16 terms: only sums are rounded, in float32.
+
+A code enters Z in every row g whose prefix holds it, so a group's errors need no walk from one group boundary to the
+next: each boundary's error is complete on its own, in any order of the entries.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 
@@ -50,7 +53,11 @@ def _error_codes(lat, val, prefix, PRODUCT: tl.constexpr):
 
 @triton.jit
 def _suffix_codes(lat, val, prefix, G: tl.constexpr):
-    """C [16, K]: the code times how many of the prefixes ≥ g hold the latent; C·W is their suffix sum."""
+    """C [16, K]: the code times how many of the prefixes ≥ g hold the latent; C·W is their suffix sum.
+
+    Prefixes ascend, so those that hold a latent are the last ones, from `first` = g(i) on; of those ≥ g there are
+    G − max(g, first).
+    """
     g = tl.arange(0, 16)[:, None]
     holds = (lat[None, :] < prefix[:, None]) & (g < G)
     first = G - tl.sum(holds.to(tl.int32), axis=0)[None, :]
@@ -59,12 +66,89 @@ def _suffix_codes(lat, val, prefix, G: tl.constexpr):
 
 @triton.jit
 def _pick_group(p, lat, prefix, G: tl.constexpr):
-    """p[g(i), i] for each entry i (0 where no prefix holds it): [K] from [16, K]."""
+    """p[g(i), i] for each entry i (0 where no prefix holds it): [K] from [16, K].
+
+    g(i) counts the prefixes that end at or before the latent. Where none holds it, that is G, a slot whose S is zero.
+    """
     g = tl.arange(0, 16)[:, None]
     first = tl.sum(((lat[None, :] >= prefix[:, None]) & (g < G)).to(tl.int32), axis=0)
     return tl.sum(tl.where(g == first[None, :], p, 0.0), axis=0)
 
 
+@triton.jit
+def _codes(lat, val, prefix, G: tl.constexpr, PRODUCT: tl.constexpr):
+    """(Z, high part of C, its low part) of a block of entries: what their decoder rows are multiplied by."""
+    z = _error_codes(lat, val, prefix, PRODUCT)
+    c_high = z  # with one prefix C is Z, and neither part is read
+    c_low = z
+    if G > 1:
+        c = _suffix_codes(lat, val, prefix, G)
+        c_high = c.to(PRODUCT)
+        c_low = (c - c_high.to(tl.float32)).to(PRODUCT)
+    return z, c_high, c_low
+
+
+@triton.jit
+def _add_products(z, c_high, c_low, w, error, summed, G: tl.constexpr, IS_BF16: tl.constexpr):
+    """(error + Z·W, summed + C·W) from one block of decoder rows."""
+    error = tl.dot(z, w, error, input_precision="ieee")
+    if G > 1:
+        summed = tl.dot(c_high, w, summed, input_precision="ieee")
+        if IS_BF16:
+            summed = tl.dot(c_low, w, summed, input_precision="ieee")
+    return error, summed
+
+
+@triton.jit
+def _base(b_dec, target, skip, b, d, inside, D: tl.constexpr, HAS_SKIP: tl.constexpr):
+    """b_dec (+ skip) − t of row b: one slice of what every prefix's error starts from."""
+    base = tl.load(b_dec + d, mask=inside, other=0.0)
+    base -= tl.load(target + b * D + d, mask=inside, other=0.0).to(tl.float32)
+    if HAS_SKIP:
+        base += tl.load(skip + b * D + d, mask=inside, other=0.0).to(tl.float32)
+    return base
+
+
+@triton.jit
+def _add_grad_blocks(
+    latent, grad_value, w_dec, e0, n, suffix, prefix, d, inside, first_slice, scale,
+    D: tl.constexpr, G: tl.constexpr, K: tl.constexpr, PRODUCT: tl.constexpr,
+):  # fmt: skip
+    """Add one slice's share of dL/dz to grad_value, a block of the row's entries after another.
+
+    A row with many entries does not fit in registers, so its dL/dz is summed in memory. The first slice overwrites what
+    an earlier step left there: it reads nothing (the mask is empty) and adds to zero.
+    """
+    k = tl.arange(0, K)
+    for j in range(0, n, K):
+        e = e0 + j + k
+        ok = j + k < n
+        lat = tl.load(latent + e, mask=ok, other=0)
+        w = _load_rows(w_dec, lat, ok, d, inside, D, PRODUCT)
+        part = tl.dot(suffix.to(PRODUCT), tl.trans(w), input_precision="ieee")
+        sofar = tl.load(grad_value + e, mask=j + k < tl.where(first_slice, 0, n), other=0.0)
+        tl.store(grad_value + e, sofar + scale * _pick_group(part, lat, prefix, G), mask=ok)
+    tl.debug_barrier()  # the next slice reads back what this one stored, maybe by another thread
+
+
+@triton.jit
+def _add_extra(grad_value, extra, e0, n, K: tl.constexpr):
+    """Add the penalties' part to the dL/dz of a row in memory."""
+    k = tl.arange(0, K)
+    for j in range(0, n, K):
+        e = e0 + j + k
+        ok = j + k < n
+        out = tl.load(grad_value + e, mask=ok, other=0.0) + tl.load(extra + e, mask=ok, other=0.0)
+        tl.store(grad_value + e, out, mask=ok)
+
+
+# Invariant of the loop over slices: columns before `o` have their suffix sums in memory; `square` holds their squared
+# errors, summed per lane, and `grad` (or grad_value) their share of ⟨S_g, w_i⟩ for every prefix g. Only at the end is
+# g(i) picked for each entry, because the tensor cores give all 16 for the price of one.
+#
+# Masked entries have latent 0 and code 0: their decoder rows load as zeros, so they add nothing. Prefix slots at or
+# beyond G hold prefix 0, which no latent lies under: their Z is 0, they get no base, and they are never stored.
+# A latent at or beyond the last prefix is in no prefix: it gets no error, and dL/dz = 0 from `_pick_group`.
 @triton.jit
 def _nested_decode(
     latent, value, start, count, w_dec, b_dec, target, skip, prefixes, extra, suffix, grad_value, squares, reach,
@@ -79,64 +163,42 @@ def _nested_decode(
     g = tl.arange(0, 16)
     prefix = tl.load(prefixes + g, mask=g < G, other=0)
     base_in_error = tl.where(g < G, 1.0, 0.0)[:, None]
-    base_in_suffix = tl.where(g < G, (G - g).to(tl.float32), 0.0)[:, None]
+    base_in_suffix = tl.where(g < G, (G - g).to(tl.float32), 0.0)[:, None]  # S_g sums G − g errors, each with base
     k = tl.arange(0, K)
     square = tl.zeros([16, BLOCK], tl.float32)
     if ONE_BLOCK:
         lat, val = _load_entries(latent, value, e0 + k, k < n)
-        z = _error_codes(lat, val, prefix, PRODUCT)
-        if G > 1:
-            c = _suffix_codes(lat, val, prefix, G)
-            c_high = c.to(PRODUCT)
-            c_low = (c - c_high.to(tl.float32)).to(PRODUCT)
+        z, c_high, c_low = _codes(lat, val, prefix, G, PRODUCT)
         grad = tl.zeros([16, K], tl.float32)
     for o in range(0, D, BLOCK):
         d = o + tl.arange(0, BLOCK)
         inside = d < D
-        base = tl.load(b_dec + d, mask=inside, other=0.0)
-        base -= tl.load(target + b * D + d, mask=inside, other=0.0).to(tl.float32)
-        if HAS_SKIP:
-            base += tl.load(skip + b * D + d, mask=inside, other=0.0).to(tl.float32)
+        base = _base(b_dec, target, skip, b, d, inside, D, HAS_SKIP)
         error = base_in_error * base[None, :]
         summed = base_in_suffix * base[None, :]
         if ONE_BLOCK:
             w = _load_rows(w_dec, lat, k < n, d, inside, D, PRODUCT)
-            error = tl.dot(z, w, error, input_precision="ieee")
-            if G > 1:
-                summed = tl.dot(c_high, w, summed, input_precision="ieee")
-                if IS_BF16:
-                    summed = tl.dot(c_low, w, summed, input_precision="ieee")
+            error, summed = _add_products(z, c_high, c_low, w, error, summed, G, IS_BF16)
         else:
             for j in range(0, n, K):
                 lat, val = _load_entries(latent, value, e0 + j + k, j + k < n)
                 w = _load_rows(w_dec, lat, j + k < n, d, inside, D, PRODUCT)
-                error = tl.dot(_error_codes(lat, val, prefix, PRODUCT), w, error, input_precision="ieee")
-                if G > 1:
-                    c = _suffix_codes(lat, val, prefix, G)
-                    c_high = c.to(PRODUCT)
-                    summed = tl.dot(c_high, w, summed, input_precision="ieee")
-                    if IS_BF16:
-                        c_low = (c - c_high.to(tl.float32)).to(PRODUCT)
-                        summed = tl.dot(c_low, w, summed, input_precision="ieee")
+                z, c_high, c_low = _codes(lat, val, prefix, G, PRODUCT)
+                error, summed = _add_products(z, c_high, c_low, w, error, summed, G, IS_BF16)
         square += error * error
         if G == 1:
             summed = error
-        rounded = summed.to(suffix.dtype.element_ty)
+        rounded = summed.to(suffix.dtype.element_ty)  # dL/dz and dL/dw read the same rounded S
         tl.store(suffix + (g[:, None] * B + b) * D + d[None, :], rounded, mask=(g < G)[:, None] & inside[None, :])
         if ONE_BLOCK:
             grad = tl.dot(rounded.to(PRODUCT), tl.trans(w), grad, input_precision="ieee")
         else:
-            for j in range(0, n, K):
-                e = e0 + j + k
-                ok = j + k < n
-                lat, val = _load_entries(latent, value, e, ok)
-                w = _load_rows(w_dec, lat, ok, d, inside, D, PRODUCT)
-                part = tl.dot(rounded.to(PRODUCT), tl.trans(w), input_precision="ieee")
-                sofar = tl.load(grad_value + e, mask=j + k < tl.where(o > 0, n, 0), other=0.0)
-                tl.store(grad_value + e, sofar + scale * _pick_group(part, lat, prefix, G), mask=ok)
-            tl.debug_barrier()  # the next slice reads back what this one stored, maybe by another thread
+            _add_grad_blocks(
+                latent, grad_value, w_dec, e0, n, rounded, prefix, d, inside, o == 0, scale, D, G, K, PRODUCT
+            )
     squared = tl.sum(square, axis=1)
     tl.store(squares + b * G + g, squared, mask=g < G)
+    # ‖S_g‖ ≤ Σ_{g' ≥ g} ‖e_g'‖: slots beyond G hold 0, so the reversed running sum starts right.
     tl.store(reach + g * B + b, tl.cumsum(tl.sqrt(squared), axis=0, reverse=True), mask=g < G)
     if ONE_BLOCK:
         out = scale * _pick_group(grad, lat, prefix, G)
@@ -144,20 +206,16 @@ def _nested_decode(
             out += tl.load(extra + e0 + k, mask=k < n, other=0.0)
         tl.store(grad_value + e0 + k, out, mask=k < n)
     elif HAS_EXTRA:
-        for j in range(0, n, K):
-            e = e0 + j + k
-            ok = j + k < n
-            out = tl.load(grad_value + e, mask=ok, other=0.0) + tl.load(extra + e, mask=ok, other=0.0)
-            tl.store(grad_value + e, out, mask=ok)
+        _add_extra(grad_value, extra, e0, n, K)
 
 
 def nested_decode(
     codes: Selection,
+    *,
     w_dec: Tensor,
     b_dec: Tensor,
     target: Tensor,
     prefixes: Tensor,
-    *,
     skip: Tensor | None,
     extra: Tensor | None,
     suffix: Tensor,

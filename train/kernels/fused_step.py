@@ -8,10 +8,15 @@ gradient in memory.
     update.py                     gradient rows, clipping, Adam, unit rows, shadows
 
 Parameters and Adam's moments are the coder's and the optimizer's own float32 tensors, moved in place: a checkpoint is
-the same with this step as without, and either can go on where the other stopped. In bfloat16 the products and gathers
+the same with this step as without, and either can resume the other's run. In bfloat16 the products and gathers
 read shadows, bfloat16 copies that the update itself keeps; the reference path reads bfloat16 only to select.
 
 All buffers are allocated once per batch size. On a CUDA device the launches are captured in a graph after a few steps.
+
+Three things keep a captured graph right: every kernel reads what changes from step to step (learning rate, bias
+corrections, prefixes) from memory that the host writes before the replay; nothing it launches depends on a number that
+the host would have to read; and whatever replaces a tensor that it points to (another batch size, a loaded checkpoint)
+discards it (`_prepare`, `_bind`).
 """
 
 from __future__ import annotations
@@ -47,7 +52,7 @@ class FusedResult:
     Attributes:
         reconstruction: mean squared error of all prefixes over B·d_out; the loss without other terms.
         aux: AuxK's weighted loss, or None while nothing is dead.
-        grad_norm: global norm before clipping; NaN unless it was asked for or needed.
+        grad_norm: global norm before clipping; NaN unless it was requested or needed.
         squares: [B, G] ‖t̂_g − t‖² of each prefix.
         l0: [B] int32 active latents.
         fired: [F] int32 on how many rows each latent fired.
@@ -156,8 +161,10 @@ class FusedStep:
         b, c = self._prepare(x.shape[0]), self.coder
         rms = RMS_EPS if c.config.input_transform == "rms" else None
         with self._on_device():
-            normalise_rows(x.contiguous(), c.input_mean, c.input_scale, b.u, rms_eps=rms, norm=b.input_norm)
-            normalise_rows(y.contiguous(), c.target_mean, c.target_scale, b.t)
+            normalise_rows(
+                x.contiguous(), mean=c.input_mean, scale=c.input_scale, out=b.u, rms_eps=rms, norm=b.input_norm
+            )
+            normalise_rows(y.contiguous(), mean=c.target_mean, scale=c.target_scale, out=b.t)
         return self._step(b, lr, penalise, want_norm)
 
     def codes(self) -> Codes:
@@ -263,11 +270,15 @@ class FusedStep:
         self._decode(b, extra_value)
         aux = None
         if dead is not None:
-            k_aux = _k_aux(self.coder)
-            error = b.suffix[-1]
             aux = aux_gradients(
-                b.u, b.pre, error, self.w_dec.compute, dead, k_aux, self.coder.config.aux_coef
-            )  # fmt: skip
+                u=b.u,
+                pre=b.pre,
+                error=b.suffix[-1],  # the last suffix sum is the error of the whole dictionary
+                decoder=self.w_dec.compute,
+                dead=dead,
+                k_aux=_k_aux(self.coder),
+                coefficient=self.coder.config.aux_coef,
+            )
         self._update(b, self._extra_rows(gradients, dead, aux), gradients)
         return aux
 
@@ -280,8 +291,8 @@ class FusedStep:
             assert self.w_skip is not None
             torch.mm(b.u, self.w_skip.compute.T, out=b.skip)
         decode.nested_decode(
-            b.codes, self.w_dec.compute, self.b_dec.weight, b.t, self.prefixes, skip=b.skip, extra=extra,
-            suffix=b.suffix, grad_value=b.grad_value, squares=b.squares, reach=b.reach,
+            b.codes, w_dec=self.w_dec.compute, b_dec=self.b_dec.weight, target=b.t, prefixes=self.prefixes,
+            skip=b.skip, extra=extra, suffix=b.suffix, grad_value=b.grad_value, squares=b.squares, reach=b.reach,
         )  # fmt: skip
         torch.mean(b.squares, dim=(0, 1), out=b.loss)
         b.loss.div_(b.t.shape[1])
@@ -291,30 +302,39 @@ class FusedStep:
         scale = 2.0 / b.suffix.numel()
         lists.build_lists(b.codes, b.lists)
         self._dense_gradients(b, scale, gradients)
-        update.bound_rows(b.lists, b.grad_value, b.list_grad, b.input_norm, b.reach, self.prefixes, b.bound, scale)
-        update.decide(b.bound, b.others, self.state, self.hyper, force=extra is not None)
+        update.bound_rows(
+            b.lists, grad_value=b.grad_value, list_grad=b.list_grad, input_norm=b.input_norm, reach=b.reach,
+            prefixes=self.prefixes, bound=b.bound, scale=scale,
+        )  # fmt: skip
+        update.decide(bound=b.bound, others=b.others, state=self.state, hyper=self.hyper, force=extra is not None)
         inputs = b.u.unsqueeze(0)
-        update.sum_segments(b.lists, b.list_grad, inputs, self.whole, b.partial_enc)
-        update.sum_segments(b.lists, b.lists.code, b.suffix, self.prefixes, b.partial_dec)
+        update.sum_segments(
+            b.lists, weight=b.list_grad, table=inputs, prefixes=self.whole, partial=b.partial_enc
+        )  # fmt: skip
+        update.sum_segments(
+            b.lists, weight=b.lists.code, table=b.suffix, prefixes=self.prefixes, partial=b.partial_dec
+        )  # fmt: skip
         unit = self.coder.config.decoder_norm == "unit"
+        # Norms first, then the update: no row may move before the clipping factor is known. Where `decide` found that
+        # nothing is clipped, the first pass ends at once.
         for moving in (False, True):
             update.rows(
-                b.lists, b.list_grad, inputs, self.whole, b.partial_enc, self.w_enc, self.state, self.hyper, scale=1.0,
-                unit=False, update=moving, norms=b.norms[0], bias=self.b_enc,
+                b.lists, self.w_enc, weight=b.list_grad, table=inputs, prefixes=self.whole, partial=b.partial_enc,
+                state=self.state, hyper=self.hyper, scale=1.0, unit=False, update=moving, norms=b.norms[0], bias=self.b_enc,
                 extra=extra.encoder if extra else None, extra_bias=extra.bias if extra else None,
                 slots=extra.slot if extra else None,
             )  # fmt: skip
             update.rows(
-                b.lists, b.lists.code, b.suffix, self.prefixes, b.partial_dec, self.w_dec, self.state, self.hyper,
-                scale=scale, unit=unit, update=moving, norms=b.norms[1],
+                b.lists, self.w_dec, weight=b.lists.code, table=b.suffix, prefixes=self.prefixes,
+                partial=b.partial_dec, state=self.state, hyper=self.hyper, scale=scale, unit=unit, update=moving, norms=b.norms[1],
                 extra=extra.decoder if extra else None, slots=extra.slot if extra else None,
             )  # fmt: skip
             if not moving:
-                update.factor(b.norms, b.others, self.state, self.hyper)
-        update.dense_adam(b.grad_b_dec, self.b_dec, self.state, self.hyper)
+                update.factor(norms=b.norms, others=b.others, state=self.state, hyper=self.hyper)
+        update.dense_adam(b.grad_b_dec, self.b_dec, state=self.state, hyper=self.hyper)
         if b.grad_skip is not None:
             assert self.w_skip is not None
-            update.dense_adam(b.grad_skip, self.w_skip, self.state, self.hyper)
+            update.dense_adam(b.grad_skip, self.w_skip, state=self.state, hyper=self.hyper)
         self._after(b)
 
     def _dense_gradients(self, b: _Buffers, scale: float, gradients: dict[str, Tensor]) -> None:
@@ -381,7 +401,11 @@ class FusedStep:
         return ExtraRows(slot, *(None if g is None else g.contiguous() for g in (encoder, bias, decoder)))
 
     def _dead_latents(self, n_rows: int) -> Tensor | None:
-        """Ids of the dead latents before this step, or None. The host asks the device only once some could be dead."""
+        """Ids of the dead latents before this step, or None.
+
+        Reading `since_fired` would make the host wait at every step. No latent is silent for more rows than the bound
+        `_silent_at_most`, which grows by a batch per step; only when it reaches `dead_after` is the device asked.
+        """
         c = self.coder
         if _k_aux(c) == 0 or c.config.aux_coef == 0 or c.dead_after is None:
             return None
@@ -394,7 +418,11 @@ class FusedStep:
     # Memory
 
     def _prepare(self, n_rows: int) -> _Buffers:
-        """Buffers for a batch size; and new shadows if anyone but this step has moved the parameters."""
+        """Buffers for a batch size; and new shadows if anyone but this step has moved the parameters.
+
+        The kernels write through raw pointers, which autograd's version counters do not see: a counter that differs
+        from the last step's means that other code wrote (an optimizer, load_state_dict).
+        """
         if self._bound_to != self._read_bound() or self._versions != self._read_versions():
             self._bind()
         if self._buffers is None or self._buffers.u.shape[0] != n_rows:
@@ -411,7 +439,7 @@ class FusedStep:
 
     @torch.no_grad()
     def _bind(self) -> None:
-        """Take hold of the optimizer's moments (made if need be, as Adam makes them) and renew the shadows."""
+        """Take the optimizer's moments (created where they are missing, as Adam creates them) and renew the shadows."""
         c = self.coder
         self.w_enc, self.b_enc = self._matrix(c.w_enc, True), self._matrix(c.b_enc, True)
         self.w_dec, self.b_dec = self._matrix(c.w_dec, True), self._matrix(c.b_dec, False)
@@ -436,7 +464,9 @@ class FusedStep:
     def _allocate(self, n_rows: int) -> _Buffers:
         c, device, dtype = self.coder, self.device, self.dtype
         n_groups = self.prefixes.numel()
-        codes = select.allocate(n_rows, c.n_latents, self.k, dtype, device, over_batch=c.selection == "batch")
+        codes = select.allocate(
+            n_rows, n_latents=c.n_latents, k=self.k, dtype=dtype, device=device, over_batch=c.selection == "batch"
+        )
         by_latent = lists.allocate(codes)
         segments = max(1, by_latent.max_segments)
 

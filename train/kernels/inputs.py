@@ -38,7 +38,7 @@ def _normalise(
 
 
 def normalise_rows(
-    x: Tensor, mean: Tensor, scale: Tensor, out: Tensor, *, rms_eps: float | None = None, norm: Tensor | None = None
+    x: Tensor, *, mean: Tensor, scale: Tensor, out: Tensor, rms_eps: float | None = None, norm: Tensor | None = None
 ) -> None:
     """Write (x − mean)/scale into `out`, and ‖out_b‖ into `norm`.
 

@@ -21,12 +21,15 @@ from torch import Tensor
 from .select import Selection
 
 SEGMENT = 128
-"""Entries of a segment."""
+"""Entries of a segment: enough to keep a program busy, few enough that the longest list has many."""
 
 
 @triton.jit
 def _popcount(x):
-    """Set bits of each int32."""
+    """Set bits of each int32: sums within 2, 4 and 8 bits side by side, then of the four bytes by one product.
+
+    Bit 31 makes a word negative and `>>` copies the sign; every mask cuts the copies off again.
+    """
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
     x = (x + (x >> 4)) & 0x0F0F0F0F
@@ -35,7 +38,11 @@ def _popcount(x):
 
 @triton.jit
 def _mark(latent, start, count, bits, WORDS: tl.constexpr, K: tl.constexpr):
-    """Set the bit of every entry; one program per row."""
+    """Set the bit of every entry; one program per row.
+
+    32 rows share a word, so programs meet there: `or` commutes, and no (latent, row) occurs twice. No order between
+    programs is needed before the kernel ends, so the atomics are relaxed.
+    """
     b = tl.program_id(0)
     e0 = tl.load(start + b)
     n = tl.load(count + b)
@@ -48,7 +55,11 @@ def _mark(latent, start, count, bits, WORDS: tl.constexpr, K: tl.constexpr):
 @triton.jit
 def _rank(bits, before, fired, segments, F, WORDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
           SEGMENT: tl.constexpr):  # fmt: skip
-    """Firings before each word of a latent's bits, and in all of them; one program per ROWS latents."""
+    """Firings before each word of a latent's bits, and in all of them; one program per ROWS latents.
+
+    Invariant: before the block of words at `o`, `total` holds each latent's firings in the words before it. Words and
+    latents beyond the end load as 0 and count nothing.
+    """
     f = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     total = tl.zeros([ROWS], tl.int32)
     for o in range(0, WORDS, BLOCK):
@@ -64,7 +75,11 @@ def _rank(bits, before, fired, segments, F, WORDS: tl.constexpr, ROWS: tl.conste
 
 @triton.jit
 def _place(latent, value, start, count, bits, before, first, row, entry, code, WORDS: tl.constexpr, K: tl.constexpr):
-    """Write every entry to its place in its latent's list; one program per row."""
+    """Write every entry to its place in its latent's list; one program per row.
+
+    The place is first[latent] + its firings on earlier rows: those in earlier words (`before`), and in this word the
+    bits below this row's own. Different entries get different places, so no two programs write to one.
+    """
     b = tl.program_id(0)
     e0 = tl.load(start + b)
     n = tl.load(count + b)
@@ -84,8 +99,8 @@ def _place(latent, value, start, count, bits, before, first, row, entry, code, W
 class LatentLists:
     """For each latent the entries that belong to it, rows ascending; allocated once per batch size.
 
-    Latent f owns list places first[f] … first[f + 1] − 1. The first (segment[f + 1] − segment[f])·SEGMENT of them form
-    its segments.
+    Latent f owns list places first[f] … first[f + 1] − 1. The first (segment[f + 1] − segment[f])·segment_length of
+    them form its segments; the rest, fewer than a segment, are summed with the row itself.
     """
 
     first: Tensor
@@ -100,15 +115,22 @@ class LatentLists:
     """[B·k] float32: its value."""
     fired: Tensor
     """[F] int32: on how many rows each latent fired."""
+    segment_length: int
+    """Entries of a segment."""
     scratch: dict[str, Tensor]
 
     @property
     def max_segments(self) -> int:
-        return self.row.shape[0] // SEGMENT
+        """Segments that there can be at most."""
+        return self.row.shape[0] // self.segment_length
 
 
-def allocate(codes: Selection) -> LatentLists:
-    """Memory for the lists of one selection."""
+def allocate(codes: Selection, segment_length: int = SEGMENT) -> LatentLists:
+    """Memory for the lists of one selection.
+
+    Args:
+        segment_length: entries of a segment, a power of two.
+    """
     n_latents, n_entries, device = codes.n_latents, codes.latent.shape[0], codes.latent.device
 
     def ints(*shape: int) -> Tensor:
@@ -127,6 +149,7 @@ def allocate(codes: Selection) -> LatentLists:
         entry=ints(n_entries),
         code=torch.zeros(n_entries, dtype=torch.float32, device=device),
         fired=ints(n_latents),
+        segment_length=segment_length,
         scratch=scratch,
     )
 
@@ -142,7 +165,7 @@ def build_lists(codes: Selection, into: LatentLists) -> None:
     rows = max(1, 1024 // block_w)
     _rank[(triton.cdiv(n_latents, rows),)](
         bits, before, into.fired, into.scratch["segments"], n_latents,
-        WORDS=words, ROWS=rows, BLOCK=block_w, SEGMENT=SEGMENT, num_warps=4,
+        WORDS=words, ROWS=rows, BLOCK=block_w, SEGMENT=into.segment_length, num_warps=4,
     )  # fmt: skip
     torch.cumsum(into.fired, 0, dtype=torch.int32, out=into.first[1:])
     torch.cumsum(into.scratch["segments"], 0, dtype=torch.int32, out=into.segment[1:])

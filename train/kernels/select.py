@@ -6,12 +6,14 @@ anything:
 
     TopK       Elementwise maxima over slices of the row give a bound: if k of these maxima reach t, so do k entries.
                What reaches the bound (hardly more than k entries) is compacted in latent order; a binary descent over
-               the bits of the key finds the k-th largest of those.
+               the bits of the key finds the k-th largest of those. The bound is never above the k-th largest key, so
+               the first stage drops no entry that the second would select; where the candidates do not fit, the second
+               stage reads the whole row.
     BatchTopK  The same maxima give a bound on the k·B-th largest key of the batch; what reaches it is counted by key,
                and the exact key follows from the counts.
 
 Ties at the last place go to the lowest latent (TopK), or the lowest row, then the lowest latent (BatchTopK). Both are
-exact for any input and use no floating-point atomics, so their result is the same bits on every run.
+exact for any input and use no floating-point atomics, so their result is bit-identical on every run.
 
 Selected entries lie in flat arrays, rows in order, latents ascending within a row: entry e of row b is `start[b] + j`,
 0 ≤ j < `count[b]`, with `latent[e]` int32 and `value[e]` float32 > 0.
@@ -34,7 +36,11 @@ _LOW_BITS = 16
 
 @triton.jit
 def _keys(pre, offset, mask, SHIFT: tl.constexpr):
-    """Bit patterns of the pre-activations as non-negative int32 (SHIFT: 32 − the width of their dtype)."""
+    """Bit patterns of the pre-activations as non-negative int32 (SHIFT: 32 − the width of their dtype).
+
+    A set sign bit makes the integer negative, so the maximum with 0 is ReLU. Masked lanes read as key 0 too, and no
+    caller selects key 0: every bound is at least 1.
+    """
     x = tl.load(pre + offset, mask=mask, other=0.0)
     if SHIFT == 16:
         bits = x.to(tl.int16, bitcast=True).to(tl.int32)
@@ -50,7 +56,11 @@ def _value(key, SHIFT: tl.constexpr):
 
 @triton.jit
 def _kth_key(keys, K: tl.constexpr, BITS: tl.constexpr):
-    """The largest key that at least K of `keys` reach (0 if fewer than K are positive)."""
+    """The largest key that at least K of `keys` reach (0 if fewer than K are positive).
+
+    Invariant: at least K keys reach `low` (or it is 0), and it has the answer's bits above the one being tried. Each
+    bit, from the highest, is kept if K keys still reach the key with it set.
+    """
     low = 0
     for i in range(BITS):
         trial = low | (1 << (BITS - 1 - i))
@@ -74,7 +84,12 @@ def _row_candidates(
     F: tl.constexpr, K: tl.constexpr, CAPACITY: tl.constexpr, SLOTS: tl.constexpr, SHIFT: tl.constexpr,
     BITS: tl.constexpr,
 ):  # fmt: skip
-    """TopK, first half; one program per row. Writes up to CAPACITY candidates, and how many there are."""
+    """TopK, first half; one program per row. Writes up to CAPACITY candidates, and how many there are.
+
+    The slices of the maxima are disjoint, so K maxima that reach t belong to K different entries. Invariant of the
+    loop: `n` candidates lie before slice `o`, in latent order. All are counted, also those that no longer fit, so that
+    the second half knows when the list is not whole.
+    """
     b = tl.program_id(0).to(tl.int64)
     row = b * F
     bound = tl.maximum(_kth_key(_slice_maxima(pre, row, F, SLOTS, SHIFT), K, BITS), 1)
@@ -97,7 +112,12 @@ def _row_top(
     F: tl.constexpr, K: tl.constexpr, CAPACITY: tl.constexpr, SLOTS: tl.constexpr, SHIFT: tl.constexpr,
     BITS: tl.constexpr,
 ):  # fmt: skip
-    """TopK, second half; one program per row: the exact k-th key, and the selected entries in latent order."""
+    """TopK, second half; one program per row: the exact k-th key, and the selected entries in latent order.
+
+    Entries above the k-th key are fewer than K; the free places go to the first entries that equal it, and a running
+    count of those (cumsum, `seen`) says which. Candidates lie in latent order, so "first" is the lowest latent on both
+    branches, and both select the same entries.
+    """
     b = tl.program_id(0).to(tl.int64)
     n = tl.load(cand_count + b)
     row = b * F
@@ -152,7 +172,12 @@ def _row_top(
 def _maxima_histogram(
     pre, histogram, F: tl.constexpr, SLOTS: tl.constexpr, SHIFT: tl.constexpr, DROP: tl.constexpr
 ):  # fmt: skip
-    """BatchTopK: counts of the slice maxima by their leading bits; one program per row."""
+    """BatchTopK: counts of the slice maxima by their leading bits; one program per row.
+
+    The bin of the k·B-th largest maximum, rounded down to its first key, is a bound for the whole batch, for the reason
+    that holds in a row: k·B maxima are k·B different entries. Adding integers commutes, so the counts are the same in
+    whatever order the programs run.
+    """
     row = tl.program_id(0).to(tl.int64) * F
     maxima = _slice_maxima(pre, row, F, SLOTS, SHIFT)
     tl.atomic_add(histogram + (maxima >> DROP), 1, mask=maxima > 0, sem="relaxed")
@@ -184,6 +209,10 @@ def _rank_bin(
     DROP: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
     """The highest bin that `rank_in` counts lie in or above. One program.
+
+    It walks from the highest bin down, BLOCK bins at a time. Invariant: `above` is the sum of the bins passed so far,
+    `reached` counts those in which the running sum had reached the rank, `short` is its largest value before that. The
+    running sum never falls, so the bins that reach the rank are the lowest ones; the highest is bin `reached − 1`.
 
     Writes key_out = max((key_in << LIFT | bin) << DROP, LEAST) and rank_out = how many of the bin's own belong to the
     first `rank_in`; both 0 (but LEAST) where there are fewer counts than that.
@@ -224,7 +253,11 @@ def _count_rows(pre, last_key, above, tied, F: tl.constexpr, SLOTS: tl.constexpr
 
 @triton.jit
 def _place_rows(above, tied, ties, start, count, quota, B, BLOCK: tl.constexpr):
-    """Where each row's entries begin, and how many of its ties are taken. One program."""
+    """Where each row's entries begin, and how many of its ties are taken. One program.
+
+    Invariant: before row `o`, `seen` ties have been met and `first` entries placed. A row takes what earlier rows left
+    of the `left` free places, at most its own ties.
+    """
     left = tl.load(ties)
     i = tl.arange(0, BLOCK)
     first = 0
@@ -246,7 +279,11 @@ def _place_rows(above, tied, ties, start, count, quota, B, BLOCK: tl.constexpr):
 def _write_rows(
     pre, last_key, start, quota, latent, value, F: tl.constexpr, SLOTS: tl.constexpr, SHIFT: tl.constexpr
 ):  # fmt: skip
-    """BatchTopK's entries, in latent order; one program per row."""
+    """BatchTopK's entries, in latent order; one program per row.
+
+    Invariant: before slice `o`, `seen` ties of the row have been met, and its next entry goes to `place0`. The slice
+    ahead of the last one lies beyond the row: its lanes are masked, and it is never placed.
+    """
     b = tl.program_id(0)
     row = b.to(tl.int64) * F
     last = tl.load(last_key)
@@ -301,7 +338,7 @@ class Selection:
 
 
 def allocate(
-    n_rows: int, n_latents: int, k: int, dtype: torch.dtype, device: torch.device, *, over_batch: bool
+    n_rows: int, *, n_latents: int, k: int, dtype: torch.dtype, device: torch.device, over_batch: bool
 ) -> Selection:
     """Memory for selecting k (TopK), or k on average (`over_batch`, BatchTopK), of `n_latents` for each of `n_rows`.
 
@@ -341,8 +378,17 @@ def allocate(
         start = torch.arange(0, n_rows * k, k, dtype=torch.int32, device=device)
     value = torch.zeros(n_rows * k, dtype=torch.float32, device=device)
     return Selection(
-        k, n_latents, over_batch, dtype, ints(n_rows * k), value, start, ints(n_rows), ints(1), scratch
-    )  # fmt: skip
+        k=k,
+        n_latents=n_latents,
+        over_batch=over_batch,
+        dtype=dtype,
+        latent=ints(n_rows * k),
+        value=value,
+        start=start,
+        count=ints(n_rows),
+        last_key=ints(1),
+        scratch=scratch,
+    )
 
 
 def select(pre: Tensor, into: Selection) -> None:

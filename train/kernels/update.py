@@ -10,7 +10,7 @@ written.
 
 Clipping needs the global norm before the first row may move. The triangle inequality bounds it from the lists alone,
 Σ_b |dL/dz_bf| ‖u_b‖ and 2c Σ_b z_bf Σ_g ‖e_g‖. Where that stays under the limit, nothing is clipped and no norm is
-computed. Otherwise (or when the norm is asked for) the gradients are summed once more, for the norm. Which of the two
+computed. Otherwise (or when the norm is requested) the gradients are summed once more, for the norm. Which of the two
 happens is decided on the device: the host never waits.
 
 A step whose gradient is not finite moves nothing, and neither do the steps after it, until `reset`.
@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .lists import SEGMENT, LatentLists
+from .lists import LatentLists
 
 # Places in the float32 state vector of a step.
 EXACT = tl.constexpr(0)  # 1: the exact norm is computed
@@ -45,7 +45,7 @@ ONE_MINUS_BETA1 = tl.constexpr(4)  # from the host: 1 − 0.999 in float32 is of
 ONE_MINUS_BETA2 = tl.constexpr(5)
 EPS = tl.constexpr(6)
 CLIP = tl.constexpr(7)  # inf: no clipping
-WANTED = tl.constexpr(8)  # 1: the exact norm is asked for
+WANTED = tl.constexpr(8)  # 1: the exact norm was requested
 HYPER_SIZE = 9
 
 _SLACK = 1.01
@@ -63,7 +63,11 @@ def _adam(g, w, m, v, hyper):
 
 @triton.jit
 def _gather(row, weight, table, low, high, d, D: tl.constexpr, UNROLL: tl.constexpr):
-    """Σ over list places low … high − 1 of weight · table[row]: one slice of a row."""
+    """Σ over list places low … high − 1 of weight · table[row]: one slice of a row.
+
+    Always in list order, rows ascending, whatever runs beside it: the sum has the same bits on every run. Places at or
+    beyond `high` load row 0 with weight 0 and read nothing of the table (the mask d < 0 is empty).
+    """
     total = tl.zeros(d.shape, tl.float32)
     for p in range(low, high, UNROLL):
         for i in tl.static_range(UNROLL):  # several rows in flight
@@ -76,7 +80,11 @@ def _gather(row, weight, table, low, high, d, D: tl.constexpr, UNROLL: tl.conste
 
 @triton.jit
 def _group_table(table, prefixes, f, B, D: tl.constexpr, G: tl.constexpr):
-    """The suffix errors that latent f's gradient is summed from, and whether any prefix holds f."""
+    """The suffix errors that latent f's gradient is summed from, and whether any prefix holds f.
+
+    g(f) counts the prefixes that end at or before f. Where none holds f the pointer stays in range, at the last table,
+    and the caller reads nothing.
+    """
     g = 0
     for i in tl.static_range(G):
         g += (tl.load(prefixes + i) <= f).to(tl.int32)
@@ -89,7 +97,12 @@ def _segment_rows(
     D: tl.constexpr, G: tl.constexpr, STEPS: tl.constexpr, LENGTH: tl.constexpr, BLOCK: tl.constexpr,
     UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Sums of the segments of long lists, into partial [segments, D]; one program per (segment, slice)."""
+    """Sums of the segments of long lists, into partial [segments, D]; one program per (segment, slice).
+
+    The grid is as large as there can be segments; programs beyond those of this batch end at once. Invariant of the
+    binary search: segment[low] ≤ s < segment[high]. Latents without a segment repeat their successor's begin, so the
+    last one that begins at or before s owns it.
+    """
     s = tl.program_id(0)
     if s < tl.load(segment + F):
         low = 0  # the last latent whose segments begin at or before s
@@ -111,7 +124,11 @@ def _bound_rows(
     row, entry, code, grad_value, list_grad, first, input_norm, reach, prefixes, bound, scale, B,
     G: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Squared bound on the norm of a latent's gradients; brings dL/dz into list order. One program per latent."""
+    """Squared bound on the norm of a latent's gradients; brings dL/dz into list order. One program per latent.
+
+    ‖Σ_b g_b u_b‖ ≤ Σ_b |g_b| ‖u_b‖, and the same for the decoder with ‖S_{g(f), b}‖ ≤ reach. It reads a few numbers per
+    entry where the exact norm reads whole rows. The projection of a unit row only shortens its gradient.
+    """
     f = tl.program_id(0)
     low = tl.load(first + f)
     high = tl.load(first + f + 1)
@@ -136,7 +153,11 @@ def _bound_rows(
 
 @triton.jit
 def _decide(bound, others, state, hyper, N, FORCE: tl.constexpr, SLACK: tl.constexpr, BLOCK: tl.constexpr):
-    """Whether the exact norm is needed. One program."""
+    """Whether the exact norm is needed. One program.
+
+    The bound covers every gradient, so bound ≤ CLIP proves norm ≤ CLIP: no clipping. FORCE: gradients that the lists do
+    not hold (penalties, AuxK) are in no bound. A bound that is not finite (NaN fails `<` too) clears FINITE for good.
+    """
     total = tl.zeros([BLOCK], tl.float32)
     for o in range(0, N, BLOCK):
         i = o + tl.arange(0, BLOCK)
@@ -151,7 +172,7 @@ def _decide(bound, others, state, hyper, N, FORCE: tl.constexpr, SLACK: tl.const
 
 @triton.jit
 def _factor(norms, others, state, hyper, N, BLOCK: tl.constexpr):
-    """What the gradient is multiplied by (torch.nn.utils.clip_grad_norm_'s factor). One program."""
+    """What the gradient is multiplied by (the factor of torch.nn.utils.clip_grad_norm_). One program."""
     if tl.load(state + EXACT) > 0:
         total = tl.zeros([BLOCK], tl.float32)
         for o in range(0, N, BLOCK):
@@ -172,7 +193,7 @@ def _row_gradient(
     row, weight, low, high, own, partial, seg_low, seg_high, extra, slot, scale, d, inside,
     D: tl.constexpr, HAS_EXTRA: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """One slice of a row's gradient."""
+    """One slice of a row's gradient: the list's end, its segments in order, and the extra row, if it has one."""
     g = _gather(row, weight, own, low, high, d, D, UNROLL)
     segment = partial + seg_low.to(tl.int64) * D + d
     for _ in range(seg_low, seg_high):
@@ -185,6 +206,60 @@ def _row_gradient(
 
 
 @triton.jit
+def _load_row(w_ptr, m_ptr, v_ptr, at, inside, UPDATE: tl.constexpr):
+    """(w, m, v) of one slice of a row; without UPDATE the moments are not read."""
+    w = tl.load(w_ptr + at, mask=inside, other=0.0)
+    m = w
+    v = w
+    if UPDATE:
+        m = tl.load(m_ptr + at, mask=inside, other=0.0)
+        v = tl.load(v_ptr + at, mask=inside, other=0.0)
+    return w, m, v
+
+
+@triton.jit
+def _store_row(w_ptr, m_ptr, v_ptr, shadow_ptr, at, w, m, v, inside, HAS_SHADOW: tl.constexpr):
+    """Write one slice of a row, its moments and its copy in the compute dtype."""
+    tl.store(w_ptr + at, w, mask=inside)
+    tl.store(m_ptr + at, m, mask=inside)
+    tl.store(v_ptr + at, v, mask=inside)
+    if HAS_SHADOW:
+        tl.store(shadow_ptr + at, w.to(shadow_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _bias_gradient(weight, start, high, extra_bias, slot, HAS_EXTRA: tl.constexpr, LENGTH: tl.constexpr):
+    """Σ dL/dz over all places of a latent's list, those in segments too: the bias has no row to gather."""
+    i = tl.arange(0, LENGTH)
+    summed = tl.zeros([LENGTH], tl.float32)
+    for p in range(start, high, LENGTH):
+        summed += tl.load(weight + p + i, mask=p + i < high, other=0.0)
+    gradient = tl.sum(summed)
+    if HAS_EXTRA:
+        gradient += tl.load(extra_bias + tl.maximum(slot, 0), mask=slot >= 0, other=0.0)
+    return gradient
+
+
+@triton.jit
+def _move_bias(gradient, bias_ptr, m_ptr, v_ptr, shadow_ptr, f, hyper, HAS_SHADOW: tl.constexpr):
+    """Adam on one latent's bias."""
+    b, m, v = _adam(gradient, tl.load(bias_ptr + f), tl.load(m_ptr + f), tl.load(v_ptr + f), hyper)
+    tl.store(bias_ptr + f, b)
+    tl.store(m_ptr + f, m)
+    tl.store(v_ptr + f, v)
+    if HAS_SHADOW:
+        tl.store(shadow_ptr + f, b.to(shadow_ptr.dtype.element_ty))
+
+
+# The row is held as its first HEAD elements and the remaining D − HEAD in TAIL lanes, both powers of two, so that a
+# width such as 2304 = 2048 + 256 idles no lanes. Lanes beyond D load as 0 and have gradient 0: they add nothing to
+# the projection or the norms, and are not stored.
+#
+# Every program reads FINITE, FACTOR and EXACT and writes only its own row, so the order of programs does not matter.
+#
+# 70 lines: it holds one row in two pieces (HEAD and TAIL) from the first load to the last store. Triton inlines
+# helpers, but a piece that may be absent cannot be handed to one.
+@triton.jit
 def _rows(
     row, weight, first, segment, table, prefixes, partial, extra, extra_bias, slots, norms, state, hyper,
     w_ptr, m_ptr, v_ptr, shadow_ptr, bias_ptr, bias_m_ptr, bias_v_ptr, bias_shadow_ptr, scale, B,
@@ -192,11 +267,7 @@ def _rows(
     HAS_BIAS: tl.constexpr, HAS_EXTRA: tl.constexpr, HAS_SHADOW: tl.constexpr, LENGTH: tl.constexpr,
     UNROLL: tl.constexpr, TINY: tl.constexpr,
 ):  # fmt: skip
-    """One latent's row of one matrix: its squared gradient norm, or (UPDATE) its whole update. One program per latent.
-
-    The row is held as its first HEAD elements and the remaining D − HEAD in TAIL lanes, both powers of two, so that a
-    width such as 2304 = 2048 + 256 idles no lanes.
-    """
+    """One latent's row of one matrix: its squared gradient norm, or (UPDATE) its update. One program per latent."""
     f = tl.program_id(0)
     go = tl.load(state + FINITE) > 0
     if not UPDATE:
@@ -206,50 +277,36 @@ def _rows(
         seg_high = tl.load(segment + f + 1)
         start = tl.load(first + f)
         high = tl.load(first + f + 1)
-        low = start + (seg_high - seg_low) * LENGTH
+        low = start + (seg_high - seg_low) * LENGTH  # places before it are in segments, summed already
         own, held = _group_table(table, prefixes, f, B, D, G)
-        high = tl.where(held, high, low)
+        high = tl.where(held, high, low)  # no prefix holds the latent: nothing to sum
         slot = tl.full([], -1, tl.int32)
         if HAS_EXTRA:
             slot = tl.load(slots + f)
         factor = tl.load(state + FACTOR)
         at = f.to(tl.int64) * D
 
+        # Row and moments are loaded before the gradient is summed, so that they have arrived when it is.
         d = tl.arange(0, HEAD)
-        inside = d < D
-        w = tl.load(w_ptr + at + d, mask=inside, other=0.0)
-        if UPDATE:  # asked for before the gradient is summed, so that they are there when it is
-            m = tl.load(m_ptr + at + d, mask=inside, other=0.0)
-            v = tl.load(v_ptr + at + d, mask=inside, other=0.0)
+        w, m, v = _load_row(w_ptr, m_ptr, v_ptr, at + d, d < D, UPDATE)
         g = _row_gradient(
-            row, weight, low, high, own, partial, seg_low, seg_high, extra, slot, scale, d, inside, D, HAS_EXTRA, UNROLL
+            row, weight, low, high, own, partial, seg_low, seg_high, extra, slot, scale, d, d < D, D, HAS_EXTRA, UNROLL
         )  # fmt: skip
         along = tl.sum(g * w)
         if TAIL > 0:
             d2 = HEAD + tl.arange(0, TAIL)
-            inside2 = d2 < D
-            w2 = tl.load(w_ptr + at + d2, mask=inside2, other=0.0)
-            if UPDATE:
-                m2 = tl.load(m_ptr + at + d2, mask=inside2, other=0.0)
-                v2 = tl.load(v_ptr + at + d2, mask=inside2, other=0.0)
+            w2, m2, v2 = _load_row(w_ptr, m_ptr, v_ptr, at + d2, d2 < D, UPDATE)
             g2 = _row_gradient(
-                row, weight, low, high, own, partial, seg_low, seg_high, extra, slot, scale, d2, inside2, D, HAS_EXTRA,
+                row, weight, low, high, own, partial, seg_low, seg_high, extra, slot, scale, d2, d2 < D, D, HAS_EXTRA,
                 UNROLL,
             )  # fmt: skip
             along += tl.sum(g2 * w2)
-        if UNIT:
+        if UNIT:  # w has length 1, so ⟨g, w⟩ w is the part of g along it
             g -= along * w
             if TAIL > 0:
                 g2 -= along * w2
         if HAS_BIAS:
-            # The bias belongs to a row of its latent; every list place counts, whether in a segment or not.
-            i = tl.arange(0, LENGTH)
-            summed = tl.zeros([LENGTH], tl.float32)
-            for p in range(start, high, LENGTH):
-                summed += tl.load(weight + p + i, mask=p + i < high, other=0.0)
-            bias_g = tl.sum(summed)
-            if HAS_EXTRA:
-                bias_g += tl.load(extra_bias + tl.maximum(slot, 0), mask=slot >= 0, other=0.0)
+            bias_g = _bias_gradient(weight, start, high, extra_bias, slot, HAS_EXTRA, LENGTH)
 
         if UPDATE:
             w, m, v = _adam(g * factor, w, m, v, hyper)
@@ -262,26 +319,11 @@ def _rows(
                 w = w / length
                 if TAIL > 0:
                     w2 = w2 / length
-            tl.store(w_ptr + at + d, w, mask=inside)
-            tl.store(m_ptr + at + d, m, mask=inside)
-            tl.store(v_ptr + at + d, v, mask=inside)
-            if HAS_SHADOW:
-                tl.store(shadow_ptr + at + d, w.to(shadow_ptr.dtype.element_ty), mask=inside)
+            _store_row(w_ptr, m_ptr, v_ptr, shadow_ptr, at + d, w, m, v, d < D, HAS_SHADOW)
             if TAIL > 0:
-                tl.store(w_ptr + at + d2, w2, mask=inside2)
-                tl.store(m_ptr + at + d2, m2, mask=inside2)
-                tl.store(v_ptr + at + d2, v2, mask=inside2)
-                if HAS_SHADOW:
-                    tl.store(shadow_ptr + at + d2, w2.to(shadow_ptr.dtype.element_ty), mask=inside2)
+                _store_row(w_ptr, m_ptr, v_ptr, shadow_ptr, at + d2, w2, m2, v2, d2 < D, HAS_SHADOW)
             if HAS_BIAS:
-                b, b_m, b_v = _adam(
-                    bias_g * factor, tl.load(bias_ptr + f), tl.load(bias_m_ptr + f), tl.load(bias_v_ptr + f), hyper
-                )  # fmt: skip
-                tl.store(bias_ptr + f, b)
-                tl.store(bias_m_ptr + f, b_m)
-                tl.store(bias_v_ptr + f, b_v)
-                if HAS_SHADOW:
-                    tl.store(bias_shadow_ptr + f, b.to(bias_shadow_ptr.dtype.element_ty))
+                _move_bias(bias_g * factor, bias_ptr, bias_m_ptr, bias_v_ptr, bias_shadow_ptr, f, hyper, HAS_SHADOW)
         else:
             square = tl.sum(g * g)
             if TAIL > 0:
@@ -343,6 +385,7 @@ class ExtraRows:
 
 def bound_rows(
     lists: LatentLists,
+    *,
     grad_value: Tensor,
     list_grad: Tensor,
     input_norm: Tensor,
@@ -365,19 +408,19 @@ def bound_rows(
     )  # fmt: skip
 
 
-def decide(bound: Tensor, others: Tensor, state: Tensor, hyper: Tensor, *, force: bool) -> None:
+def decide(*, bound: Tensor, others: Tensor, state: Tensor, hyper: Tensor, force: bool) -> None:
     """Decide on the device whether the exact norm is needed. `others` [1]: the squared norm of all other gradients."""
     n = bound.shape[0]
     _decide[(1,)](bound, others, state, hyper, n, FORCE=force, SLACK=_SLACK, BLOCK=_reduce_block(n), num_warps=8)
 
 
-def factor(norms: Tensor, others: Tensor, state: Tensor, hyper: Tensor) -> None:
-    """The clipping factor from the rows' squared norms, where `decide` asked for them."""
+def factor(*, norms: Tensor, others: Tensor, state: Tensor, hyper: Tensor) -> None:
+    """The clipping factor from the rows' squared norms, where `decide` found them necessary."""
     n = norms.numel()
     _factor[(1,)](norms, others, state, hyper, n, BLOCK=_reduce_block(n), num_warps=8)
 
 
-def sum_segments(lists: LatentLists, weight: Tensor, table: Tensor, prefixes: Tensor, partial: Tensor) -> None:
+def sum_segments(lists: LatentLists, *, weight: Tensor, table: Tensor, prefixes: Tensor, partial: Tensor) -> None:
     """Sum the segments of long lists: partial [max_segments, d] float32 from weight [B·k] and table [G, B, d].
 
     With G = 1 and prefixes (F,), the table is the same for every latent.
@@ -389,20 +432,21 @@ def sum_segments(lists: LatentLists, weight: Tensor, table: Tensor, prefixes: Te
     block = min(1024, triton.next_power_of_2(width))
     _segment_rows[(lists.max_segments, triton.cdiv(width, block))](
         lists.row, weight, lists.first, lists.segment, table, prefixes, partial, n_latents, n_rows,
-        D=width, G=n_groups, STEPS=n_latents.bit_length(), LENGTH=SEGMENT, BLOCK=block, UNROLL=4, num_warps=4,
+        D=width, G=n_groups, STEPS=n_latents.bit_length(), LENGTH=lists.segment_length, BLOCK=block, UNROLL=4,
+        num_warps=4,
     )  # fmt: skip
 
 
 def rows(
     lists: LatentLists,
+    matrix: Matrix,
+    *,
     weight: Tensor,
     table: Tensor,
     prefixes: Tensor,
     partial: Tensor,
-    matrix: Matrix,
     state: Tensor,
     hyper: Tensor,
-    *,
     scale: float,
     unit: bool,
     update: bool,
@@ -428,19 +472,19 @@ def rows(
     head = 1 << (width.bit_length() - 1)
     tail = 0 if head == width else triton.next_power_of_2(width - head)
     w, b = matrix, bias or matrix
-    none = state  # stands where a pointer is not read
+    none = state  # any pointer: the kernel does not read it
     _rows[(lists.fired.shape[0],)](
         lists.row, weight, lists.first, lists.segment, table, prefixes, partial,
         none if extra is None else extra, none if extra_bias is None else extra_bias, none if slots is None else slots,
         norms, state, hyper, w.weight, w.exp_avg, w.exp_avg_sq, w.compute,
         b.weight, b.exp_avg, b.exp_avg_sq, b.compute, scale, n_rows,
         D=width, G=n_groups, HEAD=head, TAIL=tail, UPDATE=update, UNIT=unit, HAS_BIAS=bias is not None,
-        HAS_EXTRA=extra is not None, HAS_SHADOW=w.shadow is not None, LENGTH=SEGMENT, UNROLL=4,
+        HAS_EXTRA=extra is not None, HAS_SHADOW=w.shadow is not None, LENGTH=lists.segment_length, UNROLL=4,
         TINY=torch.finfo(torch.float32).tiny, num_warps=_row_warps(head),
     )  # fmt: skip
 
 
-def dense_adam(grad: Tensor, parameter: Matrix, state: Tensor, hyper: Tensor) -> None:
+def dense_adam(grad: Tensor, parameter: Matrix, *, state: Tensor, hyper: Tensor) -> None:
     """Adam on `parameter` with a gradient that lies in memory (decoder bias, skip connection)."""
     n = grad.numel()
     _dense_adam[(triton.cdiv(n, 1024),)](

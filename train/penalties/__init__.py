@@ -1,4 +1,4 @@
-"""Penalties: one per file, one line in PENALTIES. They compose with every architecture."""
+"""Penalties added to the loss: one per file, one line in PENALTIES. They work with every architecture."""
 
 from __future__ import annotations
 

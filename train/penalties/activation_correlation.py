@@ -19,14 +19,14 @@ class ActivationCorrelationConfig(PenaltyConfig):
     kind: Literal["activation_correlation"] = "activation_correlation"
     weight: float = 0.005
     threshold: float = 0.0
-    """τ: correlations up to it are free. 0 is the plain mean of r²; 0.7 is a hinge just under what gets reported."""
+    """τ: correlations up to it cost nothing. 0: the mean of r²; 0.7: a hinge just under the reported threshold."""
     latents: int = 1024
-    """At most so many latents are compared, drawn anew each time from those that fired often enough."""
+    """Largest number of latents compared, drawn anew at each step from those that fired often enough."""
     min_fired: int = 8
-    """Rows of the batch (without position 0) that a latent must fire on."""
+    """Rows of the batch (excluding position 0) that a latent must fire on."""
     per: Literal["pair", "latent"] = "pair"
-    """Mean over all pairs of the subset, or their sum over its number of latents: the number of duplicates grows with
-    the dictionary, that of pairs with its square."""
+    """pair: the mean over all pairs of the subset. latent: their sum divided by the number of latents, because
+    duplicates grow with the dictionary and pairs with its square."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,10 +39,10 @@ class ActivationCorrelationConfig(PenaltyConfig):
 
 
 class ActivationCorrelation(Penalty):
-    """mean_{i<j} relu(|r_ij| − τ)², r_ij over the batch's rows without position 0.
+    """mean_{i<j} relu(|r_ij| − τ)², r_ij over the batch's rows excluding position 0.
 
-    Latents are correlated, token by token, not tokens. A batch holds few firings of a rare latent, so r of rare pairs
-    is mostly noise here; `tracked_pairs` follows the pairs that stay correlated over many batches.
+    r is between latents, over tokens. A batch holds few firings of a rare latent, so r of rare pairs is mostly noise;
+    `tracked_pairs` follows the pairs that stay correlated over many batches.
     """
 
     config_class: ClassVar[type[PenaltyConfig]] = ActivationCorrelationConfig

@@ -1,4 +1,4 @@
-"""What a penalty is given, what it returns, and how its settings begin."""
+"""The base of penalties: the batch they receive, the value they return, the settings they share."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class StepBatch:
 
     @property
     def rest(self) -> Tensor:
-        """[B] bool: the rows without position 0, where one constant vector would drown every statistic."""
+        """[B] bool: the rows excluding position 0, whose one constant vector would dominate every statistic."""
         return self.rows.position > 0
 
 
@@ -55,11 +55,11 @@ class PenaltyConfig:
     kind: str
     """Which penalty: a key of PENALTIES."""
     weight: float
-    """Weight beside a reconstruction loss on the FVU scale."""
+    """Weight relative to a reconstruction loss on the FVU scale."""
     schedule: AnyWeightScheduleConfig = field(default_factory=ConstantConfig)
-    """How the weight moves over training."""
+    """How the weight changes over training."""
     every: int = 1
-    """Compute it on every n-th step only (n, 2n, …), with n times the weight."""
+    """Compute the penalty at every n-th step only (n, 2n, …), with n times the weight."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -71,8 +71,8 @@ class PenaltyConfig:
 class Penalty(ABC):
     """A differentiable scalar that training adds to the loss, called as penalty(batch, coder, codes).
 
-    The value is unweighted, and a mean (not a sum) over whatever it ranges over, so that a weight means the same at
-    every batch and dictionary size.
+    The value is unweighted, and a mean, not a sum, so that a weight means the same at every batch and dictionary
+    size.
     """
 
     config_class: ClassVar[type[PenaltyConfig]]
@@ -88,13 +88,13 @@ class Penalty(ABC):
     def metrics(self) -> dict[str, float]:
         """Further numbers of the last call to log, beside the value itself.
 
-        Called only when a line is logged: what lies on a device is kept as tensors until then.
+        Called only when a line is logged, so keep device tensors until then: reading one makes the host wait.
         """
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs to go on exactly (moving averages and the like)."""
+        """Tensors that a resumed run needs to be bit-identical (moving averages and the like)."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 (most penalties have none)
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""

@@ -19,7 +19,8 @@ class OrtSAEConfig(PenaltyConfig):
     kind: Literal["ortsae"] = "ortsae"
     weight: float = 0.25
     chunk: int = 8192
-    """Latents compared with one another; the dictionary is dealt anew into chunks of at most this size each time."""
+    """Largest number of latents compared with one another; each step splits the dictionary at random into such
+    chunks."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -30,8 +31,8 @@ class OrtSAEConfig(PenaltyConfig):
 class OrtSAE(Penalty):
     """Mean over latents i of (max_{j≠i} cos(w_i, w_j))², j in the same chunk.
 
-    The chunks are as equal as they can be, so that every row meets about as many others. Which j is nearest is found
-    without a graph; the gradient (to both rows) then needs one cosine per row, not a chunk² matrix.
+    The chunks are of nearly equal size, so that every row meets about as many others. The nearest j is found without a
+    graph; the gradient (to both rows) then needs one cosine per row, not a chunk² matrix.
     """
 
     config_class: ClassVar[type[PenaltyConfig]] = OrtSAEConfig

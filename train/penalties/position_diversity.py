@@ -21,9 +21,9 @@ class PositionDiversityConfig(PenaltyConfig):
     kind: Literal["position_diversity"] = "position_diversity"
     weight: float = 0.01
     bins: int = 10
-    """Equal bins of the positions after 0, which is a bin of its own."""
+    """Equal bins of the positions after 0; position 0 is a bin of its own."""
     bos_share: float = 0.2
-    """Share of a latent's activation at position 0 that is free."""
+    """Share of a latent's activation at position 0 that costs nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

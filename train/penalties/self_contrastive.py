@@ -18,7 +18,7 @@ from ..schedules import cosine, linear
 from .base import Penalty, PenaltyConfig, StepBatch
 
 TILE = 1024
-"""Latents compared with all others at a time."""
+"""Rows compared with all others at a time: bounds the memory by TILE·n instead of n²."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +28,15 @@ class SelfContrastiveConfig(PenaltyConfig):
     kind: Literal["self_contrastive"] = "self_contrastive"
     weight: float = 1.0
     projection: int | None = 128
-    """Width of the random projection in which similar latents are looked for; null: exact, unprojected."""
+    """Width of the random projection in which similar latents are searched; null: exact, without a projection."""
     rescore: bool = True
-    """Score the nominated pairs exactly (their projected cosine is off by about 1/√projection)."""
+    """Compute the exact cosine of the nominated pairs (the projected one is off by about 1/√projection)."""
     slack: float = 0.0
-    """How far under the threshold a projected cosine may lie for the pair to be nominated."""
+    """How far below the threshold a projected cosine may lie for its pair to be nominated."""
     max_pairs: int = 65_536
-    """At most so many pairs are nominated, the most similar ones."""
+    """Largest number of nominated pairs; the most similar ones are kept."""
     threshold_start: float = 0.3
-    """θ at the beginning of training: a cosine up to it is free."""
+    """θ at the beginning of training: a cosine up to it costs nothing."""
     threshold_end: float = 0.05
     """θ at the end, reached along half a cosine. Random rows in d dimensions have cosines of about 1/√d."""
     contrastive_weight: float = 0.3
@@ -44,9 +44,9 @@ class SelfContrastiveConfig(PenaltyConfig):
     contrastive_warmup: int = 1000
     """Steps over which that weight grows from 0."""
     temperature: float = 0.1
-    """Of InfoNCE."""
+    """Temperature of InfoNCE."""
     dropout: float = 0.1
-    """Share of a row's latents that a view is made without."""
+    """Share of a row's latents that each view drops."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,8 +64,9 @@ class SelfContrastive(Penalty):
     """(1/n) Σ_{i<j} relu(cos(w_i, w_j) − θ_t)² + λ_t · InfoNCE.
 
     The sum runs over the n latents that fire in the batch: a latent's contributions z_i w_i all point along its decoder
-    row. With `projection` the pairs are nominated by the cosine of R w_i and R w_j, R ~ N(0, 1/width), drawn anew each
-    time, and (with `rescore`) scored exactly; pairs that the projection misses cost nothing this time.
+    row. With `projection` the pairs are nominated by the cosine of R w_i and R w_j, R ~ N(0, 1/width), drawn anew at
+    each step, and (with `rescore`) scored exactly. A pair that one projection misses costs nothing at this step; the
+    next step draws another.
 
     InfoNCE (arXiv 1807.03748): two views of a row are its reconstruction under two draws of latent dropout, projected
     too; each row must find its other view among those of the batch, in both directions.
@@ -109,9 +110,9 @@ class SelfContrastive(Penalty):
         return orthogonality + weight * contrastive
 
     def metrics(self) -> dict[str, float]:
-        """θ, pairs and the two terms. With a projection also how well it nominated: recall, the share of the pairs
-        truly beyond θ that it found, and precision, the share of the pairs it found that truly are (exact cosines,
-        computed here, when a line is logged)."""
+        """θ, pairs and the two terms. With a projection also its recall (share of the pairs beyond θ that were
+        nominated) and precision (share of the nominated pairs that are beyond θ), from exact cosines computed when a
+        line is logged."""
         measured = {name: float(value) for name, value in self._measured.items()}
         if self._nominated is not None:
             rows, i, j, threshold = self._nominated
@@ -144,11 +145,15 @@ class SelfContrastive(Penalty):
 
 @torch.no_grad()
 def nominate(projected: Tensor, least: float, max_pairs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The at most `max_pairs` pairs i < j of rows [n, width] with the largest cosines above `least`: (i, j, cosine)."""
+    """The at most `max_pairs` pairs i < j of rows [n, width] with the largest cosines above `least`: (i, j, cosine).
+
+    Invariant: after each tile, (i, j, score) are the best `max_pairs` of all pairs seen. Cutting the list after every
+    tile is exact, because what falls out has `max_pairs` better ones already, and it bounds the memory.
+    """
     unit = torch.nn.functional.normalize(projected, dim=1)
     i, j, score = _empty(unit)
     for start in range(0, unit.shape[0], TILE):
-        # Columns before the tile belong to pairs that an earlier tile has seen.
+        # Columns before the tile belong to pairs that an earlier tile has seen; triu(1) keeps i < j within it.
         cosines = unit[start : start + TILE] @ unit[start:].T
         a, b = (cosines.triu(1) > max(least, 0.0)).nonzero(as_tuple=True)
         i, j, score = torch.cat([i, a + start]), torch.cat([j, b + start]), torch.cat([score, cosines[a, b]])
@@ -166,10 +171,14 @@ def _empty(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def listed_pairs(rows: Tensor, i: Tensor, j: Tensor, threshold: float, cosines: Tensor | None = None) -> Tensor:
     """(1/n) Σ_p relu(cos_p − θ)² over listed pairs of unit rows [n, d].
 
-    The gradient of row i is Σ_j (2/n) relu(cos_ij − θ) w_j: one sparse product, not two gathered [P, d] matrices.
+    The gradient of row i is Σ_j (2/n) relu(cos_ij − θ) w_j: one sparse product, not two gathered [P, d] matrices. Each
+    pair appears twice in it, as (i, j) and (j, i); sorting by the left end groups the products by row.
 
     Args:
-        cosines: [P] to be used instead of the exact ones.
+        rows: [n, d] unit rows.
+        i, j: [P] places in `rows`.
+        threshold: θ.
+        cosines: [P] used instead of the exact ones.
     """
     n = max(rows.shape[0], 1)
     plain = rows.detach()
@@ -187,7 +196,10 @@ def listed_pairs(rows: Tensor, i: Tensor, j: Tensor, threshold: float, cosines: 
 
 
 def all_pairs(rows: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """The same over all pairs, tile by tile: (value, how many pairs are beyond the threshold)."""
+    """The same over all pairs, tile by tile: (value, how many pairs are beyond the threshold).
+
+    A tile holds its rows against all rows, so every pair is met twice; value and count are halved.
+    """
     n = max(rows.shape[0], 1)
     plain = rows.detach()
     gradient = torch.empty_like(plain)
@@ -218,6 +230,6 @@ def _tiles(i: Tensor, j: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def _with_gradient(value: Tensor, rows: Tensor, gradient: Tensor) -> Tensor:
-    """A scalar of this value whose gradient with respect to `rows` is `gradient`."""
+    """A scalar of this value with this gradient to `rows`: value + ⟨rows, gradient⟩ − the same number, detached."""
     linear_part = (rows * gradient.detach()).sum()
     return value.detach() + (linear_part - linear_part.detach())

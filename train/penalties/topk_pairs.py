@@ -25,15 +25,15 @@ class TopkPairsConfig(PenaltyConfig):
     share: float = 0.001
     """Pairs selected, as a share of all F(F − 1)/2."""
     on: Literal["activation", "decoder"] = "activation"
-    """What the selected pairs pay for: the overlap that selected them, or the cosine of their decoder rows."""
+    """What is penalised in the selected pairs: the overlap that selected them, or the cosine of their decoder rows."""
     threshold: float | Literal["adaptive"] = 0.1
-    """τ: what is free. adaptive: a moving average of a quantile of the selected pairs' own values."""
+    """τ: values up to it cost nothing. adaptive: a moving average of a quantile of the selected pairs' own values."""
     quantile: float = 0.5
-    """Adaptive: which quantile. (Much above it, nearly all pairs lie under the hinge and the loss is off.)"""
+    """Adaptive: which quantile. Far above the default, nearly all pairs lie under τ and the penalty is 0."""
     ema: float = 0.99
     """Decay of the moving averages."""
     with_bos: bool = False
-    """Also look at position 0, where all latents that fire there overlap."""
+    """Include position 0, where all latents that fire overlap."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,8 +133,14 @@ class TopkPairs(Penalty):
 def select(codes: Codes, rows: Tensor, n_pairs: int) -> Selected:
     """The `n_pairs` pairs with the largest overlap of sparse codes; all that overlap, where they are fewer.
 
+    A row with K slots forms its K(K − 1)/2 pairs; a pair of latents i < j gets the key i·F + j, and all its rows are
+    summed under it. That happens twice: first without gradients over all pairs, to find the best, then with gradients
+    over the rows of these alone, so that autograd keeps only what it needs. Keys are sorted, so the sums run in the
+    same order each time.
+
     Args:
         rows: [B] bool, the rows that count.
+        n_pairs: P.
     """
     assert codes.latents is not None
     n = codes.n_latents
@@ -147,7 +153,7 @@ def select(codes: Codes, rows: Tensor, n_pairs: int) -> Selected:
     together = (values[:, first] > 0) & (values[:, second] > 0)
     key = (torch.minimum(a, b) * n + torch.maximum(a, b))[together]
     row, slot = together.nonzero(as_tuple=True)
-    key, group = torch.unique(key, return_inverse=True)
+    key, group = torch.unique(key, return_inverse=True)  # sorted keys; group: the place of each joint firing's key
     with torch.no_grad():
         product = values[row, first[slot]] * values[row, second[slot]]
         overlap = product.new_zeros(len(key)).index_add(0, group, product)
@@ -156,6 +162,7 @@ def select(codes: Codes, rows: Tensor, n_pairs: int) -> Selected:
         place = torch.full((len(key),), -1, dtype=torch.int64, device=key.device)
         place[best] = torch.arange(len(best), device=key.device)
         kept = place[group] >= 0
+    # From here on only the joint firings of the selected pairs, `group` their place among these.
     row, slot, group = row[kept], slot[kept], place[group[kept]]
     product = values[row, first[slot]] * values[row, second[slot]]
     key = key[best]

@@ -1,8 +1,17 @@
 """Tracked pairs: a hinge on the pairs of latents that stay correlated over many batches, and on no others.
 
 This project's own definition. Within one batch, r of two rare latents is mostly noise, and a hinge on every pair
-punishes pairs that are no duplicates. Here a window of batches nominates the pairs, their sums go on from batch to
-batch, and only their r is looked at.
+punishes pairs that are no duplicates. Here a window of batches nominates the pairs, running sums follow them from batch
+to batch, and only their r is penalised.
+
+How it runs, with s_t the sums behind r (rows, Σz, Σz², Σz_i z_j) and b_t those of batch t alone:
+
+    nomination    s_0 = (memory / window) · Σ of the window: r is the window's, weighing as much as `memory` batches
+    each batch    s_t = (1 − 1/memory) · s_{t−1} + b_t
+
+All sums are linear in the rows, so s_t is a sum over past rows whose weights fall by 1 − 1/memory per batch, and r(s_t)
+is Pearson's r under these weights. A batch adds `rows` to the first sum like any other, so rows(s) / rows(b), about
+`memory` in the long run, says how many batches r is taken over.
 """
 
 from __future__ import annotations
@@ -29,21 +38,21 @@ class TrackedPairsConfig(PenaltyConfig):
     weight: float = 5.0
     every: int = 2
     threshold: float = 0.7
-    """τ: |r| up to it is free; a little under the r that is reported as a duplicate."""
+    """τ: |r| up to it costs nothing. The default lies a little under the r that is reported as a duplicate."""
     margin: float = 0.05
-    """Pairs are tracked from τ − margin on: a pair just under the threshold is not dropped and found again."""
+    """Pairs with |r| of at least τ − margin are tracked, so that a pair just under τ is not dropped and found again."""
     period: int = 100
     """Steps between nominations."""
     window: int = 30
-    """Batches that a nomination looks at: those right before it."""
+    """Batches that a nomination is computed from: those right before it."""
     memory: int = 3
-    """Batches that r remembers from then on; the longer, the further pairs are pushed beyond what is needed."""
+    """Batches that r averages over after the nomination. A longer memory pushes pairs further apart than needed."""
     start: int = 200
     """Steps before the first nomination."""
     min_fired: int = 20
-    """Rows of the window (without position 0) that a latent must fire on."""
+    """Rows of the window (excluding position 0) that a latent must fire on."""
     min_both: int = 10
-    """Rows that a pair must fire on together."""
+    """Rows of the window that both latents of a pair must fire on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,15 +72,15 @@ class TrackedPairsConfig(PenaltyConfig):
 
 
 class TrackedPairs(Penalty):
-    """(1/F) Σ_p relu(|r_p| − τ)² over the nominated pairs, r_p over rows without position 0, the latest weighing most.
+    """(1/F) Σ_p relu(|r_p| − τ)² over the nominated pairs, r_p over rows excluding position 0, recent ones weighing
+    most.
 
-    The sums behind r begin with the window's, weighing as much as `memory` batches, and forget at the rate 1/memory per
-    batch: r is less noisy than that of one batch, and falls while the pair separates, so that nothing goes on pushing
-    two latents apart until the next nomination. Gradients reach this batch's rows alone; they are those that each row
-    behind r would get (the batch's times rows behind r / rows of the batch), so that a weight means the same for every
-    memory.
+    r of the running sums is less noisy than that of one batch, and it falls while the pair separates, so that the push
+    ends with its cause and not with the next nomination. Gradients reach the rows of this batch only. They are scaled
+    by (rows behind r) / (rows of the batch), as if every row behind r received one, so that a weight means the same for
+    every memory.
 
-    docs/anti-duplication.md compares it with the r of the batch alone, and with the window's held still.
+    docs/anti-duplication.md compares this with r of the batch alone, and with r of the window, not updated.
     """
 
     config_class: ClassVar[type[PenaltyConfig]] = TrackedPairsConfig
@@ -80,7 +89,7 @@ class TrackedPairs(Penalty):
     def __init__(self, config: TrackedPairsConfig) -> None:
         super().__init__(config)
         self._window = CodeWindow(config.window)
-        self._tracked: tuple[Pairs, PairSums] | None = None
+        self._tracked: tuple[PairIds, TrackedSums] | None = None
         self._due = False
 
     def __call__(self, batch: StepBatch, coder: Coder, codes: Codes) -> Tensor:
@@ -93,6 +102,8 @@ class TrackedPairs(Penalty):
             self._window.push(codes, batch.position)
         if self._tracked is None:
             return codes.values.sum() * 0
+        # This batch's sums are part of s_t, but past sums are constants: the gradient of r(s_t) is worked out by hand
+        # for this batch's codes, and `_Known` hands it to autograd.
         pairs, past = self._tracked
         with torch.no_grad():
             here = firings(codes, batch.rest, pairs)
@@ -106,12 +117,12 @@ class TrackedPairs(Penalty):
         return _Known.apply(codes.values, value, gradient)  # type: ignore[no-any-return, no-untyped-call]
 
     def _until_nomination(self, step: int) -> int:
-        """How many more batches this penalty will look at before the next nomination: 0 at the last of a window."""
+        """How many more batches this penalty sees before the next nomination: 0 at the last of a window."""
         past, every = step % self.config.period, self.config.every
         return 0 if past < every else -((past - self.config.period) // every)
 
     def _nominate(self, like: Tensor) -> None:
-        """Pairs within the margin of the threshold or above it over the window, which is then forgotten."""
+        """Track the pairs with |r| ≥ τ − margin over the window, and clear it."""
         c = self.config
         share = c.memory / len(self._window)
         scan = scan_pairs(
@@ -149,13 +160,13 @@ class TrackedPairs(Penalty):
         self._window.load_state(state, state["due"].device)
         self._tracked = None
         if "ids" in state:
-            pairs, sums = ({field.name: state[field.name] for field in fields(part)} for part in (Pairs, PairSums))
-            self._tracked = Pairs(**pairs), PairSums(**sums)
+            pairs, sums = ({field.name: state[field.name] for field in fields(part)} for part in (PairIds, TrackedSums))
+            self._tracked = PairIds(**pairs), TrackedSums(**sums)
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """P pairs of m latents: ids [m] ascending, left and right [P] places in `ids`."""
+class PairIds:
+    """P nominated pairs of m latents: ids [m] ascending, left and right [P] places in `ids`."""
 
     ids: Tensor
     left: Tensor
@@ -163,39 +174,39 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class PairSums:
-    """Over rows without position 0: how many, [] ; Σ z and Σ z² of each latent, [m]; Σ z_i z_j of each pair, [P]."""
+class TrackedSums:
+    """Over rows excluding position 0: how many, []; Σ z and Σ z² of each latent, [m]; Σ z_i z_j of each pair, [P]."""
 
     rows: Tensor
     total: Tensor
     square: Tensor
     cross: Tensor
 
-    def __add__(self, other: PairSums) -> PairSums:
-        return PairSums(
+    def __add__(self, other: TrackedSums) -> TrackedSums:
+        return TrackedSums(
             self.rows + other.rows, self.total + other.total, self.square + other.square, self.cross + other.cross
         )
 
-    def scaled(self, factor: float) -> PairSums:
+    def scaled(self, factor: float) -> TrackedSums:
         """Every sum times the factor."""
-        return PairSums(self.rows * factor, self.total * factor, self.square * factor, self.cross * factor)
+        return TrackedSums(self.rows * factor, self.total * factor, self.square * factor, self.cross * factor)
 
     def mean(self) -> Tensor:
         """Of each latent, [m]."""
         return self.total / self.rows.clamp_min(1)
 
     def scale(self) -> Tensor:
-        """1 / √(rows · variance) of each latent, [m]."""
+        """1 / √(rows · variance) of each latent, [m]; rows · variance = Σ z² − (Σ z)² / rows."""
         return (self.square - self.total * self.mean()).clamp_min(1e-12).rsqrt()
 
-    def r(self, pairs: Pairs) -> Tensor:
+    def r(self, pairs: PairIds) -> Tensor:
         """Pearson's r of each pair, [P]; 0 where a latent is silent."""
         left, right, scale = pairs.left, pairs.right, self.scale()
         return (self.cross - self.total[left] * self.mean()[right]) * scale[left] * scale[right]
 
 
-def _begun(scan: PairScan, like: Tensor) -> tuple[Pairs, PairSums]:
-    """The pairs a scan found, and their sums over its window."""
+def _begun(scan: PairScan, like: Tensor) -> tuple[PairIds, TrackedSums]:
+    """The pairs a scan found, and their sums over its window: Σ z_i z_j is solved from r, means and deviations."""
     ids, place = np.unique(np.concatenate([scan.i, scan.j]), return_inverse=True)
     left, right = place[: len(scan.i)], place[len(scan.i) :]
     moments = scan.moments
@@ -203,23 +214,23 @@ def _begun(scan: PairScan, like: Tensor) -> tuple[Pairs, PairSums]:
     cross = moments.rows * (scan.r * std[left] * std[right] + mean[left] * mean[right])
     sums = (np.float64(moments.rows), moments.sum[ids], moments.sum_sq[ids], cross)
     return (
-        Pairs(*(torch.from_numpy(array).to(like.device) for array in (ids, left, right))),
-        PairSums(*(torch.as_tensor(array).to(like) for array in sums)),
+        PairIds(*(torch.from_numpy(array).to(like.device) for array in (ids, left, right))),
+        TrackedSums(*(torch.as_tensor(array).to(like) for array in sums)),
     )
 
 
 @dataclass(frozen=True)
 class Firings:
-    """The E active codes of the m latents on one batch's rows that count, and the Q times that a pair fired together.
+    """The E active codes of the m latents on one batch's counted rows, and the Q times that a pair fired together.
 
     Attributes:
         sums: over the batch.
-        place: where each entry stands in `Codes.values`, two indices of [E]. which, value: [E] its latent as a place in
-            `Pairs.ids`, and the code.
+        place: the place of each entry in `Codes.values`, two indices of [E]. which, value: [E] its latent as a place in
+            `PairIds.ids`, and the code.
         pair: [Q] which pair. mine, theirs: [Q] the entries of its left and its right latent.
     """
 
-    sums: PairSums
+    sums: TrackedSums
     place: tuple[Tensor, Tensor]
     which: Tensor
     value: Tensor
@@ -227,14 +238,25 @@ class Firings:
     mine: Tensor
     theirs: Tensor
 
-    def gradient(self, sums: PairSums, pairs: Pairs, r: Tensor, pull: Tensor, values: Tensor) -> Tensor:
+    def gradient(self, sums: TrackedSums, pairs: PairIds, r: Tensor, pull: Tensor, values: Tensor) -> Tensor:
         """Σ_p pull_p · ∂r_p/∂z, in the shape of the codes' values.
 
-        With s = 1/√(rows · variance): ∂r/∂z_i = s_i s_j (z_j − mean_j) − r s_i² (z_i − mean_i) on every row, of which
-        those are wanted where i fires. Autograd has the same in twice the time, spent on many small operations.
+        With s = 1/√(rows · variance): ∂r/∂z_i = s_i s_j (z_j − mean_j) − r s_i² (z_i − mean_i) on every row; only the
+        rows where i fires have a code to receive it. Summed over the pairs of latent i, it splits into
+
+            on every entry of i        slope_i (mean_i − z_i) − offset_i,  slope_i = s_i² Σ_p pull_p r_p,
+                                       offset_i = Σ_p pull_p s_i s_j mean_j
+            where j fires on the row   + Σ_p pull_p s_i s_j z_j
+
+        so a pair is visited only on rows where both fire. Autograd gives the same gradient in twice the time, spent on
+        many small operations.
 
         Args:
-            sums: what r was taken from. r: [P]. pull: [P]. values: [B, K] of the codes.
+            sums: the sums that r was computed from.
+            pairs: the pairs.
+            r: [P].
+            pull: [P] derivative of the penalty by r.
+            values: [B, K] of the codes.
         """
         left, right, mean, scale = pairs.left, pairs.right, sums.mean(), sums.scale()
         joint, own = pull * scale[left] * scale[right], pull * r
@@ -248,7 +270,7 @@ class Firings:
 
 
 class _Known(torch.autograd.Function):
-    """A value whose gradient with respect to the codes' values has been worked out already."""
+    """A value whose gradient with respect to the codes' values is known already."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
@@ -261,38 +283,42 @@ class _Known(torch.autograd.Function):
         return weight * gradient, None, None
 
 
-def firings(codes: Codes, rest: Tensor, pairs: Pairs) -> Firings:
-    """What the pairs' latents do in one batch.
+def firings(codes: Codes, rest: Tensor, pairs: PairIds) -> Firings:
+    """The active codes of the pairs' latents in one batch.
 
-    Only the entries of these latents are touched, B·k/F rows or so of each: on the test machine a tenth of the time of
-    the same sums over dense columns.
+    Only the entries of these latents are touched, about B·k/F rows of each: a tenth of the time of the same sums over
+    dense columns.
+
+    A pair's joint firings are found by walking its left latent's entries and looking up the right latent on the same
+    row in `at`. `order` groups entries by latent; entry number q of pair p is order[begin[left_p] + (q − entries of
+    earlier pairs)], which the arange over all pairs computes at once.
 
     Args:
         codes: of B rows.
-        rest: [B] bool, the rows that count: without position 0.
+        rest: [B] bool, the rows that count: those excluding position 0.
     """
     m = len(pairs.ids)
     place, which, value = _entries(codes, pairs.ids, rest)
     row = place[0]
     total = value.new_zeros(m).index_add_(0, which, value)
     square = value.new_zeros(m).index_add_(0, which, value * value)
-    # which entry is that of latent i on row b; −1: none
+    # at[b, i]: the entry of latent i on row b; −1: none
     at = torch.full((len(rest), m), -1, dtype=torch.int32, device=value.device)
     at[row, which] = torch.arange(len(row), dtype=torch.int32, device=value.device)
     order = torch.argsort(which, stable=True)
     count = torch.bincount(which, minlength=m)
     begin = count.cumsum(0) - count
-    # for every pair, the entries of its left latent, and the right one's on the same row
+    # for every pair, each entry of its left latent, and the right latent's entry on the same row
     per_pair = count[pairs.left]
     pair = torch.repeat_interleave(per_pair)
-    # of a pair's entries in `order`, less those of the pairs before
+    # begin of the left latent's entries in `order`, less the entries of earlier pairs
     first = begin[pairs.left] - (per_pair.cumsum(0) - per_pair)
     mine = order[first[pair] + torch.arange(len(pair), device=value.device)]
     theirs = at[row[mine], pairs.right[pair]]
     together = theirs >= 0
     pair, mine, theirs = pair[together], mine[together], theirs[together].to(torch.int64)
     cross = value.new_zeros(len(per_pair)).index_add_(0, pair, value[mine] * value[theirs])
-    return Firings(PairSums(rest.sum().to(value), total, square, cross), place, which, value, pair, mine, theirs)
+    return Firings(TrackedSums(rest.sum().to(value), total, square, cross), place, which, value, pair, mine, theirs)
 
 
 def _entries(codes: Codes, ids: Tensor, counted: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:

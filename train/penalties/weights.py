@@ -1,4 +1,4 @@
-"""How a penalty's weight moves over training. One class each, one line in WEIGHT_SCHEDULES."""
+"""How a penalty's weight changes over training: one class per schedule, one line in WEIGHT_SCHEDULES."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ class WeightSchedule(ABC):
         """The factor at update number `step` (1 … total_steps)."""
 
     def observe(self, value: float) -> None:  # noqa: B027 (only the adaptive schedule listens)
-        """Hear the penalty's unweighted value after a step that computed it, or what `metric` names."""
+        """Receive the penalty's unweighted value after a step that computed it, or the figure that `metric` names."""
 
     @property
     def listens(self) -> bool:
-        """Whether `observe` is to hear the penalty's value: reading it off a device costs a wait."""
+        """Whether `observe` needs the penalty's value: reading it from a device makes the host wait."""
         return False
 
     @property
     def metric(self) -> str | None:
-        """The figure of a monitor that `observe` is to hear instead."""
+        """The figure of a monitor that `observe` receives instead."""
         return None
 
     def state(self) -> dict[str, float]:
-        """What a resumed run needs to go on exactly."""
+        """What a resumed run needs to be bit-identical."""
         return {}
 
     def load_state(self, state: dict[str, float]) -> None:  # noqa: B027 (most schedules have none)
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantConfig(WeightScheduleConfig):
-    """The weight as given, throughout."""
+    """A constant weight."""
 
     kind: Literal["constant"] = "constant"
 
 
 class Constant(WeightSchedule):
-    """1 throughout."""
+    """A factor of 1."""
 
     config_class: ClassVar[type[WeightScheduleConfig]] = ConstantConfig
 
@@ -115,18 +115,18 @@ class Cosine(WeightSchedule):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveConfig(WeightScheduleConfig):
-    """A weight that follows what it is meant to reduce."""
+    """A weight that follows the figure it is meant to reduce."""
 
     kind: Literal["adaptive"] = "adaptive"
     metric: str | None = None
-    """The figure of a monitor to follow, such as correlation/mean_max_r, heard at each of its reports; null: the
-    penalty's own value, at each step."""
+    """The figure of a monitor to follow, such as correlation/mean_max_r, read at each report; null: the penalty's own
+    value, at each step."""
     target: float
-    """Value (its moving average) at which the weight rests; above it the weight grows."""
+    """Value of the moving average at which the weight stays as it is; above it the weight grows, below it falls."""
     rate: float = 1.0
     """Speed η."""
     ema: float = 0.99
-    """Decay of the moving average, for each value heard."""
+    """Decay of the moving average at each value."""
     min: float = 0.1
     """Smallest factor."""
     max: float = 10.0
@@ -134,7 +134,7 @@ class AdaptiveConfig(WeightScheduleConfig):
 
 
 class Adaptive(WeightSchedule):
-    """λ ← clip(λ·exp(η·(m − target)), min, max), with m the moving average of what is heard; λ starts at 1."""
+    """λ ← clip(λ·exp(η·(m − target)), min, max), with m the moving average of the values; λ starts at 1."""
 
     config_class: ClassVar[type[WeightScheduleConfig]] = AdaptiveConfig
     config: AdaptiveConfig

@@ -1,1 +1,1 @@
-"""runs"""
+"""Runs in training: their session, checkpoints and tracking."""

@@ -1,4 +1,4 @@
-"""The exact state of a run, to and from a checkpoint: resuming gives the same bits as not having stopped."""
+"""The exact state of a run, to and from a checkpoint: a resumed run is bit-identical to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..step.trainee import Trainee
 
 
 def save(run: Run, trainee: Trainee, position: Mapping[str, Any]) -> None:
-    """Write a checkpoint of `trainee` at its current step, whole or not at all.
+    """Write a checkpoint of `trainee` at its current step, atomically.
 
     Args:
-        position: where the stream goes on after the rows trained on so far.
+        position: the stream's position after the rows trained on so far.
 
     Raises:
-        PipelineError: a gradient of the fused step was not finite: there is no such state to save.
+        PipelineError: a gradient of the fused step was not finite, so the state at this step does not exist.
     """
     if trainee.fused is not None and not trainee.fused.finite:
         raise PipelineError(*not_finite(trainee, trainee.step))
@@ -48,11 +48,11 @@ def save(run: Run, trainee: Trainee, position: Mapping[str, Any]) -> None:
 
 
 def restore(run: Run, trainee: Trainee, checkpoint: Checkpoint) -> None:
-    """Bring a new trainee to the state in a checkpoint. Raises DataError when it belongs to another coder or length."""
+    """Bring a new trainee to the state in a checkpoint. Raises DataError if its coder or number of steps differs."""
     state, device = checkpoint.state, trainee.coder.w_enc.device
     if state["total_steps"] != trainee.total_steps:
         raise DataError(
-            f"run {run.name} was planned for {state['total_steps']} steps, now {trainee.total_steps}",
+            f"run {run.name} was planned for {state['total_steps']} steps, these settings give {trainee.total_steps}",
             "resume with the data settings of the run, or train under another --name",
         )
     expected = {name: tuple(value.shape) for name, value in trainee.coder.state_dict().items()}

@@ -1,4 +1,4 @@
-"""A run in training: its folder, what it logs, when it is saved, how it ends."""
+"""A run in training: its folder, its log, its checkpoints, its end."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ OPERATIONAL_DATA = ("workers", "prefetch", "resident", "memory_gb")
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a finished run is worth; FVU and L0 on held-out documents, where there are any.
+    """The figures of a finished run; FVU and L0 on held-out documents, if there are any.
 
-    `seconds` is the time spent in the run's own steps. `fvu_untrained` is the same coder's before its first step: the
-    control to read `fvu` against. `evaluated_on` is "heldout" or "train".
+    `seconds` is the time of the run's own steps. `fvu_untrained` is the FVU of the same coder before its first step,
+    the control that `fvu` is compared with. `evaluated_on` is "heldout" or "train".
     """
 
     name: str
@@ -59,7 +59,7 @@ class RunSummary:
 
     def __str__(self) -> str:
         fvu = fvu_label(self.evaluated_on)
-        pairs = ((fvu, self.fvu), ("with BOS", self.fvu_with_bos), ("untrained", self.fvu_untrained))
+        pairs = ((fvu, self.fvu), ("including position 0", self.fvu_with_bos), ("untrained", self.fvu_untrained))
         figures = ", ".join(f"{label} {value:.4f}" for label, value in pairs if value is not None)
         l0 = "" if self.l0 is None else f", L0 {self.l0:.1f}"
         work = f"{self.steps:,} steps in {self.seconds:.1f} s"
@@ -71,8 +71,9 @@ class Session:
     """One run in the loop.
 
     Attributes:
-        duplicates: where the monitors' reports go. samples: where the activation samples go.
-        report: what the monitors found after the step just done, for its line of metrics.
+        position: the stream position of the checkpoint it resumes from; None: from the beginning.
+        duplicates: writes the monitors' reports. samples: writes the activation samples.
+        report: the monitors' report after the step just done, for its line of metrics.
         clock: (time, seconds waited for data, tokens) at the last line of metrics.
     """
 
@@ -91,7 +92,7 @@ class Session:
 
     @property
     def log_due(self) -> bool:
-        """Whether the next step is one to log: the first, every `log_every`-th, the last, and where monitors report."""
+        """Whether the next step is logged: the first, every `log_every`-th, the last, and where monitors report."""
         number, watch = self.step + 1, self.trainee.watch
         if number in (1, self.trainee.total_steps) or number % self.trainee.config.log_every == 0:
             return True
@@ -99,11 +100,11 @@ class Session:
 
     @property
     def checkpoint_due(self) -> bool:
-        """Whether the step just done is one to save: every `checkpoint_every`-th, the last."""
+        """Whether the step just done is saved: every `checkpoint_every`-th and the last."""
         return self.step == self.trainee.total_steps or self.step % self.trainee.config.checkpoint_every == 0
 
     def look(self, result: StepResult, rows: Batch) -> None:
-        """Show the step just done to samples and monitors; tell the weights that follow them what monitors found."""
+        """Pass the step just done to samples and monitors, and what monitors found to the weights that follow them."""
         watch, samples = self.trainee.watch, self.trainee.samples
         if samples is not None and samples.due(self.step):
             samples.collect(self.step, result.codes(), rows)
@@ -145,7 +146,7 @@ class Session:
         return line
 
     def save(self, stream: Stream) -> None:
-        """Write a checkpoint of this moment and the samples so far, unless they are there already."""
+        """Write a checkpoint and the samples so far, unless this step is saved already."""
         if self.step != self.saved_step:
             if self.samples is not None:
                 self.tracker.log_samples(self.samples.write(self.step))
@@ -183,8 +184,8 @@ def existing_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
     """The runs that have a folder already, by path.
 
     Raises:
-        UsageError: a name is taken and `resume` is off.
-        DataError: a run to resume was trained with other settings or on another cache (every difference is listed).
+        UsageError: a run of that name exists and `resume` is off.
+        DataError: a run to resume has different settings or another cache (every difference is listed).
     """
     pairs = [(config, group) for group in groups for config in group.configs]
     found = {config.path: open_run(config.path, allow_incomplete=True) for config, _ in pairs if is_run(config.path)}
@@ -193,15 +194,14 @@ def existing_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
             if not resume:
                 raise UsageError(
                     f"run {config.run_name} exists already in {config.runs}",
-                    "--resume to go on with it, or --name (train.name) for another",
+                    "--resume to resume it, or --name (train.name) for a new one",
                 )
             _refuse_other_settings(found[config.path], config, group.cache)
     return found
 
 
 def open_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
-    """The folder of every run, by path: new ones, or with `resume` the ones that are there. Raises: as
-    `existing_runs`."""
+    """The folder of every run, by path: created, or with `resume` the existing one. Raises: as `existing_runs`."""
     found = existing_runs(groups, resume)
     for group in groups:
         for config in group.configs:
@@ -231,7 +231,7 @@ def begin(group: Group, config: TrainConfig, run: Run) -> Session:
 
 @contextlib.contextmanager
 def trackers_closed(sessions: Sequence[Session]) -> Iterator[None]:
-    """Close every tracker on the way out, however training ends."""
+    """Close every tracker, however training ends."""
     try:
         yield
     finally:
@@ -253,16 +253,16 @@ def _refuse_other_settings(run: Run, config: TrainConfig, cache: Cache) -> None:
         lines.append(f"cache: the run was trained on {identity}, {cache.path} is {cache.identity}")
     if lines:
         raise DataError(
-            f"run {run.name} was started with other settings:\n" + "\n".join(lines),
-            f"give the run's own settings (-c {run.path / 'config.yaml'}), or train under another --name",
+            f"run {run.name} was started with different settings:\n" + "\n".join(lines),
+            f"resume with the run's own settings (-c {run.path / 'config.yaml'}), or train under another --name",
         )
 
 
 def _as_of_now(settings: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings with those that came into being since, at their defaults: they change nothing."""
+    """A run's settings, with settings added since at their defaults, which change nothing."""
     try:
         return to_dict(validate(TrainConfig, settings))
-    except ConfigError:  # a setting that is gone: shown as a difference
+    except ConfigError:  # a setting that no longer exists: listed as a difference
         return settings
 
 

@@ -1,4 +1,4 @@
-"""Weights & Biases beside metrics.jsonl: off unless asked for, and never the only place anything is written."""
+"""Weights & Biases in addition to metrics.jsonl: off by default, and never the only copy of anything."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ...shared.runs.samples import SampleSet
 from ..config import WandbConfig
 from ..monitors.base import Histogram
 
-COLUMNS = ("latent", "specialised", "value", "text", "position", "document", "step")
-"""Of the table of samples."""
+SAMPLE_COLUMNS = ("latent", "specialised", "value", "text", "position", "document", "step")
+"""Columns of the table of samples."""
 
 
 class Tracker:
@@ -70,7 +70,7 @@ class Tracker:
             for latent in samples.latents
             for sample in latent.samples
         ]
-        self._run.log({"samples": wandb.Table(columns=list(COLUMNS), data=rows)}, step=samples.step)
+        self._run.log({"samples": wandb.Table(columns=list(SAMPLE_COLUMNS), data=rows)}, step=samples.step)
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:
         """Close the W&B run, with the final figures."""
@@ -82,8 +82,7 @@ class Tracker:
 
 
 def run_id(folder: Path) -> str:
-    """The W&B id of a run: drawn once and kept in its folder, so that it is one W&B run however often it is resumed,
-    and another one if it is trained anew."""
+    """The W&B id of a run, drawn once and kept in its folder, so that a resumed run stays one W&B run."""
     path = folder / "run_id"
     if not path.is_file():
         path.write_text(secrets.token_hex(8) + "\n", encoding="ascii")
@@ -91,14 +90,14 @@ def run_id(folder: Path) -> str:
 
 
 def mode_in_use(config: WandbConfig) -> Literal["offline", "online"]:
-    """`auto` settled: online where there is an API key for the server in use."""
+    """The mode, with `auto` resolved: online if an API key for the server is found."""
     if config.mode == "auto":
         return "online" if key_present() else "offline"
     return "offline" if config.mode == "offline" else "online"
 
 
 def key_present() -> bool:
-    """Whether W&B would find an API key where it looks first: in the environment, or in the netrc file."""
+    """Whether an API key is in the environment or in the netrc file, where W&B looks first."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""

@@ -1,4 +1,4 @@
-"""Samplers: one per file, one line in SAMPLERS. A sampler chooses which rows are trained on, and in which order."""
+"""Samplers choose which rows are trained on, and in which order: one per file, one line in SAMPLERS."""
 
 from __future__ import annotations
 

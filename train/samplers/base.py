@@ -1,4 +1,4 @@
-"""What a sampler sees, what it answers, and how its settings begin."""
+"""The base of samplers: the window they see, the order they return, the settings they share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Window:
-    """The rows of one pool of the block shuffle, before they are drawn. Padding rows are gone already.
+    """The rows of one pool of the block shuffle, before they are drawn, without padding.
 
     Attributes:
         row: [n] int64 row in the cache.
@@ -24,7 +24,7 @@ class Window:
         index: which window of the epoch, counted from 0.
         ctx: tokens in a sequence: positions run from 0 to ctx − 1.
         batch_size: rows of a batch; batches may begin anywhere in the window.
-        control: what the sampler's `control` said when the window before this one began to be trained on.
+        control: what the sampler's `control` returned when training reached the window before this one.
     """
 
     row: NDArray[np.int64]
@@ -54,12 +54,12 @@ class SamplerConfig:
 
     @property
     def follows_training(self) -> bool:
-        """Whether the rows depend on what was trained so far: such a run has a stream of its own."""
+        """Whether the rows depend on the training so far: such a run needs a stream of its own."""
         return False
 
 
 class Sampler(ABC):
-    """Decides which rows of a window are trained on, and in which order. A pure function of the window."""
+    """Chooses which rows of a window are trained on, and in which order. A pure function of the window."""
 
     config_class: ClassVar[type[SamplerConfig]]
 
@@ -81,12 +81,12 @@ class Sampler(ABC):
         return None
 
     def observe(self, bos_share: float) -> None:  # noqa: B027 (most samplers do not listen)
-        """Hear which share of a step's activation, Σ z, lies at position 0. Called after each step, where
+        """Receive the share of a step's activation, Σ z, at position 0. Called after each step, where
         `follows_training`."""
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs to go on exactly: plain data."""
+        """Plain data that a resumed run needs to be bit-identical."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (most samplers have none)
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""

@@ -1,4 +1,4 @@
-"""Leave out the first position: its activation is the same vector in every sequence."""
+"""Exclude position 0: its activation is the same vector in every sequence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ExcludeBosConfig(SamplerConfig):
 
     kind: Literal["exclude_bos"] = "exclude_bos"
     position_zero: bool = True
-    """Leave out position 0 whatever token it holds, not only rows flagged BOS: it is the attention sink either way."""
+    """Exclude position 0 whatever token it holds, not only BOS tokens: it is the attention sink either way."""
 
 
 class ExcludeBos(Sampler):

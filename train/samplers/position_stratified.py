@@ -19,21 +19,21 @@ Index = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class PositionStratifiedConfig(SamplerConfig):
-    """Thin out position 0, cap it in every batch, draw the rest evenly by position."""
+    """Draw fewer rows of position 0, cap their share of every batch, and draw the rest evenly by position."""
 
     kind: Literal["position_stratified"] = "position_stratified"
     bos_factor: float = 0.3
-    """Share of the rows at position 0 that is drawn; which ones, a hash of (seed, epoch, row) says."""
+    """Share of the rows at position 0 that is drawn, chosen by a hash of (seed, epoch, row)."""
     max_bos_share: float = 0.2
-    """No batch holds a larger share of them, whatever the factor."""
+    """Largest share of position 0 in any batch, whatever the factor."""
     bins: int = 10
     """Equal bins of the positions after 0."""
     balanced: bool = False
-    """Draw as many rows of every bin as the smallest one has; without, all rows after position 0 are drawn."""
+    """Draw as many rows of every bin as the smallest one has; false: draw all rows after position 0."""
     adaptive: bool = False
-    """Move the factor with the share of the activation that lies at position 0; it changes from pool to pool."""
+    """Let the factor follow the share of the activation at position 0; it changes from pool to pool."""
     target: float = 0.2
-    """Adaptive: the share (its moving average) at which the factor rests; above it the factor falls."""
+    """Adaptive: moving average of that share at which the factor stays as it is; above it the factor falls."""
     rate: float = 0.01
     """Adaptive: speed η of each step."""
     ema: float = 0.99
@@ -75,6 +75,8 @@ class PositionStratified(Sampler):
 
     def order(self, window: Window) -> Index:
         rest, bos = self._drawn(window)
+        # The hash decided which position-0 rows are drawn, the generator decides where they go. Both depend on the
+        # window alone, so a resumed run draws the same rows in the same order.
         generator = window.generator()
         n = len(rest) + len(bos)
         places = generator.choice(allowed_places(n, window.batch_size, self.config.max_bos_share), len(bos), False)
@@ -96,6 +98,7 @@ class PositionStratified(Sampler):
         if c.balanced and len(rest):
             rest = self._balanced(rest, window, score)
         bos = bos[score[bos] < (c.bos_factor if window.control is None else window.control)]
+        # `most` is as many as `order` has places for. The smallest hashes stay, so lowering the cap only removes rows.
         most = most_bos(len(rest), window.batch_size, c.max_bos_share)
         if len(bos) > most:
             bos = np.sort(bos[np.argsort(score[bos], kind="stable")[:most]])
@@ -107,6 +110,7 @@ class PositionStratified(Sampler):
         sizes = np.bincount(bins, minlength=self.config.bins)
         smallest = int(sizes[sizes > 0].min())
         order = np.lexsort((score[rest], bins))
+        # `order` sorts by bin, then hash; the rank of a row is its place in that order, less where its bin begins.
         rank = np.arange(len(rest)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         return np.sort(rest[order[rank < smallest]])
 
@@ -142,7 +146,7 @@ def allowed_places(n: int, batch_size: int, share: float) -> Index:
     most = cap(batch_size, share)
     if most == batch_size:
         return np.arange(n, dtype=np.int64)
-    # Place ⌊k·B/m⌋ is below n just when k·m⁻¹·B is.
+    # ⌊k·B/m⌋ < n exactly when k·B/m < n, that is k < n·m/B: k runs to ⌈n·m/B⌉ − 1.
     k = np.arange(1, -(-n * most // batch_size), dtype=np.int64)
     return k * batch_size // most if most else k
 

@@ -13,13 +13,13 @@ from .base import Sampler, SamplerConfig, Window
 
 @dataclass(frozen=True, kw_only=True)
 class UniformConfig(SamplerConfig):
-    """All rows alike."""
+    """Every row."""
 
     kind: Literal["uniform"] = "uniform"
 
 
 class Uniform(Sampler):
-    """All rows alike."""
+    """Every row, in random order."""
 
     config_class: ClassVar[type[SamplerConfig]] = UniformConfig
 

@@ -60,7 +60,7 @@ def train_step(trainee: Trainee, rows: Batch, measure: bool = False) -> StepResu
 
 
 def culprit(trainee: Trainee, batch: StepBatch, terms: Terms) -> tuple[str, str]:
-    """Where a loss or gradient stopped being finite: (what was found, what to try)."""
+    """The terms, rows and parameters that are not finite: (what was found, what to try)."""
     found = []
     for name, value in terms.values.items():
         if not bool(torch.isfinite(value)):

@@ -15,11 +15,11 @@ from .objective import Objective
 from .trainee import Trainee
 
 DEAD_AFTER = 10_000_000
-"""Tokens without firing after which a latent counts as dead, where neither an epoch nor half of the run is shorter: a
-run of one epoch would end before any could."""
+"""Tokens without firing after which a latent counts as dead, unless an epoch or half of the run is shorter: otherwise
+no latent of a short run could ever count as dead."""
 
 MAX_BOS_SHARE = 0.2
-"""Largest share of samples at position 0, where neither their settings nor the sampler say another."""
+"""Largest share of samples at position 0, where neither their settings nor the sampler give one."""
 
 
 def new_trainee(

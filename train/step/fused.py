@@ -1,4 +1,4 @@
-"""Training by the fused step (train/kernels) instead of autograd: when, and what a step then returns."""
+"""Training by the fused step (train/kernels) instead of autograd: when it is used, and one step with it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def refusal(config: TrainConfig, coder: Coder, device: torch.device) -> str | None:
-    """Why a run is not trained by the fused step, or None where it is: by `train.fused` and what it needs.
+    """Why the fused step does not train this run, or None where it does.
 
     Raises:
-        UsageError: `train.fused: on`, where it cannot be.
+        UsageError: `train.fused: on`, but the fused step cannot train this coder.
     """
     if config.fused == "off":
         return "train.fused is off"
@@ -38,7 +38,7 @@ def refusal(config: TrainConfig, coder: Coder, device: torch.device) -> str | No
         reason = refused(coder) if not config.freeze else f"frozen parameters ({', '.join(config.freeze)})"
     if reason is not None and config.fused == "on":
         raise UsageError(
-            f"train.fused: on, but run {config.run_name} cannot be trained so: {reason}", "train.fused: auto"
+            f"train.fused: on, but the fused step cannot train run {config.run_name}: {reason}", "set train.fused: auto"
         )
     return reason
 
@@ -60,8 +60,8 @@ def fused_step_for(config: TrainConfig, coder: Coder, optimizer: torch.optim.Ada
 def fused_train_step(trainee: Trainee, rows: Batch, measure: bool) -> StepResult:
     """`train_step` by the fused step.
 
-    A gradient that is not finite moves nothing, in this step or a later one; the host learns of it at the next step
-    that is measured or saved.
+    A gradient that is not finite moves nothing, in this step or a later one. Reading that from the device makes the
+    host wait, so it is checked only at steps that are measured or saved.
 
     Raises:
         PipelineError: a gradient since the last such step was not finite.
@@ -111,9 +111,9 @@ def fused_train_step(trainee: Trainee, rows: Batch, measure: bool) -> StepResult
 
 
 def not_finite(trainee: Trainee, step: int) -> tuple[str, str]:
-    """What to say of a gradient that stopped being finite: (what was found, what to try)."""
+    """The error about a gradient that is not finite: (what was found, what to try)."""
     return (
-        f"run {trainee.config.run_name}: by step {step} the loss or its gradient was no longer finite; "
+        f"run {trainee.config.run_name}: at or before step {step} the loss or its gradient was not finite; "
         "the coder has not moved since then, and the run stays at its last checkpoint",
         "pipeline train --resume --set train.fused=off names the step, the term and the rows",
     )

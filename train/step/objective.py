@@ -1,4 +1,4 @@
-"""The loss of a step: the coder's own terms and the penalties, each under its own name."""
+"""The loss of a step: the coder's own terms and the penalties, each under its name."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..penalties.weights import WeightSchedule, build_schedule
 
 @dataclass(frozen=True)
 class Terms:
-    """What a step minimises.
+    """The loss of a step.
 
     Attributes:
         total: the sum that is differentiated.
-        values: every term by name, detached; a penalty's is unweighted, a coder's own carries its weight already.
+        values: every term by name, detached; penalties unweighted, the coder's own terms with their weights.
         weights: the weight each penalty had in `total`.
     """
 
@@ -29,7 +29,7 @@ class Terms:
 
 
 class Objective:
-    """Coder terms + Σ weight·penalty, with the state that adaptive weights and penalties carry."""
+    """Coder terms + Σ weight·penalty, with the state of adaptive weights and penalties."""
 
     def __init__(self, penalties: Mapping[str, PenaltyConfig]) -> None:
         self.penalties: dict[str, Penalty] = {name: build_penalty(config) for name, config in penalties.items()}
@@ -41,7 +41,7 @@ class Objective:
         """The loss of one batch.
 
         Raises:
-            ValueError: a penalty carries the name of one of the coder's own terms.
+            ValueError: a penalty has the name of one of the coder's own terms.
         """
         values = coder.losses(batch.u, batch.t, codes)
         total = sum(values.values(), start=batch.t.new_zeros(()))
@@ -57,11 +57,11 @@ class Objective:
     def penalise(
         self, batch: StepBatch, coder: Coder, codes: Codes, values: dict[str, Tensor], weights: dict[str, float]
     ) -> Tensor | None:
-        """The weighted sum of the penalties that are due, None where none is; their values and weights go into
-        `values` and `weights`.
+        """The weighted sum of the penalties that are due, or None. Adds their values and weights to `values` and
+        `weights`.
 
         Raises:
-            ValueError: a penalty carries a name that `values` has already.
+            ValueError: `values` already has a term of a penalty's name.
         """
         total: Tensor | None = None
         for name, penalty in self.penalties.items():
@@ -80,23 +80,23 @@ class Objective:
         return total
 
     def hear(self, figures: Mapping[str, float | None]) -> None:
-        """Tell the weights that follow a monitor what it found."""
+        """Pass the monitors' figures to the weights that follow them."""
         for schedule in self.schedules.values():
             value = None if schedule.metric is None else figures.get(schedule.metric)
             if value is not None:
                 schedule.observe(value)
 
     def metrics(self) -> dict[str, float]:
-        """What the penalties report beside their values, as name/number."""
+        """The penalties' further numbers to log, as name/number."""
         return {f"{name}/{key}": number for name, p in self.penalties.items() for key, number in p.metrics().items()}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, plain data) that a checkpoint keeps."""
+        """(tensors, plain data) for a checkpoint."""
         tensors = {f"{name}.{key}": value for name, p in self.penalties.items() for key, value in p.state().items()}
         return tensors, {name: schedule.state() for name, schedule in self.schedules.items()}
 
     def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
         for name, penalty in self.penalties.items():
             own = {key.removeprefix(f"{name}."): v for key, v in tensors.items() if key.startswith(f"{name}.")}
             penalty.load_state(own)

@@ -1,4 +1,4 @@
-"""One coder in training: its parameters, loss, optimizer, schedule and everything else a step reads or moves."""
+"""One coder in training: its parameters, loss, optimizer and everything else that a step reads or changes."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Trainee:
         step: updates done so far.
         tokens: rows trained on so far.
         loss_ema: moving average of the loss; None before the first step.
-        clock: the time of this coder's own steps.
+        clock: measures the time of this coder's own steps.
         ctx: tokens in a sequence of the cache.
-        bos_shift: [d_out] what separates the mean of all rows from that of the rows without position 0, normalised.
-        untrained: what evaluation said before the first step.
-        watch: its monitors; None: nothing is looked at.
-        samples: its strongest activations so far; None: none are kept.
-        fused: the fused step, where it trains this coder; None: autograd does.
+        bos_shift: [d_out] mean of all rows minus mean of the rows excluding position 0, normalised.
+        untrained: the evaluation before the first step.
+        watch: its monitors; None: it has none.
+        samples: its strongest activations so far; None: none are collected.
+        fused: the fused step; None: autograd trains this coder.
     """
 
     config: TrainConfig

@@ -9,7 +9,7 @@ import pytest
 from sparse_pipeline.shared.cache import Flag
 from sparse_pipeline.shared.errors import UsageError
 from sparse_pipeline.shared.hashing import mix
-from sparse_pipeline.train.data import heldout_batches, row_batches, split_rows
+from sparse_pipeline.train.data import row_batches, split_rows
 from sparse_pipeline.train.data.rows import thin
 from tests.synthetic import make_cache, token_table
 
@@ -72,7 +72,7 @@ def test_held_out_batches_hold_the_held_out_rows(tmp_path: Path) -> None:
     cache = make_cache(tmp_path / "c", n_seq=150)
     site = "layer_01.mlp_out"
     split = split_rows(cache, 0.2)
-    batches = list(heldout_batches(cache, [site], 0.2, 100))
+    batches = list(row_batches(cache, [site], np.flatnonzero(split.heldout), 100))
     rows = np.concatenate([batch.row.numpy() for batch in batches])
     np.testing.assert_array_equal(rows, np.flatnonzero(split.heldout))
     assert {len(batch) for batch in batches[:-1]} == {100}
@@ -81,14 +81,13 @@ def test_held_out_batches_hold_the_held_out_rows(tmp_path: Path) -> None:
         np.testing.assert_array_equal(batch.tokens.numpy(), cache.tokens.reshape(-1)[batch.row])
         np.testing.assert_array_equal(batch.doc_id.numpy(), cache.doc_id.reshape(-1)[batch.row])
         np.testing.assert_array_equal(batch.position.numpy(), batch.row.numpy() % 16)
-    assert list(heldout_batches(cache, [site], 0.0, 100)) == []
+    assert list(row_batches(cache, [site], np.flatnonzero(split_rows(cache, 0.0).heldout), 100)) == []
 
 
 def test_a_limit_spreads_over_all_held_out_rows(tmp_path: Path) -> None:
     cache = make_cache(tmp_path / "c", n_seq=150)
     every = np.flatnonzero(split_rows(cache, 0.2).heldout)
-    (batch,) = heldout_batches(cache, ["layer_01.mlp_out"], 0.2, 100, limit=10)
-    rows = batch.row.numpy()
+    rows = thin(every, 10)
     assert len(np.unique(rows)) == 10
     assert {rows[0], rows[-1]} == {every[0], every[-1]}
     assert set(rows) <= set(every)

@@ -100,7 +100,9 @@ def test_quantised_and_sharded_sites_come_as_the_cache_reads_them(tmp_path: Path
     )
     config = replace(SMALL, epochs=1, resident=how == "resident")
     sites = list(made.sites)
-    stream = Stream(made, sites, config, uniform(), None, torch.device("cpu"), staged=how == "staged")
+    stream = Stream(
+        made, sites, config, uniform(), None, torch.device("cpu"), staging_bytes=1 << 20 if how == "staged" else None
+    )
     assert stream.plan.pool_bytes == stream._capacity * (36 + 36 + 64) * (1 if how == "resident" else 2)
     whole = {site: torch.cat([made.chunk(site, shard) for shard in made.shards]) for site in sites}
     batches = drain(stream)
@@ -193,12 +195,11 @@ def test_a_sampler_that_draws_nothing_is_an_error_and_no_endless_loop(cache: Cac
 
 
 @pytest.mark.parametrize("resident", [False, True])
-def test_staging_buffers_give_the_same_batches(cache: Cache, resident: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_staging_buffers_give_the_same_batches(cache: Cache, resident: bool) -> None:
     """The road to a device, with a host pool at its end and buffers of one shard, so that several pieces are needed."""
-    monkeypatch.setattr("sparse_pipeline.train.data.reader.STAGING_BYTES", 1)
     config = replace(SMALL, resident=resident, pool_rows=900)
     plain = drain(open_stream(cache, SITES, config, uniform()))
-    staged = drain(Stream(cache, SITES, config, uniform(), None, torch.device("cpu"), staged=True))
+    staged = drain(Stream(cache, SITES, config, uniform(), None, torch.device("cpu"), staging_bytes=1))
     for a, b in zip(plain, staged, strict=True):
         assert torch.equal(a.row, b.row)
         assert all(torch.equal(a.acts[site], b.acts[site]) for site in SITES)

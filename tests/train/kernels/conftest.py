@@ -21,16 +21,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(quiet)
 
 
-@pytest.fixture
-def short_segments(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Lists of 8 entries count as long, so that few rows are enough to have some."""
-    from sparse_pipeline.train.kernels import lists, update
-
-    monkeypatch.setattr(lists, "SEGMENT", 8)
-    monkeypatch.setattr(update, "SEGMENT", 8)
-    return 8
-
-
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """Where kernels run. Skips where they cannot: no Triton, or one whose interpreter does not know this numpy."""

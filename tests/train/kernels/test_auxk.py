@@ -25,8 +25,14 @@ def test_the_gradients_of_the_coders_own_aux_loss(k_aux: int) -> None:
     pre = torch.nn.functional.linear(u, coder.w_enc, coder.b_enc).detach()
     # float32: the dtype that these gradients are summed in
     found = aux_gradients(
-        u.float(), pre.float(), -error.float(), coder.w_dec.detach().float(), dead, k_aux, coder.config.aux_coef
-    )  # fmt: skip
+        u=u.float(),
+        pre=pre.float(),
+        error=-error.float(),
+        decoder=coder.w_dec.detach().float(),
+        dead=dead,
+        k_aux=k_aux,
+        coefficient=coder.config.aux_coef,
+    )
     assert found.loss.item() == pytest.approx(loss.item(), rel=1e-6)
     for name, gradient in (("w_enc", found.encoder), ("b_enc", found.bias), ("w_dec", found.decoder)):
         expected = getattr(coder, name).grad

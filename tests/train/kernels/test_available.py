@@ -50,7 +50,7 @@ def test_on_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> No
     coder = build_coder(TopKConfig(latents=16, k=2), 4, 4, tied=True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(kernels, "find_spec", lambda name: object())
-    with pytest.raises(UsageError, match=r"train.fused: on, .* cannot be trained so: the device is cpu, not cuda"):
+    with pytest.raises(UsageError, match=r"train.fused: on, .* cannot train run topk: the device is cpu, not cuda"):
         refusal(config("on"), coder, CPU)
 
 

@@ -34,7 +34,7 @@ def test_errors_and_gradients_of_float64_autograd(
     if over_batch:
         pre[0] *= 4  # one row takes far more than its share, another perhaps nothing
         pre[1] -= 3
-    codes = select.allocate(rows, latents, k, dtype, device, over_batch=over_batch)
+    codes = select.allocate(rows, n_latents=latents, k=k, dtype=dtype, device=device, over_batch=over_batch)
     select.select(pre.to(device, dtype), codes)
     w_dec, b_dec, target = torch.randn(latents, width).to(dtype), torch.randn(width), torch.randn(rows, width)
     skip = torch.randn(rows, width).to(dtype) if extras else None
@@ -46,7 +46,7 @@ def test_errors_and_gradients_of_float64_autograd(
     grad_value = torch.full((rows * k,), nan, device=device)
     squares, reach = torch.full((rows, n), nan, device=device), torch.full((n, rows), nan, device=device)
     decode.nested_decode(
-        codes, w_dec.to(device), b_dec.to(device), target.to(device), prefixes.to(device),
+        codes, w_dec=w_dec.to(device), b_dec=b_dec.to(device), target=target.to(device), prefixes=prefixes.to(device),
         skip=None if skip is None else skip.to(device), extra=None if extra is None else extra.to(device),
         suffix=suffix, grad_value=grad_value, squares=squares, reach=reach,
     )  # fmt: skip
@@ -68,14 +68,14 @@ def test_errors_and_gradients_of_float64_autograd(
 
 
 def test_latents_beyond_the_last_prefix_take_no_part(device: torch.device) -> None:
-    codes = select.allocate(2, 20, 20, torch.float32, device, over_batch=False)
+    codes = select.allocate(2, n_latents=20, k=20, dtype=torch.float32, device=device, over_batch=False)
     select.select(torch.rand(2, 20, device=device) + 0.1, codes)
     suffix, grad_value = torch.zeros(2, 2, 8, device=device), torch.zeros(40, device=device)
     squares, reach = torch.zeros(2, 2, device=device), torch.zeros(2, 2, device=device)
     w_dec = torch.randn(20, 8)
     decode.nested_decode(
-        codes, w_dec.to(device), torch.zeros(8, device=device), torch.zeros(2, 8, device=device),
-        torch.tensor([4, 12], dtype=torch.int32, device=device),
+        codes, w_dec=w_dec.to(device), b_dec=torch.zeros(8, device=device), target=torch.zeros(2, 8, device=device),
+        prefixes=torch.tensor([4, 12], dtype=torch.int32, device=device),
         skip=None, extra=None, suffix=suffix, grad_value=grad_value, squares=squares, reach=reach,
     )  # fmt: skip
     z = dense(codes, codes.value)
@@ -84,10 +84,11 @@ def test_latents_beyond_the_last_prefix_take_no_part(device: torch.device) -> No
 
 
 def test_too_many_groups(device: torch.device) -> None:
-    codes = select.allocate(1, 20, 2, torch.float32, device, over_batch=False)
+    codes = select.allocate(1, n_latents=20, k=2, dtype=torch.float32, device=device, over_batch=False)
     with pytest.raises(ValueError, match="at most 16 prefixes, not 17"):
         decode.nested_decode(
-            codes, torch.zeros(20, 4), torch.zeros(4), torch.zeros(1, 4), torch.zeros(17, dtype=torch.int32),
+            codes, w_dec=torch.zeros(20, 4), b_dec=torch.zeros(4), target=torch.zeros(1, 4),
+            prefixes=torch.zeros(17, dtype=torch.int32),
             skip=None, extra=None, suffix=torch.zeros(17, 1, 4), grad_value=torch.zeros(2),
             squares=torch.zeros(1, 17), reach=torch.zeros(17, 1),
         )  # fmt: skip

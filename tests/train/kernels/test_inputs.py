@@ -12,7 +12,7 @@ from tests.train.kernels.oracles import relative
 def test_rows_are_normalised(device: torch.device, width: int, rms_eps: float | None) -> None:
     x, mean, scale = (torch.randn(3, width) * 5).bfloat16(), torch.randn(width), torch.tensor(1.7)
     out, norm = torch.full((3, width), float("nan"), device=device), torch.zeros(3, device=device)
-    normalise_rows(x.to(device), mean.to(device), scale.to(device), out, rms_eps=rms_eps, norm=norm)
+    normalise_rows(x.to(device), mean=mean.to(device), scale=scale.to(device), out=out, rms_eps=rms_eps, norm=norm)
     expected = x.double()
     if rms_eps is not None:
         expected = expected / (expected.square().mean(dim=1, keepdim=True) + rms_eps).sqrt()

@@ -11,10 +11,10 @@ from sparse_pipeline.train.kernels import lists, select
     [(5, 37, 3, False), (40, 12, 4, False), (33, 9, 9, False), (20, 6, 3, True)],
 )
 def test_each_latent_lists_its_rows_in_order(
-    device: torch.device, rows: int, latents: int, k: int, over_batch: bool, short_segments: int
+    device: torch.device, rows: int, latents: int, k: int, over_batch: bool
 ) -> None:
-    codes = select.allocate(rows, latents, k, torch.float32, device, over_batch=over_batch)
-    by_latent = lists.allocate(codes)
+    codes = select.allocate(rows, n_latents=latents, k=k, dtype=torch.float32, device=device, over_batch=over_batch)
+    by_latent = lists.allocate(codes, segment_length=8)
     for _ in range(2):  # the second build finds the first one's leavings
         pre = torch.randn(rows, latents) + torch.linspace(2, -3, latents)  # some latents never fire, some nearly always
         select.select(pre.to(device), codes)
@@ -29,4 +29,4 @@ def test_each_latent_lists_its_rows_in_order(
         found = [list(zip(*(c[first[f] : first[f + 1]] for c in columns), strict=True)) for f in range(latents)]
         assert found == expected
         assert by_latent.fired.tolist() == [len(rows_of) for rows_of in expected]
-        assert by_latent.segment.diff().tolist() == [len(rows_of) // short_segments for rows_of in expected]
+        assert by_latent.segment.diff().tolist() == [len(rows_of) // 8 for rows_of in expected]

@@ -48,7 +48,7 @@ KINDS: list[Callable[[int, int], Tensor]] = [
 def test_the_selection_of_a_stable_sort(
     device: torch.device, rows: int, latents: int, k: int, dtype: torch.dtype, over_batch: bool
 ) -> None:
-    into = select.allocate(rows, latents, k, dtype, device, over_batch=over_batch)
+    into = select.allocate(rows, n_latents=latents, k=k, dtype=dtype, device=device, over_batch=over_batch)
     for kind in KINDS:
         pre = kind(rows, latents).to(dtype)
         select.select(pre.to(device), into)
@@ -61,7 +61,7 @@ def test_the_selection_of_a_stable_sort(
 def test_smallest_value_of_a_batch(device: torch.device) -> None:
     pre = torch.randn(6, 50)
     for dtype in (torch.bfloat16, torch.float32):
-        into = select.allocate(6, 50, 4, dtype, device, over_batch=True)
+        into = select.allocate(6, n_latents=50, k=4, dtype=dtype, device=device, over_batch=True)
         select.select(pre.to(device, dtype), into)
         assert into.smallest_value().item() == min(v for row in selected(pre.to(dtype), 4, True) for _, v in row)
         select.select(-pre.abs().to(device, dtype), into)
@@ -70,10 +70,10 @@ def test_smallest_value_of_a_batch(device: torch.device) -> None:
 
 
 def test_refuses_what_it_was_not_made_for(device: torch.device) -> None:
-    into = select.allocate(4, 32, 3, torch.float32, device, over_batch=False)
+    into = select.allocate(4, n_latents=32, k=3, dtype=torch.float32, device=device, over_batch=False)
     with pytest.raises(ValueError, match=r"pre-activations \(4, 31\)"):
         select.select(torch.zeros(4, 31, device=device), into)
     with pytest.raises(ValueError, match="contiguous"):
         select.select(torch.zeros(32, 4, device=device).T, into)
     with pytest.raises(ValueError, match="bfloat16 or float32"):
-        select.allocate(4, 32, 3, torch.float16, device, over_batch=False)
+        select.allocate(4, n_latents=32, k=3, dtype=torch.float16, device=device, over_batch=False)

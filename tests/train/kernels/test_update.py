@@ -42,7 +42,6 @@ class Expected:
 )
 def test_rows_move_as_adam_moves_them(
     device: torch.device,
-    short_segments: int,
     rows: int,
     latents: int,
     k: int,
@@ -54,9 +53,9 @@ def test_rows_move_as_adam_moves_them(
     extras: bool,
 ) -> None:
     pre = torch.randn(rows, latents) + torch.linspace(3, -4, latents)
-    codes = select.allocate(rows, latents, k, torch.float32, device, over_batch=over_batch)
+    codes = select.allocate(rows, n_latents=latents, k=k, dtype=torch.float32, device=device, over_batch=over_batch)
     select.select(pre.to(device), codes)
-    by_latent = lists.allocate(codes)
+    by_latent = lists.allocate(codes, segment_length=8)
     lists.build_lists(codes, by_latent)
     if rows > 20:
         assert by_latent.segment[-1] > 0
@@ -75,7 +74,7 @@ def test_rows_move_as_adam_moves_them(
     suffix, grad_value = torch.zeros(n, rows, d_out, device=device), torch.zeros(rows * k, device=device)
     squares, reach = torch.zeros(rows, n, device=device), torch.zeros(n, rows, device=device)
     decode.nested_decode(
-        codes, w_dec.to(device), b_dec.to(device), t.to(device), prefixes.to(device),
+        codes, w_dec=w_dec.to(device), b_dec=b_dec.to(device), target=t.to(device), prefixes=prefixes.to(device),
         skip=None, extra=None, suffix=suffix, grad_value=grad_value, squares=squares, reach=reach,
     )  # fmt: skip
     expected = reference(codes, prefixes, w_dec, b_dec, u, t, unit, (slots, further) if extras else None)
@@ -101,23 +100,28 @@ def test_rows_move_as_adam_moves_them(
             for name, (w, m, v) in before.items()
         }
         update.bound_rows(
-            by_latent, grad_value, list_grad, u.norm(dim=1).to(device), reach, prefixes.to(device), bound, scale
+            by_latent, grad_value=grad_value, list_grad=list_grad, input_norm=u.norm(dim=1).to(device), reach=reach,
+            prefixes=prefixes.to(device), bound=bound, scale=scale,
         )  # fmt: skip
-        update.decide(bound, others, state, hyper, force=extras)
-        update.sum_segments(by_latent, list_grad, inputs, whole, partial["w_enc"])
-        update.sum_segments(by_latent, by_latent.code, suffix, prefixes.to(device), partial["w_dec"])
+        update.decide(bound=bound, others=others, state=state, hyper=hyper, force=extras)
+        encoder = {"weight": list_grad, "table": inputs, "prefixes": whole, "partial": partial["w_enc"]}
+        decoder = {
+            "weight": by_latent.code, "table": suffix, "prefixes": prefixes.to(device), "partial": partial["w_dec"]
+        }  # fmt: skip
+        update.sum_segments(by_latent, **encoder)
+        update.sum_segments(by_latent, **decoder)
         for moving in (False, True):
             update.rows(
-                by_latent, list_grad, inputs, whole, partial["w_enc"], moved["w_enc"], state, hyper, scale=1.0,
+                by_latent, moved["w_enc"], **encoder, state=state, hyper=hyper, scale=1.0,
                 unit=False, update=moving, norms=norms[0], bias=moved["b_enc"], extra=on_device["w_enc"],
                 extra_bias=on_device["b_enc"], slots=slot,
             )  # fmt: skip
             update.rows(
-                by_latent, by_latent.code, suffix, prefixes.to(device), partial["w_dec"], moved["w_dec"], state, hyper,
+                by_latent, moved["w_dec"], **decoder, state=state, hyper=hyper,
                 scale=scale, unit=unit, update=moving, norms=norms[1], extra=on_device["w_dec"], slots=slot,
             )  # fmt: skip
             if not moving:
-                update.factor(norms, others, state, hyper)
+                update.factor(norms=norms, others=others, state=state, hyper=hyper)
 
         exact = wanted or clip < expected.norm or extras
         assert bool(state[update.EXACT.value]) == exact
@@ -166,9 +170,9 @@ def reference(
 
 @pytest.mark.parametrize("bad", [float("nan"), INF])
 def test_a_gradient_that_is_not_finite_moves_nothing(device: torch.device, bad: float) -> None:
-    codes = select.allocate(2, 4, 2, torch.float32, device, over_batch=False)
+    codes = select.allocate(2, n_latents=4, k=2, dtype=torch.float32, device=device, over_batch=False)
     select.select(torch.rand(2, 4, device=device) + 0.1, codes)
-    by_latent = lists.allocate(codes)
+    by_latent = lists.allocate(codes, segment_length=8)
     lists.build_lists(codes, by_latent)
     grad_value = torch.ones(4, device=device)
     grad_value[2] = bad
@@ -180,15 +184,18 @@ def test_a_gradient_that_is_not_finite_moves_nothing(device: torch.device, bad: 
     others, partial = torch.zeros(1, device=device), torch.zeros(1, 8, device=device)
     ones, table = torch.ones(1, 2, device=device), torch.ones(1, 2, 8, device=device)
     for attempt in range(2):  # and the step after it, whose gradient is finite, moves nothing either
-        update.bound_rows(by_latent, grad_value, list_grad, ones[0], ones, whole, bound, 1.0)
-        update.decide(bound, others, state, hyper, force=False)
+        update.bound_rows(
+            by_latent, grad_value=grad_value, list_grad=list_grad, input_norm=ones[0], reach=ones, prefixes=whole,
+            bound=bound, scale=1.0,
+        )  # fmt: skip
+        update.decide(bound=bound, others=others, state=state, hyper=hyper, force=False)
         for moving in (False, True):
             update.rows(
-                by_latent, list_grad, table, whole, partial, w, state, hyper, scale=1.0, unit=False, update=moving,
-                norms=norms[:4],
+                by_latent, w, weight=list_grad, table=table, prefixes=whole, partial=partial, state=state, hyper=hyper,
+                scale=1.0, unit=False, update=moving, norms=norms[:4],
             )  # fmt: skip
             if not moving:
-                update.factor(norms, others, state, hyper)
+                update.factor(norms=norms, others=others, state=state, hyper=hyper)
         assert state[update.FINITE.value] == 0
         assert (w.weight == 1).all(), attempt
         grad_value.fill_(1.0)

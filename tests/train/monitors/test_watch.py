@@ -92,5 +92,7 @@ def test_a_resumed_run_reports_the_same(config: MakeConfig, tmp_path: Path, monk
 
 
 def test_a_metric_of_no_monitor_is_refused(config: MakeConfig) -> None:
-    with pytest.raises(ValueError, match=r"'correlation/mean_max_r' is no figure of a monitor \(monitors: none\)"):
+    with pytest.raises(
+        ValueError, match=r"'correlation/mean_max_r' is not a figure of a monitor \(monitors in these settings: none\)"
+    ):
         config(penalties=FOLLOWING)
