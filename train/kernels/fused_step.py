@@ -308,26 +308,22 @@ class FusedStep:
         )  # fmt: skip
         update.decide(bound=b.bound, others=b.others, state=self.state, hyper=self.hyper, force=extra is not None)
         inputs = b.u.unsqueeze(0)
-        update.sum_segments(
-            b.lists, weight=b.list_grad, table=inputs, prefixes=self.whole, partial=b.partial_enc
-        )  # fmt: skip
-        update.sum_segments(
-            b.lists, weight=b.lists.code, table=b.suffix, prefixes=self.prefixes, partial=b.partial_dec
-        )  # fmt: skip
+        update.sum_segments(b.lists, weight=b.list_grad, table=inputs, prefixes=self.whole, partial=b.partial_enc)
+        update.sum_segments(b.lists, weight=b.lists.code, table=b.suffix, prefixes=self.prefixes, partial=b.partial_dec)
         unit = self.coder.config.decoder_norm == "unit"
         # Norms first, then the update: no row may move before the clipping factor is known. Where `decide` found that
         # nothing is clipped, the first pass ends at once.
         for moving in (False, True):
             update.rows(
                 b.lists, self.w_enc, weight=b.list_grad, table=inputs, prefixes=self.whole, partial=b.partial_enc,
-                state=self.state, hyper=self.hyper, scale=1.0, unit=False, update=moving, norms=b.norms[0], bias=self.b_enc,
-                extra=extra.encoder if extra else None, extra_bias=extra.bias if extra else None,
-                slots=extra.slot if extra else None,
+                state=self.state, hyper=self.hyper, scale=1.0, unit=False, update=moving,
+                norms=b.norms[0], bias=self.b_enc, extra=extra.encoder if extra else None,
+                extra_bias=extra.bias if extra else None, slots=extra.slot if extra else None,
             )  # fmt: skip
             update.rows(
                 b.lists, self.w_dec, weight=b.lists.code, table=b.suffix, prefixes=self.prefixes,
-                partial=b.partial_dec, state=self.state, hyper=self.hyper, scale=scale, unit=unit, update=moving, norms=b.norms[1],
-                extra=extra.decoder if extra else None, slots=extra.slot if extra else None,
+                partial=b.partial_dec, state=self.state, hyper=self.hyper, scale=scale, unit=unit, update=moving,
+                norms=b.norms[1], extra=extra.decoder if extra else None, slots=extra.slot if extra else None,
             )  # fmt: skip
             if not moving:
                 update.factor(norms=b.norms, others=b.others, state=self.state, hyper=self.hyper)
