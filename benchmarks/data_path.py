@@ -20,7 +20,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -182,13 +182,13 @@ def memory_of_a_small_stream(cache: Cache) -> dict[str, float]:
     return {"cache": cache.layout.bytes_on_disk() / 1e6, "allowed": allowed * 1e3, "pools": pools, "peak": peak}
 
 
-def steps(cache: Cache, n: int) -> dict[str, float]:
-    """Milliseconds of a training step on batches in memory and on the stream, taken in turns of 20 steps."""
+def steps(cache: Cache, n: int, batch: int) -> dict[str, float]:
+    """Milliseconds of a training step on batches in memory and on the stream, in turns of 20 steps."""
     config = TrainConfig(
-        source=SITES[0], target=SITES[1], coder=TopKConfig(latents=3072, k=16), data=DataConfig(batch_size=1024)
+        source=SITES[0], target=SITES[1], coder=TopKConfig(latents=3072, k=16), data=DataConfig(batch_size=batch)
     )
     trainee = new_trainee(config, cache, n, cache.n_rows, torch.device("cpu"))
-    with stream_of(cache, pool_rows=65_536, epochs=100) as stream:
+    with stream_of(cache, pool_rows=65_536, epochs=100, batch_size=batch) as stream:
         lying = [next(stream) for _ in range(160)]  # 250 MB: more than a cache of the processor holds
 
         def timed(batches: Iterator[Batch]) -> float:
@@ -212,15 +212,17 @@ def steps(cache: Cache, n: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gb", type=float, default=4.0, help="size of the cache that is read (default 4)")
     parser.add_argument("--folder", type=Path, default=Path(), help="where to write it: the disk that is measured")
+    parser.add_argument("--train-rows", type=int, default=262_144, help="rows of the cache that is trained on")
+    parser.add_argument("--batch", type=int, default=1024, help="rows of a training batch")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long each random reading runs")
     parser.add_argument("--repeats", type=int, default=3, help="how often everything is read; the median counts")
     parser.add_argument("--steps", type=int, default=200, help="training steps of each kind")
     parser.add_argument("--json", type=Path, help="write the numbers here as well")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(os.cpu_count() or 1)
 
     folder = Path(tempfile.mkdtemp(prefix="data-path-", dir=options.folder))
@@ -243,9 +245,9 @@ def main() -> None:
         memory = memory_of_a_small_stream(large)
         print("\none epoch with little memory, MB:")
         print("  " + ", ".join(f"{name} {value:.0f}" for name, value in memory.items()))
-        small, _ = make_cache(folder / "small", 262_144, 384)
-        training = steps(small, options.steps)
-        print("\ntraining, d = 384, F = 3072, k = 16, batch 1024:")
+        small, _ = make_cache(folder / "small", options.train_rows, 384)
+        training = steps(small, options.steps, options.batch)
+        print(f"\ntraining, d = 384, F = 3072, k = 16, batch {options.batch:,}:")
         for name, value in training.items():
             print(f"  {name:42s} {value:8.3f}")
         if options.json:

@@ -19,6 +19,7 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,8 @@ def write_cache(path: Path, shape: Shape) -> None:
         writer.finish()
 
 
-def begin_all(folder: Path, shape: Shape) -> dict[str, Session]:
-    """Every contender at its start, with a run folder of its own."""
+def begin_all(folder: Path, shape: Shape, every: int) -> dict[str, Session]:
+    """Every contender before its first step, with a run folder of its own; reports every `every` steps."""
     plain = TrainConfig(
         cache=folder / "cache",
         source=SITE,
@@ -101,13 +102,14 @@ def begin_all(folder: Path, shape: Shape) -> dict[str, Session]:
         coder=TopKConfig(latents=shape.latents, k=shape.k),
         data=DataConfig(batch_size=shape.batch, tokens=10**9, heldout=0.0),
         device="cpu",
+        monitor_every=every,
     )
-    every: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "monitors": {name: monitor.config_class() for name, monitor in MONITORS.items()},  # type: ignore[call-arg]
         "samples": SamplesConfig(),
     }
     configs = [
-        TrainConfig(**{**vars(plain), "name": name, **{part: every[part] for part in parts}})
+        TrainConfig(**{**vars(plain), "name": name, **{part: settings[part] for part in parts}})
         for name, parts in CONTENDERS.items()
     ]
     (group,) = plan(configs).groups
@@ -136,10 +138,10 @@ def block(session: Session, data: list[Batch]) -> tuple[float, float]:
     return time.perf_counter() - started, looking
 
 
-def measure(folder: Path, shape: Shape, rounds: int, warmup: int) -> dict[str, Any]:
+def measure(folder: Path, shape: Shape, every: int, rounds: int, warmup: int) -> dict[str, Any]:
     """Seconds of a round by contender, and of writing the samples."""
     write_cache(folder / "cache", shape)
-    sessions = begin_all(folder, shape)
+    sessions = begin_all(folder, shape, every)
     data = batches(sessions["plain"], folder / "cache")
     period = sessions["plain"].trainee.config.monitor_every
     order = random.Random(0)
@@ -202,17 +204,18 @@ def text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("width", 384), ("latents", 3072), ("k", 16), ("batch", 1024), ("rows", 65_536)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--every", type=int, default=100, help="steps between reports: the length of a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2, help="rounds that are not counted")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     shape = Shape(options.width, options.latents, options.k, options.batch, options.rows)
     with tempfile.TemporaryDirectory() as scratch:
-        found = measure(Path(scratch), shape, options.rounds, options.warmup)
+        found = measure(Path(scratch), shape, options.every, options.rounds, options.warmup)
     print(text(found))
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

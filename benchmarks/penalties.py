@@ -16,6 +16,7 @@ import json
 import random
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def measure(sessions: dict[str, Session], cache: Path, source: str, blocks: int,
     return taken
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("width", 384), ("latents", 3072), ("k", 16), ("batch", 1024), ("rows", 65_536)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=7, help="rounds that are not counted")
     parser.add_argument("--blocks", type=int, default=4, help="blocks of ten steps in a round")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     shape = Shape(options.width, options.latents, options.k, options.batch, options.rows)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -35,7 +35,7 @@ import tempfile
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -536,7 +536,7 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--latents", type=int, default=3072)
@@ -552,7 +552,7 @@ def main() -> None:
     parser.add_argument("--breakdown", action="store_true", help="on CUDA, also the parts of our fused step")
     parser.add_argument("--json", type=Path, help="also write everything here")
     parser.add_argument("--probe", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     os.environ.setdefault("WANDB_MODE", "disabled")
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA for what is left in float32, for all
