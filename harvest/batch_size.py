@@ -1,4 +1,4 @@
-"""How many tokens one call of the model takes, where the settings leave it open (`batch_tokens: null`)."""
+"""How many tokens one call of the model takes when the settings do not say (`batch_tokens: null`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _SHARE_OF_MEMORY = 0.25
 
 
 def recorded(path: Path, ctx: int) -> int | None:
-    """What the cache that lies at the path was begun with: a resume must round as the beginning did."""
+    """Tokens per call recorded in the cache at `path`, None if there is none. Other batches round differently, so a
+    resumed harvest uses the same."""
     if not (path / PLAN).is_file():
         return None
     resolved = read_json(path / PLAN).get("config", {}).get("resolved", {})
@@ -30,7 +31,7 @@ def recorded(path: Path, ctx: int) -> int | None:
 
 
 def estimate(job: Job, available: int | None = None) -> int:
-    """Tokens whose activations surely fit: into a quarter of the memory that is free on a CPU; the most, on CUDA.
+    """Tokens whose activations fit into a quarter of the free memory of a CPU; on CUDA the maximum, for :func:`probe`.
 
     The model holds, per token and at once, about eight residual vectors, three MLP vectors and three rows of attention
     weights.
@@ -54,7 +55,7 @@ def estimate(job: Job, available: int | None = None) -> int:
 
 
 def probe(job: Job, reader: SiteReader) -> int:
-    """The estimate; on CUDA, halved until a forward pass with all its sites kept fits into the device's memory.
+    """The estimate; on CUDA, halved until a forward pass that keeps every site fits into the device's memory.
 
     Raises:
         PipelineError: not even one sequence fits.
@@ -73,7 +74,7 @@ def probe(job: Job, reader: SiteReader) -> int:
             if tokens <= job.config.ctx:
                 raise PipelineError(
                     f"one sequence of {job.config.ctx} tokens does not fit into the memory of {device}",
-                    hint="a smaller harvest.ctx, a smaller model, or harvest.device=cpu",
+                    hint="use a smaller harvest.ctx, a smaller model, or --set harvest.device=cpu",
                 ) from None
             tokens //= 2
         finally:

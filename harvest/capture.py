@@ -1,4 +1,4 @@
-"""Reading activations at the sites of a model, and computing no more of it than they need."""
+"""Reading activations at the sites of a model, and computing no more of the model than they need."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _ISOLATION_ERROR = _SAME_ATTENTION = 0.05  # relative; rounding in bfloat16 stay
 Sink = Callable[[str, Tensor], None]
 
 
-class _AllRead(Exception):  # noqa: N818 (not an error: the way out of a forward pass)
+class _AllRead(Exception):  # noqa: N818 (not an error: it leaves a forward pass)
     """Every site has been read."""
 
 
 class SiteReader:
-    """Hooks on the modules of the sites; use as a context manager, which puts them on and takes them off.
+    """Hooks on the modules of the sites; a context manager that registers and removes them.
 
-    The forward pass is left by an exception raised in the hook that reads the last site. That needs no knowledge of the
-    model: it works for every architecture and module path, computes nothing after that point, not even the rest of
-    the layer, and leaves the model as it was.
+    The hook that reads the last site raises an exception, which ends the forward pass. This works for every
+    architecture and module path, computes nothing after that point, not even the rest of the layer, and leaves the
+    model unchanged.
 
     Args:
-        model: the module that the sites' paths start from.
-        body: the part of it to call (without the head, so that no logits are ever computed).
+        model: the module that the paths of the sites start from.
+        body: the part of it to call, without the head, so that no logits are computed.
         sites: where to read.
     """
 
@@ -58,19 +58,19 @@ class SiteReader:
 
     @torch.inference_mode()
     def read(self, ids: Tensor, mask: Tensor | None, sink: Sink, positions: Tensor | None = None) -> None:
-        """Runs the model on a batch and hands every site's activations to ``sink(name, tensor)``.
+        """Runs the model on a batch and calls ``sink(name, tensor)`` with the activations of every site.
 
         The tensor is [batch, ctx, d], on the model's device and in its dtype. The sink must copy what it keeps before
-        it returns, since a model may go on to add to its residual stream in place.
+        it returns: a model may add to its residual stream in place.
 
         Args:
             ids: int64 [batch, ctx].
-            mask: [batch, ctx], 0 at padding; None where there is none.
-            positions: int64 [batch, ctx]; where they begin anew within a sequence, so does attention (`transformers`
-                takes them for packed documents when there is no mask; :func:`check_isolated` makes sure).
+            mask: [batch, ctx], 0 at padding; None if nothing is masked.
+            positions: int64 [batch, ctx]; attention starts anew wherever they start again from 0 (`transformers` reads
+                such positions as packed documents if there is no mask; :func:`check_isolated` checks it).
 
         Raises:
-            UsageError: a site is not met in a forward pass, or what passes there is not one vector for each token.
+            UsageError: the forward pass does not reach a site, or the site has no vector for each token.
         """
         self._missing = {site.name for site in self._sites}
         self._shape, self._sink = tuple(ids.shape), sink
@@ -78,9 +78,7 @@ class SiteReader:
             self._body(input_ids=ids, attention_mask=mask, **self._arguments(positions))
         except _AllRead:
             return
-        raise UsageError(
-            f"site {', '.join(sorted(self._missing))}: the model's forward pass never comes by this module"
-        )
+        raise UsageError(f"site {', '.join(sorted(self._missing))}: the model's forward pass does not call this module")
 
     def _arguments(self, positions: Tensor | None) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -107,12 +105,13 @@ class SiteReader:
         shape = None if value is None else tuple(value.shape)
         if value is None or shape is None or len(shape) != 3 or shape[:2] != self._shape:
             raise UsageError(
-                f"site {site.name}: found {'no tensor' if shape is None else f'activations of shape {shape}'} there, "
+                f"site {site.name}: found {'no tensor' if shape is None else f'activations of shape {shape}'}, "
                 f"expected one vector for each token, {(*self._shape, 'd')}",
                 hint="choose a module whose input or output is [batch, tokens, d]",
             )
         if site.name not in self._missing:
-            raise UsageError(f"site {site.name}: the forward pass comes by {site.module_path} more than once")
+            raise UsageError(f"site {site.name}: the forward pass calls {site.module_path} more than once")
+        # The site counts as read only once the sink has copied it: if the sink fails, the error is the sink's own.
         self._sink(site.name, value)
         self._missing.discard(site.name)
         if not self._missing:
@@ -120,10 +119,10 @@ class SiteReader:
 
 
 class CompiledReader(SiteReader):
-    """The same with the model compiled into one graph, for batches of one shape.
+    """A SiteReader with the model compiled into one graph, for batches of one shape.
 
-    A graph cannot be left by an exception. Instead the sites' activations are the only results of the compiled
-    function: whatever they do not need, the rest of the model included, is dead code, which the compiler drops.
+    An exception cannot leave a graph. Instead the activations of the sites are the only results of the compiled
+    function: everything else, such as the rest of the model, is dead code that the compiler removes.
     """
 
     def __init__(self, model: nn.Module, body: nn.Module, sites: Sequence[Site]) -> None:
@@ -133,7 +132,7 @@ class CompiledReader(SiteReader):
 
     @torch.inference_mode()
     def read(self, ids: Tensor, mask: Tensor | None, sink: Sink, positions: Tensor | None = None) -> None:
-        """As :meth:`SiteReader.read`; the sites must have been met by that before.
+        """As :meth:`SiteReader.read`; that must have read the sites once before.
 
         Raises:
             UsageError: the model cannot be compiled as one graph.
@@ -161,13 +160,13 @@ class CompiledReader(SiteReader):
 
 
 def check_isolated(reader: SiteReader, bos: int, vocab: int, length: int, device: torch.device) -> None:
-    """Makes sure that a document behind another one gives what it gives alone.
+    """Checks that a document behind another one has the same activations as alone.
 
     Raises:
-        UsageError: the model's attention goes across documents whatever positions it is given.
+        UsageError: the model's attention crosses documents despite the positions.
     """
     half = max(length // 2, 2)
-    pair = (torch.arange(2 * half) * 7919 + 11) % vocab
+    pair = (torch.arange(2 * half) * 7919 + 11) % vocab  # arbitrary tokens
     pair[0] = pair[half] = bos
     positions = torch.arange(half).repeat(2)
     together: dict[str, Tensor] = {}
@@ -197,10 +196,10 @@ def _into(values: dict[str, Tensor]) -> Sink:
 def check_attention(
     reader: SiteReader, body: nn.Module, bos: int, vocab: int, length: int, device: torch.device
 ) -> None:
-    """Makes sure that the model's attention path gives what its plain one (eager) gives, up to rounding.
+    """Checks the model's attention path against its plain one (eager): the same activations up to rounding.
 
     Raises:
-        UsageError: it does not; it may leave out soft-capping or a sliding window.
+        UsageError: they differ; the path may lack soft-capping or a sliding window.
     """
     chosen = getattr(body.config, "_attn_implementation", "eager")
     if chosen == "eager":
@@ -223,7 +222,7 @@ def check_attention(
 
 
 def site_widths(reader: SiteReader, ids: Tensor) -> dict[str, int]:
-    """d of every site, from one small forward pass."""
+    """Name → width d of every site, from one small forward pass."""
     widths: dict[str, int] = {}
 
     def note(name: str, value: Tensor) -> None:
@@ -235,7 +234,7 @@ def site_widths(reader: SiteReader, ids: Tensor) -> dict[str, int]:
 
 @contextmanager
 def count_flops() -> Iterator[Any]:
-    """Counts the multiply-adds of matrix products (two each); ``.get_total_flops()`` on what is yielded."""
+    """Yields a counter of the FLOP of matrix products (two for a multiply-add): ``.get_total_flops()``."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:

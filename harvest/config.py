@@ -18,10 +18,10 @@ Packing = Literal["concat", "document", "prompts"]
 Storage = Literal["bfloat16", "float32", "fp8", "int8"]
 
 _RUNTIME = frozenset({"cache_dir", "name", "device", "writers", "buffers"})
-"""Settings that say where and how the work is done. All others decide what is in the cache."""
+"""Settings of where and how the work is done. All others decide the content of the cache."""
 
 _LATER = ("storage_of", "layout", "chunk_rows")
-"""Settings that came after the first caches: left out at their defaults, so that those keep name and identity."""
+"""Settings newer than the first caches: omitted at their defaults, so that older caches keep name and identity."""
 
 
 @dataclass(frozen=True)
@@ -43,98 +43,97 @@ class HarvestConfig:
     text_column: str = "text"
     """Column (or JSON key) that holds the text."""
     domain_column: str | None = None
-    """Column that says of what kind a document is; goes into the cache's documents.jsonl."""
+    """Column with the kind of a document; recorded in the cache's documents.jsonl."""
     label_columns: tuple[str, ...] = ()
-    """Columns with labels of the documents; they go into the cache's documents.jsonl."""
+    """Columns with labels of the documents; recorded in the cache's documents.jsonl."""
     sites: tuple[str, ...] = ("layer_02.resid_mid", "layer_02.mlp_out")
     """Where activations are read: `layer_NN.KIND`, or any `module.path:in` or `module.path:out`."""
     tokens: int | None = 262_144
     """Rows to harvest (padding included), rounded up to whole sequences; null takes all of a local dataset."""
     ctx: int = 128
-    """Tokens in a sequence, the leading BOS included."""
+    """Tokens in a sequence, including the leading BOS."""
     packing: Packing = "concat"
-    """How documents fill sequences: concat joins them, document gives each sequences of its own (the rest is padding),
-    prompts one sequence each, with the row of the token it is about recorded (JSON lines of text, target, labels)."""
+    """How documents fill sequences: concat joins them, document gives each its own sequences (the rest is padding),
+    prompts one sequence each, and records the row of the target token (JSON lines of text, target, labels)."""
     cross_document_attention: bool = True
-    """Whether tokens attend to earlier documents of their sequence; false: every document begins anew, with a BOS."""
+    """Whether tokens attend to earlier documents of their sequence; false: every document starts anew with a BOS."""
     separator: Separator = "eos"
-    """What closes a document: its EOS token, or nothing."""
+    """What ends a document: an EOS token, or nothing."""
     batch_tokens: int | None = 8192
-    """Tokens in one call of the model; part of the cache's identity, since it decides how the hardware rounds. null: as
-    many as fit into memory (65,536 at most, on a CPU 8192)."""
+    """Tokens in one call of the model; part of the cache's identity, since it affects how the hardware rounds. null: as
+    many as fit into memory (at most 65,536, on a CPU 8192)."""
     dtype: Dtype = "auto"
-    """What the model computes in; auto is the checkpoint's own dtype on CUDA and float32 on a CPU."""
+    """Dtype of the model; auto is the checkpoint's own on CUDA and float32 on a CPU."""
     attention: Attention = "auto"
-    """Attention code path; auto is eager where attention logits are soft-capped (Gemma-2), else the model's default.
-    Every path is held against eager before the harvest begins."""
+    """Attention code path; auto is eager if attention logits are soft-capped (Gemma-2), else the model's default.
+    Every path is checked against eager before the harvest begins."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the cut model (torch.compile, one graph); auto does so on CUDA for the families with named sites. Takes a
-    minute at the start, so it pays for long harvests only."""
+    minute at the start, so it pays off in long harvests only."""
     storage: Storage = "bfloat16"
-    """What the activations are stored as; fp8 and int8 take half of bfloat16 (a byte for each number, a scale for each
-    row), at an error that docs/harvest.md measures."""
+    """Number format of the stored activations; fp8 and int8 take half the space of bfloat16 (a byte for each number, a
+    scale for each row), with the error that docs/harvest.md measures."""
     storage_of: dict[str, Storage] = field(default_factory=dict)
-    """Site → storage, for sites that are not to be stored as `storage` says."""
+    """Site → storage, for sites that differ from `storage`."""
     layout: Literal["chunked", "sharded"] = "chunked"
-    """chunked: a shard is one Zarr chunk. sharded: it is one file of Zarr's sharding codec with chunks of `chunk_rows`,
-    for programs that read a few rows at a time through Zarr. Training reads both alike."""
+    """chunked: a shard is one Zarr chunk. sharded: a shard is one file of Zarr's sharding codec with chunks of
+    `chunk_rows`, for programs that read a few rows at a time through Zarr. Training reads both alike."""
     chunk_rows: int = 0
-    """Rows of a chunk of the sharded layout, whole sequences; 0 takes as many as fit into 1024 rows and divide a
-    shard."""
+    """Rows of a chunk in the sharded layout, whole sequences; 0: as many as fit into 1024 rows and divide a shard."""
     shard_rows: int = 0
-    """Rows of a shard, whole sequences; 0 takes as many as fit into 8192 rows."""
+    """Rows of a shard, whole sequences; 0: as many as fit into 8192 rows."""
     cache_dir: Path = Path("cache")
     """Folder that holds the caches."""
     name: str | None = None
     """Name of this cache; null is <model>-<sites>-<hash of these settings>."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`; auto is CUDA where there is a device."""
+    """`cpu`, `cuda`, `cuda:1`; auto is CUDA if available, else the CPU."""
     writers: int = 2
     """Threads that write shards while the model computes the next ones."""
     buffers: int = 4
-    """Batches (at least one shard each) that may wait for the disk before the model does; bounds the host memory."""
+    """Batches (at least one shard each) that may wait for the disk before the model waits; limits host memory."""
 
     def __post_init__(self) -> None:
         if not self.sites:
-            raise ValueError("sites: name at least one, such as layer_02.resid_mid")
+            raise ValueError("sites: expected at least one, such as layer_02.resid_mid")
         if len(set(self.sites)) != len(self.sites):
-            raise ValueError(f"sites: one is named twice in {', '.join(self.sites)}")
+            raise ValueError(f"sites: a site is given twice: {', '.join(self.sites)}")
         if self.ctx < 2:
-            raise ValueError(f"ctx: a sequence is BOS and at least one token, found {self.ctx}")
+            raise ValueError(f"ctx: expected at least 2 (BOS and a token), found {self.ctx}")
         if self.tokens is not None and self.tokens < 1:
-            raise ValueError(f"tokens: at least 1 (null for all of a local dataset), found {self.tokens}")
+            raise ValueError(f"tokens: expected at least 1 (null for all of a local dataset), found {self.tokens}")
         if unknown := sorted(set(self.storage_of) - set(self.sites)):
-            raise ValueError(f"storage_of: {', '.join(unknown)} is not among the sites {', '.join(self.sites)}")
+            raise ValueError(f"storage_of: {', '.join(unknown)} not found in the sites {', '.join(self.sites)}")
         if self.chunk_rows and self.layout != "sharded":
-            raise ValueError(f"chunk_rows: {self.chunk_rows} is for layout: sharded, found layout: {self.layout}")
+            raise ValueError(f"chunk_rows: {self.chunk_rows} needs layout: sharded, found layout: {self.layout}")
         if self.chunk_rows < 0 or self.chunk_rows % self.ctx:
-            raise ValueError(f"chunk_rows: whole sequences of ctx {self.ctx}, found {self.chunk_rows}")
+            raise ValueError(f"chunk_rows: expected a multiple of ctx = {self.ctx}, found {self.chunk_rows}")
         if self.chunk_rows and self.shard_rows % self.chunk_rows:
-            raise ValueError(f"chunk_rows: a shard of {self.shard_rows} rows is not whole chunks of {self.chunk_rows}")
+            raise ValueError(f"chunk_rows: a shard of {self.shard_rows} rows is no multiple of {self.chunk_rows}")
         if self.shard_rows < 0 or self.shard_rows % self.ctx:
-            raise ValueError(f"shard_rows: whole sequences of ctx {self.ctx}, found {self.shard_rows}")
+            raise ValueError(f"shard_rows: expected a multiple of ctx = {self.ctx}, found {self.shard_rows}")
         for name in ("batch_tokens", "writers", "buffers"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}: at least 1, found {getattr(self, name)}")
+                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"device: auto, cpu, cuda or cuda:N, found {self.device!r}")
+            raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, found {self.device!r}")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", self.name):
-            raise ValueError(f"name: letters, digits and . _ + - only, found {self.name!r}")
+            raise ValueError(f"name: expected only letters, digits and . _ + -, found {self.name!r}")
 
     def storage_at(self, site: str) -> Storage:
-        """What a site is stored as."""
+        """Number format of a site's stored activations."""
         return self.storage_of.get(site, self.storage)
 
 
 def content_settings(config: HarvestConfig) -> dict[str, Any]:
-    """The settings that decide what is in the cache, as plain JSON-able values."""
+    """The settings that decide the content of the cache, as plain JSON values."""
     settings = {key: value for key, value in to_dict(config).items() if key not in _RUNTIME}
     untouched = to_dict(HarvestConfig())
     return {key: value for key, value in settings.items() if key not in _LATER or value != untouched[key]}
 
 
 def cache_path(config: HarvestConfig) -> Path:
-    """Where this config's cache lies or will lie. Loads no model.
+    """Folder of this config's cache, whether it exists or not. Loads no model.
 
     Raises:
         UsageError: a site's name is malformed.
@@ -142,7 +141,7 @@ def cache_path(config: HarvestConfig) -> Path:
     if config.name is not None:
         return config.cache_dir / config.name
     settings = content_settings(config)
-    if config.dataset == "demo":  # another Python carries another text
+    if config.dataset == "demo":  # another Python version has other text
         settings["python"] = platform.python_version()
     parts = [_slug(Path(config.model).name or config.model), _sites_slug(config.sites)]
     return config.cache_dir / f"{'-'.join(parts)}-{identity(settings)[:8]}"

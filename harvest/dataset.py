@@ -18,9 +18,9 @@ class Dataset:
     """A dataset.
 
     Attributes:
-        documents: starts an iteration over it; every one gives the same documents in the same order.
-        identity: what tells this dataset from a later version of it; part of the cache's identity.
-        bytes: size of a local dataset as it lies on the disk, None on the hub.
+        documents: starts an iteration; each one gives the same documents in the same order.
+        identity: changes with the content of the dataset; part of the cache's identity.
+        bytes: size of a local dataset on disk, None for one on the hub.
     """
 
     documents: Callable[[], Iterable[Document]]
@@ -29,10 +29,10 @@ class Dataset:
 
 
 def open_dataset(config: HarvestConfig) -> Dataset:
-    """Finds the dataset; reads no document yet.
+    """Finds the dataset and reads no document.
 
     Raises:
-        UsageError: it does not exist, or ``tokens: null`` is asked of a hub dataset.
+        UsageError: it was not found, or ``tokens: null`` is set for a hub dataset.
     """
     if config.dataset == "demo":
         from .demo import corpus
@@ -47,7 +47,7 @@ def open_dataset(config: HarvestConfig) -> Dataset:
     is_a_path = config.dataset.startswith((".", "/", "~")) or config.dataset.count("/") > 1
     if is_a_path or local.is_data_file(path):
         raise UsageError(
-            f"harvest.dataset: {config.dataset} does not exist", hint="demo, a local file or folder, or a hub dataset"
+            f"harvest.dataset: not found: {config.dataset}", hint="give demo, a local file or folder, or a hub dataset"
         )
     if config.tokens is None:
         raise UsageError(
@@ -59,5 +59,5 @@ def open_dataset(config: HarvestConfig) -> Dataset:
 
 
 def columns_of(config: HarvestConfig) -> Columns:
-    """The columns that the settings name."""
+    """The columns of the settings."""
     return Columns(config.text_column, config.domain_column, config.label_columns, config.packing == "prompts")

@@ -1,4 +1,4 @@
-"""From host memory onto the disk, behind the model's back."""
+"""Writing activations from host memory to disk while the model computes the next ones."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from .stages import Stages
 
 
 class Disk:
-    """Buffers in host memory and the threads that empty them onto the disk.
+    """Buffers in host memory and the threads that write them to disk.
 
-    There are only so many buffers: when the disk is slower than the model, the model waits for one, and memory does not
-    grow.
+    Back-pressure: there are `harvest.buffers` buffers, and each is either in the queue of free ones, being filled, or
+    owned by one pending write. If the disk is slower than the model, :meth:`buffer` waits for a free one, so memory
+    does not grow.
     """
 
     def __init__(self, job: Job, shapes: Layout, writer: CacheWriter, progress: Progress, stages: Stages) -> None:
@@ -36,7 +37,7 @@ class Disk:
         self._free: queue.SimpleQueue[dict[str, Tensor] | None] = queue.SimpleQueue()
         self._rows, self._sites = job.unit_shards * shapes.shard_rows, shapes.sites
         for _ in range(job.config.buffers):
-            self._free.put(None)  # made when first needed: a small harvest needs few
+            self._free.put(None)  # a token for a buffer that is allocated when first needed: a small harvest needs few
         self._pool = ThreadPoolExecutor(job.config.writers, thread_name_prefix="write")
         self._pending: deque[Future[None]] = deque()
         self._handed_over = False
@@ -51,9 +52,12 @@ class Disk:
 
     @contextmanager
     def buffer(self) -> Iterator[dict[str, Tensor]]:
-        """A buffer to fill; goes back by itself unless it was handed to :meth:`write`."""
+        """A buffer to fill. Returns to the free ones at the end of the block, unless :meth:`write` took it over.
+
+        Raises the error of an earlier write, if there was one.
+        """
         with self._stages.of("write"):
-            buffer = self._free.get()
+            buffer = self._free.get()  # a failed write frees its buffer too, so this never waits forever
         self._raise_failures()
         if buffer is None:
             buffer = self._make()
@@ -65,10 +69,11 @@ class Disk:
                 self._free.put(buffer)
 
     def write(self, block: Block, shards: list[tuple[int, slice]], buffer: dict[str, Tensor], arrived: Any) -> None:
-        """Writes these shards of the unit in the background, once the copies into the buffer have arrived.
+        """Writes these shards of the unit in the background, once the copies into the buffer are complete.
 
         Args:
-            arrived: a CUDA event after which they have; None where they already have.
+            shards: number of each shard, and its place in the block.
+            arrived: a CUDA event that follows the copies; None if they are complete already.
         """
         self._pending.append(self._pool.submit(self._write, block, shards, buffer, arrived))
         self._handed_over = True
@@ -104,7 +109,7 @@ class Disk:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # What is computed is written, also after Ctrl-C; only when writing itself fails is the rest given up.
+        # Computed shards are written even after Ctrl-C; any other error cancels the writes that have not begun.
         failed = kind is not None and not issubclass(kind, KeyboardInterrupt)
         with self._stages.of("write"):
             self._pool.shutdown(wait=True, cancel_futures=failed)

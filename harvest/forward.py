@@ -1,4 +1,4 @@
-"""Sequences through the model, activations into host buffers: on a GPU the copies run beside the computation."""
+"""Runs sequences through the model and copies activations into host buffers; on a GPU both happen at once."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Forward:
     """Runs units of sequences through a model, a batch at a time.
 
     Args:
-        job: settles the sizes, the device, and what the model must be told besides the tokens.
-        reader: eager or compiled; entered.
-        stages: where the time is counted.
+        job: sizes, device, and whether the model needs a mask or positions.
+        reader: eager or compiled; entered already.
+        stages: counts the time.
     """
 
     def __init__(self, job: Job, reader: SiteReader, stages: Stages) -> None:
@@ -33,7 +33,7 @@ class Forward:
         self._last: tuple[Any, Any] | None = None
 
     def warm_up(self) -> None:
-        """One batch that nobody keeps: compiles a model that is compiled, and fills the caches of the rest."""
+        """Runs one batch and drops the result: compiles the model if it is to be compiled, and warms up the device."""
         ids = np.full((self._job.batch_seqs, self._job.config.ctx), self._job.specials.bos, np.int32)
         zeros = np.zeros_like(ids)
         block = Block(ids, zeros.astype(np.uint32), zeros.astype(np.uint16), zeros.astype(np.uint8))
@@ -42,10 +42,10 @@ class Forward:
             torch.cuda.synchronize(self._device)
 
     def compute(self, block: Block, buffer: dict[str, Tensor]) -> Any:
-        """Runs the model on every batch of a unit; the activations arrive in the buffer.
+        """Runs the model on every batch of a unit and copies the activations into the buffer.
 
         Returns:
-            On CUDA an event after which they have arrived; None where they already have.
+            On CUDA an event that follows the copies; None on a CPU, where they are complete.
         """
         with self._stages.of("forward"):
             row = 0
@@ -60,7 +60,7 @@ class Forward:
         return self._queue(done) if self._cuda else None
 
     def _run(self, batch: Block, sink: Any) -> None:
-        """One call of the model. A compiled one gets whole batches only: another shape would be another graph."""
+        """One call of the model. A compiled model gets whole batches only: another shape would be another graph."""
         job, n = self._job, len(batch)
         missing = job.batch_seqs - n if job.compiled else 0
         ids = self._to_device(batch.tokens.astype(np.int64), missing, job.specials.pad)
@@ -78,14 +78,16 @@ class Forward:
         return tensor.pin_memory().to(self._device, non_blocking=True) if self._cuda else tensor
 
     def _keep(self, target: Tensor, value: Tensor) -> None:
-        """Copies [batch, ctx, d] into rows of a host buffer, rounding to what is stored."""
+        """Copies [batch, ctx, d] into rows of a host buffer, rounding to its dtype."""
         flat = value.reshape(-1, value.shape[-1])
         if not self._cuda:
             started = time.perf_counter()
             target.copy_(flat)
             self._copying += time.perf_counter() - started
             return
-        # A copy of its own: the model may go on to change the original, and half the bytes cross the bus.
+        # Copied on the device first: the model may change the original in place, and after rounding to the stored dtype
+        # fewer bytes cross the bus. The side stream waits for that copy only, so the transfer runs beside the model;
+        # record_stream keeps the allocator from reusing `staged` before the transfer has read it.
         staged = flat.to(target.dtype, copy=True)
         ready = torch.cuda.current_stream(self._device).record_event()
         with torch.cuda.stream(self._side):
@@ -94,7 +96,7 @@ class Forward:
             staged.record_stream(self._side)
 
     def _queue(self, done: Any) -> Any:
-        """Lets the device run one unit ahead of the loop, no more; the wait for the unit before tells what is slow."""
+        """Lets the device run one unit ahead of the loop: waits for the unit before, counting what it waits for."""
         arrived = self._side.record_event()
         if self._last is not None:
             with self._stages.of("forward"):

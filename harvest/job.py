@@ -1,4 +1,4 @@
-"""A harvest's inputs, found and checked: no weights loaded and no document read."""
+"""The inputs of a harvest, found and checked, and the arithmetic of its batches, units and shards."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """A harvest's inputs, found and checked; no weights loaded and no document read.
+    """The inputs of a harvest, found and checked; no weights loaded and no document read.
 
-    ``batch_tokens`` is the setting, or where that is null what the cache was begun with, else an estimate.
+    A *batch* is one call of the model, a *shard* one file of each site, a *unit* the shards that are computed
+    together: as many as one batch fills, at least one. Either a unit is one shard of several batches, or one batch of
+    several shards, so a batch never mixes units and a shard's values do not depend on which others are computed.
+
+    ``batch_tokens`` is the setting; if that is null, the number recorded in the cache, or else an estimate.
     """
 
     config: HarvestConfig
@@ -36,46 +40,44 @@ class Job:
 
     @property
     def compiled(self) -> bool:
-        """The model is compiled."""
+        """Whether the model is compiled."""
         if self.config.compile == "auto":
             return self.checkpoint.device.type == "cuda" and self.checkpoint.model_type in FAMILIES
         return self.config.compile == "on"
 
     @property
     def masked(self) -> bool:
-        """Padding must be hidden from the model: causal attention never looks at what comes after, other kinds do."""
+        """Whether padding must be masked: causal attention never sees what comes after a token, other kinds do."""
         config = self.checkpoint.config.get_text_config()
         both_ways = getattr(config, "use_bidirectional_attention", False)
         return bool(both_ways) or self.checkpoint.model_type not in FAMILIES
 
     @property
     def isolated(self) -> bool:
-        """Documents share sequences, and must not see one another."""
+        """Whether documents share sequences and must not attend to one another."""
         return self.config.packing == "concat" and not self.config.cross_document_attention
 
     @property
     def seqs_per_shard(self) -> int:
+        """Sequences of a whole shard."""
         rows = self.config.shard_rows or default_shard_rows(self.config.ctx)
         return rows // self.config.ctx
 
     @property
     def unit_shards(self) -> int:
-        """Shards that are computed together: as many as one call of the model takes, at least one.
-
-        A call never mixes sequences of two units, so a shard's bits do not depend on which other shards are computed.
-        """
+        """Shards in a unit: as many as one batch fills, at least one."""
         return max(1, self.batch_seqs // self.seqs_per_shard)
 
     @property
     def batch_seqs(self) -> int:
-        """Sequences in one call: a part of a shard, or a whole number of shards."""
+        """Sequences in a batch: at most a shard, or rounded down to whole shards."""
         wanted = max(1, self.batch_tokens // self.config.ctx)
         if wanted >= self.seqs_per_shard:
             return wanted // self.seqs_per_shard * self.seqs_per_shard
         return wanted
 
     def blocks(self) -> Iterator[Block]:
-        """All sequences of the dataset up to the budget, a unit of shards at a time."""
+        """All sequences of the dataset up to the budget, one unit at a time."""
         config, specials = self.config, self.specials
         left = None if config.tokens is None else self.wanted_sequences
         prompts = config.packing == "prompts"
@@ -102,16 +104,16 @@ class Job:
 
     @functools.cached_property
     def wanted_sequences(self) -> int:
-        """Sequences that the budget asks for; the dataset may hold fewer."""
+        """Sequences of the budget; the dataset may hold fewer."""
         if self.config.tokens is None:
             return self.count_sequences()
         return -(-self.config.tokens // self.config.ctx)
 
     def count_sequences(self) -> int:
-        """Sequences that the dataset fills, up to the budget: reads and tokenises it.
+        """Sequences that the dataset fills, at most the budget; reads and tokenises it.
 
         Raises:
-            UsageError: it holds no text at all.
+            UsageError: the dataset holds no text.
         """
         count = sum(len(block) for block in self.blocks())
         if not count:
@@ -120,6 +122,7 @@ class Job:
 
 
 def empty_dataset(config: HarvestConfig) -> UsageError:
+    """The error for a dataset without text."""
     return UsageError(
         f"harvest.dataset: {config.dataset} holds no text (column {config.text_column!r})",
         hint="check the dataset, its split and harvest.text_column",

@@ -1,4 +1,4 @@
-"""Loading a checkpoint: local or from the hub, safetensors only, never any code that comes with it."""
+"""Loading a checkpoint, local or from the hub: safetensors only, and never the code in it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ DEMO_MODEL = Path(__file__).parent / "demo" / "model"
 
 @dataclass(frozen=True)
 class ModelCheckpoint:
-    """A model as it was found, before any weight is read.
+    """A language model found on disk or on the hub, before any weight is read.
 
     Attributes:
-        source: what `from_pretrained` is given: a folder or a hub name.
+        source: argument of `from_pretrained`: a folder or a hub name.
         config: the checkpoint's own configuration.
         causal: loaded by ``AutoModelForCausalLM`` (so that module paths read ``model.layers.…``), else ``AutoModel``.
-        device, dtype, attention: what the settings resolve to.
+        device, dtype, attention: resolved from the settings.
         revision: commit of a hub model, None for a folder.
     """
 
@@ -65,7 +65,7 @@ def find_checkpoint(config: HarvestConfig) -> ModelCheckpoint:
     """Reads the checkpoint's configuration and settles device, dtype and attention.
 
     Raises:
-        UsageError: no such model, a device that is not there, or a context that the model does not reach.
+        UsageError: the model or the device was not found, or ctx is longer than the model's context.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -78,7 +78,7 @@ def find_checkpoint(config: HarvestConfig) -> ModelCheckpoint:
     longest = getattr(found.get_text_config(), "max_position_embeddings", None)
     if longest is not None and config.ctx > longest:
         raise UsageError(
-            f"harvest.ctx: found {config.ctx}, but {config.model} was made for at most {longest} tokens",
+            f"harvest.ctx: found {config.ctx}, but {config.model} takes at most {longest} tokens",
             hint=f"--set harvest.ctx={longest}",
         )
     device = _device(config.device)
@@ -98,7 +98,7 @@ def load_model(checkpoint: ModelCheckpoint, name: str) -> nn.Module:
 
     Raises:
         UsageError: the weights cannot be loaded (not safetensors, an attention path the model lacks, …).
-        DataError: the checkpoint lacks weights of the model it says it is; they would be random numbers.
+        DataError: the checkpoint lacks weights of its model class; they would be random numbers.
     """
     with _explained(name), _without_progress_bar():
         model, info = _auto_class(checkpoint).from_pretrained(
@@ -130,10 +130,10 @@ def empty_model(checkpoint: ModelCheckpoint) -> nn.Module:
 
 
 def drop_later_layers(model: nn.Module, model_type: str, sites: Iterable[Site]) -> None:
-    """Removes the layers above the last one that a site needs, so that they never take memory on the device.
+    """Removes the layers above the last one with a site, so that they take no memory on the device.
 
-    Without a table of sites for the family, or with a site given by module path, every layer stays: then it is only the
-    stop in :mod:`harvest.capture` that keeps them from being computed.
+    Keeps every layer if the family has no table of sites, or if a site is given by module path: then only the end
+    of the forward pass in capture.py keeps the later ones from being computed.
     """
     layers = [site.layer for site in sites]
     if model_type in FAMILIES and None not in layers:
@@ -142,7 +142,7 @@ def drop_later_layers(model: nn.Module, model_type: str, sites: Iterable[Site]) 
 
 
 def body_of(model: nn.Module) -> nn.Module:
-    """The model without its head: what has to be called to meet every site, and all that goes to the device."""
+    """The model without its head: calling it reaches every site, and only it goes to the device."""
     body: nn.Module = model.base_model  # type: ignore[assignment]
     return body
 
@@ -151,8 +151,8 @@ def load_tokenizer(checkpoint: ModelCheckpoint, name: str) -> PreTrainedTokenize
     """The checkpoint's tokenizer.
 
     Raises:
-        UsageError: there is none; it is not of the kind that is one tokenizer.json, which a cache carries so that its
-            tokens can be read as text; or it can produce ids that the model has no embedding for.
+        UsageError: it was not found; it cannot be saved as one tokenizer.json, which turns the tokens of a
+            cache into text; or it has more entries than the model has embeddings.
     """
     from transformers import AutoTokenizer
 
@@ -172,7 +172,7 @@ def load_tokenizer(checkpoint: ModelCheckpoint, name: str) -> PreTrainedTokenize
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase, name: str, separator: str) -> Specials:
-    """Raises UsageError when the tokenizer has nothing to begin a sequence with, or no EOS where one is asked for."""
+    """The ids that packing needs. Raises UsageError without a token to begin a sequence, or without a required EOS."""
     candidates = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id)
     bos = next((token for token in candidates if token is not None), None)
     if bos is None:
@@ -203,10 +203,12 @@ def _source(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UsageError(f"harvest.model: {path} has no config.json; expected a transformers checkpoint")
+            raise UsageError(f"harvest.model: no config.json in {path}; expected a transformers checkpoint")
         return str(path)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UsageError(f"harvest.model: {name} is not a folder", hint="demo, a checkpoint's folder, or a hub name")
+        raise UsageError(
+            f"harvest.model: folder not found: {name}", hint="give demo, a checkpoint's folder, or a hub name"
+        )
     return name
 
 
@@ -251,7 +253,7 @@ def _auto_class(checkpoint: ModelCheckpoint) -> Any:
 
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:
-    """Reading weights takes a moment; the harvest has a progress display of its own."""
+    """Hides the progress bar of `transformers`; the harvest has its own."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -265,7 +267,7 @@ def _without_progress_bar() -> Iterator[None]:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turns what `from_pretrained` raises into an error that names the model."""
+    """Turns the errors of `from_pretrained` into a UsageError that names the model."""
     try:
         yield
     except PipelineError:

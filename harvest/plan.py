@@ -1,4 +1,4 @@
-"""What a harvest would do, in numbers, before it does anything."""
+"""The plan of a harvest for `--dry-run`: shapes, bytes, memory and cost, without writing anything."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .config import HarvestConfig, cache_path
 from .job import Job
 from .prepare import cost, identity_of, layout, prepare
 
-_SURELY_ENOUGH = 32  # bytes of text for each token asked for, above which a local dataset is not counted in a dry run
+_SURELY_ENOUGH = 32  # bytes of text per token of the budget; a larger local dataset is not counted in a dry run
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,21 @@ class HarvestPlan:
     """The arithmetic of a harvest.
 
     Attributes:
-        path: where the cache lies or will lie.
+        path: folder of the cache, whether it exists or not.
         layout: shapes, and with them the exact bytes.
-        counted: the dataset was read to count its sequences; if not, it is taken to hold as many as were asked for.
-        committed: shards that are there already.
-        complete: the cache is finished; there is nothing to do.
-        conflicts: fields in which the cache that lies there differs from this config; a harvest would be refused.
-        bytes_to_write: of the chunk files that are not there yet.
-        grows: the cache that lies there is finished, and this harvest adds sequences or sites to it.
+        counted: the dataset was read to count its sequences; if not, the plan assumes that it fills the budget.
+        committed: shards already in the cache.
+        complete: the cache is finished; nothing is left to do.
+        conflicts: fields in which the existing cache differs from this config; a harvest would fail.
+        bytes_to_write: of the missing chunk files.
+        grows: the existing cache is finished, and this harvest adds sequences or sites to it.
         free_disk: bytes.
         parameters: of the whole model.
-        model_bytes: weights on the device: without the head and without the layers above the last one needed.
-        buffer_bytes: host memory that waits for the disk at most.
+        model_bytes: weights on the device: excluding the head and the layers above the last site.
+        buffer_bytes: host memory of the buffers between model and disk, at most.
         flops_share: matrix products of the cut forward pass as a share of those of the whole model with logits.
         flops_per_token: of the cut forward pass.
-        device, dtype, attention: what the model runs on and computes in.
+        device, dtype, attention: of the model.
         sequences_per_call: sequences in one call of the model; with `batch_tokens: null`, at most.
         compiled: whether the model will be compiled.
     """
@@ -110,12 +110,14 @@ class HarvestPlan:
             f"  {site.name:<24} {site.storage} [{shapes.n_rows:,}, {site.width}]  {site.module_path}:{site.io}"
             for site in shapes.sites
         ]
-        state = "complete" if self.complete else f"{self.committed} of {shapes.n_shards} shards are there"
+        state = "complete" if self.complete else f"{self.committed} of {shapes.n_shards} shards committed"
         if self.grows:
             state = f"grows; {state}"
         if self.conflicts:
-            state = "REFUSED: it holds a cache of another config\n" + "\n".join(f"  {line}" for line in self.conflicts)
-        known = "" if self.counted else ", if the dataset holds as many"
+            state = "CONFLICT: the folder holds a cache with different settings\n" + "\n".join(
+                f"  {line}" for line in self.conflicts
+            )
+        known = "" if self.counted else ", if the dataset has enough text"
         calls = f"{self.sequences_per_call} sequences a call" + (", compiled" if self.compiled else "")
         chunks = f", in chunks of {shapes.chunk_rows:,}" if shapes.chunk_rows else ""
         short = "" if self.bytes_to_write <= self.free_disk else "  NOT ENOUGH"
@@ -136,10 +138,10 @@ class HarvestPlan:
 
 
 def plan(config: HarvestConfig) -> HarvestPlan:
-    """Settles everything about a harvest and writes nothing. Reads no weights; reads a local dataset to count it.
+    """Plans a harvest and writes nothing. Reads no weights; reads a local dataset to count its sequences.
 
     Raises:
-        UsageError: the model, the dataset, a site or the device is not there.
+        UsageError: the model, the dataset, a site or the device was not found.
     """
     job = prepare(config)
     sites, widths, price = cost(job)
@@ -182,7 +184,7 @@ def plan(config: HarvestConfig) -> HarvestPlan:
 
 
 def free_disk(path: Path) -> int:
-    """Bytes free where ``path`` lies or will lie."""
+    """Free bytes on the disk of ``path``, which need not exist."""
     existing = path.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -199,14 +201,14 @@ def buffer_bytes(job: Job, shapes: Layout) -> int:
 def may_grow(config: HarvestConfig) -> tuple[str, ...]:
     """The settings in which a finished cache may differ from this config, and grow.
 
-    Not the tokens of a prompt set: its sequences are its prompts, one for each.
+    A prompt set cannot grow by tokens: it has one sequence for each prompt.
     """
     sites = ("harvest.sites", "harvest.storage_of")
     return sites if config.packing == "prompts" else (*sites, "harvest.tokens")
 
 
 def _count(job: Job) -> int | None:
-    """Sequences that the dataset fills up to the budget; None when counting would take long and matter little."""
+    """Sequences that the dataset fills, at most the budget; None if counting would take long and matter little."""
     if job.config.tokens is not None:
         if job.dataset.bytes is None:
             return None

@@ -1,14 +1,15 @@
-"""What a harvest will be, settled before any weight is read: shapes, identity, the model's cost."""
+"""Settled before any weight is read: the inputs, shapes and identity of a harvest, and the model's cost."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..shared.cache import Layout, SiteSpec
 from ..shared.cache.format import default_chunk_rows
+from .batch_size import estimate, recorded
 from .capture import SiteReader, count_flops, site_widths
 from .config import HarvestConfig, Storage, cache_path, content_settings
 from .dataset import open_dataset
@@ -25,27 +26,22 @@ from .model import (
 from .site_names import Site
 from .sites import resolve_sites
 
-if TYPE_CHECKING:
-    pass
-
 _PROBE_TOKENS = 8
 
 
 def prepare(config: HarvestConfig) -> Job:
-    """Finds the model and the dataset. Raises UsageError for whatever is not there."""
+    """Finds the model and the dataset. Raises UsageError if one of them was not found or does not fit the settings."""
     checkpoint = find_checkpoint(config)
     tokenizer = load_tokenizer(checkpoint, config.model)
     specials = special_tokens(tokenizer, config.model, config.separator)
     job = Job(config, checkpoint, tokenizer, specials, open_dataset(config), config.batch_tokens or config.ctx)
     if config.batch_tokens is None:
-        from .batch_size import estimate, recorded
-
         job = replace(job, batch_tokens=recorded(cache_path(config), config.ctx) or estimate(job))
     return job
 
 
 def layout(job: Job, sites: list[Site], widths: dict[str, int], counted: int | None = None) -> Layout:
-    """The shapes of the cache: of as many sequences as were asked for, or as were counted."""
+    """The shapes of the cache: with `counted` sequences, or those of the budget."""
     config = job.config
     specs = tuple(_spec(site, widths[site.name], config.storage_at(site.name)) for site in sites)
     shard_rows, chunk_rows = job.seqs_per_shard * config.ctx, 0
@@ -62,7 +58,7 @@ def _spec(site: Site, width: int, storage: Storage) -> SiteSpec:
 
 
 def identity_of(job: Job) -> dict[str, Any]:
-    """Everything that decides the bits of the cache: the settings that do, and what they resolved to."""
+    """Everything that decides the bytes of the cache: the settings that do, and the values they resolve to."""
     checkpoint, specials = job.checkpoint, job.specials
     return {
         "harvest": content_settings(job.config),
@@ -85,11 +81,13 @@ def identity_of(job: Job) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Attributes:
-    parameters: of the whole model.
-    kept_bytes: weights that go to the device: no head, no later layer.
-    flops_share: matrix products of the cut forward ÷ those of the full one with logits.
-    flops_per_token: of the cut forward.
+    """The cost of the model.
+
+    Attributes:
+        parameters: of the whole model.
+        kept_bytes: weights on the device, excluding the head and the layers above the last site.
+        flops_share: FLOP of the cut forward pass ÷ those of the full one with logits.
+        flops_per_token: of the cut forward pass.
     """
 
     parameters: int
@@ -99,7 +97,7 @@ class ModelCost:
 
 
 def cost(job: Job) -> tuple[list[Site], dict[str, int], ModelCost]:
-    """The sites, their widths, and what the model will take, from a model without weights."""
+    """The sites, their widths, and the model's cost, from a model without weights."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
@@ -120,5 +118,5 @@ def cost(job: Job) -> tuple[list[Site], dict[str, int], ModelCost]:
 
 
 def probe_ids(job: Job) -> torch.Tensor:
-    """A short sequence of any tokens, [1, n]."""
+    """A short sequence of BOS tokens, [1, n]."""
     return torch.full((1, min(_PROBE_TOKENS, job.config.ctx)), job.specials.bos, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""The harvest: tokenise ahead, run the cut model, write behind; whatever stops it, the next run goes on from there."""
+"""The harvest: tokenise ahead, run the cut model, write behind. After any interruption the next run resumes."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ from .units import Unit, dataset_units, stored_units
 _PROBE_LENGTH = 32
 
 TOKENIZER = "tokenizer/tokenizer.json"
-"""The tokenizer's file in a cache, so that tokens can be read as text without the model."""
+"""File of the tokenizer in a cache: it turns tokens into text without the model."""
 
 
 @dataclass(frozen=True)
 class HarvestResult:
-    """What a harvest left.
+    """The result of a harvest.
 
     Attributes:
         path: the complete cache.
         n_sequences, ctx, n_tokens: its size; tokens are rows that are not padding.
         bytes: of its chunk files.
-        shards, shards_written: in all, and by this run.
+        shards, shards_written: in total, and by this run.
         tokens_run: rows that this run put through the model.
         seconds: of this run, loading included.
-        tokens_per_second: of this run, from the first batch to the last commit; 0.0 when there was nothing to do.
+        tokens_per_second: of this run, from the first batch to the last commit; 0.0 if nothing was missing.
         stages: share of that time in which the run waited for each stage (harvest.stages).
     """
 
@@ -77,21 +77,21 @@ class HarvestResult:
             f"{self.shards_written} of {count(self.shards, 'shard')} in {duration(self.seconds)}, loading included; "
             f"{si(self.tokens_per_second)} rows/s from the first batch on"
             if self.shards_written
-            else "it was complete already"
+            else "complete already"
         )
         return f"{self.path}: {self.n_tokens:,} tokens, {size(self.bytes)} of chunk files ({done})"
 
 
 def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestResult:
-    """Writes the cache that the config describes, or what is missing of it.
+    """Writes the cache that the config describes, or its missing parts.
 
-    Interrupted or killed at any moment, the next call with the same config computes the shards that have no commit and
-    leaves the same bytes as an uninterrupted run. A finished cache of the same name grows where the config asks for
-    more tokens or further sites and is the same otherwise.
+    After an interruption or a kill at any moment, the next call with the same config computes the shards without a
+    commit; the files are bit-identical to an uninterrupted run. A finished cache grows if the config has more tokens or
+    further sites and is the same otherwise.
 
     Raises:
-        UsageError: the model, the dataset, a site or the device is not there.
-        DataError: the folder holds a cache of another config, or the dataset has changed since.
+        UsageError: the model, the dataset, a site or the device was not found.
+        DataError: the folder holds a cache with different settings, or the dataset has changed since.
         PipelineError: the disk is full or too small.
     """
     console = console or Console(quiet=True)
@@ -110,7 +110,7 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
     shapes = layout(job, sites, widths)
     with CacheWriter.create(path, shapes, identity_of(job), provenance(), may_grow=may_grow(config)) as writer:
         _keep_tokenizer(path, job)
-        # of a cache that grows by sites, only those are computed
+        # in a cache that grows by sites, only the new ones are computed
         wanted = {name for shard in writer.missing_shards() for name in writer.missing_sites(shard)}
         with reader_class(model, body, [site for site in sites if site.name in wanted] or sites) as reader:
             work = _Work(job, reader, writer, console)
@@ -134,7 +134,7 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
 
 
 def _settled(job: Job, probe: SiteReader, body: nn.Module, path: Path) -> Job:
-    """Checks what only the loaded model can tell, and with it settles the size of a batch."""
+    """The job after the checks that need the loaded model, with the size of a batch settled."""
     device, bos = job.checkpoint.device, job.specials.bos
     vocab, length = int(job.checkpoint.config.get_text_config().vocab_size), min(job.config.ctx, _PROBE_LENGTH)
     check_attention(probe, body, bos, vocab, length, device)
@@ -155,7 +155,7 @@ def _keep_tokenizer(path: Path, job: Job) -> None:
 
 
 class _Work:
-    """The loop, with what it counts."""
+    """The loop of a harvest, with its counts."""
 
     def __init__(self, job: Job, reader: SiteReader, writer: CacheWriter, console: Console) -> None:
         self.job, self.reader, self.writer, self.console = job, reader, writer, console
@@ -165,7 +165,11 @@ class _Work:
         self.stages = Stages()
 
     def run(self) -> None:
-        """Computes and writes every missing shard, then finishes the cache."""
+        """Computes and writes every missing shard, then finishes the cache.
+
+        Units come from the cache if it holds all tokens already (it grows by sites, or only the manifest is missing),
+        and else from the dataset, whose committed part is tokenised again to check that it is unchanged.
+        """
         job, writer = self.job, self.writer
         missing = writer.missing_shards()
         planned = writer.layout
@@ -218,12 +222,12 @@ class _Work:
         if n_seq < planned.n_seq - writer.parts.padding:
             self.console.warn(
                 f"{job.config.dataset} ended after {n_seq:,} sequences of {planned.ctx} tokens; "
-                f"{planned.n_seq - writer.parts.padding:,} were asked for"
+                f"the settings require {planned.n_seq - writer.parts.padding:,}"
             )
         self._finish(n_seq, documents_file)
 
     def _waiting_for(self, units: Iterable[Unit]) -> Iterator[Unit]:
-        """The units, counting the time until the next one is there."""
+        """The units, counting the time spent waiting for each."""
         iterator = iter(units)
         while True:
             with self.stages.of("tokenise"):
@@ -242,15 +246,15 @@ class _Work:
         self.writer.finish(n_seq, extra)
 
     def _check_committed(self, shards: list[tuple[int, slice]], block: Block) -> None:
-        """The dataset must still be the one whose tokens were committed, or the rest would be of another text."""
+        """Checks that the dataset still has the tokens that were committed; otherwise the rest would be other text."""
         for shard, cut in shards:
             found = hashlib.sha256(np.ascontiguousarray(block.tokens[cut], dtype="<i4").tobytes()).hexdigest()
             expected = load_commit(self.writer.path, shard).tokens_sha256
             if found != expected:
                 raise DataError(
-                    f"{self.job.config.dataset} has changed: shard {shard} of {self.writer.path} was made from other "
+                    f"{self.job.config.dataset} has changed: shard {shard} of {self.writer.path} holds other "
                     f"tokens (sha256 {expected[:12]}…, now {found[:12]}…)",
-                    hint="restore the dataset, or harvest into another name (--set harvest.name=…)",
+                    hint="restore the dataset, or harvest under another name (--set harvest.name=…)",
                 )
 
     def _check_disk(self) -> None:
@@ -259,7 +263,7 @@ class _Work:
         if needed > free:
             raise PipelineError(
                 f"{self.writer.path} needs {needed:,} bytes more, {free:,} are free on its disk",
-                hint="free some space, set harvest.cache_dir to another disk, or ask for fewer harvest.tokens",
+                hint="free some space, set harvest.cache_dir to another disk, or lower harvest.tokens",
             )
 
     @contextmanager
@@ -277,7 +281,7 @@ class _Work:
 
 
 def _shards_of(block: Block, first: int, shapes: Layout) -> list[tuple[int, slice]]:
-    """The shards that a unit's sequences fill, with their places in the block."""
+    """The shards that a unit fills, with their places in the block; the last one may be partly filled."""
     step = shapes.seqs_per_shard
     return [
         (first + index, slice(start, min(start + step, len(block))))
@@ -286,7 +290,7 @@ def _shards_of(block: Block, first: int, shapes: Layout) -> list[tuple[int, slic
 
 
 def _sequences_committed(writer: CacheWriter) -> int:
-    """Sequences of data that are there: all shards are."""
+    """Sequences of data in a cache whose shards are all committed."""
     shapes = writer.layout
     last = shapes.n_shards - 1
     return last * shapes.seqs_per_shard + load_commit(writer.path, last).sequences - writer.parts.padding

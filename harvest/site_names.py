@@ -1,8 +1,8 @@
 """Names of sites: the places of a model where activations are read.
 
 A site is named in one of two ways: ``layer_08.resid_mid`` (a layer and a kind, after TransformerLens) or a module path
-with the side it is read from, ``encoder.layer.3.output:out``. This module knows the spelling only; which module of
-which model family a kind belongs to is the harvest stage's knowledge.
+with the side that is read, ``encoder.layer.3.output:out``. This module knows the spelling only; sites.py knows which
+module of a model family each kind is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal, cast
 from ..shared.errors import UsageError
 
 KINDS = ("resid_pre", "resid_mid", "mlp_in", "mlp_out", "attn_in", "attn_out", "resid_post")
-"""Kinds of a transformer layer in the order a forward pass meets them; ``mlp_in`` is the normalised MLP input."""
+"""Kinds of a transformer layer in the order of a forward pass; ``mlp_in`` is the normalised MLP input."""
 
 IO = Literal["in", "out"]
 
@@ -24,7 +24,7 @@ _MODULE_SITE = re.compile(r"([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*):(in|out)")
 
 @dataclass(frozen=True)
 class Site:
-    """One place in one model: its name in a cache, and the module whose input or output it is."""
+    """A place in a model: its name in a cache, and the module whose input or output is read."""
 
     name: str
     layer: int | None
@@ -34,9 +34,9 @@ class Site:
 
 
 def format_site(layer: int, kind: str) -> str:
-    """``format_site(8, "resid_mid") == "layer_08.resid_mid"``: two digits at least, so that names sort by layer."""
+    """``format_site(8, "resid_mid") == "layer_08.resid_mid"``: at least two digits, so that names sort by layer."""
     if layer < 0:
-        raise UsageError(f"a layer is counted from 0, found {layer}")
+        raise UsageError(f"layers count from 0, found {layer}")
     return f"layer_{layer:02d}.{kind}"
 
 
@@ -52,7 +52,7 @@ def parse_site(text: str) -> tuple[int | None, str | None]:
         return None, None
     raise UsageError(
         f"no site is called {text!r}: expected layer_NN.KIND (KIND one of {', '.join(KINDS)}) or MODULE.PATH:in | :out",
-        hint="pipeline harvest --dry-run lists the sites that a config asks for",
+        hint="pipeline harvest --dry-run lists the sites of a config",
     )
 
 

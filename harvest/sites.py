@@ -1,7 +1,7 @@
-"""Which module of which model family a site is: a table of module paths, not code per model.
+"""Which module of a model family each site is: a table of module paths instead of code per model.
 
-Names and placement follow TransformerLens. What is added to the residual stream is read as it is added: in Gemma-2,
-Gemma-3 and OLMo-2 ``attn_out`` and ``mlp_out`` are the outputs of the norms that follow attention and MLP. So in every
+Names and placement follow TransformerLens. ``attn_out`` and ``mlp_out`` are read as they are added: in Gemma-2,
+Gemma-3 and OLMo-2 they are the outputs of the norms that follow attention and MLP. So in every
 family ``resid_pre + attn_out = resid_mid`` and ``resid_mid + mlp_out = resid_post``; where attention and MLP run side
 by side (GPT-NeoX, GPT-J, Phi) there is no ``resid_mid``, and ``resid_pre + attn_out + mlp_out = resid_post``.
 """
@@ -27,8 +27,8 @@ class Family:
     Attributes:
         layers: path of the list of layers below ``AutoModelForCausalLM``.
         kinds: kind of site → path below a layer and side; an empty path is the layer itself.
-        parallel: attention and MLP of a layer both read ``resid_pre``, so that nothing lies between them: always,
-            never, or where the named field of the checkpoint's configuration is true.
+        parallel: whether attention and MLP of a layer both read ``resid_pre``, with no site between them: always,
+            never, or if this field of the checkpoint's configuration is true.
     """
 
     layers: str
@@ -115,7 +115,7 @@ def resolve_sites(names: tuple[str, ...], model: nn.Module, model_type: str) -> 
     """The module and the side of every named site, in the order of the names.
 
     Raises:
-        UsageError: a name is malformed, or the model has no such layer, kind or module; says which exist.
+        UsageError: a name is malformed, or the layer, kind or module was not found; lists the ones that exist.
     """
     modules = dict(model.named_modules())
     config = getattr(model, "config", None)
@@ -135,7 +135,7 @@ def _resolve(name: str, modules: Mapping[str, Any], model_type: str, config: Any
     family = FAMILIES.get(model_type)
     if family is None:
         raise UsageError(
-            f"site {name}: no table of sites for models of type {model_type!r} (there is one for "
+            f"site {name}: no table of sites for models of type {model_type!r} (known: "
             f"{', '.join(sorted(FAMILIES))}); give module paths instead, such as some.module:out",
             hint=f"its modules: {_outline(modules)}",
         )
@@ -159,7 +159,7 @@ def _resolve(name: str, modules: Mapping[str, Any], model_type: str, config: Any
 
 
 def _outline(modules: Mapping[str, Any]) -> str:
-    """The module paths with the numbers of repeated blocks left out, so that a deep model fits on a screen."""
+    """The module paths with N for the numbers of repeated blocks, so that a deep model fits on a screen."""
     seen = dict.fromkeys(".".join("N" if part.isdigit() else part for part in path.split(".")) for path in modules)
     paths = [path for path in seen if path]
     return ", ".join(paths[:60]) + (f" and {len(paths) - 60} more" if len(paths) > 60 else "")

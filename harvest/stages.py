@@ -1,4 +1,4 @@
-"""Where the time of a harvest goes, seen from the loop that keeps everything going."""
+"""Where the time of a harvest goes, measured in its main loop."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ STAGES = ("tokenise", "forward", "copy", "write")
 
 
 class Stages:
-    """Seconds that the loop spent on, or waiting for, each stage; what overlaps with another stage costs nothing.
+    """Seconds that the main loop spent on, or waiting for, each stage; work that overlaps another stage counts nothing.
 
-    ``tokenise``: waiting for the next sequences. ``forward``: the model. ``copy``: activations to host memory, as far
-    as it is not hidden behind the model. ``write``: waiting for the disk to give a buffer back.
+    ``tokenise``: waiting for the next sequences. ``forward``: the model. ``copy``: copying activations to host memory,
+    excluding copies that run beside the model. ``write``: waiting for the disk to free a buffer.
     """
 
     def __init__(self) -> None:
@@ -21,6 +21,7 @@ class Stages:
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
+        """Counts the time of the block as the stage's."""
         started = time.perf_counter()
         try:
             yield
@@ -28,7 +29,7 @@ class Stages:
             self.seconds[stage] += time.perf_counter() - started
 
     def move(self, seconds: float, source: str, target: str) -> None:
-        """Counts time that was measured within one stage as another's."""
+        """Counts time measured within one stage as another's."""
         self.seconds[source] -= seconds
         self.seconds[target] += seconds
 
@@ -38,5 +39,5 @@ class Stages:
         return {stage: seconds / total if total else 0.0 for stage, seconds in self.seconds.items()}
 
     def fields(self) -> dict[str, str]:
-        """The same for a progress line."""
+        """The shares as text, for a progress line."""
         return {stage: f"{share:.0%}" for stage, share in self.shares().items()}

@@ -1,6 +1,7 @@
 """Units: sequences that are computed together, and the first of the shards that they fill.
 
-A unit never goes past a place where the cache grew within a shard: data go on at the beginning of the next one.
+Where a cache grew, its last shard stayed partly filled and the new data begin at the next shard. A unit never crosses
+such a place.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ Unit = tuple[int, Block]
 def dataset_units(
     blocks: Iterable[Block], segments: Sequence[int], unit_shards: int, seqs_per_shard: int
 ) -> Iterator[Unit]:
-    """The dataset's blocks, of a unit each, as units.
+    """The dataset's blocks as units; each block but the last has the size of a unit.
 
     Args:
-        segments: sequences of data after each of which data go on at the beginning of a shard (ascending).
+        segments: numbers of sequences, ascending, after which the cache grew and data begin at a new shard.
     """
+    # `done` sequences have been yielded; they fill or close the shards before `shard`, and `held` continues them.
+    # `ends` are the segments after `done`: a unit that would cross the first is cut there, its shard partly filled.
     shard = done = 0
     held: Block | None = None
     ends = list(segments)
@@ -47,11 +50,11 @@ def dataset_units(
 
 
 def stored_units(writer: CacheWriter, unit_shards: int, seqs_per_shard: int) -> Iterator[Unit]:
-    """Sequences that are in the cache, of units in which a shard lacks a site."""
+    """Units read from the cache itself: those in which a shard lacks a site."""
     missing = set(writer.missing_shards())
     first = 0
     while first < writer.layout.n_shards:
-        last = first
+        last = first  # a unit ends with a partly filled shard, as in dataset_units
         while (
             last + 1 < min(first + unit_shards, writer.layout.n_shards)
             and writer.parts.sequences(last) == seqs_per_shard

@@ -1,1 +1,1 @@
-"""Where text comes from, and how it becomes sequences of tokens."""
+"""From text to sequences of tokens: reading documents, tokenising, packing."""

@@ -1,4 +1,4 @@
-"""What every text source yields, and which columns of a table it is read from."""
+"""A document, and the columns of a table that it is read from."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Document:
         source: where it came from (a file and line, a help topic, a row of a hub dataset).
         domain: a coarse label of its kind, empty where the dataset has none.
         labels: name → value.
-        target: of a prompt, the index of the token it is about, counted without special tokens; negative from the end.
-        target_char: the same as a character of the text: the token that holds it.
+        target: index of a prompt's target token, excluding special tokens; negative counts from the end.
+        target_char: a character of the text instead: the target is the token that holds it.
     """
 
     text: str
@@ -38,8 +38,8 @@ class Columns:
     """The columns (or JSON keys) that documents are read from.
 
     Attributes:
-        text, domain, labels: their names; all must be there.
-        prompts: ``target``, ``target_char`` and a mapping ``labels`` are read too, where a row has them.
+        text, domain, labels: names of required columns.
+        prompts: also read ``target``, ``target_char`` and a mapping ``labels`` from rows that have them.
     """
 
     text: str
@@ -48,10 +48,11 @@ class Columns:
     prompts: bool = False
 
     def required(self) -> list[str]:
+        """Names of the columns that every row needs."""
         return [self.text, *([self.domain] if self.domain else []), *self.labels]
 
     def select(self, present: Sequence[str], where: object) -> list[str]:
-        """The columns to read of those that are present. Raises UsageError, naming the setting, when one is missing."""
+        """The present columns to read. Raises UsageError with the setting if a required one was not found."""
         for setting, names in (
             ("text_column", [self.text]),
             ("domain_column", [self.domain]),
@@ -67,7 +68,7 @@ class Columns:
         return list(dict.fromkeys([*self.required(), *(name for name in optional if name in present)]))
 
     def document(self, row: Mapping[str, Any], where: str) -> Document:
-        """The document of one row. Raises UsageError when a value is of the wrong kind."""
+        """The document of one row. Raises UsageError if a value has the wrong type."""
         self.select(list(row), where)
         text = row[self.text]
         if not isinstance(text, str):
@@ -82,7 +83,7 @@ class Columns:
         labels |= {str(name): _label(str(name), value, where) for name, value in own.items()}
         target, target_char = _index(row, _TARGET, where), _index(row, _TARGET_CHAR, where)
         if target is not None and target_char is not None:
-            raise UsageError(f"harvest.dataset: {where} has both 'target' and 'target_char'; a prompt has one of them")
+            raise UsageError(f"harvest.dataset: {where} has both 'target' and 'target_char'; expected at most one")
         if target_char is not None and not 0 <= target_char < len(text):
             raise UsageError(
                 f"harvest.dataset: {where}: target_char {target_char}, but the text has {len(text)} characters"

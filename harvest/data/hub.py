@@ -1,4 +1,4 @@
-"""Documents of a dataset on the Hugging Face hub, streamed: nothing is downloaded but what is read."""
+"""Documents of a dataset on the Hugging Face hub, streamed: only what is read is downloaded."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .documents import Columns, Document
 
 
 def resolve_revision(name: str, revision: str | None) -> str:
-    """The commit that a branch, tag or nothing (the main branch) stands for now.
+    """The current commit of a branch or tag; None is the main branch.
 
     Raises:
-        UsageError: there is no such dataset, or the hub cannot be reached.
+        UsageError: the dataset was not found, or the hub cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -24,9 +24,9 @@ def resolve_revision(name: str, revision: str | None) -> str:
     except (HfHubHTTPError, HFValidationError) as error:
         raise _unknown(name, error) from error
     except Exception as error:  # no connection: an error of whichever HTTP library the client uses
-        raise _unknown(name, error, "there is no such file here, and the hub cannot be reached: ") from error
+        raise _unknown(name, error, "no such local file, and the hub cannot be reached: ") from error
     if commit is None:
-        raise UsageError(f"harvest.dataset: the hub names no commit for {name!r}")
+        raise UsageError(f"harvest.dataset: the hub has no commit for {name!r}")
     return commit
 
 
@@ -34,7 +34,7 @@ def documents(config: HarvestConfig, revision: str | None, wanted: Columns) -> I
     """The documents of one split in the hub's order.
 
     Raises:
-        UsageError: no such dataset, subset, split or column.
+        UsageError: the dataset, subset, split or column was not found.
     """
     import datasets
 

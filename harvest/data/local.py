@@ -22,13 +22,15 @@ def files_of(path: Path, split: str) -> list[Path]:
     """The data files at a path: the file itself, or those below a folder in alphabetical order.
 
     Raises:
-        UsageError: there is none of a known kind, or a saved dataset has no such split.
+        UsageError: no file of a known kind was found, or a saved dataset lacks the split.
     """
     if path.is_file():
         if _kind(path) is None:
-            raise UsageError(f"harvest.dataset: {path} is of no known kind; expected {', '.join(READERS)}")
+            raise UsageError(f"harvest.dataset: {path} has an unknown suffix; expected {', '.join(READERS)}")
         return [path]
-    if (path / "dataset_dict.json").is_file():  # what datasets.DatasetDict.save_to_disk writes: a folder a split
+    if (
+        path / "dataset_dict.json"
+    ).is_file():  # written by datasets.DatasetDict.save_to_disk: one folder for each split
         splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         if split not in splits:
             raise UsageError(
@@ -42,12 +44,12 @@ def files_of(path: Path, split: str) -> list[Path]:
         if file.is_file() and _kind(file) and not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
     if not files:
-        raise UsageError(f"harvest.dataset: no data files in {path}; expected {', '.join(READERS)}")
+        raise UsageError(f"harvest.dataset: no data files found in {path}; expected {', '.join(READERS)}")
     return files
 
 
 def is_data_file(path: Path) -> bool:
-    """Its name ends as those of files that can be read; a hub dataset's does not."""
+    """Whether the name has the suffix of a readable file; the name of a hub dataset has none."""
     return _kind(path) is not None
 
 
@@ -55,7 +57,7 @@ def documents(files: list[Path], columns: Columns) -> Iterator[Document]:
     """Every document of the files, in order.
 
     Raises:
-        UsageError: a file cannot be read, or has no such column; names the file and, where it has lines, the line.
+        UsageError: a file cannot be read or lacks a column; names the file and, if it has lines, the line.
     """
     for file in files:
         kind = _kind(file)
@@ -64,7 +66,7 @@ def documents(files: list[Path], columns: Columns) -> Iterator[Document]:
 
 
 def fingerprint(files: list[Path], root: Path) -> str:
-    """sha256 over the files' names, sizes, and first and last mebibyte: cheap, and enough to notice another dataset."""
+    """sha256 over the files' names, sizes, and first and last mebibyte: cheap, and enough to detect another dataset."""
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
@@ -119,7 +121,7 @@ def _json_lines(file: Path, columns: Columns) -> Iterator[Document]:
 
 
 def _first_bad_line(file: Path) -> str:
-    """FILE:LINE of what is not UTF-8: a text file is decoded in blocks, so that the error does not know the line."""
+    """FILE:LINE of the first line that is not UTF-8; text is decoded in blocks, so the error itself has no line."""
     with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -184,4 +186,4 @@ READERS: dict[str, Reader] = {
     ".parquet": _parquet,
     ".arrow": _arrow,
 }
-"""Endings of file names (before an optional .gz, for text and JSON lines) → how to read such a file."""
+"""Suffix of a file (before an optional .gz, for text and JSON lines) → its reader."""

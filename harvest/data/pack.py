@@ -23,7 +23,7 @@ from ...shared.cache import Flag
 from ...shared.cache.documents import DocumentRecord, Label, document_positions
 from ...shared.errors import UsageError
 
-_LAST_POSITION = int(np.iinfo(np.uint16).max)  # pos_in_doc saturates here; a document may be longer
+_LAST_POSITION = int(np.iinfo(np.uint16).max)  # pos_in_doc stops here; a document may be longer
 
 TokenRows = NDArray[np.int64]  # [n, 4]: token, document, position, flags
 
@@ -51,7 +51,7 @@ class PackSpec:
 class TokenDocument:
     """The tokens of one document, without special tokens, and its index in the dataset.
 
-    ``target`` is the index of the token that a prompt is about.
+    ``target`` is the index of a prompt's target token.
     """
 
     index: int
@@ -62,6 +62,7 @@ class TokenDocument:
     target: int | None = None
 
     def record(self, target_row: int | None = None) -> DocumentRecord:
+        """The document's line in documents.jsonl; ``target_row`` is the row of a prompt's target in the cache."""
         return DocumentRecord(self.index, self.source, self.domain, self.labels, target_row)
 
 
@@ -87,7 +88,7 @@ class Block:
         return Block(self.tokens[cut], self.doc_id[cut], self.pos_in_doc[cut], self.flags[cut])
 
     def first(self, n: int) -> Block:
-        """The first n sequences, with the documents that have a row in them."""
+        """The first n sequences, and the documents with a row in them."""
         if n >= len(self):
             return self
         block = self[:n]
@@ -104,7 +105,7 @@ class Block:
         return bool(self.padding.any())
 
     def positions(self) -> NDArray[np.int64]:
-        """Positions that begin anew with every document of a sequence, and with its padding; [n, ctx]."""
+        """[n, ctx] positions that start again from 0 with every document of a sequence, and with its padding."""
         return document_positions(self.doc_id, self.padding)
 
 

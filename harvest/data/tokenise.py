@@ -25,15 +25,15 @@ _BATCH_CHARS = 1 << 20
 def tokenise(
     documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, targets: bool = False
 ) -> Iterator[TokenDocument]:
-    """The tokens of each document, without special tokens; one written out in a text ("<eos>") is plain text.
+    """The tokens of each document, excluding special tokens; a text that contains "<eos>" is plain text.
 
     The tokenizer works on many documents at once, on all cores.
 
     Args:
-        targets: the documents are prompts: find the token that each is about.
+        targets: the documents are prompts; find the target token of each.
 
     Raises:
-        UsageError: a prompt's target is none of its tokens.
+        UsageError: a prompt's target is not one of its tokens.
     """
     index = 0
     held: list[Document] = []
@@ -73,9 +73,9 @@ def _encode(
 
 
 def _target(document: Document, n: int, offsets: Sequence[tuple[int, int]]) -> int:
-    """Index of the token that a prompt is about: the one that is named, that holds the named character, or the last."""
+    """Index of a prompt's target: the given token, the one that holds the given character, or else the last."""
     if not n:
-        raise UsageError(f"harvest.dataset: {document.source}: a prompt has at least one token, found none")
+        raise UsageError(f"harvest.dataset: {document.source}: expected at least one token in a prompt, found none")
     if document.target_char is not None:
         holders = [i for i, (start, stop) in enumerate(offsets) if start <= document.target_char < stop]
         if not holders:
@@ -88,9 +88,9 @@ def _target(document: Document, n: int, offsets: Sequence[tuple[int, int]]) -> i
 
 
 class Ahead(Generic[T]):
-    """Iterates in a thread of its own, at most ``depth`` items ahead of whoever reads; close it, or use ``with``.
+    """Iterates in its own thread, at most ``depth`` items ahead of the reader. Use it with ``with``.
 
-    An error of the iteration is raised where the item would have come.
+    An error of the iteration is raised in place of the item.
     """
 
     def __init__(self, items: Iterable[T], depth: int) -> None:
@@ -131,4 +131,4 @@ class Ahead(Generic[T]):
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(timeout=5)  # it may be waiting for a network; as a daemon it does not keep the process
+        self._thread.join(timeout=5)  # it may wait for the network; a daemon does not keep the process alive

@@ -20,7 +20,7 @@ from ..data.documents import Document
 
 # Test suites, and code that distributions leave out or that later versions dropped: little prose in any of them.
 _SKIPPED_FOLDERS = {"idlelib", "lib2to3", "test", "tests", "turtledemo", "_pyrepl", "pydoc_data"}
-_SKIPPED_FOLDERS |= {"__pycache__", "dist-packages", "lib-dynload", "site-packages"}  # not the standard library's own
+_SKIPPED_FOLDERS |= {"__pycache__", "dist-packages", "lib-dynload", "site-packages"}  # not part of the standard library
 _OWN_DOCUMENT_CHARS = 600  # a class with less text than this joins the document of its module
 _MIN_DOCUMENT_CHARS = 100  # less than this is a heading without a text
 
@@ -55,7 +55,7 @@ def documents() -> Iterator[Document]:
 
     The order follows a hash of each document's source, so any prefix is a fair sample of the whole. A document is one
     help topic, or the docstrings of one module or of one sizeable class, each function under its signature. A docstring
-    that has occurred before is left out. Sources: ``help:lambda``, ``doc:json.decoder``,
+    that has occurred before is skipped. Sources: ``help:lambda``, ``doc:json.decoder``,
     ``doc:json.decoder#JSONDecoder``.
     """
     with _without_collector():
@@ -114,7 +114,7 @@ def _docstrings(stdlib: Path) -> Iterator[Document]:
 def _parse(path: Path) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old escapes in somebody else's file are not the reader's concern
+            warnings.simplefilter("ignore")  # deprecated escapes in files that are not ours
             return ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):  # some distributions ship templates and deliberately broken files as .py
         return None

@@ -1,10 +1,10 @@
 """Train the demo model: a small language model of the Gemma-2 architecture on the text of this Python installation.
 
-    python -m harvest.demo.train_demo_model
+    python -m sparse_pipeline.harvest.demo.train_demo_model
 
 Writes config.json, model.safetensors (bfloat16), the tokenizer and README.md to ``harvest/demo/model``. The validation
-loss it reports is that of the saved checkpoint, loaded again by ``from_pretrained``, on modules and topics that neither
-the tokenizer nor the model has seen.
+loss in it is that of the saved checkpoint, loaded with ``from_pretrained``, on modules and topics that neither the
+tokenizer nor the model has seen.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _HELD_OUT_ONE_IN = 24
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights, besides the text."""
+    """Everything that decides the weights, except the text."""
 
     epochs: float = 7.0
     batch: int = 32
@@ -246,7 +246,7 @@ def main() -> None:
     tokenizer.save_pretrained(out)
     loss, predicted = measure_saved(out, held_out)
     steps = int(recipe.epochs * len(sequences)) // recipe.batch
-    command = f"python -m harvest.demo.train_demo_model --epochs {recipe.epochs:g} --lr {recipe.lr:g}"
+    command = f"python -m sparse_pipeline.harvest.demo.train_demo_model --epochs {recipe.epochs:g} --lr {recipe.lr:g}"
     text = _README.format(
         parameters=sum(p.numel() for p in model.parameters()),
         vocab=VOCAB,

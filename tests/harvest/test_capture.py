@@ -200,7 +200,7 @@ def test_a_site_where_no_token_vectors_pass() -> None:
     model = random_model("gemma2")
     with pytest.raises(UsageError, match="expected one vector for each token"):
         read_sites(model, "gemma2", ("model.rotary_emb:out",))
-    with pytest.raises(UsageError, match="never comes by this module"):
+    with pytest.raises(UsageError, match="does not call this module"):
         read_sites(model, "gemma2", ("lm_head:out",))
     with pytest.raises(UsageError, match="more than once"):
         act = model.get_submodule("model.layers.0.mlp.act_fn")

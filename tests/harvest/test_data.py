@@ -132,11 +132,11 @@ def test_what_is_neither_a_file_nor_on_the_hub_says_both(monkeypatch: pytest.Mon
         raise ConnectError("[Errno 111] Connection refused")
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
-    says = "cannot open 'notes': there is no such file here, and the hub cannot be reached: .* Connection refused"
+    says = "cannot open 'notes': no such local file, and the hub cannot be reached: .* Connection refused"
     with pytest.raises(UsageError, match=says):
         open_dataset(HarvestConfig(dataset="notes"))
     for name in ("missing.jsonl", "texts/missing.txt.gz", "missing.parquet"):
-        with pytest.raises(UsageError, match=f"harvest.dataset: {name} does not exist"):
+        with pytest.raises(UsageError, match=f"harvest.dataset: not found: {name}"):
             open_dataset(HarvestConfig(dataset=name))
 
 
@@ -201,7 +201,7 @@ def no_column(path: Path) -> Path:
         (latin_lines, r"cannot read .*x\.jsonl:5001: 'utf-8' codec can't decode byte 0xe9"),
         (latin_lines_zipped, r"cannot read .*x\.jsonl\.gz:5001: 'utf-8' codec can't decode byte 0xe9"),
         (no_column, r"no column 'text'; did you mean 'texts'"),
-        (lambda path: path / "missing.jsonl", "does not exist"),
+        (lambda path: path / "missing.jsonl", "not found"),
         (lambda path: path, "no data files"),
     ],
 )

@@ -245,7 +245,7 @@ def test_prompts(tiny_model: Path, tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ({"text": ""}, "a prompt has at least one token"),
+        ({"text": ""}, "expected at least one token in a prompt"),
         ({"text": "a list", "target": 40}, "target 40, but the text has"),
         ({"text": "a list", "target": "last"}, "'target' is str, expected a whole number"),
         ({"text": "a list", "target_char": 6}, "target_char 6, but the text has 6 characters"),

@@ -401,7 +401,7 @@ def test_another_config_is_refused_field_by_field(tiny_model: Path, texts_file: 
     assert "harvest.ctx" not in caught.value.message
     assert contents(path) == before
     assert any("harvest.separator" in line for line in plan(other).conflicts)
-    assert "REFUSED" in str(plan(other))
+    assert "CONFLICT" in str(plan(other))
     assert not plan(config).conflicts
 
 
@@ -421,12 +421,12 @@ def test_a_changed_model_or_dataset_is_refused(tiny_model: Path, texts_file: Pat
     texts.write_text(texts.read_text().replace("function", "procedure"))
     with pytest.raises(DataError, match=r"resolved\.dataset"):
         harvest(config)
-    # a dataset that changes behind a constant identity is caught by the tokens of the shards that are there
+    # a dataset that changes behind a constant identity is caught by the tokens of the committed shards
     (path / "manifest.json").unlink()
     (path / "commits" / "000005.json").unlink()
     job = prepare(config)
     plan_file = json.loads((path / "plan.json").read_text())
-    plan_file["config"]["resolved"]["dataset"] = job.source.identity
+    plan_file["config"]["resolved"]["dataset"] = job.dataset.identity
     (path / "plan.json").write_text(json.dumps(plan_file))
     with pytest.raises(DataError, match="has changed: shard 0"):
         harvest(config)
@@ -435,9 +435,9 @@ def test_a_changed_model_or_dataset_is_refused(tiny_model: Path, texts_file: Pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "./nowhere"}, "is not a folder"),
+        ({"model": "./nowhere"}, "folder not found: ./nowhere"),
         ({"model": "no-such-org/no-such-model"}, "cannot load 'no-such-org/no-such-model'"),
-        ({"dataset": "./nowhere.jsonl"}, "does not exist"),
+        ({"dataset": "./nowhere.jsonl"}, "not found: ./nowhere.jsonl"),
         ({"sites": ("layer_07.resid_mid",)}, "the model has 3 layers"),
         ({"sites": ("layer_01.resid",)}, "no 'resid'"),
         ({"ctx": 128, "shard_rows": 0}, "found 128, but .* at most 64 tokens"),
@@ -574,11 +574,11 @@ def test_names_of_caches(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"sits": []}, "did you mean 'sites'"),
-        ({"ctx": 1}, "BOS and at least one token"),
+        ({"ctx": 1}, "BOS and a token"),
         ({"ctx": "128"}, "ctx"),
-        ({"sites": []}, "name at least one"),
+        ({"sites": []}, "sites: expected at least one"),
         ({"tokens": 0}, "at least 1"),
-        ({"shard_rows": 100}, "whole sequences of ctx 128"),
+        ({"shard_rows": 100}, "expected a multiple of ctx = 128"),
         ({"device": "gpu"}, "auto, cpu, cuda"),
         ({"dtype": "int8"}, "dtype"),
         ({"name": "../elsewhere"}, "letters, digits"),
@@ -643,14 +643,14 @@ def test_settings_that_came_later_leave_older_caches_their_names(texts_file: Pat
     ("changes", "says"),
     [
         ({"storage": "fp4"}, "harvest.storage"),
-        ({"storage_of": {"layer_09.mlp_out": "fp8"}}, "layer_09.mlp_out is not among the sites"),
+        ({"storage_of": {"layer_09.mlp_out": "fp8"}}, "layer_09.mlp_out not found in the sites"),
         ({"storage_of": {"layer_02.mlp_out": "fp4"}}, "harvest.storage_of"),
         ({"layout": "flat"}, "harvest.layout"),
-        ({"chunk_rows": 128}, "chunk_rows: 128 is for layout: sharded"),
-        ({"layout": "sharded", "chunk_rows": 100}, "chunk_rows: whole sequences of ctx 128, found 100"),
+        ({"chunk_rows": 128}, "chunk_rows: 128 needs layout: sharded"),
+        ({"layout": "sharded", "chunk_rows": 100}, "chunk_rows: expected a multiple of ctx = 128, found 100"),
         (
             {"layout": "sharded", "chunk_rows": 384, "shard_rows": 1024},
-            "a shard of 1024 rows is not whole chunks of 384",
+            "a shard of 1024 rows is no multiple of 384",
         ),
     ],
 )
