@@ -338,7 +338,7 @@ def inspect_command(console: Console, path: Path, files: tuple[str, ...], sets: 
 @_common
 def verify_command(console: Console, path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """Check every checksum and count of a cache, or every tensor of a run. PATH is its folder or its name."""
-    from .shared.cache.verify import verify_cache
+    from .shared.cache import verify_cache
     from .shared.overview.find import kind_of
     from .shared.runs.verify import verify_run
 

@@ -1,1 +1,1 @@
-"""What two stages speak: the cache format, the coders, config, metrics, runs, console, errors."""
+"""What all three stages use: cache, coders, codes, settings, runs, console and errors."""

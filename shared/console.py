@@ -1,4 +1,4 @@
-"""What a person sees while a command works: always on stderr, so that stdout stays one result."""
+"""Messages and progress on stderr, so that stdout holds only the result."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Console:
 
     Args:
         json: the result is one JSON document instead of text.
-        quiet: say nothing but warnings; what library code gets when its caller gives no console.
-        interval: seconds between progress lines where stderr is not a terminal.
+        quiet: print warnings only; the default of library code called without a console.
+        interval: seconds between progress lines when stderr is not a terminal.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Console:
 
         Args:
             total: units of the whole work, None when unknown.
-            done: units that an earlier run had already finished; not counted in the rate.
+            done: units that an earlier run finished; excluded from the rate.
         """
         if not self.quiet and self._bar is None and self.stream.isatty():
             with self._terminal(total, unit, label, done) as bar:
@@ -118,7 +118,7 @@ class Console:
 
 
 class _Counter:
-    """Counts, rates and the words for them."""
+    """Counts and rates as text."""
 
     def __init__(self, total: float | None, unit: str, done: float) -> None:
         self.total, self.unit, self.done, self.first = total, unit, done, done

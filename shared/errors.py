@@ -28,7 +28,7 @@ class UsageError(PipelineError):
 
 
 class ConfigError(UsageError):
-    """Settings that do not validate; carries every problem at once (exit code 2)."""
+    """Invalid settings, with all problems at once (exit code 2)."""
 
     def __init__(self, problems: list[str], hint: str | None = None) -> None:
         super().__init__("\n".join(problems), hint)
@@ -36,6 +36,6 @@ class ConfigError(UsageError):
 
 
 class DataError(PipelineError):
-    """A cache or run that is missing, incomplete, corrupt, or made by another config (exit code 3)."""
+    """A cache or run that is missing, incomplete, damaged, or has different settings (exit code 3)."""
 
     exit_code = 3

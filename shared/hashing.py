@@ -1,4 +1,4 @@
-"""A fixed hash of integers: choices that depend on nothing but what is chosen from."""
+"""A fixed hash of integers, for choices that depend only on the items themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cache or a run was made with, beside its settings: program, packages, commit, machine."""
+"""What produced a cache or run besides its settings: program, packages, commit, machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def provenance() -> dict[str, object]:
 
 
 def machine() -> str:
-    """The processor, how many cores of it this process may use, and the packages that decide how fast it is."""
+    """The processor, the cores this process may use, and the versions that affect speed."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -42,7 +42,7 @@ def machine() -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this file lies in, with "+" when files differ from it."""
+    """The commit of this file's checkout, with "+" if files differ from it."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

@@ -216,10 +216,10 @@ def test_a_cache_by_its_name(cli: Cli, here: Path) -> None:
     other = ("--set", "harvest.name=other")
     assert cli("status", *other)["next"] == "pipeline train --set train.cache=cache/demo"
     message, hint = cli.fails(3, "train", *other)
-    assert message == "there is no cache at cache/other"
+    assert message == "no cache at cache/other"
     assert hint.startswith("caches in cache: demo (train.cache")
     message, _ = cli.fails(3, "train", "--set", "train.cache=dmo")
-    assert message == "there is no cache at cache/dmo; did you mean 'demo'?"
+    assert message == "no cache at cache/dmo; did you mean 'demo'?"
     named = (*other, "--set", "train.cache=demo", "--name", "x", "--variant", "topk")
     assert cli("train", "--dry-run", *named)["groups"][0]["cache"] == "cache/demo"
     assert cli("inspect", "demo")["path"] == "cache/demo"
@@ -295,7 +295,7 @@ def test_unknown_variant_report_and_run(cli: Cli, here: Path) -> None:
 def test_missing_cache(cli: Cli, here: Path) -> None:
     before = digest(here)
     message, hint = cli.fails(3, "train", "--set", "train.cache=cache/nothing", "--name", "x")
-    assert "there is no cache at cache/nothing" in message
+    assert "no cache at cache/nothing" in message
     assert "pipeline harvest" in hint
     assert cli.fails(3, "inspect", "nothing")[1] == "pipeline status"
     assert cli.fails(3, "verify", "nothing")[1] == "pipeline status"
@@ -310,7 +310,7 @@ def test_missing_runs(cli: Cli, here: Path) -> None:
 def test_a_taken_name_is_not_overwritten(cli: Cli, here: Path) -> None:
     before = digest(here)
     message, hint = cli.fails(2, "train", "--variant", "topk")
-    assert "run topk exists already" in message
+    assert "run topk already exists" in message
     assert "--resume" in hint
     assert digest(here) == before
 
@@ -354,7 +354,7 @@ def test_truncated_chunk(cli: Cli, here: Path) -> None:
 def test_cache_of_another_config(cli: Cli, here: Path) -> None:
     before = digest(here)
     message, hint = cli.fails(3, "harvest", "--set", "harvest.separator=none", "--set", "harvest.dataset=corpus.jsonl")
-    assert "cache/demo was made from another config" in message
+    assert "cache/demo was made with a different config" in message
     assert 'harvest.separator: the cache has "eos", this config has "none"' in message
     assert 'harvest.dataset: the cache has "demo", this config has "corpus.jsonl"' in message
     assert hint

@@ -15,7 +15,7 @@ METADATA = "zarr.json"
 
 
 def create_arrays(path: Path, layout: Layout) -> None:
-    """Creates the group and every array of a cache that is not there yet; existing ones are left as they are.
+    """Creates the group and every array that does not exist yet; existing ones stay unchanged.
 
     Codecs are ``bytes(little)`` and ``crc32c`` and no compressor, so a chunk file is the array's memory from byte 0 and
     four bytes of checksum. A sharded one is the same memory and an index (:class:`shared.cache.format.StoredArray`).
@@ -58,7 +58,7 @@ def _dimensions(array: StoredArray) -> tuple[str, ...]:
 
 
 def _attributes(layout: Layout) -> dict[str, dict[str, Any]]:
-    """Array → what its metadata says of it beside its shape."""
+    """Array → its metadata attributes."""
     found: dict[str, dict[str, Any]] = {}
     for site in layout.sites:
         found[site.name] = {
@@ -76,7 +76,7 @@ def _attributes(layout: Layout) -> dict[str, dict[str, Any]]:
 
 
 def resize_arrays(path: Path, layout: Layout) -> None:
-    """Writes the length of every array anew, for a cache that ended sooner than planned or grew; no chunk changes."""
+    """Updates the length of every array, for a cache that ended early or grew; no chunk changes."""
     root = path / ARRAYS
     for name, array in layout.arrays.items():
         metadata = read_json(root / name / METADATA)
@@ -90,7 +90,7 @@ def metadata_problems(path: Path, layout: Layout, growing: bool = False) -> list
     """Arrays whose ``zarr.json`` does not describe the layout's chunk files: (file, found, expected).
 
     Args:
-        growing: a growth is under way, which may have made them longer.
+        growing: a growth is in progress, which may have made the arrays longer.
     """
     problems = []
     for name, array in layout.arrays.items():

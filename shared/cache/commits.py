@@ -1,6 +1,10 @@
-"""Commit files: the proof that a shard is complete. One JSON file for each shard, written after everything it names.
+"""Commit files: the proof that a shard is complete. One JSON file per shard, written after every file that it names.
 
-A cache that grew by sites has further ones for the shards that were there (shared.cache.growth).
+A commit is durable because of the order of three steps, each synced before the next begins: chunk files are fsynced and
+renamed to their names, their folders are fsynced, and the commit is written in the same way. A power cut between two
+steps leaves chunk files without a commit, which nobody reads; it never leaves a commit without its chunk files.
+
+A cache that grew by sites has further commits for its earlier shards (shared.cache.growth).
 """
 
 from __future__ import annotations
@@ -27,13 +31,13 @@ class ChunkFile:
 
 @dataclass(frozen=True)
 class CommitRecord:
-    """What one commit file says.
+    """The content of one commit file.
 
     Attributes:
         shard: its index.
-        sequences: sequences written; fewer than the chunk has room for only in the last shard.
+        sequences: sequences written; only the last shard may hold fewer than the chunk has room for.
         tokens: rows that are not padding.
-        tokens_sha256: of the written sequences' tokens, int32 little-endian.
+        tokens_sha256: hash of the written sequences' tokens, int32 little-endian.
         files: path below ``acts.zarr`` → size and checksum.
         stats: site → statistics of this shard.
     """
@@ -84,7 +88,7 @@ def load_commit(path: Path, shard: int, part: int = 0) -> CommitRecord:
     """Reads one commit file.
 
     Raises:
-        DataError: it is absent, or not a commit of this shard.
+        DataError: the file is missing, or is not a commit of this shard.
     """
     file = commit_path(path, shard, part)
     value = read_json(file)
@@ -93,9 +97,7 @@ def load_commit(path: Path, shard: int, part: int = 0) -> CommitRecord:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{file} is not a commit of this format: {error!r}", hint=f"pipeline verify {path}") from None
     if record.shard != shard:
-        raise DataError(
-            f"{file} says it commits shard {record.shard}, expected {shard}", hint=f"pipeline verify {path}"
-        )
+        raise DataError(f"{file} commits shard {record.shard}, expected {shard}", hint=f"pipeline verify {path}")
     return record
 
 
@@ -103,14 +105,14 @@ def load_shard(path: Path, shard: int, parts: Iterable[int]) -> CommitRecord:
     """All parts of a shard as one record.
 
     Raises:
-        DataError: a part is absent or not a commit of this shard, or they are not of the same tokens.
+        DataError: a part is missing or is not a commit of this shard, or the parts belong to different tokens.
     """
     records = [load_commit(path, shard, part) for part in parts]
     whole = records[0]
     for part, record in zip(list(parts)[1:], records[1:], strict=True):
         if (record.sequences, record.tokens_sha256) != (whole.sequences, whole.tokens_sha256):
             raise DataError(
-                f"{commit_path(path, shard, part)} is of other tokens than {commit_path(path, shard)}",
+                f"{commit_path(path, shard, part)} and {commit_path(path, shard)} belong to different tokens",
                 hint=f"pipeline verify {path}",
             )
         whole = replace(whole, files={**whole.files, **record.files}, stats={**whole.stats, **record.stats})

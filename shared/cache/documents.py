@@ -1,4 +1,4 @@
-"""What a cache knows of its documents: ``documents.jsonl``, one line for each ``doc_id`` that has a row.
+"""The documents of a cache: ``documents.jsonl``, one line for each ``doc_id`` that has a row.
 
 A line is ``{"doc_id", "source", "domain", "labels", "target_row"}``; everything but ``doc_id`` may be missing. The
 specification is docs/cache-format.md.
@@ -32,9 +32,9 @@ class DocumentRecord:
     """One document of a cache.
 
     Attributes:
-        doc_id: what the ``doc_id`` array says of its rows.
-        source: where it came from: a file and line, a row of a hub dataset.
-        domain: coarse label of its kind; empty where the dataset has none.
+        doc_id: the value of its rows in the ``doc_id`` array.
+        source: its origin: a file and line, or a row of a hub dataset.
+        domain: coarse label of its kind; empty if the dataset has none.
         labels: name → value, of the whole document or, in a prompt set, of its target row.
         target_row: row of the cache that a prompt is about; None for an ordinary document.
     """
@@ -46,7 +46,7 @@ class DocumentRecord:
     target_row: int | None = None
 
     def to_line(self) -> bytes:
-        """Its line, without what it does not have."""
+        """Its line, without empty fields."""
         found: dict[str, Any] = {"doc_id": self.doc_id, "source": self.source}
         if self.domain:
             found["domain"] = self.domain
@@ -58,10 +58,10 @@ class DocumentRecord:
 
 
 def read_documents(cache: Path | str) -> Iterator[DocumentRecord]:
-    """The documents of a cache folder in the order of their ids; none where the cache says nothing of them.
+    """The documents of a cache folder in the order of their ids; none if the cache has no such file.
 
     Raises:
-        DataError: a line is not what the format says.
+        DataError: a line does not follow the format.
     """
     path = Path(cache) / _current(Path(cache))
     if not path.is_file():
@@ -78,7 +78,7 @@ def read_documents(cache: Path | str) -> Iterator[DocumentRecord]:
                     found.get("target_row"),
                 )
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise DataError(f"{path}:{number} is no document: {error}", f"pipeline verify {cache}") from None
+                raise DataError(f"{path}:{number} is not a document: {error}", f"pipeline verify {cache}") from None
 
 
 def domains_of(cache: Path | str) -> dict[int, str]:
@@ -87,7 +87,7 @@ def domains_of(cache: Path | str) -> dict[int, str]:
 
 
 def sources_of_rows(doc_id: NDArray[Any], domains: Mapping[int, str]) -> tuple[str, NDArray[np.int64]]:
-    """("domain", number of each row's domain) where the data names domains, else ("document", each row's document)."""
+    """("domain", number of each row's domain) if the data has domains, else ("document", each row's document)."""
     documents: NDArray[np.int64] = doc_id.astype(np.int64)
     if not domains:
         return "document", documents
@@ -100,9 +100,9 @@ def sources_of_rows(doc_id: NDArray[Any], domains: Mapping[int, str]) -> tuple[s
 
 
 def document_positions(doc_id: NDArray[Any], padding: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Positions that begin anew with every document of a sequence, and with its padding.
+    """Positions that restart at 0 with every document of a sequence, and with its padding.
 
-    What a model is told where documents that share a sequence must not see one another, in the harvest and after it.
+    The model gets these when documents that share a sequence must not attend to each other.
 
     Args:
         doc_id, padding: [n, ctx].
@@ -115,7 +115,7 @@ def document_positions(doc_id: NDArray[Any], padding: NDArray[np.bool_]) -> NDAr
 
 
 class DocumentWriter:
-    """Writes ``documents.jsonl`` line by line under a temporary name; only :meth:`finish` gives it its own."""
+    """Writes ``documents.jsonl`` line by line under a temporary name; :meth:`finish` renames it."""
 
     def __init__(self, cache: Path, name: str = DOCUMENTS) -> None:
         self._path = cache / name
@@ -129,7 +129,7 @@ class DocumentWriter:
                 self._file.write(record.to_line())
 
     def finish(self) -> None:
-        """Syncs the file and gives it its name."""
+        """Syncs the file and renames it to its final name."""
         with explained_full_disk(self._path, 0):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -153,7 +153,7 @@ def documents_name(generation: int) -> str:
 
 
 def documents_summary(cache: Path, name: str = DOCUMENTS) -> dict[str, Any]:
-    """What the manifest says of the file: its name, sha256 and number of lines."""
+    """The file's entry in the manifest: name, sha256 and number of lines."""
     data = hashlib.sha256()
     count = 0
     with (cache / name).open("rb") as lines:
@@ -164,7 +164,7 @@ def documents_summary(cache: Path, name: str = DOCUMENTS) -> dict[str, Any]:
 
 
 def _current(cache: Path) -> str:
-    """The file that the manifest names: a cache that grew has a new one beside the old."""
+    """The file named in the manifest: a cache that grew has a new file beside the old one."""
     manifest = read_json(cache / MANIFEST) if (cache / MANIFEST).is_file() else {}
     listed = manifest.get("extra", {}).get("documents")
     return str(listed["file"]) if isinstance(listed, dict) and "file" in listed else DOCUMENTS

@@ -1,4 +1,8 @@
-"""Durable files: written whole under a temporary name, synced, renamed. What a reader finds is complete."""
+"""Durable files: written under a temporary name, synced, renamed. A file under its final name is always complete.
+
+The order matters. Renaming before the fsync could leave, after a power cut, the final name on a file whose data never
+reached the disk. The rename itself survives a power cut only once its folder is synced (:func:`sync_folder`).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ from ..errors import DataError, PipelineError, UsageError
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 PARTIAL = ".partial"
-"""Suffix of a file that is being written. Nothing ever reads one; a writer sweeps leftovers when it starts."""
+"""Suffix of a file that is being written. No reader opens one; a writer deletes leftovers when it starts."""
 
 
 def crc32c(data: np.ndarray | bytes, start: int = 0) -> int:
@@ -35,7 +39,7 @@ def as_bytes(array: np.ndarray) -> np.ndarray:
 
 
 def write_file(path: Path, parts: Sequence[np.ndarray | bytes]) -> None:
-    """Writes the parts one after another as ``path``: temporary name, fsync, rename. The folder is *not* synced.
+    """Writes the parts, concatenated, as ``path``: temporary name, fsync, rename. Does *not* sync the folder.
 
     Raises:
         PipelineError: the disk (or the quota) is full; the temporary file is removed, everything else stays.
@@ -73,7 +77,7 @@ def read_json(path: Path) -> Any:
     """Parses a JSON file of a cache.
 
     Raises:
-        DataError: it is absent or is not JSON.
+        DataError: the file is missing or is not JSON.
     """
     try:
         return json.loads(path.read_bytes())
@@ -104,16 +108,16 @@ def explained_full_disk(path: Path, needed: int, partial: Path | None = None) ->
             raise
         free = shutil.disk_usage(path.parent).free
         raise PipelineError(
-            f"the disk is full: {path} needs {needed:,} bytes, {free:,} are free. What was committed before is intact",
-            hint="free some space and run the same command again: it resumes where it stopped",
+            f"the disk is full: {path} needs {needed:,} bytes, {free:,} are free. All earlier commits are intact",
+            hint="free some space and run the same command again: it resumes",
         ) from error
 
 
 def make_folder(path: Path, setting: str) -> None:
-    """Makes a folder and its parents where they are not there.
+    """Creates a folder and its parents unless they exist.
 
     Raises:
-        UsageError: it cannot be made; names the setting that it comes from.
+        UsageError: the folder cannot be created; names the setting it comes from.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

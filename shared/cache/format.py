@@ -20,10 +20,10 @@ from .quantise import CODES, SCALE, Quantised
 
 FORMAT_NAME = "activation-cache"
 FORMAT_VERSION = 1
-"""What a cache is written as unless it holds what a reader of version 1 would misread."""
+"""The version written, unless a reader of version 1 would misread the cache."""
 
 NEWER = 2
-"""Version of a cache with quantised sites or with the sharding codec, and of one that has grown."""
+"""The version of caches with quantised sites or the sharding codec, and of caches that have grown."""
 
 VERSIONS = (FORMAT_VERSION, NEWER)
 """Versions that this code reads."""
@@ -40,7 +40,7 @@ CRC_BYTES = 4
 """A CRC-32C, little-endian."""
 
 INDEX_ENTRY = np.dtype([("offset", "<u8"), ("bytes", "<u8")])
-"""What the index at the end of a file with the sharding codec says of each of its chunks."""
+"""One entry, for one chunk, of the index at the end of a file with the sharding codec."""
 
 DEFAULT_SHARD_ROWS = 8192
 DEFAULT_CHUNK_ROWS = 1024
@@ -61,10 +61,10 @@ class Flag(IntFlag):
 
 
 def positions(row: NDArray[np.integer], flags: NDArray[np.uint8], ctx: int) -> NDArray[np.int32]:
-    """Position of rows: their place in the sequence, and 0 for every row flagged BOS, wherever it stands.
+    """Position of rows: their place in the sequence, but 0 for every row flagged BOS.
 
-    Attention is causal, and a BOS behind which nothing before it is seen (documents kept apart) sees as little as the
-    first: its activation is the same constant vector. So "without position 0" leaves out every such row.
+    Attention is causal, and a BOS inside a sequence, where documents are kept apart, attends to itself alone, like the
+    first token: its activation is the same constant vector. So "excluding position 0" excludes every such row.
 
     Args:
         row: rows in the cache, or places in a sequence; broadcast against ``flags``.
@@ -149,14 +149,14 @@ class SiteSpec:
     """One array of activations.
 
     Attributes:
-        name: the site, ``layer_08.resid_mid`` or ``module.path:out`` (shared.sites).
+        name: the site, ``layer_08.resid_mid`` or ``module.path:out`` (harvest.site_names).
         width: d, the size of one row.
         logical_dtype: what a row's numbers are; ``bfloat16`` is stored as uint16 bits.
         module_path: the module whose input or output this is.
         layer: index of the layer, None for a free module path.
         kind: ``resid_mid``, …; None for a free module path.
-        io: which side of the module.
-        quantised: stored as one byte for each number and a scale for each row (shared.cache.quantise); None: as it is.
+        io: the module's input or output.
+        quantised: stored as one byte per number and one scale per row (shared.cache.quantise); None: not quantised.
     """
 
     name: str
@@ -171,7 +171,8 @@ class SiteSpec:
     def __post_init__(self) -> None:
         if self.quantised is not None and (self.quantised not in CODES or self.logical_dtype != "bfloat16"):
             raise UsageError(
-                f"site {self.name}: no {self.quantised!r} of {self.logical_dtype}; {', '.join(CODES)} are of bfloat16"
+                f"site {self.name}: found {self.quantised!r} of {self.logical_dtype}, expected "
+                f"bfloat16 for {', '.join(CODES)}"
             )
         if self.logical_dtype not in STORED:
             raise UsageError(f"site {self.name}: dtype {self.logical_dtype!r} is not one of {', '.join(STORED)}")
@@ -191,17 +192,17 @@ class SiteSpec:
 
     @property
     def scale(self) -> str | None:
-        """Name of the array with the rows' scales; None where there is none."""
+        """Name of the array with the rows' scales; None if not quantised."""
         return f"{self.name}.scale" if self.quantised else None
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """The arrays that its rows are made of: itself, and the scales where it is quantised."""
+        """The site's arrays: its rows, and the scales if quantised."""
         return (self.name, self.scale) if self.scale else (self.name,)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row on disk, its scale included."""
+        """Bytes of a row on disk, including its scale."""
         return self.width * self.stored_dtype.itemsize + (SCALE.itemsize if self.quantised else 0)
 
     @property
@@ -378,7 +379,7 @@ def check_version(path: object, head: Mapping[str, Any]) -> None:
         raise DataError(
             f"{path} is {found[0]!r} of version {found[1]!r}, expected {FORMAT_NAME!r} of version "
             f"{' or '.join(map(str, VERSIONS))}",
-            hint="read it with the version of this tool that wrote it, or harvest it again",
+            hint="read it with the program version that wrote it, or harvest again",
         )
 
 

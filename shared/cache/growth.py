@@ -1,11 +1,14 @@
-"""How a finished cache grows: more sequences, further sites, and not one committed byte rewritten.
+"""How a finished cache grows: more sequences or more sites, without rewriting a committed byte.
 
-Every growth is a *generation* with a plan of its own: ``plan.1.json``, ``plan.2.json``, … beside ``plan.json``. Until a
-growth is finished the manifest is that of the generation before, so whoever opens the cache meanwhile finds what it
-was. After it the manifest names the earlier generations, and each can still be opened by its identity.
+Every growth is a *generation* with its own plan: ``plan.1.json``, ``plan.2.json``, … beside ``plan.json``. Until a
+growth is finished, the manifest is that of the previous generation, so a reader that opens the cache meanwhile sees the
+previous generation. Afterwards the manifest lists the earlier generations; each can still be opened by its identity.
 
-A shard is vouched for by one or several *parts*: the commit it was born with, and one more for each generation that
-added sites to it.
+A shard has one or more *parts*: the commit of the generation that created it, and one more for each later generation
+that added sites to it.
+
+Why this is safe: files only ever appear. A growth adds plans, chunk files and commits under new names and replaces the
+manifest last, by a rename. Array metadata may become longer before that, which no reader of this package relies on.
 """
 
 from __future__ import annotations
@@ -34,16 +37,16 @@ from .format import (
 )
 
 GROWN_AFTER = "grown_after"
-"""Key of a plan's config: sequences after which the cache grew within a shard, whose other places are padding."""
+"""Key of a plan's config: sequence counts at which the cache grew within a shard; the rest of that shard is padding."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What a cache is, or was before it grew.
+    """One state of a cache: the present one, or one before it grew.
 
     Attributes:
         identity: sha256 of its config.
-        n_seq: sequences, with the padding behind shards that were short when the cache grew.
+        n_seq: sequences, including the padding after shards that were short when the cache grew.
         sites: their names.
     """
 
@@ -61,18 +64,18 @@ class Generation:
 
 @dataclass(frozen=True)
 class Parts:
-    """Which commit of a shard vouches for which arrays, and how many sequences it holds.
+    """Which commit of a shard covers which arrays, and how many sequences the shard holds.
 
     Attributes:
         layout: shapes of the last generation.
-        generations: all of them, the last one included.
+        generations: all generations, including the last.
     """
 
     layout: Layout
     generations: tuple[Generation, ...]
 
     def of(self, shard: int) -> dict[int, tuple[str, ...]]:
-        """Part → its arrays. 0 is what the shard was born with, tokens included; others are what generations added."""
+        """Part → its arrays. Part 0: its first arrays, including tokens; part g: those added by generation g."""
         born = next(g for g, size in enumerate(self._shards) if shard < size)
         found = {0: (*(array.name for array in TOKEN_ARRAYS), *self._arrays(self.generations[born].sites))}
         for generation in range(born + 1, len(self.generations)):
@@ -86,7 +89,7 @@ class Parts:
         return {array.file(shard): array.file_bytes for array in arrays}
 
     def missing(self, commits: Collection[tuple[int, int]]) -> dict[int, tuple[int, ...]]:
-        """Shard → its parts without a commit, of every shard that lacks one."""
+        """Shard → its parts without a commit; complete shards are absent."""
         found = {
             shard: tuple(p for p in self.of(shard) if (shard, p) not in commits)
             for shard in range(self.layout.n_shards)
@@ -99,7 +102,7 @@ class Parts:
         return [shard for shard in range(self.layout.n_shards) if shard not in lacking]
 
     def expected_files(self, commits: Collection[tuple[int, int]]) -> dict[str, int]:
-        """Chunk files that the commits vouch for, with their bytes."""
+        """Chunk files named by the commits, with their bytes."""
         found: dict[str, int] = {}
         for shard in range(self.layout.n_shards):
             for part in self.of(shard):
@@ -108,19 +111,19 @@ class Parts:
         return found
 
     def sequences(self, shard: int) -> int:
-        """Sequences that the shard's commit names: fewer than it has room for at the end of a generation."""
+        """Sequences in the shard; fewer than it has room for at the end of a generation."""
         size = self.layout.seqs_per_shard
         return next((n % size for n in self._ends if n // size == shard), len(self.layout.seqs_of(shard)))
 
     @property
     def padding(self) -> int:
-        """Sequences of padding behind shards that were short when the cache grew past them."""
+        """Sequences of padding after shards that were short when the cache grew past them."""
         size = self.layout.seqs_per_shard
         return sum(-end % size for end in self._ends if end < self.layout.n_seq)
 
     @property
     def segments(self) -> tuple[int, ...]:
-        """Sequences of data after each of which data go on at the beginning of a shard."""
+        """Lengths of the runs of data sequences between paddings: after each, data continue at the start of a shard."""
         size, before = self.layout.seqs_per_shard, 0
         found = []
         for end in self._ends:
@@ -152,16 +155,16 @@ class Parts:
 
 @dataclass(frozen=True)
 class Standing:
-    """What a cache folder is for a config: a beginning, a resume, a growth, or something finished long ago.
+    """What a cache folder means for a config: a new cache, a resume, a growth, or an earlier finished generation.
 
     Attributes:
-        plan: of this generation, as it lies in ``file`` or is to be written there.
+        plan: this generation's plan, as in ``file`` or to be written there.
         file: ``plan.json``, ``plan.1.json``, ….
-        layout: shapes; of a finished generation, as they turned out.
+        layout: shapes; of a finished generation, the final ones.
         generations: up to this one.
-        latest: no later growth has been begun.
-        finished: the manifest is that of this generation or of a later one.
-        replaces: a cache of another config lies there that holds no commit; it makes room.
+        latest: no later growth has started.
+        finished: the manifest belongs to this generation or a later one.
+        replaces: the folder holds a cache with a different config and no commit; it is removed.
     """
 
     plan: dict[str, Any]
@@ -186,10 +189,10 @@ def plan_files(path: Path) -> list[Path]:
 
 
 def read_plans(path: Path) -> list[dict[str, Any]]:
-    """The same, read.
+    """The plans of a cache, parsed.
 
     Raises:
-        DataError: one is of another version.
+        DataError: a plan has an unknown format version.
     """
     plans: list[dict[str, Any]] = []
     for file in plan_files(path):
@@ -199,7 +202,7 @@ def read_plans(path: Path) -> list[dict[str, Any]]:
 
 
 def generations_of(head: Mapping[str, Any]) -> tuple[Generation, ...]:
-    """All generations that a plan or manifest names, its own as the last."""
+    """All generations in a plan or manifest, its own last."""
     earlier = [Generation.from_dict(value) for value in head.get(HISTORY, [])]
     sites = tuple(site["name"] for site in head["layout"]["sites"])
     return (*earlier, Generation(str(head["identity"]), int(head["layout"]["n_seq"]), sites))
@@ -208,15 +211,16 @@ def generations_of(head: Mapping[str, Any]) -> tuple[Generation, ...]:
 def stand(
     path: Path, layout: Layout, config: Mapping[str, Any], provenance: Mapping[str, Any], may_grow: Collection[str] = ()
 ) -> Standing:
-    """What the folder is for this config and layout, which counts sequences of data. Writes nothing.
+    """What the folder means for this config and layout (which counts sequences of data). Writes nothing.
 
-    A cache of another config is replaced when nothing of it was ever committed.
+    A cache with a different config is replaced if it has no commit.
 
     Args:
         may_grow: dotted paths of the config that a growth may change.
 
     Raises:
-        DataError: it holds a cache of another config that cannot grow into this one; every difference is listed.
+        DataError: the folder holds a cache with a different config that cannot grow into this one.
+            The error lists every difference.
     """
     plans = read_plans(path)
     if not plans:
@@ -235,17 +239,17 @@ def stand(
     lines = _differences(last, layout, config)
     obstacle = _obstacle(last, layout, lines, may_grow)
     if obstacle is None and done < len(plans) - 1:
-        obstacle = "is not finished, and what is unfinished cannot grow"
+        obstacle = "is unfinished, and only a finished cache can grow"
     if obstacle is not None:
         raise DataError(
             f"{path} {obstacle}:\n" + "\n".join(f"  {line}" for line in lines),
-            hint=f"pipeline inspect {path} shows it; harvest into another name, or with its own config",
+            hint=f"pipeline inspect {path} shows its config; harvest under another name, or with that config",
         )
     return _grown(path, last, layout, config, provenance)
 
 
 def is_empty(path: Path) -> bool:
-    """Nothing of the cache was ever committed: a harvest that was stopped, or failed, before its first shard."""
+    """Whether the cache has no commit: its harvest stopped or failed before the first shard."""
     return not ((path / MANIFEST).exists() or (path / plan_name(1)).exists() or commits_of(path))
 
 
@@ -279,7 +283,7 @@ def _standing(path: Path, plans: Sequence[dict[str, Any]], index: int, manifest:
 
 
 def _wanted(here: Standing, layout: Layout, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Config and layout as this generation's plan would spell them."""
+    """Config and layout in the form of this generation's plan."""
     spelled = dict(config)
     if GROWN_AFTER in here.plan["config"]:
         spelled[GROWN_AFTER] = here.plan["config"][GROWN_AFTER]
@@ -303,17 +307,17 @@ def _obstacle(last: Standing, layout: Layout, lines: Sequence[str], may_grow: Co
     """Why the cache cannot grow into this layout; None where it can."""
     spelled = ("layout.n_seq:", "layout.sites:", "layout.sites[", *may_grow)
     if not all(line.startswith(tuple(spelled)) for line in lines):
-        return "was made from another config"
+        return "was made with a different config"
     kept = {site.name: site for site in layout.sites}
     if any(kept.get(site.name) != site for site in last.layout.sites):
-        return "holds sites that this config leaves out or stores in another way"
+        return "holds sites that this config lacks or stores differently"
     planned, wanted = int(last.plan["layout"]["n_seq"]), layout.n_seq + last.parts.padding
     if wanted < planned:
-        return "holds more than this config asks for"
+        return "holds more sequences than this config requires"
     if wanted > planned and last.layout.n_seq < planned:
-        return f"holds all of its dataset ({last.layout.n_seq:,} sequences), so there is nothing to grow by"
+        return f"holds its whole dataset already ({last.layout.n_seq:,} sequences), so it cannot grow"
     if wanted == planned and len(layout.sites) == len(last.layout.sites):
-        return "was made from another config"
+        return "was made with a different config"
     return None
 
 

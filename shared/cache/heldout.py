@@ -1,4 +1,4 @@
-"""Which rows train and which are held out: by document, so that nothing trained on is evaluated.
+"""Splits rows into training and held-out ones by document, so that no training row is evaluated.
 
 Whole documents are held out: the ones with the smallest hash of their id, `round(share · documents)` of them. The
 choice does not depend on the seed, the packing or the shards: every run over a cache with the same share holds out the
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..hashing import mix
-from . import Cache
+from .reader import Cache
 from .rows import text_rows
 
 Mask = NDArray[np.bool_]
@@ -27,13 +27,13 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of a cache by use; padding is in neither.
+    """Training and held-out rows of a cache; padding is in neither set.
 
     Attributes:
         train: [n_rows] rows to train on.
         heldout: [n_rows] rows of held-out documents.
         n_documents: documents in the cache.
-        n_heldout: of these, held out.
+        n_heldout: held-out documents among them.
     """
 
     train: Mask

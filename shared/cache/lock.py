@@ -1,4 +1,4 @@
-"""One writer for each cache, or one for each rank of a group that shares it."""
+"""One writer per cache, or one per rank of a group that writes it together."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ _WAIT_SECONDS = 30.0
 class WriterLock:
     """An advisory lock on ``<cache>/.lock``, held until :meth:`release` or the end of the process.
 
-    A single writer holds it exclusively. Of several ranks, the first holds it exclusively while it sets the folder up;
-    then all share it, and each holds its own ``.lock-<rank>`` besides.
+    A single writer holds it exclusively. Of several ranks, whichever comes first holds it exclusively while it sets up
+    the folder; then all ranks share it, and each also holds its own ``.lock-<rank>`` exclusively, so that no rank runs
+    twice. The kernel releases a lock (flock) when its process dies, even by kill -9: a lock can never be stale.
     """
 
     def __init__(self, folder: Path, rank: int = 0, world: int = 1) -> None:
@@ -40,7 +41,7 @@ class WriterLock:
             raise
 
     def set_up_done(self) -> None:
-        """The folder stands: lets the other ranks in."""
+        """Lets the other ranks in: the folder is set up."""
         if self.shared and self.is_first:
             _try(self._descriptors[0], fcntl.LOCK_SH)
 
@@ -64,7 +65,7 @@ class WriterLock:
     def _busy(self, file: Path) -> PipelineError:
         return PipelineError(
             f"{self.folder} is being written by another process (it holds {file.name})",
-            hint="wait until it ends, or write to a cache of another name",
+            hint="wait until it ends, or choose another cache name",
         )
 
 

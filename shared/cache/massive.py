@@ -1,9 +1,9 @@
-"""Massive activations: the few dimensions, and the first position, whose size dwarfs everything else.
+"""Massive activations: a few dimensions, and position 0, that are far larger than everything else.
 
 Sun et al. 2024 (arXiv 2402.17762) call an activation massive when it is above 100 and about a thousand times the median
 magnitude. A cache keeps sums, not single values, so the report is of root mean squares: a dimension stands out when its
-RMS over rows is at least ten times the median dimension's. Both classes of rows are looked at apart, since position 0
-has outliers of its own.
+RMS over rows is at least ten times the median dimension's. Position 0 and the other rows are reported separately, since
+position 0 has its own outliers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MOST_LISTED = 8
 
 @dataclass(frozen=True)
 class Outlier:
-    """A dimension, its RMS over rows, and that as a multiple of the median dimension's (None where that is 0)."""
+    """A dimension, its RMS over rows, and that as a multiple of the median dimension's (None if the median is 0)."""
 
     dimension: int
     rms: float
@@ -43,7 +43,7 @@ def outliers(moments: Moments, times: float = TIMES_MEDIAN) -> list[Outlier]:
 
 
 def massive_activations(stats: SiteStats) -> dict[str, Any]:
-    """The report of one site, JSON-able; None for what has no row.
+    """The report of one site, JSON-able; figures without rows are None.
 
     Returns:
         ``norm_first`` and ``norm_rest``: mean norm at position 0 and elsewhere. ``first_over_rest``: their ratio.
@@ -64,7 +64,7 @@ def massive_activations(stats: SiteStats) -> dict[str, Any]:
 
 
 def massive_text(report: dict[str, Any]) -> str:
-    """The report in one line; empty where there is no row."""
+    """The report in one line; "" without rows."""
     if report["norm_rest"] is None:
         return ""
     parts = []

@@ -1,7 +1,7 @@
-"""One byte for a number and one scale for a row: the storages ``fp8`` and ``int8``.
+"""One byte per number and one scale per row: the storages ``fp8`` and ``int8``.
 
-A row is stored as codes and a float32 scale, and read as the bfloat16 nearest to code · scale. The scale is the row's
-own, so that a row of massive activations (the first position of a sequence) takes no precision from any other.
+A row is stored as codes and a float32 scale, and read as the bfloat16 nearest to code · scale. Each row has its own
+scale, so that a row of massive activations (position 0) costs no other row precision.
 
 - ``fp8``: codes are float8_e4m3fn (Micikevicius et al. 2022, arXiv:2209.05433), the scale is the power of two that
   brings the row's largest magnitude into (224, 448]. Dividing by it and multiplying with it is exact; a code has 3
@@ -10,8 +10,8 @@ own, so that a row of massive activations (the first position of a sequence) tak
   everywhere in the row.
 
 A row of zeros, or of magnitudes so small that the scale would not be a normal number (2^-126), has the scale 0 and
-reads as zeros. A row with an infinity or a NaN has the scale NaN and reads as NaN throughout: it stays a row to count
-as damaged.
+reads as zeros. A row with an infinity or a NaN has the scale NaN and reads as NaN throughout, so that it still counts
+as non-finite.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 Quantised = Literal["fp8", "int8"]
 
 CODES: dict[str, np.dtype[np.generic]] = {"fp8": np.dtype("u1"), "int8": np.dtype("i1")}
-"""What the codes are in Zarr, which has no float8: its bits as uint8."""
+"""dtype of the codes in Zarr, which has no float8: its bits are kept as uint8."""
 
 CODE_DTYPES = {"fp8": torch.uint8, "int8": torch.int8}
 
@@ -55,7 +55,8 @@ def quantise(rows: Tensor, kind: Quantised) -> tuple[Tensor, Tensor]:
         scale = _scale(largest, kind)
         usable = scale >= _SMALLEST_SCALE
         x = torch.where(usable[:, None], x / torch.where(usable, scale, 1.0)[:, None], 0.0)
-        # to float8 rounds to nearest, ties to even, as round() does
+        # Conversion to float8 rounds to nearest, ties to even, and so does round(). Only rows beyond
+        # 448 · 2^119, where the scale is capped, are clamped.
         part = (
             x.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8) if kind == "fp8" else x.round().to(torch.int8)
         )
@@ -66,7 +67,11 @@ def quantise(rows: Tensor, kind: Quantised) -> tuple[Tensor, Tensor]:
 
 
 def _scale(largest: Tensor, kind: Quantised) -> Tensor:
-    """Largest magnitude of a row [n] → its scale; not finite where the magnitude is not, and 0 where it underflows."""
+    """Largest magnitude of each row [n] → its scale; 0 where the scale would not be a normal number.
+
+    fp8: the smallest power of two with largest / scale ≤ 448, at most 2^119. A power of two changes the exponent alone,
+    so neither the division nor the multiplication rounds. It is built from its exponent bits.
+    """
     ratio = largest / _LARGEST[kind]
     if kind == "int8":
         return torch.where(ratio.isfinite(), ratio, 0.0)
@@ -74,7 +79,7 @@ def _scale(largest: Tensor, kind: Quantised) -> Tensor:
         torch.where(ratio.isfinite(), ratio, 0.0)
     )  # ratio = mantissa · 2^exponent, mantissa in [½, 1)
     exponent = exponent - (mantissa == 0.5).int()
-    # 2^119 at most: rounding up under a larger scale could read as infinity
+    # at most 2^119: under a larger scale, a code rounded up could read as infinity
     power = ((exponent.clamp(-126, 119) + 127) << 23).view(torch.float32)
     return torch.where((mantissa > 0) & (exponent >= -126), power, 0.0)
 
@@ -82,7 +87,7 @@ def _scale(largest: Tensor, kind: Quantised) -> Tensor:
 def dequantise(codes: Tensor, scales: Tensor, kind: Quantised) -> Tensor:
     """[n, d] codes and [n] scales → [n, d] bfloat16: code · scale in float32, rounded once."""
     if codes.device.type == "cpu":
-        # a table of 256 numbers is six times quicker than torch's own conversion from float8 on one core
+        # a table of 256 numbers is six times faster than torch's conversion from float8 on one core
         values = torch.from_numpy(np.take(_table(kind), codes.view(torch.uint8).numpy()))
     else:
         values = (codes.view(torch.float8_e4m3fn) if kind == "fp8" else codes).float()
@@ -91,7 +96,7 @@ def dequantise(codes: Tensor, scales: Tensor, kind: Quantised) -> Tensor:
 
 @cache
 def _table(kind: Quantised) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """What each byte stands for."""
+    """The number that each byte encodes."""
     bytes_ = torch.arange(256, dtype=torch.int16).to(torch.uint8)
     found: np.ndarray[tuple[int], np.dtype[np.float32]] = (
         bytes_.view(torch.float8_e4m3fn if kind == "fp8" else torch.int8).float().numpy()

@@ -1,4 +1,4 @@
-"""Reads a cache: memory maps of the chunk files, nothing copied, commits trusted and nothing else."""
+"""Reads a cache through memory maps of its chunk files, without copies. Only committed shards are read."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Cache:
 
     Attributes:
         path: the folder.
-        manifest: the manifest; of an unfinished cache, its plan.
+        manifest: the manifest, or the plan of an unfinished cache.
         layout: shapes.
         shards: the committed shards, in order (all of them unless the cache is incomplete).
-        complete: the cache was finished and every shard is there.
-        parts: which commit vouches for which arrays.
+        complete: the cache is finished and every shard is committed.
+        parts: which commit covers which arrays.
     """
 
     path: Path
@@ -49,12 +49,12 @@ class Cache:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The harvest config the cache was made from."""
+        """The harvest config of the cache."""
         return dict(self.manifest["config"])
 
     @property
     def identity(self) -> str:
-        """sha256 of that config, hex."""
+        """sha256 of the config, hex."""
         return str(self.manifest["identity"])
 
     @property
@@ -94,10 +94,10 @@ class Cache:
         return self._token_array(3)
 
     def spec(self, site: str) -> SiteSpec:
-        """What is known of a site; a UsageError that lists the sites there are, if it is not one of them."""
+        """The description of a site. Raises UsageError, with the known sites, for any other name."""
         if site not in self.sites:
             raise UsageError(
-                f"{self.path} has no site {site!r}: it holds {', '.join(self.sites)}",
+                f"no site {site!r} in {self.path}; its sites: {', '.join(self.sites)}",
                 hint=f"pipeline inspect {self.path}",
             )
         return self.sites[site]
@@ -112,7 +112,7 @@ class Cache:
         return _logical({name: self._stored(name, shard) for name in spec.arrays}, spec)
 
     def rows(self, site: str, index: Sequence[int] | NDArray[Any] | Tensor) -> Tensor:
-        """Gathers rows [len(index), d] in the logical dtype, in the order of ``index``: small sets, for examples."""
+        """Gathers rows [len(index), d] in the logical dtype, in the order of ``index``; meant for small sets."""
         spec = self.spec(site)
         wanted = np.asarray(index, dtype=np.int64).reshape(-1)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.n_rows):
@@ -142,7 +142,7 @@ class Cache:
 
     @property
     def identities(self) -> tuple[str, ...]:
-        """Every identity that the cache ever had, before it grew and now."""
+        """Every identity of the cache: before each growth, and the present one."""
         return tuple(one.identity for one in self.parts.generations)
 
     def stats(self, site: str) -> SiteStats:
@@ -192,7 +192,7 @@ class Cache:
 
 
 def read_sequences(path: Path, parts: Parts, shard: int) -> dict[str, NDArray[Any]]:
-    """The token arrays of a committed shard by name, [sequences, ctx]; without what fills up a short shard."""
+    """The token arrays of a committed shard by name, [sequences, ctx]; excluding the padding of a short shard."""
     shape = (parts.sequences(shard), parts.layout.ctx)
     found = {}
     for name in (array.name for array in TOKEN_ARRAYS):
@@ -202,14 +202,14 @@ def read_sequences(path: Path, parts: Parts, shard: int) -> dict[str, NDArray[An
 
 
 def stored_dtype(array: str, spec: SiteSpec) -> torch.dtype:
-    """What holds an array of a site in memory: the logical dtype itself, or codes and float32 scales."""
+    """dtype in which an array of a site is read: the logical dtype, or that of codes or float32 scales."""
     if not spec.quantised:
         return TORCH_DTYPES[spec.logical_dtype]
     return torch.float32 if array == spec.scale else CODE_DTYPES[spec.quantised]
 
 
 def logical_rows(stored: Mapping[str, Tensor], spec: SiteSpec) -> Tensor:
-    """Rows of a site's arrays (array → tensor, as stored) in its logical dtype; a copy only where it is quantised."""
+    """Rows of a site's arrays (array → tensor, as stored) in its logical dtype; a copy only if it is quantised."""
     if spec.quantised:
         return dequantise(stored[spec.name], stored[str(spec.scale)], spec.quantised)
     return stored[spec.name].view(TORCH_DTYPES[spec.logical_dtype])
@@ -220,16 +220,16 @@ def _logical(stored: Mapping[str, NDArray[Any]], spec: SiteSpec) -> Tensor:
 
 
 def open_cache(path: Path | str, allow_incomplete: bool = False, identity: str | None = None) -> Cache:
-    """Opens a cache folder and checks that every committed file has its size (checksums: ``pipeline verify``).
+    """Opens a cache folder and checks the size of every committed file (for checksums: ``pipeline verify``).
 
     Args:
         path: the cache folder.
         allow_incomplete: open an unfinished cache too; its shards without a commit read as padding.
-        identity: open it as it was when this was its identity, if it has grown since. One that it never had is ignored:
-            compare with what is opened.
+        identity: if the cache has grown, open its generation with this identity. An unknown identity is ignored:
+            compare with the identity of the opened cache.
 
     Raises:
-        DataError: there is no cache, it is incomplete or of another version, or a chunk file is missing or truncated.
+        DataError: no cache found, it is incomplete or has another version, or a chunk file is missing or truncated.
     """
     path = Path(path)
     if not (path / PLAN).exists():
@@ -249,7 +249,7 @@ def open_cache(path: Path | str, allow_incomplete: bool = False, identity: str |
     missing = sorted(set(range(layout.n_shards)) - set(shards))
     if not allow_incomplete and (missing or not finished):
         found = f"{layout.n_shards - len(missing)} of {layout.n_shards} shards are committed"
-        gap = f" (shard {missing[0]} is not)" if missing else ", but it was not finished"
+        gap = f" (shard {missing[0]} is not)" if missing else ", but it is not finished"
         raise DataError(
             f"{path} is incomplete: {found}{gap}", hint="run the same harvest again: it writes what is missing"
         )
@@ -258,18 +258,18 @@ def open_cache(path: Path | str, allow_incomplete: bool = False, identity: str |
 
 
 def _no_cache(path: Path) -> DataError:
-    """The error of a folder that is no cache; it names those beside it."""
+    """The error for a folder that is not a cache; it names the caches beside it."""
     known = [file.parent.name for file in sorted(path.parent.glob(f"*/{PLAN}"))]
-    hint = "pipeline harvest writes one; pipeline status lists what exists"
+    hint = "pipeline harvest writes one; pipeline status lists caches"
     if known:
         hint = f"caches in {path.parent}: {', '.join(known)} (train.cache, analyze.cache); pipeline harvest writes more"
-    return DataError(f"there is no cache at {path}{did_you_mean(path.name, known)}", hint)
+    return DataError(f"no cache at {path}{did_you_mean(path.name, known)}", hint)
 
 
 def _as_it_was(
     path: Path, manifest: dict[str, Any], generations: tuple[Generation, ...]
 ) -> tuple[dict[str, Any], tuple[Generation, ...]]:
-    """The head of an earlier generation: its plan and counts. Without statistics, which are summed when asked for."""
+    """The head of an earlier generation: its plan and counts. Without statistics: those are summed when requested."""
     plan = read_plans(path)[len(generations) - 1]
     parts = Parts(replace(Layout.from_dict(plan["layout"]), n_seq=generations[-1].n_seq), generations)
     n_tokens = sum(load_commit(path, shard).tokens for shard in range(parts.layout.n_shards))

@@ -1,4 +1,4 @@
-"""Reads every byte of a cache and compares it with what the commits and the manifest say."""
+"""Reads every byte of a cache and checks it against the commits and the manifest."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ READERS = 4
 
 @dataclass(frozen=True)
 class Problem:
-    """One file that is not what the cache says it is."""
+    """One file that does not match the cache's records."""
 
     path: Path
     found: str
     expected: str
-    beside: bool = False  # of a file beside the arrays: documents, tokenizer
+    beside: bool = False  # a file beside the arrays: documents, tokenizer
 
     def __str__(self) -> str:
         return f"{self.path}: found {self.found}, expected {self.expected}"
@@ -47,11 +47,11 @@ class VerifyReport:
 
     Attributes:
         path: the cache.
-        complete: the cache was finished, and every shard has its commit.
-        problems: everything that is wrong; an unfinished cache is no problem in itself.
+        complete: the cache is finished, and every shard has its commit.
+        problems: all damage found; being unfinished is not a problem.
         shards: committed shards that were read.
         bytes: bytes of chunk files that were read.
-        remove: files without which the same harvest writes anew what is damaged.
+        remove: files to delete so that the same harvest writes the damaged parts again.
     """
 
     path: Path
@@ -67,7 +67,7 @@ class VerifyReport:
 
     @property
     def hint(self) -> str | None:
-        """The commands that mend it: only what is gone is written anew."""
+        """The commands that repair the cache: the harvest writes only the missing files."""
         if self.ok:
             return None
         remove = f"{shlex.join(['rm', *map(str, self.remove)])} && " if self.remove else ""
@@ -97,11 +97,11 @@ def verify_cache(path: Path | str, console: Console | None = None) -> VerifyRepo
     """Checks sizes, checksums, token hashes, counts, array metadata, statistics and the manifest of a cache.
 
     Raises:
-        DataError: there is no cache of this format version at ``path``, or its plan cannot be read.
+        DataError: no cache with a known format version at ``path``, or its plan cannot be read.
     """
     path = Path(path)
     if not (path / PLAN).exists():
-        raise DataError(f"there is no cache at {path}", hint="pipeline harvest writes one; pipeline status lists them")
+        raise DataError(f"no cache at {path}", hint="pipeline harvest writes one; pipeline status lists caches")
     finished = (path / MANIFEST).exists()
     plans = plan_files(path)
     head = read_json(path / MANIFEST if finished else plans[-1])
@@ -112,7 +112,7 @@ def verify_cache(path: Path | str, console: Console | None = None) -> VerifyRepo
     shards = sorted({shard for shard, _ in commits if shard < layout.n_shards})
     missing = parts.missing(commits)
 
-    # a writer that was stopped while it set the arrays up does so again
+    # a writer that was stopped while it created the arrays creates the rest on its next start
     problems = [Problem(*item) for item in metadata_problems(path, layout, growing)] if finished or shards else []
     if head.get("identity") != identity(head["config"]):
         problems.append(Problem(path / PLAN, f"identity {head.get('identity')}", identity(head["config"])))
@@ -143,8 +143,11 @@ def verify_cache(path: Path | str, console: Console | None = None) -> VerifyRepo
 def _to_remove(
     path: Path, parts: Parts, commits: Collection[tuple[int, int]], problems: Sequence[Problem]
 ) -> tuple[Path, ...]:
-    """The commits of damaged chunks, and whatever else is damaged; with a file beside the arrays the manifest, which
-    vouches for it. Not what is gone already, and not the plan."""
+    """Files to delete: the commits of damaged chunks, and any other damaged file.
+
+    A damaged file beside the arrays also requires a new manifest, which holds its hash. Missing files and the plan are
+    never listed.
+    """
     vouching: dict[Path, Path] = {}
     for shard in range(parts.layout.n_shards):
         for part in parts.of(shard):
@@ -188,7 +191,7 @@ class _ShardReader:
         try:
             record = load_shard(self.path, shard, there)
         except DataError as error:
-            return None, [Problem(commit_path(self.path, shard, there[-1]), error.message, "a commit of these tokens")]
+            return None, [Problem(commit_path(self.path, shard, there[-1]), error.message, "the same tokens")]
         problems: list[Problem] = []
         payloads: dict[str, NDArray[np.uint8]] = {}
         for array in self.layout.arrays.values():
@@ -212,7 +215,7 @@ class _ShardReader:
     def _count_problems(self, record: CommitRecord, payloads: dict[str, NDArray[np.uint8]]) -> Iterator[Problem]:
         file = commit_path(self.path, record.shard)
         expected = self.parts.sequences(record.shard)
-        # while a cache is unfinished, its data may yet turn out to end in this shard
+        # in an unfinished cache the data may end within this shard
         if record.sequences > expected or (self.finished and record.sequences != expected):
             yield Problem(file, f"{record.sequences} sequences", f"{expected}")
         rows = record.sequences * self.layout.ctx
@@ -239,16 +242,16 @@ _TOKEN_NAMES = {array.name for array in TOKEN_ARRAYS}
 
 
 def side_files(extra: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(name, sha256) of each file beside the arrays that a manifest's ``extra`` vouches for."""
+    """(name, sha256) of each file beside the arrays that a manifest's ``extra`` names."""
     documents = extra.get("documents")
-    if isinstance(documents, Mapping) and "sha256" in documents:  # any program may put what it likes into extra
+    if isinstance(documents, Mapping) and "sha256" in documents:  # other programs may write other entries
         yield str(documents["file"]), str(documents["sha256"])
     if "tokenizer" in extra and "tokenizer_sha256" in extra:
         yield str(extra["tokenizer"]), str(extra["tokenizer_sha256"])
 
 
 def _side_file_problems(path: Path, extra: Mapping[str, Any]) -> Iterator[Problem]:
-    """What the manifest says of the files beside the arrays: the documents and the tokenizer."""
+    """Checks the files beside the arrays against the manifest: documents and tokenizer."""
     for name, expected in side_files(extra):
         file = path / name
         try:
@@ -283,4 +286,4 @@ def _manifest_problems(
         for record in records:
             total = total + record.stats[site.name]
         if manifest["statistics"].get(site.name) != total.to_dict():
-            yield Problem(file, f"statistics of {site.name} that are not", "the sum of the commits'")
+            yield Problem(file, f"statistics of {site.name} that differ", "the sum over the commits")

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from . import Cache
+from .reader import Cache
 
 TOKENIZER = "tokenizer.json"
 
 
 class Vocabulary:
-    """Pieces of text by token id. Without a tokenizer a piece is the id in angle brackets.
+    """Pieces of text by token id. Without a tokenizer, a piece is the id in angle brackets.
 
     Args:
         path: tokenizer.json, or None.
@@ -27,7 +27,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, cache: Cache) -> Vocabulary:
-        """The tokenizer in the cache's folder; ids where there is none."""
+        """The tokenizer in the cache's folder; without one, ids."""
         path = cache.path / str(cache.manifest.get("extra", {}).get("tokenizer", TOKENIZER))
         return cls(path if path.is_file() else None)
 
@@ -47,7 +47,7 @@ class Vocabulary:
 
     @cached_property
     def _byte_level(self) -> bool:
-        """Whether pieces are spelt in GPT-2's printable stand-ins for bytes."""
+        """Whether the tokenizer spells pieces in GPT-2's printable characters for bytes."""
         return '"ByteLevel"' in json.dumps(json.loads(self._tokenizer.to_str()).get("decoder") or {})
 
     @cached_property
@@ -59,11 +59,11 @@ class Vocabulary:
         return frozenset(token for token, entry in added.items() if entry.special)
 
     def piece(self, token: int) -> str:
-        """The text of one token, its leading space included."""
+        """The text of one token, including its leading space."""
         return self._pieces[token]
 
     def pieces(self, tokens: Iterable[int]) -> list[str]:
-        """The text of each of them: plain ints, since these are looked up by the million."""
+        """The text of each token. Takes plain ints: millions are looked up at a time."""
         return list(map(self._pieces.__getitem__, tokens))
 
     def _spell(self, token: int) -> str:
@@ -91,7 +91,7 @@ class Vocabulary:
 
 
 class _Pieces(dict[int, str]):
-    """Spells what it has not spelt before."""
+    """Spells each token once."""
 
     def __init__(self, spell: Callable[[int], str]) -> None:
         super().__init__()

@@ -1,4 +1,9 @@
-"""Writes a cache shard by shard. A shard is there completely or not at all, whenever the process ends."""
+"""Writes a cache shard by shard. Whenever the process ends, a shard is either complete or absent.
+
+The order of writing ensures it. Each chunk file is written under a temporary name, synced and renamed; then the folders
+are synced, so that the renames are on disk; only then is the commit file written in the same way. A commit on disk is
+therefore proof that every file it names is complete. Chunk files without a commit are written again.
+"""
 
 from __future__ import annotations
 
@@ -75,17 +80,17 @@ class CacheWriter:
 
         Args:
             path: the cache folder; parents are made.
-            layout: shapes as planned, of the sequences that hold data. A cache that grew past a short shard has more.
-            config: everything that decides the bits of the cache, JSON-able; its hash is the cache's identity.
-            provenance: package versions, revisions and the like; recorded at the beginning, not compared on a resume.
+            layout: planned shapes; counts sequences with data. A cache that grew past a short shard also has padding.
+            config: everything that determines the bytes of the cache, JSON-able; its hash is the cache's identity.
+            provenance: package versions, revisions and the like; recorded at the start, not compared on resume.
             rank, world: of several writers, this one owns the shards with ``shard % world == rank``.
-            may_grow: dotted paths of the config in which a finished cache may differ, if all its sites and at least as
-                many sequences are asked for: it grows. Nothing that is committed is written again.
+            may_grow: dotted paths of the config in which a finished cache may differ and grow, provided the layout has
+                all its sites and at least as many sequences. Committed files are never rewritten.
 
         Raises:
-            DataError: the folder holds something else, or a cache of another config with at least one commit (with
-                every field that differs).
-            PipelineError: another process is writing it.
+            DataError: the folder holds other files, or a cache with a different config and at least one commit (the
+                error lists every field that differs).
+            PipelineError: another process is writing the cache.
         """
         path = Path(path)
         config = json.loads(json.dumps(config, allow_nan=False))
@@ -95,7 +100,10 @@ class CacheWriter:
         try:
             standing = stand(path, layout, config, json.loads(json.dumps(provenance, allow_nan=False)), may_grow)
             if standing.replaces and not lock.is_first:
-                raise DataError(f"another rank is beginning {path} with another config", hint="run all ranks alike")
+                raise DataError(
+                    f"another rank is starting {path} with a different config",
+                    hint="start every rank with the same settings",
+                )
             if lock.is_first:
                 if standing.replaces:
                     _clear(path)
@@ -111,8 +119,8 @@ class CacheWriter:
             check_sizes(path, standing.parts.expected_files(commits))
             if not standing.latest and standing.parts.missing(commits):
                 raise DataError(
-                    f"{path} has grown since it was of this config, and shards of it have no commit",
-                    hint=f"pipeline harvest -c {path} writes them with the config that it has now",
+                    f"{path} has grown since it had this config, and some of its shards have no commit",
+                    hint=f"pipeline harvest -c {path} writes them with its present config",
                 )
             lock.set_up_done()
             return cls(path, standing, lock, rank, world)
@@ -132,12 +140,12 @@ class CacheWriter:
         return tuple(site.name for site in self.layout.sites if site.name in arrays)
 
     def has_tokens(self, shard: int) -> bool:
-        """The shard's tokens are committed; what may be missing are sites that were added."""
+        """Whether the shard's tokens are committed; then only added sites can be missing."""
         with self._guard:
             return 0 not in self._missing.get(shard, ())
 
     def missing_bytes(self) -> int:
-        """Bytes of the chunk files that are to be written."""
+        """Bytes of the chunk files still to write."""
         with self._guard:
             return sum(sum(self.parts.files(s, p).values()) for s, parts in self._missing.items() for p in parts)
 
@@ -167,11 +175,11 @@ class CacheWriter:
         with self._guard:
             todo = self._missing.get(shard)
         if todo is None:
-            raise ValueError(f"shard {shard} is committed, and nothing committed is ever rewritten")
+            raise ValueError(f"shard {shard} is committed already; committed shards are never rewritten")
         arrays = {"tokens": tokens, "doc_id": doc_id, "pos_in_doc": pos_in_doc, "flags": flags}
         n_seq = len(tokens)
         if not 1 <= n_seq <= len(self.layout.seqs_of(shard)):
-            raise ValueError(f"shard {shard} takes {len(self.layout.seqs_of(shard))} sequences at most, found {n_seq}")
+            raise ValueError(f"shard {shard} holds at most {len(self.layout.seqs_of(shard))} sequences, found {n_seq}")
         needed = set(self.missing_sites(shard))
         if not needed <= set(acts) <= {site.name for site in self.layout.sites}:
             raise ValueError(f"found activations of {sorted(acts)}, expected {sorted(needed)}")
@@ -180,7 +188,7 @@ class CacheWriter:
         }
         digest = hashlib.sha256(as_bytes(described["tokens"]).tobytes()).hexdigest()
         if 0 not in todo and load_commit(self.path, shard).tokens_sha256 != digest:
-            raise ValueError(f"shard {shard} is committed with other tokens, and these are activations of its sites")
+            raise ValueError(f"shard {shard} is committed with different tokens than these activations")
         for part in todo:
             record = self._write_part(shard, part, described, digest, acts)
         with self._guard:
@@ -220,11 +228,11 @@ class CacheWriter:
         """Merges the statistics and writes the manifest, which makes the cache complete; releases the lock.
 
         Args:
-            n_seq: sequences of data that were written in the end, when the data ended before the plan did.
-            extra: further JSON-able facts for the manifest (counts, revisions resolved on the way).
+            n_seq: sequences written, if the data ended before the plan did.
+            extra: more JSON-able entries for the manifest (counts, resolved revisions).
 
         Raises:
-            DataError: a shard is missing, or one before the last is short.
+            DataError: a shard is missing, or a shard other than the last is short.
         """
         parts = self._final_parts(n_seq)
         layout = parts.layout
@@ -263,7 +271,7 @@ class CacheWriter:
             )
             raise DataError(
                 f"{self.path} cannot be finished with {layout.n_seq} sequences: {found}",
-                hint="run the same harvest again",
+                hint="run the same harvest again: it writes the missing shards",
             )
         check_sizes(self.path, parts.expected_files(commits))
         return parts
@@ -285,14 +293,14 @@ class CacheWriter:
             if record.sequences != expected:
                 raise DataError(
                     f"shard {shard} of {self.path} holds {record.sequences} sequences, expected {expected}",
-                    hint="run the same harvest again",
+                    hint="run the same harvest again: it writes the missing shards",
                 )
             n_tokens += record.tokens
             totals = {site: total + record.stats[site] for site, total in totals.items()}
         return n_tokens, digest.hexdigest(), totals
 
     def close(self) -> None:
-        """Releases the lock. What is committed stays."""
+        """Releases the lock. Committed shards stay."""
         self._lock.release()
 
     def __enter__(self) -> Self:
@@ -302,7 +310,7 @@ class CacheWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         refused = isinstance(error, (UsageError, DataError))
-        if refused and self._world == 1 and is_empty(self.path):  # it cannot succeed, so it leaves nothing to resume
+        if refused and self._world == 1 and is_empty(self.path):  # a refused start leaves nothing to resume
             _clear(self.path)
         self.close()
 
@@ -318,7 +326,7 @@ class CacheWriter:
     def _write_quantised(
         self, site: SiteSpec, shard: int, bits: NDArray[Any], files: dict[str, ChunkFile]
     ) -> NDArray[Any]:
-        """Writes codes and scales of bfloat16 bits; the bits that a reader will find, which the statistics are of."""
+        """Writes codes and scales of bfloat16 bits. Returns the bits a reader gets back: statistics describe those."""
         assert site.quantised is not None
         assert site.scale is not None
         codes, scales = quantise(torch.from_numpy(bits).view(torch.bfloat16), site.quantised)
@@ -342,7 +350,7 @@ def _refuse_foreign_folder(path: Path) -> None:
 
 
 def _clear(path: Path) -> None:
-    """Removes what was begun of a cache without commits, the plan last: until then it can be cleared again."""
+    """Removes a cache without commits. The plan goes last: until then, a second try clears the folder again."""
     for folder in (ARRAYS, COMMITS, "tokenizer"):
         shutil.rmtree(path / folder, ignore_errors=True)
     for file in (*path.glob("documents*.jsonl*"), path / PLAN):
@@ -364,7 +372,7 @@ def _checked(array: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) 
 
 
 def _stored(acts: Tensor | NDArray[Any], site: SiteSpec, rows: int) -> NDArray[Any]:
-    """The rows in C order as the logical dtype has them: uint16 bits of bfloat16, or float32."""
+    """The rows in C order in their logical dtype: uint16 bits of bfloat16, or float32."""
     if isinstance(acts, Tensor):
         found = str(acts.dtype).removeprefix("torch.")
         if found != site.logical_dtype:

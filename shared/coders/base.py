@@ -1,4 +1,4 @@
-"""What every sparse coder shares: parameters, normalisation, decoding, the dead-latent revival loss."""
+"""The base of every sparse coder: parameters, normalisation, decoding, and AuxK for dead latents."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ RMS_EPS = 1e-6
 
 ENCODER_NORM = 0.4
 """Initial length of encoder rows. With rows of length 1 the first codes are so large that the reconstruction starts
-worse than the mean, and training spends its first epochs on shrinking them (docs/training.md has the figures)."""
+worse than the mean, and training spends its first epochs shrinking them (docs/training.md has the figures)."""
 
 TRAINING_BUFFERS = frozenset({"since_fired", "threshold_steps"})
-"""State that only training reads: kept in checkpoints, left out of a finished coder."""
+"""State that only training reads: in checkpoints, but not in a finished coder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +33,13 @@ class CoderConfig:
     latents: int = 1024
     """Dictionary size F."""
     decoder_norm: Literal["unit", "free"] = "unit"
-    """Decoder rows: held at unit length, or free."""
+    """Decoder rows: kept at unit length, or free."""
     skip: bool = False
     """Add a linear path from input to output, W_skip [d_out, d_in], starting at zero (transcoders)."""
     input_transform: Literal["raw", "rms"] = "raw"
     """The input as cached, or divided by its root mean square (Gemma Scope's transcoders read resid_mid that way)."""
     aux_k: int | None = None
-    """How many dead latents per row help to explain the error (AuxK); null: half the output width. 0: off."""
+    """Dead latents per row that reconstruct the error (AuxK); null: half the output width. 0: off."""
     aux_coef: float = 1 / 32
     """Weight α of AuxK."""
 
@@ -55,7 +55,7 @@ class Coder(nn.Module, ABC):
 
     `encode` and `decode` speak raw activations; `encode_normalised`, `decode_normalised` and `losses` the normalised
     ones u = (x − input_mean)/input_scale and t = (y − target_mean)/target_scale, in which E‖u‖² = d_in and
-    E‖t‖² = d_out over the cache's rows without position 0.
+    E‖t‖² = d_out over the cache's rows, excluding position 0.
 
     Args:
         config: the architecture's settings.
@@ -66,9 +66,10 @@ class Coder(nn.Module, ABC):
 
     config_class: ClassVar[type[CoderConfig]]
     selection: Literal["row", "batch"] | None = None
-    """Coders whose codes are ReLU of the k largest pre-activations of each row, or of the k·B largest of a batch, and
-    whose loss is that of their prefixes, say which of the two: the fused step (train/kernels) trains those. It tells a
-    `batch` coder the smallest code selected by `update_threshold(smallest: Tensor)`. None: any other coder."""
+    """"row" or "batch" for coders whose codes are the ReLU of the k largest pre-activations of each row, or of the k·B
+    largest of a batch, and whose loss is that of their prefixes: the fused step (train/kernels) can train these. It
+    passes the smallest selected code to a "batch" coder through `update_threshold(smallest: Tensor)`. None: any other
+    coder."""
 
     def __init__(
         self, config: CoderConfig, d_in: int, d_out: int, *, tied: bool, generator: torch.Generator | None = None
@@ -105,7 +106,7 @@ class Coder(nn.Module, ABC):
 
     @torch.no_grad()
     def randomise_decoder(self, generator: torch.Generator | None = None) -> None:
-        """Give the decoder random unit rows: for the control in which it is frozen."""
+        """Give the decoder random unit rows, for the control with a frozen decoder."""
         rows = _unit_rows(torch.randn(self.n_latents, self.d_out, generator=generator))
         self.w_dec.copy_(rows)
 
@@ -120,7 +121,7 @@ class Coder(nn.Module, ABC):
 
     @property
     def prefixes(self) -> tuple[int, ...] | None:
-        """Cumulative group sizes of a nested dictionary, the last one F; None where the dictionary is not nested."""
+        """Cumulative group sizes of a nested dictionary, the last one F; None if the dictionary is not nested."""
         return None
 
     # Normalisation
@@ -128,9 +129,9 @@ class Coder(nn.Module, ABC):
     def set_normalisation(
         self, *, input_mean: Tensor, input_var: Tensor, target_mean: Tensor, target_var: Tensor
     ) -> None:
-        """Take means [d] and variances [d] (of the cache's rows without position 0) as the normalisation of both sides.
+        """Normalise both sides with these means [d] and variances [d] of the cache's rows, excluding position 0.
 
-        With `input_transform: rms` the input has E‖u‖² = d already, and its mean is not known: it stays as it is.
+        With `input_transform: rms` the input already has E‖u‖² = d, and its mean is unknown: the input side stays.
         """
         with torch.no_grad():
             if self.config.input_transform == "raw":
@@ -170,7 +171,7 @@ class Coder(nn.Module, ABC):
         return codes.decode(self.w_dec) + self.offset(u)
 
     def offset(self, u: Tensor | None) -> Tensor:
-        """What the reconstruction adds to the latents' sum: b_dec [d_out], or b_dec + u W_skipᵀ [B, d_out]."""
+        """The part of the reconstruction besides the latents' sum: b_dec [d_out], or b_dec + u W_skipᵀ [B, d_out]."""
         if self.w_skip is None:
             return self.b_dec
         if u is None:
@@ -180,11 +181,11 @@ class Coder(nn.Module, ABC):
     # Training
 
     def begin_step(self, seed: int, step: int) -> None:
-        """Draw what the architecture draws anew for each step, from (seed, step) alone: a resumed run draws the same.
+        """Draw a step's random choices from (seed, step) alone, so that a resumed run draws the same.
 
         Args:
             seed: the run's.
-            step: number of the update about to be made, from 1.
+            step: number of the coming update, from 1.
         """
 
     @abstractmethod
@@ -212,7 +213,7 @@ class Coder(nn.Module, ABC):
             error: e = t − t̂ [B, d_out], detached.
 
         Returns:
-            A scalar, or None while nothing is dead.
+            A scalar, or None while no latent is dead.
         """
         k_aux = self.d_out // 2 if self.config.aux_k is None else self.config.aux_k
         if k_aux == 0 or self.config.aux_coef == 0 or self.dead_after is None:
@@ -233,21 +234,21 @@ class Coder(nn.Module, ABC):
 
     @torch.no_grad()
     def project_gradients(self) -> None:
-        """Before the optimizer's step: remove from each unit decoder row's gradient the part along the row."""
+        """Before the optimizer's step: remove the component of each unit decoder row's gradient along the row."""
         if self.config.decoder_norm == "unit" and self.w_dec.grad is not None:
             along = torch.linalg.vecdot(self.w_dec.grad, self.w_dec)
             self.w_dec.grad.addcmul_(along.unsqueeze(1), self.w_dec, value=-1)
 
     @torch.no_grad()
     def project_parameters(self) -> None:
-        """After the optimizer's step: bring decoder rows back to unit length (a row that is still zero stays zero)."""
+        """After the optimizer's step: rescale decoder rows to unit length (a zero row stays zero)."""
         if self.config.decoder_norm == "unit" and self.w_dec.requires_grad:
             norms = torch.linalg.vector_norm(self.w_dec, dim=1, keepdim=True)
             self.w_dec.div_(norms.clamp_min(torch.finfo(norms.dtype).tiny))
 
     @torch.no_grad()
     def after_step(self, codes: Codes) -> None:
-        """Update the state that follows the codes of a step: here, how long each latent has been silent."""
+        """Update the state that depends on a step's codes: here, how long each latent has been silent."""
         self.since_fired.add_(codes.n_rows).masked_fill_(codes.fired(), 0)
 
 

@@ -1,7 +1,7 @@
 """BatchTopK: the k·B largest codes of a batch of B rows (Bussmann et al. 2024, arXiv 2412.06410).
 
-A row may take more than k latents or fewer. One row alone must be encoded too, so the codes of a trained coder do not
-depend on the batch: inference keeps whatever is above a threshold θ learnt along the way, as a JumpReLU does.
+A row may keep more or fewer than k latents. The codes of a trained coder must not depend on the batch, so inference
+keeps every code above a threshold θ that training learns, as a JumpReLU does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .ops import LatentLists, dense_pre, gather_pre, sampled_dot
 from .topk import TopK, TopKConfig
 
 CANDIDATES = 4
-"""The batch's largest codes are looked for among the CANDIDATES·k largest of each row first."""
+"""The batch's largest codes are first searched among the CANDIDATES·k largest of each row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,9 @@ class BatchTopKConfig(TopKConfig):
     k: int = 16
     """Latents kept per row, on average over a batch."""
     threshold_ema: float = 0.999
-    """Decay of the moving average of each step's smallest code kept: the threshold θ of inference."""
+    """Decay of the moving average of each step's smallest kept code: the threshold θ of inference."""
     threshold_warmup: int = 200
-    """Steps at the beginning over which θ is simply the newest such code; the average starts there."""
+    """First steps in which θ is the latest such code; the average starts from the last of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,10 +46,10 @@ class BatchTopKConfig(TopKConfig):
 
 
 class BatchTopK(TopK):
-    """Training: z = the k·B largest of relu(u W_encᵀ + b_enc) over the batch. Evaluation: all of them above θ.
+    """Training: z = the k·B largest of relu(u W_encᵀ + b_enc) over the batch. Evaluation: every code above θ.
 
-    Until the first step there is no θ (it is 0), and evaluation selects over the batch as training does.
-    (An architecture that builds on this one may select over each row instead; it is a TopK then, without a θ.)
+    Before the first step θ is 0, and evaluation selects over the batch as training does. A subclass may select in
+    each row instead; it is then a TopK, without θ.
     """
 
     config_class: ClassVar[type[CoderConfig]] = BatchTopKConfig
@@ -72,7 +72,7 @@ class BatchTopK(TopK):
         with torch.no_grad():
             latents, pre, kept = self._chosen(u)
         lists = LatentLists(latents, self.n_latents)
-        # A slot that is not kept is 0 times a value: no gradient reaches the latent it names.
+        # a slot that is not kept is multiplied by 0, so no gradient reaches its latent
         values = torch.relu(gather_pre(u, self.w_enc, self.b_enc, latents, values=pre, lists=lists)) * kept
         return Codes(values, latents, self.n_latents, lists)
 
@@ -83,7 +83,7 @@ class BatchTopK(TopK):
             latents, kept = select_batch(pre, self.config.k)
         else:
             latents, kept = packed(pre > self.threshold.to(pre.dtype))
-        if pre.dtype != u.dtype:  # chosen in low precision; the values themselves are exact
+        if pre.dtype != u.dtype:  # selected in low precision; the values themselves are exact
             return latents, sampled_dot(u, self.w_enc, latents) + self.b_enc[latents], kept
         return latents, pre.gather(1, latents), kept
 
@@ -96,8 +96,8 @@ class BatchTopK(TopK):
 
     @torch.no_grad()
     def update_threshold(self, smallest: Tensor) -> None:
-        """Move θ to a step's smallest code kept (a scalar; inf where none was, which moves nothing)."""
-        # No decision is made on the host: the fused step replays these launches from a graph.
+        """Update θ with a step's smallest kept code (a scalar; inf if no code was kept: then θ stays)."""
+        # No branch on the host: the fused step replays these kernels from a CUDA graph.
         found = torch.isfinite(smallest) & (smallest > 0)
         averaged = torch.lerp(smallest.to(self.threshold.dtype), self.threshold, self.config.threshold_ema)
         fresh = self.threshold_steps < self.config.threshold_warmup
@@ -107,9 +107,9 @@ class BatchTopK(TopK):
 
 
 def packed(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The places where `mask` [B, F] holds: (latents [B, K], kept [B, K] bool), K the most of any row, at least 1.
+    """The true places of `mask` [B, F]: (latents [B, K], kept [B, K] bool), K the largest count of a row, at least 1.
 
-    The first slots of each row are its places in ascending order; the others are not kept, and say 0.
+    The first slots of each row hold its places in ascending order; the others are not kept and hold 0.
     """
     counts = mask.sum(dim=1)
     width = max(1, int(counts.max())) if len(counts) else 1
@@ -122,14 +122,16 @@ def packed(mask: Tensor) -> tuple[Tensor, Tensor]:
 def select_batch(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k·B largest of relu(pre) over a whole batch, exactly.
 
-    They are picked from the CANDIDATES·k largest of each row. That is all of them unless some row had every one of its
-    candidates picked and so may have more to give; then they are picked from everything.
+    They are selected among the CANDIDATES·k largest of each row, a far smaller set than all B·F. This is exact unless
+    some row had all of its candidates selected: an entry outside the candidates is at most as large as its row's
+    smallest candidate, and if that one was not selected, neither is the entry. Otherwise the selection is repeated over
+    all entries.
 
     Args:
         pre: [B, F] pre-activations.
 
     Returns:
-        (latents [B, K], kept [B, K] bool); k·B are kept, fewer where fewer are positive; a latent once in each row.
+        (latents [B, K], kept [B, K] bool); k·B are kept, or fewer if fewer are positive; a latent occurs once per row.
     """
     n_rows, n_latents = pre.shape
     n_candidates = min(CANDIDATES * k, n_latents)
@@ -142,7 +144,7 @@ def select_batch(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _largest(values: Tensor, n: int) -> Tensor:
-    """Which entries of [B, C] are the n largest of all and positive: [B, C] bool. Ties are cut, so never more."""
+    """The positive ones among the n largest of values [B, C]: [B, C] bool, at most n even with ties."""
     chosen = values.reshape(-1).topk(min(n, values.numel()), sorted=False).indices
     mask = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
     mask[chosen] = True

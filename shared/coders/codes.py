@@ -1,4 +1,4 @@
-"""What a coder says about a batch of rows: which latents fire, and how strongly."""
+"""The codes of a batch of rows: which latents fire, and how strongly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Codes:
     """Codes of B rows over `n_latents` latents.
 
     Sparse (`latents` given): values [B, K] ≥ 0, latents [B, K] int64. A value of 0 marks an inactive slot; its latent
-    id is then meaningless, but in range. An active latent appears once per row.
+    id is then meaningless, but in range. An active latent occurs once per row.
     Dense (`latents` None): values [B, n_latents] ≥ 0.
 
     Every method that returns values is differentiable with respect to `values`.

@@ -1,4 +1,4 @@
-"""What coders share whose codes are a dense function of all pre-activations: no latent is selected beforehand."""
+"""The base of coders whose codes are a dense function of all pre-activations, without a selection beforehand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .codes import Codes
 
 @dataclass(frozen=True)
 class DenseCodes(Codes):
-    """Dense codes that remember the pre-activations [B, F] they came from, for losses that are about those."""
+    """Dense codes with their pre-activations [B, F], for losses on pre-activations."""
 
     pre: Tensor | None = None
 
@@ -27,12 +27,12 @@ class DenseCoder(Coder):
         return torch.nn.functional.linear(u, self.w_enc, self.b_enc)
 
     def pre_of(self, u: Tensor, codes: Codes) -> Tensor:
-        """π of these codes, computed anew where they do not carry it."""
+        """π of these codes, recomputed if they do not carry it."""
         kept = codes.pre if isinstance(codes, DenseCodes) else None
         return self.pre(u) if kept is None else kept
 
     def fit(self, u: Tensor, t: Tensor, codes: Codes) -> dict[str, Tensor]:
-        """The terms "reconstruction", mean ‖t − t̂‖²/d_out, and "aux" where latents are dead."""
+        """The terms "reconstruction", mean ‖t − t̂‖²/d_out, and "aux" if latents are dead."""
         error = t - self.decode_normalised(codes, u)
         terms = {"reconstruction": error.square().mean()}
         aux = self.aux_loss(u, error.detach())
@@ -43,8 +43,8 @@ class DenseCoder(Coder):
     def weighted_l1(self, values: Tensor) -> Tensor:
         """Mean over rows of Σ_i values_i·‖w_i‖ / √d_out, of values [B, F] ≥ 0.
 
-        The root brings it to targets of mean squared norm 1, as which the reconstruction term counts them too: a
-        coefficient then means the same at every width.
+        The root rescales it to targets of mean squared norm 1, as the reconstruction term does, so that a coefficient
+        means the same at every width.
         """
         norms = torch.linalg.vector_norm(self.w_dec, dim=1)
         total: Tensor = values @ norms

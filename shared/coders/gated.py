@@ -1,7 +1,7 @@
-"""Gated: which latents fire and how strongly are two questions (Rajamanoharan et al. 2024, arXiv 2404.16014).
+"""Gated: a gate decides which latents fire, a magnitude how strongly (Rajamanoharan et al. 2024, arXiv 2404.16014).
 
-An L1 penalty on the codes themselves shrinks them. Here it falls on the gate alone, which says only whether a latent
-fires; the magnitude, from the same direction with a scale and a bias of its own, is left to the reconstruction.
+An L1 penalty on the codes shrinks them. Here it applies to the gate alone, which only decides whether a latent fires.
+The magnitude uses the same direction with its own scale and bias, and only the reconstruction trains it.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 
 
 def save_coder(coder: Coder, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
-    """Write `folder`/coder.safetensors, then config.json (which therefore marks the pair as whole).
+    """Write `folder`/coder.safetensors, then config.json (written last, it marks the pair as complete).
 
     Args:
         extra: more keys for config.json (source, target, cache, training, summary).
@@ -45,7 +45,7 @@ def load_coder(folder: Path | str) -> Coder:
     """The coder in `folder` (a run folder, or the folder that holds coder.safetensors), on the CPU, in evaluation mode.
 
     Raises:
-        DataError: missing, unreadable, of a newer format, or weights that do not fit the settings.
+        DataError: missing, unreadable, written by a newer version, or weights that do not fit the settings.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file() and (folder / "final" / "config.json").is_file():
@@ -79,7 +79,7 @@ def read_coder_config(folder: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(
-            f"{folder} holds no finished coder (no config.json)", "pipeline status lists runs and what they lack"
+            f"{folder} holds no finished coder (no config.json)", "pipeline status lists runs and their state"
         ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
@@ -98,7 +98,7 @@ def coder_config(document: Mapping[str, Any], where: Path | str) -> CoderConfig:
     settings = document["coder"]
     name = settings.get("architecture")
     if name not in ARCHITECTURES:
-        raise DataError(f"{where}: architecture {name!r} is not known here (known: {', '.join(ARCHITECTURES)})")
+        raise DataError(f"{where}: unknown architecture {name!r} (known: {', '.join(ARCHITECTURES)})")
     try:
         config: CoderConfig = validate(ARCHITECTURES[name].config_class, settings, "coder")
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""JumpReLU: a learnt threshold for each latent, trained on L0 itself (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+"""JumpReLU: a learned threshold for each latent, trained on L0 itself (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class JumpReLUConfig(CoderConfig):
 
     architecture: Literal["jumprelu"] = "jumprelu"
     l0_coef: float = 1e-3
-    """Weight of the mean number of active latents beside a reconstruction loss on the FVU scale."""
+    """Weight of the mean number of active latents; the reconstruction loss is on the FVU scale."""
     threshold: float = 0.4
-    """Where all thresholds start. 0.4 is one standard deviation of the first pre-activations of white input."""
+    """Initial value of all thresholds. 0.4 is one standard deviation of the initial pre-activations of white input."""
     bandwidth: float = 0.05
-    """Width ε of the window around its threshold in which a pre-activation moves it. Inputs have E‖u‖² = d_in here; the
+    """Width ε of the window around a threshold in which pre-activations move it. Inputs have E‖u‖² = d_in here; the
     0.001 of the paper, for E‖x‖² = 1, is 0.001·√d_in: 0.05 at a width of 2,304."""
 
     def __post_init__(self) -> None:
@@ -39,9 +39,10 @@ class JumpReLUConfig(CoderConfig):
 class JumpReLU(DenseCoder):
     """z = π·[π > θ], θ = exp(log_threshold) > 0; the loss adds l0_coef · mean Σ_i [π_i > θ_i].
 
-    Neither has a gradient for θ. Straight-through ones stand in, those of the expected loss by a kernel estimate with a
-    rectangle K(x) = [|x| < ½] of width ε (section 3 and appendix of the paper):
-    ∂z/∂θ = −(θ/ε) K((π − θ)/ε), ∂[π > θ]/∂θ = −(1/ε) K((π − θ)/ε).
+    Both are step functions of θ: their gradient is 0 almost everywhere, although the *expected* loss is smooth in θ,
+    because raising θ by δ switches off the pre-activations in (θ, θ + δ]. Straight-through gradients estimate that
+    density from the pre-activations within ε/2 of θ, with the rectangle kernel K(x) = [|x| < ½] (section 3 and appendix
+    of the paper): ∂z/∂θ = −(θ/ε) K((π − θ)/ε), ∂[π > θ]/∂θ = −(1/ε) K((π − θ)/ε).
     """
 
     config_class: ClassVar[type[CoderConfig]] = JumpReLUConfig

@@ -1,4 +1,4 @@
-"""Matryoshka: one selection over the dictionary, reconstructed by nested prefixes of it.
+"""Matryoshka: one selection of latents, decoded by nested prefixes of the dictionary.
 
 Bussmann et al. 2025, arXiv 2503.17547; random prefixes: Nabeshima 2024, "Matryoshka Sparse Autoencoders".
 """
@@ -25,18 +25,18 @@ class MatryoshkaConfig(BatchTopKConfig):
 
     architecture: Literal["matryoshka"] = "matryoshka"  # type: ignore[assignment]
     k: int = 16
-    """Latents kept per row; with `selection: batchtopk` on average over a batch."""
+    """Latents kept per row; with `selection: batchtopk`, on average over a batch."""
     selection: Literal["topk", "batchtopk"] = "topk"
-    """How latents are selected. threshold_ema and threshold_warmup are for batchtopk."""
+    """How latents are selected. threshold_ema and threshold_warmup apply to batchtopk."""
     prefixes: Literal["fixed", "random"] = "fixed"
-    """Prefixes by `groups`, or drawn anew for every step."""
+    """Prefixes from `groups`, or drawn at random for every step."""
     groups: tuple[int, ...] | None = None
-    """Group sizes, not prefixes; they sum to latents. Null: 1/8, 1/4, 1/2, 1/8 of latents. Random prefixes have none;
-    reports then look at those shares."""
+    """Group sizes, not prefixes; they sum to latents. Null: 1/8, 1/4, 1/2, 1/8 of latents. Must be null for random
+    prefixes; reports then use those shares."""
     n_prefixes: int = 10
-    """Random: prefixes in each step; the last is the whole dictionary."""
+    """Random: prefixes per step; the last is the whole dictionary."""
     prefix_power: float = 0.5
-    """Random: a prefix reaches beyond m with a probability that falls with m^-power; the larger, the shorter."""
+    """Random: the probability that a prefix is longer than m falls as m^-power; larger values give shorter prefixes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +71,7 @@ class MatryoshkaConfig(BatchTopKConfig):
 class Matryoshka(BatchTopK):
     """The loss is the mean over prefixes m_1 < … < m_G = F of the squared error of Σ_{i < m_g} z_i w_i + b.
 
-    Random prefixes are those of the step while training; in evaluation mode `prefixes` are the groups.
+    Random prefixes apply in training mode; in evaluation mode `prefixes` are the groups.
     """
 
     config_class: ClassVar[type[CoderConfig]] = MatryoshkaConfig
@@ -98,12 +98,12 @@ class Matryoshka(BatchTopK):
 def draw_prefixes(n_latents: int, n_prefixes: int, power: float, seed: int, step: int) -> tuple[int, ...]:
     """n_prefixes − 1 distinct lengths below n_latents, ascending, and n_latents itself.
 
-    Each is ⌊X⌋ of a Pareto variable X cut off at F = n_latents, P(X > x) = (x^−p − F^−p)/(1 − F^−p) for 1 ≤ x < F; one
-    that was drawn already is drawn again.
+    Each is ⌊X⌋ of a Pareto variable X cut off at F = n_latents, P(X > x) = (x^−p − F^−p)/(1 − F^−p) for 1 ≤ x < F.
+    Duplicates are drawn again.
 
     Args:
         power: p.
-        seed, step: what the lengths are a function of.
+        seed, step: determine the lengths.
     """
     uniform = np.random.default_rng((seed % 2**63, step))
     found = {n_latents}

@@ -1,14 +1,14 @@
 """Sparse encode, decode and nested squared error with gradients that touch only the selected latents.
 
-A batch of B rows with K selected latents each is a sparse matrix S [B, F] with B·K entries. Everything a training
-step needs of it is one of three products, and each is one native, parallel call whose summation order is fixed (so a
-resumed run repeats its bits):
+A batch of B rows with K selected latents each is a sparse matrix S [B, F] with B·K entries. A training step needs three
+products with it. Each is one native, parallel call with a fixed summation order, so that a resumed run is bit-identical
+to an uninterrupted one:
 
     S · W            weighted_rows   a row is a bag of K rows of W
     Sᵀ · X           weighted_rows   a latent is a bag of the rows of X that it fired on (bags from LatentLists)
     ⟨x_b, w_i⟩       sampled_dot     only at the entries of S
 
-The dense [B, F] matrix is formed once, to select; it takes no part in the gradient. On a CPU that removes all but one
+The dense [B, F] matrix is formed once, to select; it has no part in the gradient. On a CPU that saves all but one
 of the large matrix products of a dense step.
 """
 
@@ -63,7 +63,11 @@ def sampled_dot(x: Tensor, w: Tensor, ids: Tensor) -> Tensor:
 
 
 def _bag_dot(x: Tensor, w: Tensor, *, ids: Tensor, offsets: Tensor) -> Tensor:
-    """out[e] = ⟨x[bag of e], w[ids[e]]⟩: the gradient of `weighted_rows` to its weights, as a product of its own."""
+    """out[e] = ⟨x[bag of e], w[ids[e]]⟩ for the entries e of bags.
+
+    This is the gradient of `weighted_rows` with respect to its weights, ∂⟨x, Σ_e weights[e]·w[ids[e]]⟩/∂weights[e], so
+    the backward kernel of embedding_bag computes it without gathering the [E, d] rows. Their values do not enter.
+    """
     weights = torch.zeros(ids.shape, dtype=w.dtype, device=w.device, requires_grad=True)
     with torch.enable_grad():
         out = F.embedding_bag(ids, w.detach(), offsets, per_sample_weights=weights, mode="sum")
@@ -106,6 +110,9 @@ def _row_ids(latents: Tensor) -> Tensor:
 
 
 class _GatherPre(torch.autograd.Function):
+    """Forward: the given values. Backward: the gradient of value[b, j] = ⟨u_b, w_i⟩ + b_i, i = latents[b, j], which is
+    w_i for u_b, u_b for w_i and 1 for b_i: a weighted sum of rows of w_enc, of rows of u, and of ones."""
+
     @staticmethod
     def forward(
         ctx: Any, u: Tensor, w_enc: Tensor, b_enc: Tensor, latents: Tensor, values: Tensor, lists: LatentLists
@@ -143,8 +150,8 @@ def gather_pre(
         w_enc: [F, d_in].
         b_enc: [F].
         latents: [B, K] int64.
-        values: [B, K] the same numbers, where the selection has computed them already; recomputed when None.
-        lists: the LatentLists of `latents`, where the caller shares one.
+        values: [B, K] the result, if the selection has already computed it; None recomputes it.
+        lists: the LatentLists of `latents`, to share one between calls.
 
     Returns:
         [B, K]; gradients flow to u, w_enc and b_enc.
@@ -157,6 +164,8 @@ def gather_pre(
 
 
 class _SparseDecode(torch.autograd.Function):
+    """Forward: S·W. Backward: ⟨grad_b, w_i⟩ for the values and Sᵀ·grad for W, both at the entries of S only."""
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, latents: Tensor, w_dec: Tensor, lists: LatentLists) -> Tensor:
         ctx.save_for_backward(values, latents, w_dec)
@@ -179,6 +188,11 @@ def sparse_decode(values: Tensor, latents: Tensor, w_dec: Tensor, lists: LatentL
 
 
 class _NestedSquaredError(torch.autograd.Function):
+    """Forward: entry e of a row belongs to the first prefix g(e) that contains its latent, and enters the errors of all
+    prefixes from there on. So each (row, group) bag is decoded once, and a running sum over groups gives all errors.
+    Backward: by the same token the gradient of an entry is the suffix sum over g ≥ g(e) of 2 c_g error_g, where c_g is
+    the gradient of square g."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -191,8 +205,9 @@ class _NestedSquaredError(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         n_rows, n_groups = values.shape[0], len(prefixes)
         bounds = torch.tensor(prefixes[:-1], device=values.device, dtype=latents.dtype)
-        group = torch.bucketize(latents, bounds, right=True)  # [B, K]: the first prefix an entry belongs to
-        bags = _row_ids(latents) * n_groups + group  # [B, K]: each (row, group) pair is a bag of its own
+        group = torch.bucketize(latents, bounds, right=True)  # [B, K]: the first prefix that contains the entry
+        bags = _row_ids(latents) * n_groups + group  # [B, K]: each (row, group) pair is one bag
+        # embedding_bag needs the entries of a bag side by side: sort each row by group (stable: a fixed order of sums)
         by_group = torch.sort(group, dim=1, stable=True).indices if n_groups > 1 else None
         ids = (latents if by_group is None else latents.gather(1, by_group)).reshape(-1)
         weights = (values if by_group is None else values.gather(1, by_group)).reshape(-1)
@@ -240,14 +255,14 @@ def nested_squared_error(
 ) -> tuple[Tensor, Tensor]:
     """Squared errors of the nested reconstructions, Σ_b ‖base_b + Σ_{i < m_g} z_bi w_i‖² for each prefix m_g.
 
-    The prefixes are accumulated once, and the gradient reaching a latent of group j is the suffix sum Σ_{g ≥ j} of
-    the prefix errors, so nesting costs one running sum each way and no further decode (the loss is that of Matryoshka
-    SAEs, arXiv 2503.17547).
+    The loss of Matryoshka SAEs (arXiv 2503.17547). Prefix errors are accumulated once, and the gradient of a latent of
+    group j is the suffix sum Σ_{g ≥ j} of the prefix errors: nesting costs one running sum each way and no further
+    decode.
 
     Args:
         values, latents: [B, K] codes.
         w_dec: [F, d_out].
-        base: [B, d_out] what every prefix shares: bias (+ skip) − target.
+        base: [B, d_out] the term shared by all prefixes: bias (+ skip) − target.
         prefixes: cumulative group sizes, the last one F. `(F,)` is the plain squared error.
 
     Returns:

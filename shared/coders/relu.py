@@ -19,7 +19,7 @@ class ReLUConfig(CoderConfig):
 
     architecture: Literal["relu"] = "relu"
     l1_coef: float = 0.04
-    """Weight of Σ z_i·‖w_i‖ for targets of mean squared norm 1; the larger, the sparser."""
+    """Weight of Σ z_i·‖w_i‖ for targets of mean squared norm 1; larger values give sparser codes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -30,7 +30,7 @@ class ReLUConfig(CoderConfig):
 class ReLU(DenseCoder):
     """z = ReLU(π); the loss adds l1_coef · mean Σ_i z_i ‖w_i‖ / √d_out.
 
-    The norms take away the way around the penalty, small codes with long decoder rows (`decoder_norm: free`; Anthropic,
+    The norms prevent evading the penalty through small codes with long decoder rows (`decoder_norm: free`; Anthropic,
     "Circuits Updates – April 2024").
     """
 

@@ -28,7 +28,7 @@ class TopKConfig(CoderConfig):
 
     @property
     def selects_over(self) -> Literal["row", "batch"]:
-        """What the k are kept of: each row, or on average over the rows of a batch."""
+        """Whether k latents are kept in each row, or on average over a batch."""
         return "row"
 
 
@@ -55,7 +55,7 @@ class TopK(Coder):
         """(latents [B, k] int64, their pre-activations [B, k]) of the k largest pre-activations of each row."""
         pre = dense_pre(u, self.w_enc, self.b_enc, self.selection_dtype)
         values, latents = pre.topk(self.config.k, dim=1, sorted=False)
-        if values.dtype != u.dtype:  # chosen in low precision; the values themselves are exact
+        if values.dtype != u.dtype:  # selected in low precision; the values themselves are exact
             values = sampled_dot(u, self.w_enc, latents) + self.b_enc[latents]
         return latents, values
 

@@ -1,8 +1,9 @@
 """Unions of config classes built from a registry, chosen by a tag.
 
-A registry is a plain dict from a name to what it names. The config class of each entry is a frozen dataclass with a
+A registry is a plain dict from names to classes. The config class of each entry is a frozen dataclass with a
 field `architecture` (coders) or `kind` (penalties, samplers, reports, schedules) of type `Literal["name"]` defaulting
-to that name. A checker cannot follow a union built at run time, so a module says both:
+to that name. A union is built from the registry when the module is imported, so that a new entry needs no second list.
+A type checker cannot follow such a union, so it sees the base class instead:
 
     if TYPE_CHECKING:
         AnyPenaltyConfig = PenaltyConfig
@@ -22,7 +23,7 @@ TAGS = ("architecture", "kind")
 
 @dataclasses.dataclass(frozen=True)
 class Keyed:
-    """Marks a `dict[str, union]` whose key is the default of the tag: `{ortsae: {weight: 0.25}}`."""
+    """Marks a `dict[str, union]` whose keys are the default tags of its entries: `{ortsae: {weight: 0.25}}`."""
 
     tag: str
 
@@ -62,6 +63,6 @@ def keyed(configs: Mapping[str, type], tag: str = "kind") -> Any:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` when something known is close to what was typed, else an empty text."""
+    """`; did you mean 'x'?` if a known name is close, else ""."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""

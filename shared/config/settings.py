@@ -1,7 +1,7 @@
 """Settings: read, merged, checked once at the boundary, and frozen.
 
-Config classes are frozen dataclasses that stand next to the code they configure; their own defaults are the embedded
-default. Order of precedence: defaults < settings files in order < variant < `--set` < dedicated flags.
+Config classes are frozen dataclasses beside the code they configure; their defaults are the built-in defaults. Order of
+precedence: defaults < settings files in order < variant < `--set` < dedicated flags.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Shape:
     keyed: str | None = None  # the tag that a key of that dict stands for
 
     def pick(self, node: Any, key: str | None = None) -> type | None:
-        """The config class that a mapping is an instance of; None when its tag names none of them."""
+        """The config class of a mapping, by its tag; None for an unknown tag."""
         if len(self.classes) <= 1:
             return self.classes[0] if self.classes else None
         for tag in TAGS:
@@ -83,13 +83,13 @@ def shape_of(annotation: Any) -> Shape:
 
 @functools.cache
 def field_types(cls: type) -> dict[str, Any]:
-    """Annotation of every field that settings may give."""
+    """Annotation of every field that settings may set."""
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
 def config_classes(cls: type, seen: dict[type, None] | None = None) -> list[type]:
-    """`cls` and every config class below it, in the order met."""
+    """`cls` and every config class below it, in depth-first order."""
     seen = {} if seen is None else seen
     if cls not in seen:
         seen[cls] = None
@@ -154,7 +154,7 @@ def apply_set(settings: Mapping[str, Any], assignments: Sequence[str], like: Any
             node = node.get(key, {})
             if not isinstance(node, Mapping) and node is not None:
                 here = ".".join(keys[: depth + 1])
-                found = f"{here} is {_describe(node)}, it has no keys"
+                found = f"{here} is {_describe(node)}, so it has no keys"
                 raise UsageError(f"--set {text!r}: {found}; give {here} as a whole", LIST_KEYS)
             node = node or {}
         overlay: Any = parse_yaml(value, f"--set {path}")
@@ -171,11 +171,11 @@ def validate(cls: type[T], settings: Mapping[str, Any] | T, where: str = "") -> 
     """Build `cls` from plain settings, strictly.
 
     Args:
-        where: the dotted path the settings stand at, put before every path in an error ("train").
+        where: dotted path of the settings, a prefix of every path in an error ("train").
 
     Raises:
-        ConfigError: every problem at once: unknown keys, wrong types, unknown names (with what was probably meant)
-            and what the classes' own `__post_init__` refuse with ValueError.
+        ConfigError: every problem at once: unknown keys, wrong types, unknown names (with the closest known name)
+            and the ValueErrors of the classes' `__post_init__`.
     """
     import pydantic
 
@@ -210,7 +210,7 @@ def json_schema(cls: type) -> dict[str, Any]:
 
 
 def _fill_tags(node: Any, annotation: Any, key: str | None = None) -> Any:
-    """The settings with the tag written out wherever a key stood for it."""
+    """The settings with every implied tag written out."""
     if not isinstance(node, Mapping):
         return node
     shape = shape_of(annotation)
@@ -238,7 +238,7 @@ def _problems(failure: Any, settings: Any, cls: type, where: str) -> list[str]:
 
 
 def _problem(error: Any, settings: Any, cls: type) -> tuple[str, str]:
-    """Dotted path and message of one pydantic error. Its location also names tags and union members: left out."""
+    """Dotted path and message of one pydantic error. Tags and union members in its location are skipped."""
     parts: list[str] = []
     node: Any = settings
     annotation: Any = cls
@@ -363,12 +363,12 @@ def identity(settings: Any) -> str:
 
 
 def presets() -> dict[str, Path]:
-    """The named set-ups that ship with the package."""
+    """The presets that ship with the package, by name."""
     return {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
 
 
 def find_settings(name: str) -> Path:
-    """The file that `-c NAME` means: a path, or a preset's name. Raises UsageError when there is neither."""
+    """The settings file for `-c NAME`: a path or the name of a preset. Raises UsageError when neither exists."""
     path = Path(name)
     if path.is_file():
         return path

@@ -1,12 +1,12 @@
-"""The run folder: the only thing that passes from training to analysis.
+"""The run folder: everything that training hands to analysis.
 
     runs/<name>/  config.yaml  provenance.json  metrics.jsonl
                   checkpoints/step_00000500/{coder.safetensors, optimizer.safetensors, state.json}
                   samples/  anti_duplication_logs/
                   final/{coder.safetensors, config.json}
 
-A checkpoint is whole or absent: it is written into a temporary folder, synced and renamed. A run is complete when
-final/config.json exists; it is the last thing written.
+A checkpoint is complete or absent: it is written into a temporary folder, synced and renamed. A run is complete when
+final/config.json exists, which is written last.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `load_checkpoint` returns."""
+    """A checkpoint in memory: the step, tensors of coder and optimizer, and the rest of the training state."""
 
     step: int
     coder: dict[str, Tensor]
@@ -50,7 +50,7 @@ class Run:
 
     Attributes:
         path: the run's folder.
-        config: the resolved settings the run was started with (the `train` section), as plain data.
+        config: the resolved settings of the run (the `train` section), as plain data.
     """
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the run was started with, beside its settings: package versions, commit, cache."""
+        """Package versions, commit and cache at the start of the run."""
         try:
             document: dict[str, Any] = json.loads((self.path / "provenance.json").read_bytes())
         except (OSError, ValueError) as error:
@@ -84,7 +84,7 @@ class Run:
             file.write(line + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every line of metrics.jsonl, in order, without a last line that a killed process left unfinished."""
+        """Every line of metrics.jsonl, in order, excluding a last line that a killed process left unfinished."""
         try:
             lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         except FileNotFoundError:
@@ -95,7 +95,7 @@ class Run:
             raise DataError(f"{self.path / 'metrics.jsonl'} is not JSON lines: {error}") from None
 
     def rewind_metrics(self, step: int) -> None:
-        """Forget the lines after `step`: what a killed process logged beyond its last checkpoint is logged again."""
+        """Drop the lines after `step`: a resumed run logs again what a killed one logged after its last checkpoint."""
         kept = [line for line in self.metrics() if line.get("step", 0) <= step]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
         write_file(self.path / "metrics.jsonl", [text.encode()])
@@ -114,7 +114,7 @@ class Run:
         state: Mapping[str, Any],
         keep: int | None = None,
     ) -> Path:
-        """Write checkpoints/step_<step> whole or not at all, then drop all but the newest `keep`.
+        """Write checkpoints/step_<step> completely or not at all, then delete all but the newest `keep`.
 
         Args:
             state: JSON-able rest of the training state (position in the data, schedules, random number generators).
@@ -137,7 +137,7 @@ class Run:
             "state": dict(state),
         }
         write_json(partial / "state.json", document)
-        if final.exists():  # the same step again, after a resume: the bits are the same
+        if final.exists():  # the same step again, after a resume: bit-identical
             shutil.rmtree(final)
         partial.rename(final)
         sync_folder(parent)
@@ -147,7 +147,7 @@ class Run:
         return final
 
     def load_checkpoint(self, path: Path | None = None) -> Checkpoint | None:
-        """The newest checkpoint (or the one at `path`); None when there is none. DataError when it is damaged."""
+        """The newest checkpoint (or the one at `path`); None without checkpoints. Raises DataError if damaged."""
         if path is None:
             found = self.checkpoints()
             if not found:
@@ -175,7 +175,7 @@ class Run:
     # the end
 
     def finish(self, coder: Coder, summary: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> None:
-        """Write final/: the coder and its config.json with `summary`; the run is complete from here on.
+        """Write final/: the coder and its config.json with `summary`; after that the run is complete.
 
         Args:
             summary: {"steps", "tokens", "fvu", "fvu_with_bos", "l0", "dead", "seconds"}.
@@ -190,7 +190,7 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What training measured at the end."""
+        """The figures that training measured at the end."""
         summary: dict[str, Any] = self.final.get("summary", {})
         return summary
 
@@ -215,11 +215,11 @@ def create_run(runs_dir: Path | str, name: str, config: Mapping[str, Any], prove
     """A new run folder with config.yaml and provenance.json. Raises UsageError when one of that name exists."""
     path = Path(runs_dir) / name
     if "/" in name or name in ("", ".", "..") or name.startswith("."):
-        raise UsageError(f"{name!r} cannot be the name of a run: it becomes a folder in {runs_dir}")
+        raise UsageError(f"{name!r} cannot name a run: the name becomes a folder in {runs_dir}")
     if (path / "config.yaml").exists():
         raise UsageError(
-            f"run {name} exists already in {runs_dir}",
-            "pipeline train --resume to go on with it, or --name for another",
+            f"run {name} already exists in {runs_dir}",
+            "pipeline train --resume continues it; --name starts another",
         )
     make_folder(path, "train.runs")
     write_json(path / "provenance.json", dict(provenance))
@@ -233,26 +233,26 @@ def open_run(path: Path | str, allow_incomplete: bool = False) -> Run:
     """An existing run.
 
     Raises:
-        DataError: there is no run there, or (unless `allow_incomplete`) it has not finished.
+        DataError: the folder is not a run, or (unless `allow_incomplete`) the run is not finished.
     """
     path = Path(path)
     if not (path / "config.yaml").is_file():
-        raise DataError(f"{path} is not a run (no config.yaml)", "pipeline status lists the runs that exist")
+        raise DataError(f"{path} is not a run (no config.yaml)", "pipeline status lists runs")
     run = Run(path, load_yaml(path / "config.yaml"))
     if not run.complete and not allow_incomplete:
         reached = run.checkpoints()
         where = f"its last checkpoint is {reached[-1].name}" if reached else "it has no checkpoint yet"
-        raise DataError(f"run {run.name} has not finished: {where}", f"pipeline train -c {path} --resume")
+        raise DataError(f"run {run.name} is not finished: {where}", f"pipeline train -c {path} --resume")
     return run
 
 
 def fvu_label(evaluated_on: str | None) -> str:
-    """What a final FVU is of (`evaluated_on` of a summary): analyze has one too, of the rows that it reads."""
+    """Label of a final FVU by its rows (`evaluated_on` of a summary), to tell it from the FVU of a report."""
     return "held-out FVU" if evaluated_on == "heldout" else "FVU"
 
 
 def sweep(folder: Path) -> None:
-    """Remove what an interrupted writer left in a checkpoint folder."""
+    """Delete the leftovers of an interrupted writer from a checkpoint folder."""
     for leftover in folder.glob(".step_*.partial"):
         shutil.rmtree(leftover)
 

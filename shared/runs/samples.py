@@ -1,7 +1,7 @@
-"""The activation samples that training leaves in a run's `samples/`: what they are, and how they are read and written.
+"""The activation samples that training writes into a run's `samples/`.
 
-`samples.json` holds the samples themselves, `statistics.json` figures over all that were kept, `statistics.md` the same
-as tables to look at.
+`samples.json` holds the samples, `statistics.json` figures over all kept samples, `statistics.md` the same figures as
+tables.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Sample:
     """One activation of one latent, in its context.
 
     Attributes:
-        value: the activation when it was seen, during training.
+        value: the activation at the time of sampling, during training.
         token: id of the token at the peak.
-        position: in the sequence, 0 at every BOS. pos_in_doc: in the document. doc_id: the document. row: in the cache.
-        step: the update before which it was seen.
+        position: in the sequence, 0 for every BOS. pos_in_doc: in the document. doc_id: the document. row: the row.
+        step: the update before which it was sampled.
         context: token ids around the peak, of one sequence and one document. peak: where among them the peak is.
         text: the context as text, the peak in «».
     """
@@ -49,11 +49,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class LatentSamples:
-    """What was saved of one latent.
+    """The saved samples of one latent.
 
     Attributes:
-        kept: samples that training kept of it; `mean` is their mean activation. More may have been kept than saved.
-        specialised: on what its samples agree (token, document or domain, both), or general, or rare.
+        kept: samples that training kept; `mean` is their mean activation. Only some of them may be saved.
+        specialised: what its samples share (token, document or domain, or both), or general, or rare.
         samples: the saved ones, strongest first.
     """
 
@@ -74,9 +74,9 @@ class SampleSet:
     """The saved samples of a run.
 
     Attributes:
-        step: updates done when it was written. collections: batches that were looked at until then.
-        settings: those of `train.samples` in use.
-        latents: the strongest latent first.
+        step: updates done at the time of writing. collections: batches sampled until then.
+        settings: the `train.samples` settings.
+        latents: strongest first.
     """
 
     step: int
@@ -85,7 +85,7 @@ class SampleSet:
     latents: tuple[LatentSamples, ...]
 
     def __getitem__(self, latent: int) -> LatentSamples:
-        """What was saved of a latent. Raises KeyError where nothing was."""
+        """The samples of a latent. Raises KeyError if it has none."""
         for found in self.latents:
             if found.latent == latent:
                 return found
@@ -93,7 +93,7 @@ class SampleSet:
 
 
 def save_samples(run: Path, samples: SampleSet) -> Path:
-    """Write samples/samples.json below a run's folder, whole or not at all, one line for each latent."""
+    """Write samples/samples.json below a run's folder, completely or not at all, one line per latent."""
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
     head = {
@@ -118,7 +118,7 @@ def load_samples(run: Path | str) -> SampleSet:
         run: the run's folder.
 
     Raises:
-        DataError: it has none, or the file is not what it should be.
+        DataError: the run has no samples, or the file is damaged.
     """
     path = Path(run) / FOLDER / SAMPLES
     try:
@@ -132,11 +132,11 @@ def load_samples(run: Path | str) -> SampleSet:
             f"{run} has no samples ({path.name} is missing)", "pipeline train --set train.samples={} collects them"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no file of samples: {error}", "pipeline train --resume writes it again") from None
+        raise DataError(f"{path} is not a samples file: {error}", "pipeline train --resume writes it again") from None
 
 
 def samples_summary(run: Path | str) -> dict[str, Any] | None:
-    """statistics.json of a run's samples, and where its `table` lies; None where there are none."""
+    """statistics.json of a run's samples, and the path of its `table`; None without samples."""
     folder = Path(run) / FOLDER
     if not (folder / STATISTICS).is_file():
         return None

@@ -168,7 +168,7 @@ def test_documents_are_named(tiny_model: Path, tmp_path: Path) -> None:
     assert harvest(config).shards_written == 0
     assert contents(path) == before
     (path / "documents.jsonl").write_text('{"doc_id": 0}\n{"source": "x"}\n')
-    with pytest.raises(DataError, match=r"documents\.jsonl:2 is no document"):
+    with pytest.raises(DataError, match=r"documents\.jsonl:2 is not a document"):
         list(read_documents(path))
 
 

@@ -209,7 +209,7 @@ def test_further_sites_through_a_kill_on_the_stored_tokens(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"tokens": 40 * CTX}, "holds more than this config asks for"),
+        ({"tokens": 40 * CTX}, "holds more sequences than this config requires"),
         ({"tokens": 96 * CTX, "separator": "none"}, 'harvest.separator: the cache has "eos", this config has "none"'),
         ({"sites": (SITES[0], "layer_00.mlp_in")}, "holds sites that this config leaves out"),
         ({"sites": MORE, "storage_of": {SITES[0]: "fp8"}}, "stores in another way"),
@@ -244,7 +244,7 @@ def test_what_is_unfinished_does_not_grow(
         patched.setattr(Forward, "compute", interrupted)
         with pytest.raises(KeyboardInterrupt):
             harvest(longer)
-    with pytest.raises(DataError, match="what is unfinished cannot grow"):
+    with pytest.raises(DataError, match="only a finished cache can grow"):
         harvest(dataclasses.replace(made, tokens=200 * CTX))
     assert harvest(made).shards_written == 0  # it still is what it was
     assert harvest(longer).shards_written == 6
@@ -256,7 +256,7 @@ def test_a_dataset_that_is_all_there_has_nothing_to_grow_by(tiny_model: Path, te
     path = harvest(made).path
     sequences = open_cache(path).n_seq
     assert sequences < 10_000
-    with pytest.raises(DataError, match=rf"holds all of its dataset \({sequences} sequences\)"):
+    with pytest.raises(DataError, match=rf"holds its whole dataset already \({sequences} sequences\)"):
         harvest(dataclasses.replace(made, tokens=20_000 * CTX))
     assert harvest(dataclasses.replace(made, sites=MORE)).n_sequences == sequences
     assert verify_cache(path).ok

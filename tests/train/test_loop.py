@@ -238,7 +238,7 @@ def test_a_signal_saves_the_step_it_came_in_and_resuming_gives_the_same_bits(
     total = int(open_run(whole.path).summary["steps"])
     assert f"warning: interrupted: {made.path} saved at step 27 of {total}\n" in capsys.readouterr().err
     assert not run.complete
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         train_runs([made])
     train_runs([made], resume=True)
     assert weights(made) == weights(whole)

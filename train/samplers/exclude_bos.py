@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ...shared.cache.format import Flag
+from ...shared.cache import Flag
 from .base import Sampler, SamplerConfig, Window
 
 

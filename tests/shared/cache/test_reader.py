@@ -71,14 +71,16 @@ def test_what_the_cache_says_of_itself(cache: Cache) -> None:
     assert cache.config["model"] == "synthetic"
     assert len(cache.identity) == 64
     assert cache.sites[SITE].layer == 1
-    with pytest.raises(UsageError, match="no site 'layer_09.mlp_out': it holds layer_01.resid_mid, layer_01.mlp_out"):
+    with pytest.raises(
+        UsageError, match="no site 'layer_09.mlp_out' in .*; its sites: layer_01.resid_mid, layer_01.mlp_out"
+    ):
         cache.chunk("layer_09.mlp_out", 0)
     with pytest.raises(DataError, match="shard 9 of .* has no commit"):
         cache.chunk(SITE, 9)
 
 
 def test_no_cache(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no cache at") as caught:
+    with pytest.raises(DataError, match="no cache at") as caught:
         open_cache(tmp_path / "nothing")
     assert caught.value.exit_code == 3
     assert str(caught.value.hint).startswith("pipeline harvest")
@@ -109,7 +111,7 @@ def test_a_deleted_commit(cache: Cache) -> None:
 
 def test_a_missing_manifest(cache: Cache) -> None:
     (cache.path / "manifest.json").unlink()
-    with pytest.raises(DataError, match="5 of 5 shards are committed, but it was not finished"):
+    with pytest.raises(DataError, match="5 of 5 shards are committed, but it is not finished"):
         open_cache(cache.path)
     assert open_cache(cache.path, allow_incomplete=True).shards == [0, 1, 2, 3, 4]
 

@@ -112,7 +112,7 @@ def one_row_from_rest_to_first(stats: dict[str, Any]) -> None:
         (lambda c: c["statistics"]["layer_01.mlp_out"].update(nonfinite=3), "rows of layer_01.mlp_out counted"),
         (lambda c: one_row_from_rest_to_first(c["statistics"]["layer_01.mlp_out"]), "17 rows of layer_01.mlp_out at"),
         (lambda c: c["files"].pop("flags/c.1.0"), "another set of chunk files"),
-        (lambda c: c.update(shard=2), "says it commits shard 2, expected 1"),
+        (lambda c: c.update(shard=2), "commits shard 2, expected 1"),
         (lambda c: c.pop("files"), "is not a commit of this format"),
     ],
 )
@@ -157,5 +157,5 @@ def test_an_unfinished_cache_is_sound_and_not_complete(cache: Cache) -> None:
 
 
 def test_no_cache(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no cache"):
+    with pytest.raises(DataError, match="no cache at"):
         verify_cache(tmp_path)

@@ -224,7 +224,7 @@ def test_a_cache_without_a_commit_makes_room_for_another_config(tmp_path: Path, 
 def test_ranks_of_different_configs_do_not_replace_one_another(tmp_path: Path) -> None:
     with (
         CacheWriter.create(tmp_path / "c", layout(), CONFIG, {}, rank=0, world=2),
-        pytest.raises(DataError, match="another rank is beginning .* with another config"),
+        pytest.raises(DataError, match="another rank is starting .* with a different config"),
     ):
         CacheWriter.create(tmp_path / "c", layout(), CONFIG | {"ctx": 17}, {}, rank=1, world=2)
 
@@ -309,7 +309,7 @@ def test_wrong_arrays_are_refused(tmp_path: Path, table: TokenTable, acts) -> No
             write(pos_in_doc=cut["pos_in_doc"].astype(np.int64) + 70_000)
         with pytest.raises(ValueError, match="found float32, expected int32"):
             write(tokens=cut["tokens"].astype(np.float32))
-        with pytest.raises(ValueError, match="takes 16 sequences at most, found 17"):
+        with pytest.raises(ValueError, match="holds at most 16 sequences, found 17"):
             write(tokens=table.tokens[:17])
         with pytest.raises(ValueError, match=r"found activations of \['layer_01.resid_mid'\]"):
             write(acts={"layer_01.resid_mid": rows["layer_01.resid_mid"]})
@@ -320,7 +320,7 @@ def test_wrong_arrays_are_refused(tmp_path: Path, table: TokenTable, acts) -> No
         assert writer.missing_shards() == [0, 1, 2, 3, 4]
         write()
         assert writer.missing_shards() == [1, 2, 3, 4]
-        with pytest.raises(ValueError, match="nothing committed is ever rewritten"):
+        with pytest.raises(ValueError, match="committed shards are never rewritten"):
             write()
     assert open_cache(tmp_path / "c", allow_incomplete=True).shards == [0]
 

@@ -67,7 +67,7 @@ def test_a_newer_format_or_an_unknown_architecture_is_refused(folder: Path) -> N
     with pytest.raises(DataError, match="format version 99"):
         load_coder(folder)
     path.write_text(json.dumps({**document, "coder": {**document["coder"], "architecture": "other"}}))
-    with pytest.raises(DataError, match="'other' is not known"):
+    with pytest.raises(DataError, match="unknown architecture 'other'"):
         load_coder(folder)
     path.write_text("{}")
     with pytest.raises(DataError, match="not the config"):

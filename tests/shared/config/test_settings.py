@@ -217,7 +217,7 @@ def test_malformed_set(text: str) -> None:
 
 
 def test_set_below_a_value() -> None:
-    with pytest.raises(UsageError, match=r"train\.tokens is 5 \(an integer\), it has no keys"):
+    with pytest.raises(UsageError, match=r"train\.tokens is 5 \(an integer\), so it has no keys"):
         apply_set(DEFAULTS, ["train.tokens.x=3"])
     with pytest.raises(ConfigError, match="--set train.tokens, line 1"):
         apply_set(DEFAULTS, ["train.tokens=[1"])

@@ -85,4 +85,4 @@ def test_samples_are_described_and_verified(tmp_path: Path) -> None:
     assert "samples: 1,234 of 7 latents after step 9" in describe_text(document)
     assert verify_run(run.path).ok
     (run.path / "samples/samples.json").write_text("{")
-    assert "samples.json is no file of samples" in verify_run(run.path).problems[0]
+    assert "samples.json is not a samples file" in verify_run(run.path).problems[0]

@@ -37,10 +37,10 @@ def test_a_new_run_holds_its_settings(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_name_that_exists_or_cannot_be_a_folder_is_refused(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         create_run(tmp_path / "runs", "one", CONFIG, {})
     for name in ("a/b", "..", "", ".hidden"):
-        with pytest.raises(UsageError, match="cannot be the name"):
+        with pytest.raises(UsageError, match="cannot name a run"):
             create_run(tmp_path / "runs", name, CONFIG, {})
 
 
