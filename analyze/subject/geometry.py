@@ -10,12 +10,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 NEIGHBOURS = 20
+"""Nearest rows that are kept for each row."""
+
 BINS = 200
+"""Bins of the histogram of all cosines."""
+
 CLOSE = 0.8
-"""Pairs with |cos| at or beyond this are listed."""
+"""Pairs with at least this |cos| are listed."""
 
 PAIR_CAPACITY = 1_000_000
+"""At most this many pairs are listed; all are counted."""
+
 BLOCK = 512
+"""Rows whose cosines with all F rows are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,8 @@ class Geometry:
         near, near_cos: [F, m] the nearest other rows, largest cosine first.
         lowest: [F] the most negative cosine with another row.
         histogram: [BINS] of all pairs i < j, over −1 … 1.
-        close: [P, 2] pairs i < j with |cos| ≥ CLOSE, close_cos: [P]; n_close counts them all, also where P stops at
-            the capacity.
+        close, close_cos: [P, 2] and [P], pairs i < j with |cos| ≥ CLOSE, at most PAIR_CAPACITY.
+        n_close: number of all such pairs.
     """
 
     rows: Tensor
@@ -46,19 +53,17 @@ class Geometry:
         return self.near_cos[:, 0]
 
     def cosine(self, i: NDArray[np.integer], j: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Cosines of pairs [P]."""
+        """Cosines of P pairs of rows, i [P] with j [P]: [P]."""
         out = np.empty(len(i), np.float32)
-        for start in range(0, len(i), 1 << 15):
-            a, b = (
-                torch.from_numpy(i[start : start + (1 << 15)]).long(),
-                torch.from_numpy(j[start : start + (1 << 15)]).long(),
-            )
-            out[start : start + (1 << 15)] = (self.rows[a] * self.rows[b]).sum(1).numpy()
+        piece = 1 << 15  # pairs whose rows are in memory at once
+        for start in range(0, len(i), piece):
+            a, b = (torch.from_numpy(index[start : start + piece]).long() for index in (i, j))
+            out[start : start + piece] = (self.rows[a] * self.rows[b]).sum(1).numpy()
         return out
 
     @classmethod
     def of(cls, matrix: Tensor) -> Geometry:
-        """All pairs of rows of a matrix [F, d]; on its device, block by block."""
+        """All pairs of rows of a matrix [F, d], block by block on its device."""
         rows = torch.nn.functional.normalize(matrix.detach().float(), dim=1)
         n = len(rows)
         m = min(NEIGHBOURS, max(1, n - 1))
@@ -71,7 +76,8 @@ class Geometry:
             stop = min(start + BLOCK, n)
             cos = rows[start:stop] @ rows.T
             cos.clamp_(-1.0, 1.0)
-            own = torch.arange(stop - start)
+            # Each block has the cosines of its rows with all rows. `above` is the part above the diagonal of the F × F
+            # matrix, so over all blocks the histogram and the list have every pair i < j once, in the order of (i, j).
             above = torch.arange(n, device=cos.device) > torch.arange(start, stop, device=cos.device)[:, None]
             histogram += torch.histc(cos[above], BINS, -1.0, 1.0).long().cpu()
             pairs = (above & (cos.abs() >= CLOSE)).nonzero()
@@ -80,25 +86,37 @@ class Geometry:
             room -= len(pairs)
             close.append((pairs + torch.tensor([start, 0], device=cos.device)).cpu().numpy().astype(np.int32))
             close_cos.append(cos[pairs[:, 0], pairs[:, 1]].cpu().numpy())
+            # A row's cosine with itself must win neither: +∞ for the minimum, then −∞ for the maximum.
+            own = torch.arange(stop - start)
             cos[own, own + start] = torch.inf
             lowest[start:stop] = cos.amin(1).cpu().numpy()
             cos[own, own + start] = -torch.inf
             top = cos.topk(m, dim=1)
             near[start:stop], near_cos[start:stop] = top.indices.cpu().numpy(), top.values.cpu().numpy()
         return cls(
-            rows.cpu(),
-            near,
-            near_cos,
-            lowest,
-            histogram.numpy(),
-            np.concatenate(close) if close else np.zeros((0, 2), np.int32),
-            np.concatenate(close_cos) if close_cos else np.zeros(0, np.float32),
-            n_close,
+            rows=rows.cpu(),
+            near=near,
+            near_cos=near_cos,
+            lowest=lowest,
+            histogram=histogram.numpy(),
+            close=np.concatenate(close) if close else np.zeros((0, 2), np.int32),
+            close_cos=np.concatenate(close_cos) if close_cos else np.zeros(0, np.float32),
+            n_close=n_close,
         )
 
 
 def random_geometry(n: int, d: int, seed: int, sample: int = 512) -> NDArray[np.float32]:
-    """The null: largest cosine of a random direction with n − 1 others in d dimensions, for `sample` of them."""
+    """The null of `max_cos`: largest cosine of random directions with n − 1 others in d dimensions.
+
+    Args:
+        n: number of directions.
+        d: dimensions.
+        seed: of the directions.
+        sample: number of directions whose largest cosine is computed.
+
+    Returns:
+        [min(sample, n)].
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=1)
     some = min(sample, n)

@@ -55,3 +55,15 @@ def test_a_broken_checkpoint_gives_no_lens(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"not tensors")
     assert load_unembedding(tmp_path, 4) is None
+
+
+def test_the_demo_model_is_found_beside_a_users_own_harvest(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "harvest").mkdir()
+    (tmp_path / "harvest" / "__init__.py").write_text("raise RuntimeError('the user\\'s own')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = model_folder("demo")
+    assert found is not None
+    assert found.resolve() == (root / "harvest" / "demo" / "model").resolve()
