@@ -18,32 +18,32 @@ def default_report(name: str) -> ReportConfig:
 
 
 def usual_reports() -> dict[str, ReportConfig]:
-    """The reports that are made without being named."""
+    """The reports of `by_default`, with their default settings."""
     return {name: default_report(name) for name, report in REPORTS.items() if report.by_default}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzeConfig:
-    """What to report, on which rows, and where to put it."""
+    """What to report, on which rows, and where to write it."""
 
     cache: Path | None = None
-    """The cache to read: its folder, or its name in harvest.cache_dir; null: the one each run was trained on."""
+    """The cache to read: its folder, or its name in harvest.cache_dir; null: the one that each run was trained on."""
     out: Path = Path("reports")
     """Folder of reports."""
     name: str | None = None
-    """Name of the report's folder below `out`, in place of any report there; null: made of runs, reports and cache."""
+    """Name of the report's folder below `out`, in place of any report there; null: from runs, reports and cache."""
     reports: Reports = field(default_factory=usual_reports)
-    """Reports to make, by name; null in place of one leaves it out. absorption and probing are made when named."""
+    """Reports to make, by name; null removes one. absorption and probing are made only when requested."""
     documents: Literal["all", "heldout"] = "all"
-    """Which documents to look at: all, or the ones that the runs' training held out (train.data.heldout)."""
+    """Documents to analyze: all, or only those that training held out (train.data.heldout)."""
     max_tokens: int | None = None
-    """Rows of the cache to look at: whole shards, spread evenly; null: all."""
+    """Rows of the cache to analyze, in whole shards spread evenly over it; null: all."""
     controls: bool = True
-    """Measure each run's coder as it was before training, beside it."""
+    """Also measure each run's coder as it was before training."""
     compare: bool = True
     """Compare the latents of several runs: CKA, CCA, matching."""
     baseline: str | None = None
-    """Run that the before/after table holds the others against, with its seeds; null: the first one named."""
+    """Run whose setting the before/after table compares the others with; null: the first run given."""
     processes: int = 1
     """Processes that share the pass, each with shards and pair sums of its own (CPU only)."""
     device: str = "auto"
@@ -53,17 +53,17 @@ class AnalyzeConfig:
 
     def __post_init__(self) -> None:
         if not self.reports:
-            raise ValueError(f"at least one report is needed, of {', '.join(REPORTS)}")
+            raise ValueError(f"at least one report is required, of {', '.join(REPORTS)}")
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens is at least 1, not {self.max_tokens}")
+            raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
         if self.processes < 1:
-            raise ValueError(f"processes is at least 1, not {self.processes}")
+            raise ValueError(f"processes must be at least 1, not {self.processes}")
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
-            raise ValueError(f"device is auto, cpu or cuda, not {self.device!r}")
+            raise ValueError(f"device must be auto, cpu or cuda, not {self.device!r}")
 
 
 def only_reports(config: AnalyzeConfig, only: Sequence[str]) -> AnalyzeConfig:
-    """The settings with these reports alone; none named: as they are. Raises UsageError for an unknown one."""
+    """The settings with these reports only; unchanged if `only` is empty. Raises UsageError for an unknown one."""
     if not only:
         return config
     known = {**dict.fromkeys(config.reports), **dict.fromkeys(REPORTS)}
@@ -71,6 +71,6 @@ def only_reports(config: AnalyzeConfig, only: Sequence[str]) -> AnalyzeConfig:
     if unknown:
         close = did_you_mean(unknown[0], known)
         raise UsageError(f"--only {unknown[0]}: no such report{close}", f"one of: {', '.join(known)}")
-    # A report that is not among the usual ones is made on request.
+    # One that config.reports lacks gets its default settings.
     kept = {name: config.reports.get(name) or default_report(name) for name in known if name in only}
     return replace(config, reports=kept)

@@ -1,4 +1,4 @@
-"""What a report hands over: figures, charts, tables, columns and panels that any renderer can show.
+"""What a report returns: figures, charts, tables, columns and panels that any renderer can show.
 
 A report knows nothing of Markdown or HTML, and the renderers know nothing of any report: adding a report touches no
 other code. Everything is plain data. Numbers that were not scored are None (or NaN in a column), never 0.
@@ -25,7 +25,7 @@ class Aim:
 
     at_most: float
     text: str
-    """How a table says it: "0", "≤ 20 %"."""
+    """As a table shows it: "0", "≤ 20%"."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class TableColumn:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows worth a look. `total` is how many there are; where it exceeds the rows listed, the renderers say so."""
+    """Rows worth a look. `total` counts all of them; where it exceeds the rows listed, the renderers say so."""
 
     key: str
     title: str
@@ -184,7 +184,7 @@ class Table:
     rows: Sequence[Sequence[Any]]
     total: int
     more: str = ""
-    """Where the rest is to be found."""
+    """Where the rest is: the name of a file."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Column:
     Attributes:
         values: [F] numbers, NaN = not scored, or texts.
         shown: visible at first.
-        without: what a reader sees where there is no value: not scored, unless the column means something else by it.
+        without: what a reader sees in place of a missing value; "–" means not scored.
     """
 
     key: str

@@ -72,7 +72,9 @@ def test_the_page_of_results_is_made_from_the_results(generate: ModuleType, tmp_
     page = generate.results_page(f"By hand.\n\n{generate.BEGIN}\n\nold", tmp_path)
     assert page.startswith(f"By hand.\n\n{generate.BEGIN}\n\n## A study\n\nWhat it asks.\n\n### A study: demo\n")
     assert page.count("| a | 1 | 0.25 [0.2, 0.3] |") == 2
-    assert "x → y, width 16; 32 latents; 7 steps, 70 rows. Reports looked at 1,234 rows, of documents" in page
+    assert (
+        "x → y, width 16; 32 latents; 7 steps, 70 rows. The reports analyzed 1,234 rows of held-out documents." in page
+    )
     assert "../studies/results/one/big/curves.png" in page
     assert "b-seed0" in page
     assert "old" not in page

@@ -1,4 +1,4 @@
-"""The folder of a report: what it is called, and what may be replaced in it."""
+"""The folder of a report: its name, and whether its contents may be replaced."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..config import AnalyzeConfig, usual_reports
 from ..result import plain
 
 LONGEST = 80
-"""Characters of the runs' part of a folder's name; of more runs a number and a hash stand there."""
+"""Characters of the runs' part of a folder's name; a longer list becomes a number and a hash."""
 
 ELSEWHERE = ("out", "name", "device", "processes")
-"""Settings that say where a report lies and who computes it, not what is in it."""
+"""Settings of where a report is written and how it is computed; they do not change its contents."""
 
 
 def report_folder(config: AnalyzeConfig, names: Sequence[str]) -> Path:
-    """`analyze.name`, or what is in the report: its runs, its reports where they are not the usual ones, its cache."""
+    """`analyze.name`, or a name from its runs, its reports where they are not the default ones, and its cache."""
     if config.name:
         return config.out / config.name
     runs = "+".join(name.replace("/", "_") for name in names)
@@ -39,12 +39,12 @@ def report_folder(config: AnalyzeConfig, names: Sequence[str]) -> Path:
 
 
 def check_folder(folder: Path, schema: str, config: AnalyzeConfig, runs: Sequence[Path]) -> None:
-    """What lies in `folder` would be replaced: that may be a report of ours on the same runs with the same settings.
+    """Check that `folder` may be replaced: it is empty or holds a report on the same runs with the same settings.
 
-    A folder that the settings name (`analyze.name`) may hold any report of ours.
+    A folder named in the settings (`analyze.name`) may hold any report of this program.
 
     Raises:
-        UsageError: it holds another report, or something that is no report.
+        UsageError: it holds another report, or something else.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
@@ -68,7 +68,7 @@ def check_folder(folder: Path, schema: str, config: AnalyzeConfig, runs: Sequenc
 
 
 def _differences(found: dict[str, Any], config: AnalyzeConfig, runs: Sequence[Path]) -> list[str]:
-    """Dotted settings in which a report.json differs from what is asked now; "runs" where it is of other runs."""
+    """Dotted settings in which a report.json differs from `config`; "the runs" where it has other runs."""
     there, now = _flat(found.get("config", {}), "analyze"), _flat(plain(to_dict(config)), "analyze")
     out = [key for key in dict.fromkeys((*now, *there)) if there.get(key) != now.get(key)]
     out = [key for key in out if key not in {f"analyze.{name}" for name in ELSEWHERE}]

@@ -34,7 +34,7 @@ AHEAD = 8
 
 
 def write_html(folder: Path, document: dict[str, Any], analysed: Sequence[Analysed], console: Console) -> None:
-    """Write index.html, and each run's latents.jsonl.gz on the way: both say the same of every latent, made once."""
+    """Write index.html and, from the same panels, each run's latents.jsonl.gz."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -56,9 +56,9 @@ def write_html(folder: Path, document: dict[str, Any], analysed: Sequence[Analys
 
 
 def _blocks(folder: Path, document: dict[str, Any], analysed: Sequence[Analysed], console: Console) -> Any:
-    """(id, deflated JSON in base64) of every lazily read block; the vocabulary, which the others fill, comes last.
+    """(id, deflated JSON in base64) of every lazily read block; the vocabulary comes last, once all tokens are known.
 
-    A second thread compresses what this one has written down: half of the work, outside of the interpreter's lock.
+    A second thread compresses what this one has built: half of the work, and zlib releases the interpreter's lock.
     """
     total = sum(one.subject.n_latents for one in analysed if one.facts["trained"])
     tokens: dict[int, str] = {}
@@ -111,7 +111,7 @@ def _stored(file: LatentsFile, lines: str, block: str) -> str:
 
 
 def _domains(analysed: Sequence[Analysed]) -> dict[str, dict[int, str]]:
-    """Cache → document → domain; a cache whose documents have none is left out."""
+    """Cache → document → domain; caches without domains are omitted."""
     return {str(one.subject.cache.path): one.subject.domains for one in analysed if one.subject.domains}
 
 
@@ -148,7 +148,7 @@ def _words(document: dict[str, Any]) -> Any:
 
 
 def _json(value: Any) -> Markup:
-    """JSON that may stand inside a script element: no "<" in it, so nothing can close the element or open another."""
+    """JSON that is safe inside a script element: no "<" in it, so nothing can close the element or open another."""
     return Markup(compact(value).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 

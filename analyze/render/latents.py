@@ -15,7 +15,7 @@ from .document import SCHEMA, SCHEMA_VERSION
 
 
 def write_tables(folder: Path, one: Analysed) -> None:
-    """Every table that the reports want on disk, as <name>.parquet; the file's metadata name schema and version."""
+    """The reports' `tables_on_disk`, as <name>.parquet; the metadata of each file has schema and version."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -29,8 +29,8 @@ def write_tables(folder: Path, one: Analysed) -> None:
 
 
 class LatentsFile:
-    """latents.jsonl.gz: {"latent", "columns": {key: value}, "panels": {report: blocks}} per line, examples spelt
-    out.
+    """latents.jsonl.gz: {"latent", "columns": {key: value}, "panels": {report: blocks}} per line, examples with
+    their text.
     """
 
     def __init__(self, path: Path, one: Analysed) -> None:
@@ -52,7 +52,7 @@ class LatentsFile:
         self.file.write(lines.encode())
 
     def line(self, latent: int, panels: list[dict[str, Any]]) -> str:
-        """What the file says of one latent."""
+        """The line of one latent."""
         by_report: dict[str, list[dict[str, Any]]] = {}
         for block in panels:
             by_report.setdefault(block["report"], []).append(self._spelt(block))

@@ -64,7 +64,15 @@ def _figure_table(runs: Sequence[dict[str, Any]]) -> list[str]:
         for twin, name in (("with_bos", "including position 0"), ("null", "null")):
             if any(f and f[twin] is not None for f in figures):
                 lines.append(f"| … {name} | " + " | ".join(_cell(f, twin) for f in figures) + " |")
+        if any(f and f["interval"] for f in figures):
+            lines.append("| … 95 % interval | " + " | ".join(map(_interval, figures)) + " |")
     return lines
+
+
+def _interval(figure: dict[str, Any] | None) -> str:
+    if not figure or not figure["interval"]:
+        return "–"
+    return "–".join(show(end, figure["format"]) for end in figure["interval"])
 
 
 def _cell(figure: dict[str, Any] | None, key: str) -> str:

@@ -45,6 +45,8 @@
     return significant(value);
   }
 
+  const interval = (figure) => figure.interval.map((end) => show(end, figure.format)).join("–");
+
   // --- tips ----------------------------------------------------------------------------------------------------------
 
   const tip = $("tip");
@@ -303,7 +305,8 @@
         if (!f) return el("td", { class: run.role }, "–");
         return el("td", { class: run.role }, el("span", { class: "big" }, show(f.value, f.format)),
           f.with_bos !== null ? el("span", { class: "twin" }, el("span", { class: "dot with_bos" }), `including position 0: ${show(f.with_bos, f.format)}`) : null,
-          f.null !== null ? el("span", { class: "twin" }, el("span", { class: "dot null" }), `null: ${show(f.null, f.format)}`) : null);
+          f.null !== null ? el("span", { class: "twin" }, el("span", { class: "dot null" }), `null: ${show(f.null, f.format)}`) : null,
+          f.interval ? el("span", { class: "twin" }, `95 % interval: ${interval(f)}`) : null);
       })));
     }
     return el("div", { class: "scroll overview" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", { class: "text" }, "figure"), runs.map((run, r) => el("th", { scope: "col", class: run.role }, el("a", { href: `#${firstReport()}/${r}` }, breaking(run.name)), " ", badge(run))))), el("tbody", {}, rows)));
@@ -326,7 +329,8 @@
     const run = runs[r], report = run.reports[name];
     if (!report) return [el("p", { class: "lead" }, `${run.name} has no report of this kind.`)];
     const cards = Object.values(report.figures).map((f) => el("div", { class: "card" }, el("div", { class: "label" }, f.label, why(f.definition)), el("div", { class: "value" }, show(f.value, f.format)),
-      el("div", { class: "twins" }, f.with_bos !== null ? el("span", {}, el("span", { class: "dot with_bos" }), "including position 0: ", el("b", {}, show(f.with_bos, f.format))) : null, f.null !== null ? el("span", {}, el("span", { class: "dot null" }), "null: ", el("b", {}, show(f.null, f.format))) : null)));
+      el("div", { class: "twins" }, f.with_bos !== null ? el("span", {}, el("span", { class: "dot with_bos" }), "including position 0: ", el("b", {}, show(f.with_bos, f.format))) : null, f.null !== null ? el("span", {}, el("span", { class: "dot null" }), "null: ", el("b", {}, show(f.null, f.format))) : null,
+      f.interval ? el("span", {}, "95 % interval: ", el("b", {}, interval(f))) : null)));
     return [el("h2", {}, report.title, " – ", run.name, " ", badge(run)), el("p", { class: "lead" }, report.lead), el("div", { class: "cards" }, cards), el("div", { class: "charts" }, report.charts.map(chartFigure)), report.tables.map((t, i) => tableBlock(t, r, i < 2))];
   }
 

@@ -1,4 +1,4 @@
-"""Absorption reduction efficiency: what a loss takes off the absorption, and what that costs.
+"""Absorption reduction efficiency: how much a loss reduces absorption, and at what cost.
 
 (A₀ − A)/A₀, per cent of FVU given up and per cent of training time added, against a baseline at matched L0, paired by
 seed, over at least three seeds for an interval. This project's own figure (the sources name it without defining it).
@@ -14,15 +14,15 @@ import numpy as np
 from ..probes.intervals import Estimate, over_seeds
 
 FREE = 1e-3
-"""A cost below a tenth of a per cent is taken as none: a ratio to it would say nothing."""
+"""A cost below a tenth of a per cent counts as none: a ratio to it would have no meaning."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What is known of one run.
+    """The figures of one run.
 
     Attributes:
-        absorption: None where it was not evaluable.
+        absorption: None where it could not be evaluated.
         fvu, l0: None where they were not measured.
         seconds: training time.
     """
@@ -58,7 +58,7 @@ class Efficiency:
 def reduction_efficiency(
     baseline: Sequence[Trained], treated: Sequence[Trained], l0_tolerance: float = 0.05
 ) -> Efficiency:
-    """Compare runs that differ in one thing, paired by seed.
+    """Compare runs that differ in one setting, paired by seed.
 
     Args:
         l0_tolerance: how far (relative) the mean L0 of a pair may differ; beyond, absorption is not comparable.
@@ -66,24 +66,24 @@ def reduction_efficiency(
     plain = {run.seed: run for run in baseline}
     pairs = [(plain[run.seed], run) for run in treated if run.seed in plain]
     if not pairs:
-        return Efficiency("no seed was trained both ways")
+        return Efficiency("no seed was trained with both settings")
     usable: list[tuple[float, float]] = []
     costs: dict[str, list[float]] = {"FVU": [], "training time": []}
     for a, b in pairs:
         if a.absorption is None or b.absorption is None:
             return Efficiency(f"absorption was not evaluable (seed {a.seed})", seeds=len(pairs))
         if a.l0 is None or b.l0 is None:
-            return Efficiency(f"L0 is not known (seed {a.seed})", seeds=len(pairs))
+            return Efficiency(f"L0 was not measured (seed {a.seed})", seeds=len(pairs))
         if abs(b.l0 - a.l0) > l0_tolerance * a.l0:
             return Efficiency(
-                f"L0 differs: {a.l0:.1f} against {b.l0:.1f} (seed {a.seed}); only equal sparsity compares",
+                f"L0 differs: {a.l0:.1f} and {b.l0:.1f} (seed {a.seed}); the comparison requires equal sparsity",
                 seeds=len(pairs),
             )
         if a.absorption <= 0:
-            return Efficiency(f"the baseline absorbs nothing (seed {a.seed}): nothing to reduce", seeds=len(pairs))
+            return Efficiency(f"the baseline has no absorption to reduce (seed {a.seed})", seeds=len(pairs))
         for what, before, after in (("FVU", a.fvu, b.fvu), ("training time", a.seconds, b.seconds)):
             if before is None or after is None:
-                return Efficiency(f"{what} is not known (seed {a.seed})", seeds=len(pairs))
+                return Efficiency(f"{what} was not measured (seed {a.seed})", seeds=len(pairs))
             if before <= 0:
                 return Efficiency(f"the baseline's {what} is 0 (seed {a.seed}): no relative cost", seeds=len(pairs))
             costs[what].append(after / before - 1)

@@ -20,13 +20,13 @@ ABSORPTION = "absorption_"
 
 @dataclass(frozen=True)
 class Heading:
-    """What the comparison is called and says of itself.
+    """Title and context of a comparison.
 
     Attributes:
-        baseline: the setting that others are compared with.
-        command: how to make it again; `--only SETTING` makes one row.
-        machine: what it was measured on.
-        documents: which documents the reports looked at, as in AnalyzeConfig.
+        baseline: the setting that the others are compared with.
+        command: reproduces it; with `--only SETTING` one row.
+        machine: the one that it was measured on.
+        documents: which documents the reports analyzed, as in AnalyzeConfig.
     """
 
     name: str

@@ -82,7 +82,7 @@ def terminal_table(document: dict[str, Any]) -> str:
 
 
 def is_of_labels(column: dict[str, Any]) -> bool:
-    """Whether a column is about labels (absorption, probing): those have a table of their own."""
+    """Whether a column is about labels (absorption, probing); these have a table of their own."""
     return str(column["key"]).startswith((ABSORPTION, PROBING))
 
 
@@ -99,8 +99,7 @@ def tables(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def efficiency_table(document: dict[str, Any]) -> str:
-    """Absorption reduction efficiency, and what could not be compared and why; empty where absorption was not
-    measured."""
+    """Absorption reduction efficiency, then the settings that are not comparable and why; "" without absorption."""
     rows = []
     reasons: dict[str, list[str]] = {}
     for one in document["efficiency"]:
@@ -112,11 +111,11 @@ def efficiency_table(document: dict[str, Any]) -> str:
         ratios = [show(one[key]) if one[key] is not None else "no cost" for key in ("per_fvu", "per_time")]
         costs = [f"{100 * one[key]:+.1f} %" for key in ("fvu_cost", "time_cost")]
         rows.append([one["setting"], one["family"], change(reduction), *costs, *ratios])
-    header = ["setting", "family", "absorption taken away", "FVU", "time", "per % of FVU", "per % of time"]
+    header = ["setting", "family", "absorption removed", "FVU", "time", "per % of FVU", "per % of time"]
     parts = [markdown_table(header, rows)] if rows else []
     if reasons:
         listed = "\n".join(f"- {reason} ({', '.join(settings)})" for reason, settings in reasons.items())
-        parts.append(f"Not to be compared:\n\n{listed}")
+        parts.append(f"Not comparable:\n\n{listed}")
     return "\n\n".join(parts)
 
 
@@ -150,9 +149,9 @@ def setup_text(document: dict[str, Any]) -> str:
 
 
 def rows_seen(document: dict[str, Any]) -> str:
-    """On which rows the reports' figures stand."""
-    which = ", of documents that training held out" if document["documents"] == "heldout" else " of the whole cache"
-    return f"Reports looked at {document['rows_analysed']:,} rows{which}."
+    """Which rows the reports analyzed."""
+    which = " of held-out documents" if document["documents"] == "heldout" else " of the whole cache"
+    return f"The reports analyzed {document['rows_analysed']:,} rows{which}."
 
 
 def to_markdown(document: dict[str, Any]) -> str:
@@ -162,7 +161,7 @@ def to_markdown(document: dict[str, Any]) -> str:
         "Means over seeds with Student's 95 % intervals. Seeds differ in the initial weights and the penalties' random "
         "numbers; the order of the data is the same."
         if n >= 3
-        else "Fewer than three seeds: no intervals, and no telling what chance alone would change."
+        else "Fewer than three seeds: no intervals, so any difference may be chance."
     )
     parts = [f"# {document['title']}", document["about"].strip()]
     parts.append(f"{setup_text(document)} {intervals} {rows_seen(document)} *Controls* in italics.")
@@ -174,5 +173,5 @@ def to_markdown(document: dict[str, Any]) -> str:
     parts.append("\n".join(f"- **{c['label']}**: {c['definition']}" for c in document["columns"]))
     commands = [f"$ {row['command']}" for row in document["settings"] if row["command"] != document["command"]]
     block = "\n".join([f"$ {document['command']}", *commands])
-    parts += ["## Again", f"Measured on {document['machine']}.", f"```console\n{block}\n```"]
+    parts += ["## Reproduce", f"Measured on {document['machine']}.", f"```console\n{block}\n```"]
     return "\n\n".join(part for part in parts if part) + "\n"

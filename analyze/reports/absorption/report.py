@@ -105,14 +105,14 @@ def _figures(families: Sequence[FamilyAbsorption]) -> list[Figure]:
     figures = []
     for family in families:
         full, fraction = family.full, family.fraction
-        interval = f" 95 % interval {interval_text(full)}." if full else f" Not evaluable: {family.reason}."
+        reason = "" if full else f" Not evaluable: {family.reason}."
         figures.append(
             Figure(
                 f"absorption_{family.family}",
                 f"absorption, {family.family}",
                 full.value if full else None,
                 "Share of the labels' true positives on which no main latent fires and one other latent carries at "
-                f"least 40 % of the projection on the probe; mean over labels.{interval}",
+                f"least 40 % of the projection on the probe; mean over labels.{reason}",
                 "percent",
                 better="lower",
                 interval=(full.low, full.high) if full else None,

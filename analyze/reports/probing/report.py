@@ -99,7 +99,7 @@ def _figures(probes: list[SparseProbe], ks: tuple[int, ...], seed: int) -> list[
                 f"sparse probing AUC, k = {k}",
                 value.value,
                 f"Mean over {len(probes)} labels of the area under the ROC curve of a probe of {k} latents, "
-                f"held-out rows; 95 % over labels {value.low:.3f}–{value.high:.3f}. 0.5 is chance.",
+                "held-out rows. 0.5 is chance.",
                 null=0.5,
                 better="higher",
                 short=f"probing k={k}",

@@ -307,8 +307,8 @@ def test_efficiency_says_which_figure_is_missing(members: list[Member]) -> None:
     run = members[0].run
     for before, after, status in (
         ({"fvu": 0.0}, {}, "the baseline's FVU is 0 (seed 0): no relative cost"),
-        ({"fvu": None}, {}, "FVU is not known (seed 0)"),
-        ({}, {"l0": None}, "L0 is not known (seed 0)"),
+        ({"fvu": None}, {}, "FVU was not measured (seed 0)"),
+        ({}, {"l0": None}, "L0 was not measured (seed 0)"),
     ):
         runs = [fake("plain", 0, 0.4, run, **before), fake("pairs", 0, 0.2, run, **after)]
         document = compare_settings(HEADING, runs, "plain")
