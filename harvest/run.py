@@ -219,11 +219,7 @@ class _Work:
             return
         if not n_seq:
             raise empty_dataset(job.config)
-        if n_seq < planned.n_seq - writer.parts.padding:
-            self.console.warn(
-                f"{job.config.dataset} ended after {n_seq:,} sequences of {planned.ctx} tokens; "
-                f"the settings require {planned.n_seq - writer.parts.padding:,}"
-            )
+        self._warn_if_short(n_seq)
         self._finish(n_seq, documents_file)
 
     def _waiting_for(self, units: Iterable[Unit]) -> Iterator[Unit]:
@@ -235,6 +231,15 @@ class _Work:
             if unit is None:
                 return
             yield unit
+
+    def _warn_if_short(self, n_seq: int) -> None:
+        planned = self.writer.layout
+        required = planned.n_seq - self.writer.parts.padding
+        if n_seq < required:
+            self.console.warn(
+                f"{self.job.config.dataset} ended after {n_seq:,} sequences of {planned.ctx} tokens; "
+                f"the settings require {required:,}"
+            )
 
     def _finish(self, n_seq: int, documents_file: str) -> None:
         extra = {

@@ -178,7 +178,10 @@ def test_modules_stay_readable(path: Path) -> None:
     assert lines <= 600, f"{name_of(path)} has {lines} lines, at most 600"
 
 
-LONGER_FUNCTIONS: dict[str, str] = {}
+LONGER_FUNCTIONS = {
+    "shared/codes/pairs.py:scan_rows": "one compiled loop whose state is local; half of it is the signature",
+    "train/kernels/update.py:_rows": "one Triton kernel: row, moments and gradient stay in registers",
+}
 """file:function → why it is over 60 lines."""
 
 
