@@ -362,17 +362,17 @@ def identity(settings: Any) -> str:
 # --- settings files -------------------------------------------------------------------------------------------------
 
 
-def presets() -> dict[str, Path]:
-    """The presets that ship with the package, by name."""
-    return {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+def presets(folder: Path = PRESETS) -> dict[str, Path]:
+    """The presets in a folder by name; by default those that ship with the package."""
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def find_settings(name: str) -> Path:
+def find_settings(name: str, folder: Path = PRESETS) -> Path:
     """The settings file for `-c NAME`: a path or the name of a preset. Raises UsageError when neither exists."""
     path = Path(name)
     if path.is_file():
         return path
-    known = presets()
+    known = presets(folder)
     if name in known:
         return known[name]
     if path.is_dir():

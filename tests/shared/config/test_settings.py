@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 import pytest
 
-from sparse_pipeline.shared.config import settings as config
 from sparse_pipeline.shared.config.docs import class_doc, commented_yaml, described_schema, field_docs, markdown
 from sparse_pipeline.shared.config.registry import keyed, tagged
-from sparse_pipeline.shared.config.settings import apply_set, identity, merge, to_dict, validate
+from sparse_pipeline.shared.config.settings import apply_set, find_settings, identity, merge, to_dict, validate
 from sparse_pipeline.shared.config.yaml import parse_yaml
 from sparse_pipeline.shared.errors import ConfigError, UsageError
 
@@ -238,15 +237,14 @@ def test_a_registered_class_carries_its_own_name() -> None:
         tagged({"pairs": Pairs}, "sort")
 
 
-def test_find_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_settings(tmp_path: Path) -> None:
     (tmp_path / "gemma-small.yaml").write_text("{}")
-    monkeypatch.setattr(config, "PRESETS", tmp_path)
-    assert config.find_settings("gemma-small") == tmp_path / "gemma-small.yaml"
-    assert config.find_settings(str(tmp_path / "gemma-small.yaml")) == tmp_path / "gemma-small.yaml"
+    assert find_settings("gemma-small", tmp_path) == tmp_path / "gemma-small.yaml"
+    assert find_settings(str(tmp_path / "gemma-small.yaml")) == tmp_path / "gemma-small.yaml"
     with pytest.raises(UsageError, match="no such preset; did you mean 'gemma-small'"):
-        config.find_settings("gema-small")
+        find_settings("gema-small", tmp_path)
     with pytest.raises(UsageError, match="is a folder"):
-        config.find_settings(str(tmp_path))
+        find_settings(str(tmp_path))
 
 
 def test_docs_come_from_the_classes() -> None:
