@@ -20,15 +20,13 @@ from torch import Tensor
 from ...shared.cache import Cache, positions
 from ...shared.cache.rows import text_rows
 from ...shared.coders import Coder
+from ...shared.codes.contexts import context_hashes
 from ...shared.codes.sparse import SparseCodes
-from ...shared.hashing import mix
 
 ENCODE_BYTES = 16 << 20
 """A coder's dense pre-activations [rows, F] are kept below this: rows are encoded in pieces, which caches hold."""
 
 T = TypeVar("T")
-
-_MULTIPLIER = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -78,21 +76,10 @@ class ShardRows:
         return rows
 
     def context(self, before: int) -> NDArray[np.uint64]:
-        """A hash of each row's token and the `before` tokens ahead of it, from the last row at position 0 on [R]:
-        equal contexts, equal hash.
-        """
+        """A hash of each row's context with at most `before` tokens before its own [R] (shared.codes.contexts)."""
 
         def make() -> NDArray[np.uint64]:
-            at_first, place = self.position.reshape(-1, self.ctx) == 0, np.arange(self.ctx)
-            ahead = place - np.maximum.accumulate(np.where(at_first, place, 0), axis=1)
-            mixed = mix(self.tokens.reshape(-1, self.ctx).astype(np.uint64) + np.uint64(1))
-            total = np.zeros_like(mixed)
-            factor = 1
-            for back in range(min(before + 1, self.ctx)):
-                added = mixed[:, : self.ctx - back] * np.uint64(factor)
-                total[:, back:] += np.where(ahead[:, back:] >= back, added, np.uint64(0))
-                factor = factor * _MULTIPLIER & 0xFFFFFFFFFFFFFFFF
-            return mix(total.reshape(-1))
+            return context_hashes(self.tokens, self.flags, self.ctx, np.arange(len(self)), before)
 
         return self.once(("context", before), make)
 

@@ -1,4 +1,4 @@
-"""Monitors: one per file, one line in MONITORS. They look at the codes of the last batches while a coder trains."""
+"""Monitors measure the codes of the last batches while a coder trains: one file and one line in MONITORS each."""
 
 from __future__ import annotations
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...shared.cache import Cache, Flag
+from ...shared.cache import Cache
+from ...shared.cache.rows import text_rows
 from ...shared.coders import Codes
-from ...shared.hashing import mix
 from ..data.batch import Batch
 from .config import SamplesConfig
+
+if TYPE_CHECKING:
+    from ...shared.codes.best import Best
 
 Index = NDArray[np.int64]
 
@@ -46,9 +50,9 @@ class SampleCollector:
     """The largest activations of each latent so far, at most a share of them at position 0.
 
     What is kept follows from all activations that were shown, in whatever order they came: of each latent the
-    `per_latent` largest with distinct contexts, where position 0 is passed over once it has its share of them. Position
-    0 has a shelf of its own, as long as its share can get; how many of these count, `kept` decides by what lies on the
-    other shelf, so the cap holds at every moment, also while there are few.
+    `per_latent` largest with distinct contexts, where position 0 is skipped once it has its share of them. Position 0
+    has a list of its own, as long as its largest share. `kept` decides by the other list how many of these count, so
+    the cap holds at every moment, also while there are few.
 
     Args:
         total_steps: of the run.
@@ -62,8 +66,11 @@ class SampleCollector:
         self.max_bos_share = max_bos_share if config.max_bos_share is None else config.max_bos_share
         self.collections = 0
         self._cache = cache
-        self._rest = _Shelf(n_latents, config.per_latent, config.distinct)
-        self._bos = _Shelf(n_latents, share_of(config.per_latent, self.max_bos_share), config.distinct)
+        from ...shared.codes.best import Best  # numba, which a run without samples need not load
+
+        most_bos = share_of(config.per_latent, self.max_bos_share)
+        self._rest = Best(n_latents, config.per_latent, distinct=config.distinct, payload=np.int32)
+        self._bos = Best(n_latents, most_bos, distinct=config.distinct, payload=np.int32)
 
     @property
     def n_latents(self) -> int:
@@ -75,46 +82,43 @@ class SampleCollector:
 
     def collect(self, step: int, codes: Codes, rows: Batch) -> None:
         """Look at the codes of one step."""
+        from ...shared.codes.contexts import context_hashes
+
         self.collections += 1
         found = codes.detach().entries()
         strong = found.value > self.config.threshold
         row, latent, value = (part[strong].cpu().numpy() for part in found)
         bos = (rows.position == 0).cpu().numpy()
         cache_row = rows.row.cpu().numpy()
-        key = self.context_keys(cache_row)
+        tokens, flags = self._cache.tokens.reshape(-1), self._cache.flags.reshape(-1)
+        key = context_hashes(tokens, flags, self._cache.ctx, cache_row, self.config.context)
         first = bos[row]
-        for shelf, mine in ((self._rest, ~first), (self._bos, first)):
+        for best, mine in ((self._rest, ~first), (self._bos, first)):
             here = row[mine]
-            shelf.offer(latent[mine], value[mine].astype(np.float64), cache_row[here], step, key[here])
-
-    def context_keys(self, row: Index) -> NDArray[np.uint64]:
-        """A hash of each row's token and the `context` tokens ahead of it in its sequence and document [B]."""
-        tokens, doc_id = self._cache.tokens.reshape(-1), self._cache.doc_id.reshape(-1)
-        back = np.arange(self.config.context + 1)
-        inside = back <= (row % self._cache.ctx)[:, None]
-        at = np.where(inside, row[:, None] - back, row[:, None])
-        inside &= doc_id[at] == doc_id[row][:, None]
-        # A polynomial in an odd number, modulo 2⁶⁴; a token out of the context counts as none.
-        factors = np.cumprod(np.full(len(back), 0x9E3779B97F4A7C15, np.uint64))
-        spelt = np.where(inside, mix(tokens[at].astype(np.uint64) + np.uint64(1)), np.uint64(0))
-        return mix((spelt * factors).sum(axis=1, dtype=np.uint64))
+            best.offer_unsorted(
+                latent[mine],
+                score=value[mine].astype(np.float64),
+                row=cache_row[here],
+                payload=np.full(len(here), step, np.int32),
+                key=key[here],
+            )
 
     def window(self, row: int) -> range:
-        """Rows of the context of a peak: of one sequence and one document, without padding."""
-        ctx, doc_id = self._cache.ctx, self._cache.doc_id.reshape(-1)
-        begin = row - row % ctx
-        first, stop = max(begin, row - self.config.context), min(begin + ctx, row + self.config.after + 1)
-        padding = (self._cache.flags.reshape(-1)[first:stop] & int(Flag.PADDING)) != 0
-        inside = (doc_id[first:stop] == doc_id[row]) & ~padding
-        outside = np.flatnonzero(~inside) + first
-        before, behind = outside[outside < row], outside[outside > row]
-        return range(int(before[-1]) + 1 if len(before) else first, int(behind[0]) if len(behind) else stop)
+        """Rows that show a peak: its context, and what follows it in its sequence and document, without padding."""
+        from ...shared.codes.contexts import context_start
+
+        cache, flags, doc_id = self._cache, self._cache.flags.reshape(-1), self._cache.doc_id.reshape(-1)
+        stop = min(row - row % cache.ctx + cache.ctx, row + self.config.after + 1)
+        inside = text_rows(flags[row:stop]) & (doc_id[row:stop] == doc_id[row])
+        outside = np.flatnonzero(~inside[1:])
+        length = 1 + int(outside[0]) if len(outside) else stop - row
+        return range(context_start(flags, cache.ctx, row, self.config.context), row + length)
 
     def kept(self, limit: int | None = None) -> Kept:
         """The samples as they are now: the `limit` strongest of each latent, all of them if None, under the cap."""
         limit = min(limit or self.config.per_latent, self.config.per_latent)
         rest, bos = self._rest, self._bos
-        n_rest = (rest.score > 0).sum(axis=1)
+        n_rest = rest.kept
         n_bos = np.zeros_like(n_rest)
         for place in range(min(bos.score.shape[1], share_of(limit, self.max_bos_share))):
             score = bos.score[:, place, None]
@@ -124,7 +128,8 @@ class SampleCollector:
         n_rest = np.minimum(n_rest, limit - n_bos)
         places = np.arange(rest.score.shape[1])
         shown = np.hstack([places < n_rest[:, None], places[: bos.score.shape[1]] < n_bos[:, None]])
-        value, row, step, key = (np.hstack([getattr(rest, n), getattr(bos, n)]) for n in _Shelf.PARTS)
+        parts = ((best.score, best.row, best.payload, best.key) for best in (rest, bos))
+        value, row, step, key = (np.hstack(pair) for pair in zip(*parts, strict=True))
         value = np.where(shown, value, 0.0)
         order = np.argsort(-value, axis=1, kind="stable")[:, :limit]
         is_bos = shown & (np.arange(shown.shape[1]) >= len(places))
@@ -136,60 +141,30 @@ class SampleCollector:
     def state(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint keeps."""
         found = {"collections": torch.tensor(self.collections)}
-        for name, shelf in (("rest", self._rest), ("bos", self._bos)):
-            found |= {f"{name}.{part}": tensor for part, tensor in shelf.state().items()}
+        for name, best in (("rest", self._rest), ("bos", self._bos)):
+            found |= {f"{name}.{part}": tensor for part, tensor in _tensors(best).items()}
         return found
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
         self.collections = int(state["collections"])
-        for name, shelf in (("rest", self._rest), ("bos", self._bos)):
-            shelf.load_state({part: state[f"{name}.{part}"] for part in _Shelf.PARTS})
+        _restore(self._rest, state, "rest")
+        _restore(self._bos, state, "bos")
 
 
-class _Shelf:
-    """The K largest entries of each latent: [F, K] each, largest first, score 0 where there are fewer."""
+def _tensors(best: Best) -> dict[str, Tensor]:
+    """What a checkpoint keeps of a list."""
+    return {
+        "score": torch.from_numpy(best.score).float(),  # exact: activations are float32
+        "row": torch.from_numpy(best.row),
+        "step": torch.from_numpy(best.payload),
+        "key": torch.from_numpy(best.key.view(np.int64)),
+    }
 
-    PARTS = ("score", "row", "step", "key")
 
-    def __init__(self, n_latents: int, k: int, distinct: bool) -> None:
-        self.distinct = distinct
-        self.score = np.zeros((n_latents, k))
-        self.row = np.full((n_latents, k), -1, np.int64)
-        self.step = np.zeros((n_latents, k), np.int32)
-        self.key = np.zeros((n_latents, k), np.uint64)
-        self._slot = np.zeros((n_latents, k), np.int32)  # nothing else is kept by slot
-
-    def offer(self, latent: Index, score: NDArray[np.float64], row: Index, step: int, key: NDArray[np.uint64]) -> None:
-        """Show it entries [E], in any order."""
-        from ...shared.codes.best import offer
-
-        n_latents, k = self.score.shape
-        if not k:
-            return
-        # What is below the least that is kept cannot enter: after a while that is most of a batch.
-        near = score >= self.score[latent, -1]
-        order = np.flatnonzero(near)[np.argsort(latent[near], kind="stable")]
-        starts = np.zeros(n_latents + 1, np.int64)
-        np.cumsum(np.bincount(latent[order], minlength=n_latents), out=starts[1:])
-        steps = np.full(len(order), step, np.int32)
-        offer(
-            starts, score[order], row[order], steps, key[order], self.distinct,
-            self.score, self.row, self.step, self.key, self._slot, 0, n_latents,
-        )  # fmt: skip
-
-    def state(self) -> dict[str, Tensor]:
-        return {
-            "score": torch.from_numpy(self.score).float(),  # they were float32
-            "row": torch.from_numpy(self.row),
-            "step": torch.from_numpy(self.step),
-            "key": torch.from_numpy(self.key.view(np.int64)),
-        }
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        own = {name: state[name].cpu().numpy() for name in self.PARTS}
-        self.score[...], self.row[...], self.step[...] = own["score"], own["row"], own["step"]
-        self.key[...] = own["key"].view(np.uint64)
+def _restore(best: Best, state: Mapping[str, Tensor], prefix: str) -> None:
+    score, row, step, key = (state[f"{prefix}.{part}"].cpu().numpy() for part in ("score", "row", "step", "key"))
+    best.score[...], best.row[...], best.payload[...], best.key[...] = score, row, step, key.view(np.uint64)
 
 
 def share_of(n: int, share: float) -> int:

@@ -7,26 +7,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class SamplesConfig:
-    """The strongest activations of each latent, with their text, from every so many steps."""
+    """The strongest activations of each latent, with their text, collected while training."""
 
     every: int = 100
-    """Steps between batches that are looked at; the last one is, too."""
+    """Steps between batches that are looked at; the last batch is looked at too."""
     per_latent: int = 100
-    """Samples kept of each latent at most."""
+    """Most samples kept of each latent."""
     threshold: float = 0.1
-    """Activations up to this are no samples."""
+    """Samples are activations above this."""
     context: int = 20
-    """Tokens ahead of the peak, of the same sequence and document; samples that agree in them and the peak are one."""
+    """Most tokens before the peak, back to the last BOS; samples that agree in them and in the peak are identical."""
     after: int = 8
     """Tokens after the peak, of the same sequence and document."""
     distinct: bool = True
-    """Keep one sample of each context, the strongest; false: repeats stay."""
+    """Keep one sample of each context, the strongest; false: keep repeats."""
     max_bos_share: float | None = None
     """Largest share of a latent's samples that may lie at position 0; null: the sampler's, 0.2 where it has none."""
     save_latents: int | None = 100
-    """Latents written to samples.json, those with the largest activations; null: all that have samples."""
+    """Most latents written to samples.json, those with the largest activations; null: all that have samples."""
     save_per_latent: int | None = 10
-    """Samples written of each, the strongest ones under the same cap; null: all that are kept."""
+    """Most samples written of each, the strongest under the same cap; null: all that are kept."""
 
     def __post_init__(self) -> None:
         for name in ("every", "per_latent", "save_latents", "save_per_latent"):

@@ -67,10 +67,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Entry]]:
 
 
 def context(cache: Cache, row: int, before: int) -> tuple[int, ...]:
-    """The token and those ahead of it, back to the beginning of its sequence or document."""
-    tokens, doc_id = cache.tokens.reshape(-1), cache.doc_id.reshape(-1)
+    """The token and those before it, back to the last BOS of its sequence."""
+    tokens, flags = cache.tokens.reshape(-1), cache.flags.reshape(-1)
     found = [int(tokens[row])]
-    while row % cache.ctx and doc_id[row - 1] == doc_id[row] and len(found) <= before:
+    while row % cache.ctx and not flags[row] & Flag.BOS and len(found) <= before:
         row -= 1
         found.append(int(tokens[row]))
     return tuple(reversed(found))
@@ -200,14 +200,15 @@ def test_the_order_in_which_batches_come_does_not_matter(repetitive: Cache) -> N
         np.testing.assert_array_equal(getattr(kept[0], name), getattr(kept[1], name))
 
 
-def test_a_window_is_of_one_sequence_and_one_document(tmp_path: Path) -> None:
-    for packing in ("concat", "document"):
+def test_a_window_is_the_context_and_what_follows_in_the_document(tmp_path: Path) -> None:
+    for packing in ("concat", "document", "apart"):
         cache = make_cache(tmp_path / packing, n_seq=40, ctx=16, doc_length=(2, 30), packing=packing)
         made = collector(cache, 1, context=5, after=3)
+        bos = (cache.flags.reshape(-1) & int(Flag.BOS)) != 0
         doc_id, padding = cache.doc_id.reshape(-1), (cache.flags.reshape(-1) & int(Flag.PADDING)) != 0
         for row in np.flatnonzero(~padding).tolist():
             want = [row]
-            while len(want) < 6 and want[0] % 16 and doc_id[want[0] - 1] == doc_id[row] and not padding[want[0] - 1]:
+            while len(want) < 6 and want[0] % 16 and not bos[want[0]]:
                 want.insert(0, want[0] - 1)
             for after in (row + 1, row + 2, row + 3):
                 if after % 16 == 0 or doc_id[after] != doc_id[row] or padding[after]:

@@ -52,7 +52,7 @@ def test_every_sample_says_where_it_comes_from(run: Path, workshop: Path) -> Non
             )
             start = position - s.peak
             assert s.context == tuple(cache.tokens[sequence, start : start + len(s.context)])
-            assert (cache.doc_id[sequence, start : start + len(s.context)] == s.doc_id).all()
+            assert (cache.doc_id[sequence, position : start + len(s.context)] == s.doc_id).all()
             assert s.context[s.peak] == s.token
             assert s.peak <= 20
             if special.isdisjoint(s.context):
