@@ -22,6 +22,7 @@ class Estimate:
     high: float
 
     def to_dict(self) -> dict[str, float]:
+        """Plain data."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
 

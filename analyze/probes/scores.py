@@ -37,6 +37,7 @@ class Scores:
     threshold: float
 
     def to_dict(self) -> dict[str, float | int]:
+        """Plain data."""
         return asdict(self)
 
 

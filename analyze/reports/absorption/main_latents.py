@@ -111,7 +111,7 @@ def _fit_label(
 ) -> KSparse:
     """The main latents of one label, from the candidates `ranked`: one probe for each k, then :func:`choose_k`."""
     if not len(ranked):
-        return KSparse(name, (), (), (), (), 0.0, None)
+        return KSparse(label=name, ranked=(), f1_by_k=(), latents=(), weight=(), bias=0.0, scores=None)
     columns = codes[:, ranked].toarray().astype(np.float64)
 
     def known(part: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -160,7 +160,16 @@ def _label(
     else:
         status = "evaluable"
     own = tuple(float(cosines[latent]) for latent in main.latents)
-    found = LabelAbsorption(main.label, status, probed, probe, main.scores, main.latents, own, n_hits)
+    found = LabelAbsorption(
+        label=main.label,
+        status=status,
+        probed=probed,
+        probe=probe,
+        sparse=main.scores,
+        main_latents=main.latents,
+        main_cosines=own,
+        true_positives=n_hits,
+    )
     if status != "evaluable":
         return found
     rows = row_absorption(projection, codes, cosines, main.latents)

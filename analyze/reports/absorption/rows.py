@@ -105,7 +105,14 @@ def row_absorption(
     unaccounted = np.minimum(taken, projection - main_proj)
     shared = np.divide(unaccounted, unaccounted + main_proj, out=np.ones(len(row)), where=main_proj > 0)
     fraction = np.where(absorbed, np.clip(shared, 0.0, 1.0), 0.0)
-    return RowAbsorption(full, fraction, np.where(fires, top_latent, -1), top_share, projection, main_silent)
+    return RowAbsorption(
+        full=full,
+        fraction=fraction,
+        top_latent=np.where(fires, top_latent, -1),
+        top_share=top_share,
+        projection=projection,
+        main_silent=main_silent,
+    )
 
 
 def padded(codes: sparse.csr_array) -> tuple[Ints, Doubles]:
