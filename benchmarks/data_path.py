@@ -4,8 +4,8 @@
 
 Writes a cache of two sites of random bits (d = 2304, bfloat16) of the given size below --folder, and measures on it, in
 one run: writing (statistics, checksum, disk); sequential reads; the block-shuffled stream of `train.data`; random rows
-through a memory map and through Zarr; the memory of a stream that is allowed little. "Cold" means that the kernel was
-asked to drop the files' pages first (POSIX_FADV_DONTNEED). Then it trains a small TopK transcoder (d = 384, F = 3072,
+through a memory map and through Zarr; the memory of a stream with a small limit. "Cold" means that the kernel
+dropped the files' pages first (POSIX_FADV_DONTNEED). Then it trains a small TopK transcoder (d = 384, F = 3072,
 k = 16, batch 1024) on batches that lie in memory already and on the stream of a cache on disk, turn by turn, and prints
 what the stream costs. Everything it writes is removed.
 """

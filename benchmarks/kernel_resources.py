@@ -3,7 +3,7 @@
     python benchmarks/kernel_resources.py                       # Gemma-2-2B's shape, for sm_90 (H100, H200)
     python benchmarks/kernel_resources.py --width 384 --latents 3072 --k 16 --capability 80
 
-Triton compiles for a device that is not there; the launches are those of one real step, which is why a small batch of
+Triton compiles without the device; the launches are those of one real step, which is why a small batch of
 the named shape is set up on the CPU (about 30 bytes per parameter). Nothing is executed, so nothing is timed: a kernel
 that spills registers or loads narrowly is found here before a device is at hand.
 """

@@ -49,7 +49,7 @@ def errors(exact: Cache, stored: Cache, site: str) -> dict[str, dict[str, float]
 
 
 def train_on(cache: Cache, site: str, seed: int, truth: Cache, folder: Path) -> dict[str, float | None]:
-    """Held-out FVU without position 0, on the truth's rows, of each architecture."""
+    """Held-out FVU excluding position 0, on the truth's rows, of each architecture."""
     configs = [
         validate(
             TrainConfig,

@@ -119,7 +119,7 @@ class StreamBatch:
         rows: tokens and positions.
         codes: the active codes; rows that do not count are empty.
         y: [R, d_out] the target, as cached.
-        y_hat: [R, d_out] float32 the reconstruction, zero in rows that do not count; None unless a report asked for it.
+        y_hat: [R, d_out] float32 the reconstruction, zero in rows that do not count; None unless a report needs it.
     """
 
     rows: ShardRows

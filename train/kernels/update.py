@@ -65,7 +65,7 @@ def _adam(g, w, m, v, hyper):
 def _gather(row, weight, table, low, high, d, D: tl.constexpr, UNROLL: tl.constexpr):
     """Σ over list places low … high − 1 of weight · table[row]: one slice of a row.
 
-    Always in list order, rows ascending, whatever runs beside it: the sum has the same bits on every run. Places at or
+    Always in list order, rows ascending, whatever runs beside it: the sum is bit-identical on every run. Places at or
     beyond `high` load row 0 with weight 0 and read nothing of the table (the mask d < 0 is empty).
     """
     total = tl.zeros(d.shape, tl.float32)

@@ -22,7 +22,7 @@ class CorrelationConfig(MonitorConfig):
     threshold: float = 0.8
     """|r| above which a pair counts."""
     min_fired: int = 20
-    """Rows of the window (without position 0) that a latent must fire on."""
+    """Rows of the window (excluding position 0) that a latent must fire on."""
     min_both: int = 10
     """Rows that a pair must fire on together."""
     cos_duplicate: float = 0.8
@@ -40,7 +40,7 @@ class CorrelationConfig(MonitorConfig):
 
 
 class CorrelationMonitor(Monitor):
-    """Correlated pairs (|r| > threshold) with and without position 0, and duplicates.
+    """Correlated pairs (|r| > threshold) including and excluding position 0, and duplicates.
 
     A duplicate pair has r > threshold, or parallel decoder rows and a large Jaccard index. Clusters of duplicates are
     connected components; `redundant` counts the latents that one per cluster would make superfluous.
