@@ -215,7 +215,15 @@ def sweep_command(
 
     sweep, command = whole.sweep, portable_command(file, files, sets, size)
     title, baseline = sweep.title or sweep.name, sweep.baseline or cells[0].setting
-    heading = Heading(sweep.label, title, sweep.about, baseline, command, machine(), whole.analyze.documents)
+    heading = Heading(
+        name=sweep.label,
+        title=title,
+        about=sweep.about,
+        baseline=baseline,
+        command=command,
+        machine=machine(),
+        documents=whole.analyze.documents,
+    )
     members = [Member(cell.setting, cell.seed, cell.config.path) for cell in cells]
     result = compare_runs(heading, members, whole.analyze, sweep.folder, sweep.plots, console)
     console.result(result.to_dict(), str(result))

@@ -95,8 +95,8 @@ def _pairs_chart(runs: Sequence[Analysed]) -> Chart | None:
             Series("excluding position 0", values),
             Series("including position 0", [_value(one, "n_pairs_above_with_bos") for one in runs], "with_bos"),
         ],
-        "run",
-        "pairs",
+        x_label="run",
+        y_label="pairs",
     )
 
 
@@ -120,8 +120,8 @@ def _frontier(runs: Sequence[Analysed]) -> Chart | None:
             for name, role, colour in ROLES
             if any(r == name for _, r, _, _ in points)
         ],
-        "L0",
-        "FVU",
+        x_label="L0",
+        y_label="FVU",
         kind="scatter",
         labels=[name for name, _, _, _ in points],
     )

@@ -18,7 +18,7 @@ ABSORPTION = "absorption_"
 """Keys of the absorption of a family of labels begin so."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Heading:
     """Title and context of a comparison.
 

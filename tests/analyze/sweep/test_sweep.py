@@ -31,7 +31,14 @@ from sparse_pipeline.shared.errors import DataError
 from sparse_pipeline.shared.runs.folder import Run, create_run
 from tests.analyze.planted import Planted, planted, run_extra
 
-HEADING = Heading("s", "A sweep", "What it asks.", "plain", "pipeline sweep s.yaml", "a machine")
+HEADING = Heading(
+    name="s",
+    title="A sweep",
+    about="What it asks.",
+    baseline="plain",
+    command="pipeline sweep s.yaml",
+    machine="a machine",
+)
 QUIET = Console(quiet=True)
 FVU = {"plain": (0.30, 0.31, 0.29), "pairs": (0.303, 0.312, 0.294), "frozen": (0.7, 0.72, 0.71)}
 STEPS = (1, 10, 20, 30)
