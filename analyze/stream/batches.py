@@ -31,13 +31,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ShardRows:
-    """What is known about the R rows of a shard; they are whole sequences of ctx tokens.
+    """The R rows of a shard, which are whole sequences of ctx tokens.
 
     Attributes:
         shard: its number.
         start: the cache row of its first row.
         tokens, pos_in_doc, doc_id, flags: [R].
-        keep: [R] rows that count: not padding, and of the documents that are looked at.
+        keep: [R] rows that count: not padding, and of the documents under analysis.
     """
 
     shard: int
@@ -84,7 +84,7 @@ class ShardRows:
         return self.once(("context", before), make)
 
     def once(self, key: Any, make: Callable[[], T]) -> T:
-        """What depends on these rows alone: made by whoever asks first, shared by every coder's reports."""
+        """What depends on these rows alone: made by the first caller, shared by every coder's reports."""
         if key not in self._made:
             self._made[key] = make()
         made: T = self._made[key]
@@ -139,7 +139,7 @@ class CoderSites:
 
 
 def encode(source: CoderSites, x: Tensor, keep: NDArray[np.bool_]) -> tuple[SparseCodes, Tensor | None]:
-    """(codes, reconstruction) of raw activations [R, d_in]; only the rows of `keep` are looked at."""
+    """(codes, reconstruction) of raw activations [R, d_in]; only the rows of `keep` are encoded."""
     coder = source.coder
     step = max(256, ENCODE_BYTES // (4 * coder.n_latents))
     inside = None if keep.all() else torch.from_numpy(keep).to(x.device)
@@ -169,7 +169,7 @@ def stream(
     device: str = "cpu",
     only: NDArray[np.bool_] | None = None,
 ) -> Iterator[list[StreamBatch]]:
-    """For each shard, one batch per source, in order; the next one is read and encoded while this one is worked on.
+    """For each shard, one batch per source, in order; the next is read and encoded while the reports take this one.
 
     Args:
         only: [n_rows] the cache's rows that count; None: all but padding.

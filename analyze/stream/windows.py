@@ -46,6 +46,7 @@ def windows(
                 out[w] = np.float32(0)
                 if r < begin or r >= begin + ctx:
                     continue
+                # Bisection in the row's ascending latents: entries before low are < i, entries from high on are ≥ i.
                 low, high = indptr[r], indptr[r + 1]
                 while low < high:
                     mid = (low + high) >> 1

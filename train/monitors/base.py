@@ -1,4 +1,4 @@
-"""What a monitor is shown, what it answers, and how its settings begin."""
+"""What a monitor sees, what it returns, and the settings common to all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Seen:
-    """The codes of the last steps, as a monitor is shown them.
+    """The codes of the last steps, as a monitor sees them.
 
     Attributes:
         codes: the active codes of all rows of the window, on the host.
@@ -47,12 +47,12 @@ class Histogram(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """What a monitor found.
+    """The result of a monitor.
 
     Attributes:
         figures: numbers for metrics.jsonl, logged as <monitor>/<name>; None where there is nothing to measure.
-        details: the JSON-able rest, for the report of the step.
-        histograms: those of the details that a tracker draws, by name.
+        details: everything else, JSON-able, for the report of the step.
+        histograms: those a tracker draws, by name.
     """
 
     figures: dict[str, float | int | None]
@@ -69,7 +69,7 @@ class MonitorConfig:
 
 
 class Monitor(ABC):
-    """Looks at the codes of the last steps, every so often. Has no state: all it says follows from what it is shown."""
+    """Measures the codes of the last steps. Stateless: the result depends on what it is given alone."""
 
     config_class: ClassVar[type[MonitorConfig]]
 

@@ -17,7 +17,7 @@ class DuplicationLog:
 
     Args:
         run: the run's folder.
-        step: the step the run goes on from: what a killed process reported beyond it is reported again.
+        step: the step the run resumes from; reports of later steps are deleted and written again.
     """
 
     def __init__(self, run: Path, step: int) -> None:

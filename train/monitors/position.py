@@ -21,7 +21,7 @@ class PositionConfig(MonitorConfig):
     bos_share: float = 0.2
     """A latent with a larger share of its firings at position 0 is counted as locked to it."""
     min_fired: int = 20
-    """Rows of the window that a latent must fire on to be counted so."""
+    """Rows of the window that a latent must fire on to count as locked."""
 
     def __post_init__(self) -> None:
         if self.bins < 1:
@@ -31,7 +31,7 @@ class PositionConfig(MonitorConfig):
 
 
 class PositionMonitor(Monitor):
-    """Rows drawn, and activation Σ z, by position bin: what the sampler achieved and what the coder made of it."""
+    """Rows drawn and activation Σ z, by position bin: the effect of the sampler, and of the coder."""
 
     config_class: ClassVar[type[MonitorConfig]] = PositionConfig
     config: PositionConfig

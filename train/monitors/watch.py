@@ -1,4 +1,4 @@
-"""The monitors of one run: which steps they are shown, and when they report."""
+"""The monitors of one run: which steps they see, and when they report."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .base import Histogram, Seen
 
 @dataclass(frozen=True)
 class MonitorReport:
-    """What the monitors say after one step.
+    """The monitors' results after one step.
 
     Attributes:
         figures: by <monitor>/<figure>.
-        details: by monitor: its figures and the rest of what it found.
+        details: by monitor: its figures and its other results.
         histograms: by <monitor>/<name>.
     """
 
@@ -62,11 +62,11 @@ class Watch:
         return min(-(-step // self.every) * self.every, self.total_steps) - step < self.window
 
     def observe(self, codes: Codes, rows_position: Tensor) -> None:
-        """Keep the codes of a step that `wants` names."""
+        """Keep the codes of a step for which `wants` holds."""
         self._kept.push(codes, rows_position)
 
     def report(self, step: int, coder: Coder) -> MonitorReport:
-        """Have the monitors look, and forget."""
+        """Run the monitors, and forget codes that no later report needs."""
         seen = Seen(self._kept.codes(), self._kept.position(), coder, self.ctx)
         figures: dict[str, float | int | None] = {}
         details: dict[str, dict[str, Any]] = {}
@@ -78,7 +78,7 @@ class Watch:
             histograms |= {f"{name}/{histogram}": value for histogram, value in found.histograms.items()}
         batches = len(self._kept)
         if self.window <= self.every:
-            self._kept.clear()  # the next report looks at none of them again
+            self._kept.clear()  # the next report needs none of them
         return MonitorReport(step, batches, seen.codes.n_rows, figures, details, histograms)
 
     def state(self) -> dict[str, Tensor]:
@@ -86,5 +86,5 @@ class Watch:
         return self._kept.state()
 
     def load_state(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
         self._kept.load_state(state, device)

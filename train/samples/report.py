@@ -1,4 +1,4 @@
-"""What is written of the samples: the strongest with their text, figures over all of them, and a table to look at."""
+"""Writes the samples of a run: the strongest with their text, figures over all of them, and a table."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ LOOKED_AT = 16
 """Samples of a latent, the strongest ones, that decide whether it is specialised; latents with fewer are rare."""
 
 LEVEL, GATE = 0.01, 0.1
-"""False discovery rate and least agreement of a specialised latent: what `pipeline analyze` uses unless told."""
+"""False discovery rate and least agreement of a specialised latent: the defaults of `pipeline analyze`."""
 
 SHOWN = 30
 """Latents in the table."""
 
 
 class SampleWriter:
-    """Writes the samples of a run as they are at a moment; the files follow from that moment alone.
+    """Writes the samples of a run at one step; the files depend on that step alone.
 
     Args:
         run: the run's folder.
@@ -83,7 +83,7 @@ class SampleWriter:
 
     @cached_property
     def _labels(self) -> tuple[str, NDArray[np.int64], NDArray[np.bool_]]:
-        """What the source of a row is called, the source of each row, and which rows are the corpus."""
+        """The kind of source (document or domain), the source of each row, and which rows are the corpus."""
         source, of_row = sources_of_rows(self.cache.doc_id.reshape(-1), domains_of(self.cache.path))
         return source, of_row, rest_rows(self.cache.flags, self.cache.ctx).reshape(-1)
 
