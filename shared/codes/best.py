@@ -24,7 +24,7 @@ class Best:
         score, row, payload, key: [F, K], best first, of equal scores the lower row; score 0 and row −1 where there are
             fewer entries.
         slot: [F, K] a number in 0 … K − 1 that an entry has for as long as it is kept, so that more can be kept of it
-            in arrays of one's own.
+            in arrays of the caller's own.
     """
 
     def __init__(self, n_latents: int, k: int, *, distinct: bool, payload: type[np.generic]) -> None:
