@@ -107,4 +107,4 @@ def scan(
         room -= listed
         pairs.append(found_pairs[:listed])
         r.append(found_r[:listed])
-    return Scan(total, np.concatenate(pairs), np.concatenate(r), histogram, near, near_r)
+    return Scan(total, np.concatenate(pairs), np.concatenate(r), histogram=histogram, near=near, near_r=near_r)

@@ -48,7 +48,16 @@ class PositionReport(Report[PositionConfig]):
         counts.rows[:] += np.bincount(bin_of[rows.keep], minlength=counts.bins.n_profile)
 
         def count(first: int, stop: int) -> None:
-            by_bin(starts, local, values, bin_of, counts=counts.firings, sums=counts.sums, first=first, stop=stop)
+            by_bin(
+                starts,
+                local,
+                values,
+                bin_of=bin_of,
+                counts=counts.firings,
+                sums=counts.sums,
+                first=first,
+                stop=stop,
+            )
 
         over_latents(count, codes.fired + 1)
         self._shift(codes, rows, skip=1, counts=counts.shifted)
@@ -78,7 +87,7 @@ class PositionReport(Report[PositionConfig]):
         slot = rows.once(("shifts", shifts, skip, bins.n_coarse, seed), make)
 
         def count(first: int, stop: int) -> None:
-            shifted_bins(starts, local, slot, counts, first, stop)
+            shifted_bins(starts, local, slot=slot, counts=counts, first=first, stop=stop)
 
         over_latents(count, codes.fired)
 

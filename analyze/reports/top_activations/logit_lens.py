@@ -90,4 +90,6 @@ def logit_lens(
             ends += [ids.gather(1, best.indices).cpu().numpy(), best.values.cpu().numpy()]
         parts.append(ends)
     top, top_value, bottom, bottom_value = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return LogitLens(top.astype(np.int32), top_value, bottom.astype(np.int32), bottom_value)
+    return LogitLens(
+        top=top.astype(np.int32), top_value=top_value, bottom=bottom.astype(np.int32), bottom_value=bottom_value
+    )

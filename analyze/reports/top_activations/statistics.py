@@ -100,7 +100,7 @@ class Statistics:
                 tokens=by_token,
                 documents=by_source,
                 source=source,
-                verdict=verdicts(by_token, by_source, source, alive, full),
+                verdict=verdicts(by_token, by_source, source, alive=alive, scored=full),
                 context_mean=_over_some(np.nanmean, length),
                 context_min=_over_some(np.nanmin, length),
                 context_max=_over_some(np.nanmax, length),
