@@ -42,7 +42,8 @@ class Disk:
         self._pending: deque[Future[None]] = deque()
         self._handed_over = False
 
-    def _make(self) -> dict[str, Tensor]:
+    def allocate(self) -> dict[str, Tensor]:
+        """A new buffer: site → [rows of a unit, width], in page-locked memory for a GPU."""
         return {
             site.name: torch.empty(
                 (self._rows, site.width), dtype=getattr(torch, site.logical_dtype), pin_memory=self._cuda
@@ -60,7 +61,7 @@ class Disk:
             buffer = self._free.get()  # a failed write frees its buffer too, so this never waits forever
         self._raise_failures()
         if buffer is None:
-            buffer = self._make()
+            buffer = self.allocate()
         self._handed_over = False
         try:
             yield buffer

@@ -158,7 +158,7 @@ def test_a_slow_disk_holds_the_model_back(
         tiny_model, texts_file, tmp_path, buffers=2, writers=1, shard_rows=2 * CTX, batch_tokens=2 * CTX
     )
     made = computed = written = ahead = 0
-    make, compute, write = Disk._make, Forward.compute, CacheWriter.write_shard
+    make, compute, write = Disk.allocate, Forward.compute, CacheWriter.write_shard
 
     def counted_make(self: Disk) -> Any:
         nonlocal made
@@ -178,7 +178,7 @@ def test_a_slow_disk_holds_the_model_back(
         written += 1
         return record
 
-    monkeypatch.setattr(Disk, "_make", counted_make)
+    monkeypatch.setattr(Disk, "allocate", counted_make)
     monkeypatch.setattr(Forward, "compute", counted_compute)
     monkeypatch.setattr(CacheWriter, "write_shard", slow_write)
     said = io.StringIO()

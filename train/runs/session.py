@@ -193,7 +193,7 @@ def existing_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
         if config.path in found:
             if not resume:
                 raise UsageError(
-                    f"run {config.run_name} exists already in {config.runs}",
+                    f"run {config.run_name} already exists in {config.runs}",
                     "--resume to resume it, or --name (train.name) for a new one",
                 )
             _refuse_other_settings(found[config.path], config, group.cache)
