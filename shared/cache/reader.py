@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,9 @@ from .commits import check_sizes, commits_of, load_commit, load_shard
 from .files import read_json
 from .format import ARRAYS, MANIFEST, PLAN, TOKEN_ARRAYS, Layout, SiteSpec, check_version
 from .growth import Generation, Parts, generations_of, plan_files, read_plans
+from .outliers import SiteOutliers, find_outliers
 from .quantise import CODE_DTYPES, dequantise
+from .rows import rest_rows
 from .stats import SiteStats, merge_stats
 
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -158,8 +160,38 @@ class Cache:
                 self._stats[site] = merge_stats(found, spec.width, self.ctx)
         return self._stats[site]
 
+    def outliers(self, site: str) -> SiteOutliers:
+        """Massive rows and outlying dimensions of a site, from the manifest, or by a pass over its rows."""
+        if site not in self._outliers:
+            kept = self.manifest.get("massive", {}).get(site)
+            rest = self.stats(site).rest
+            self._outliers[site] = (
+                find_outliers(rest, self._counted(site), lambda rows: self.rows(site, rows))
+                if kept is None
+                else SiteOutliers.from_dict(kept, rest)
+            )
+        return self._outliers[site]
+
+    def massive_rows(self, sites: Sequence[str]) -> NDArray[np.bool_]:
+        """[n_rows]: rows that are massive at any of the sites."""
+        found = np.zeros(self.n_rows, np.bool_)
+        for site in sites:
+            found[self.outliers(site).rows] = True
+        return found
+
+    def _counted(self, site: str) -> Iterator[tuple[int, NDArray[np.bool_], Tensor]]:
+        """Of each shard: its first row, which of its rows are text outside position 0, and their activations."""
+        for shard in self.shards:
+            seqs = self.layout.seqs_of(shard)
+            counted = rest_rows(self.flags[seqs.start : seqs.stop].reshape(-1), self.ctx)
+            yield self.layout.rows_of(shard).start, counted, self.chunk(site, shard)[: len(counted)]
+
     @cached_property
     def _stats(self) -> dict[str, SiteStats]:
+        return {}
+
+    @cached_property
+    def _outliers(self) -> dict[str, SiteOutliers]:
         return {}
 
     @cached_property

@@ -1,0 +1,163 @@
+"""Massive rows: the few rows outside position 0 whose norm dwarfs all others, and what a site is without them.
+
+Some tokens after position 0 (a quote, a space, a slash at certain places) carry the same massive activations (Sun et
+al. 2024, arXiv 2402.17762) as the first position: in the middle layers of Gemma-3-270M a thousandth of the rows holds a
+third of the variance. Whatever is averaged over rows is then mostly about them, so they are a class of their own:
+position 0, massive, and ordinary rows.
+
+The rule: a row is massive when it is text outside position 0, its norm exceeds FACTOR times the median norm of such
+rows at its site, and, where the site has outlying dimensions (shared/cache/massive.py), its largest |x| lies in one of
+them. The median is exact; finding it keeps one float32 for each row in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .massive import outliers
+from .stats import Moments, decode_vector, encode_vector
+
+FACTOR = 3.0
+"""Multiple of the median norm beyond which a row can be massive."""
+
+ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class SiteOutliers:
+    """Massive rows and outlying dimensions of one site.
+
+    Attributes:
+        median_norm: of the text rows outside position 0.
+        rows: [m] massive rows of the cache, ascending.
+        ordinary: moments of the text rows that are neither at position 0 nor massive.
+        massive: moments of the massive rows.
+        dimensions: outlying dimensions over the rows outside position 0, the largest first.
+        rest: moments of the rows outside position 0: `ordinary` and `massive` together.
+    """
+
+    median_norm: float
+    rows: NDArray[np.int64]
+    ordinary: Moments
+    massive: Moments
+    dimensions: tuple[int, ...]
+    rest: Moments
+
+    @property
+    def threshold(self) -> float:
+        """The norm beyond which a row can be massive."""
+        return FACTOR * self.median_norm
+
+    @property
+    def share_of_variance(self) -> float:
+        """Share of Σ‖x − x̄‖² over the rows outside position 0 that lies in massive rows."""
+        total = float(self.rest.var.sum()) * self.rest.n
+        mean = self.rest.mean
+        own = self.massive.sum_norm_sq - 2 * float(self.massive.sum @ mean) + self.massive.n * float(mean @ mean)
+        return own / total if total > 0 else 0.0
+
+    @property
+    def dimensions_share(self) -> float:
+        """Share of the variance over the rows outside position 0 that lies in the outlying dimensions."""
+        variance = self.rest.var
+        total = float(variance.sum())
+        return float(variance[list(self.dimensions)].sum()) / total if total > 0 else 0.0
+
+    def mask(self, n_rows: int) -> NDArray[np.bool_]:
+        """[n_rows]: which rows of the cache are massive."""
+        found = np.zeros(n_rows, np.bool_)
+        found[self.rows] = True
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest; what follows from the site's statistics is not repeated."""
+        return {
+            "factor": FACTOR,
+            "median_norm": self.median_norm,
+            "n_rows": len(self.rows),
+            "share_of_variance": self.share_of_variance,
+            "dimensions": list(self.dimensions),
+            "dimensions_share_of_variance": self.dimensions_share,
+            "rows": encode_vector(self.rows.astype(np.float64)),  # whole numbers below 2^53 are exact
+            "moments": self.massive.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], rest: Moments) -> Self:
+        """Raises DataError where a vector cannot be decoded.
+
+        Args:
+            rest: the site's moments over rows outside position 0.
+        """
+        massive = Moments.from_dict(value["moments"])
+        return cls(
+            float(value["median_norm"]),
+            decode_vector(value["rows"]).astype(np.int64),
+            subtract(rest, massive),
+            massive,
+            tuple(int(d) for d in value["dimensions"]),
+            rest,
+        )
+
+
+Shard = tuple[int, NDArray[np.bool_], Tensor]
+"""First row of a shard in the cache, which of its rows are text outside position 0 [R], its activations [R, d]."""
+
+
+def find_outliers(
+    rest: Moments, shards: Iterable[Shard], rows_of: Callable[[NDArray[np.int64]], Tensor]
+) -> SiteOutliers:
+    """Massive rows and outlying dimensions of a site, from one pass over its rows' norms.
+
+    Args:
+        rest: the site's moments over text rows outside position 0.
+        shards: every shard once.
+        rows_of: gathers rows of the cache by number, [n, d].
+    """
+    dimensions = tuple(one.dimension for one in outliers(rest))
+    rows, norms = _norms(shards)
+    median = float(np.median(norms)) if len(norms) else 0.0
+    candidates = rows[norms > FACTOR * median]
+    kept, massive = [np.zeros(0, np.int64)], Moments.zeros(len(rest.sum))
+    for start in range(0, len(candidates), ROWS_AT_ONCE):
+        some = candidates[start : start + ROWS_AT_ONCE]
+        x = rows_of(some).double().numpy()
+        confirmed = np.isin(np.abs(x).argmax(axis=1), dimensions) if dimensions else np.ones(len(x), np.bool_)
+        kept.append(some[confirmed])
+        massive = massive + _moments(x[confirmed])
+    return SiteOutliers(median, np.concatenate(kept), subtract(rest, massive), massive, dimensions, rest)
+
+
+def subtract(whole: Moments, part: Moments) -> Moments:
+    """Moments of the rows of `whole` that are not in `part`."""
+    return Moments(
+        whole.n - part.n,
+        whole.sum - part.sum,
+        np.maximum(whole.sum_sq - part.sum_sq, 0.0),
+        whole.sum_norm - part.sum_norm,
+        max(whole.sum_norm_sq - part.sum_norm_sq, 0.0),
+    )
+
+
+def _norms(shards: Iterable[Shard]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(rows of the cache, their norms) of the finite text rows outside position 0, ascending."""
+    rows, norms = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+    for first, counted, x in shards:
+        norm = np.concatenate([part.float().norm(dim=1).numpy() for part in torch.split(x, ROWS_AT_ONCE)])
+        wanted = counted & np.isfinite(norm)
+        rows.append(np.flatnonzero(wanted) + first)
+        norms.append(norm[wanted])
+    return np.concatenate(rows), np.concatenate(norms)
+
+
+def _moments(x: NDArray[np.float64]) -> Moments:
+    squares = x * x
+    norm_sq = squares.sum(axis=1)
+    return Moments(len(x), x.sum(axis=0), squares.sum(axis=0), float(np.sqrt(norm_sq).sum()), float(norm_sq.sum()))
