@@ -209,8 +209,7 @@ def untrained(subject: Subject, final: dict[str, Any]) -> Coder:
         with torch.no_grad():
             fresh.w_dec.copy_(coder.w_dec.cpu())
     with torch.no_grad():
-        for name in ("input_mean", "input_scale", "target_mean", "target_scale"):
-            getattr(fresh, name).copy_(getattr(coder, name))
+        fresh.copy_normalisation(coder)
     return fresh.to(subject.device).eval()
 
 

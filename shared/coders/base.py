@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .codes import Codes
+from .normalisation import Normalise, SiteMoments, dimension_scale, scalar_scale, whitening
 from .ops import dense_pre, gather_pre, sparse_decode
 
 RMS_EPS = 1e-6
@@ -22,6 +22,22 @@ worse than the mean, and training spends its first epochs shrinking them (docs/t
 
 TRAINING_BUFFERS = frozenset({"since_fired", "threshold_steps"})
 """State that only training reads: in checkpoints, but not in a finished coder."""
+
+
+WHITENING = ("input_whiten", "target_whiten", "target_colour")
+"""Buffers that only a whitened coder has."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A coder's weights in raw activation space, float64: w_enc [F, d_in], b_enc [F], w_dec [F, d_out], b_dec [d_out],
+    w_skip [d_out, d_in] or None."""
+
+    w_enc: Tensor
+    b_enc: Tensor
+    w_dec: Tensor
+    b_dec: Tensor
+    w_skip: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +54,11 @@ class CoderConfig:
     """Add a linear path from input to output, W_skip [d_out, d_in], starting at zero (transcoders)."""
     input_transform: Literal["raw", "rms"] = "raw"
     """The input as cached, or divided by its root mean square (Gemma Scope's transcoders read resid_mid that way)."""
+    normalise: Normalise = "scalar"
+    """What training divides both sides by, after their mean is subtracted: one scalar, each dimension's own standard
+    deviation, or the square root of the covariance (whiten). docs/architectures.md has the formulas."""
+    whiten_shrinkage: float = 0.01
+    """What whitening adds to every eigenvalue of the covariance, in mean eigenvalues."""
     aux_k: int | None = None
     """Dead latents per row that reconstruct the error (AuxK); null: half the output width. 0: off."""
     aux_coef: float = 1 / 32
@@ -48,6 +69,8 @@ class CoderConfig:
             raise ValueError(f"latents must be at least 1, not {self.latents}")
         if self.aux_k is not None and self.aux_k < 0:
             raise ValueError(f"aux_k must be 0 or more, not {self.aux_k}")
+        if not self.whiten_shrinkage > 0:
+            raise ValueError(f"whiten_shrinkage must be positive, not {self.whiten_shrinkage}")
 
 
 class Coder(nn.Module, ABC):
@@ -89,9 +112,13 @@ class Coder(nn.Module, ABC):
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         self.w_skip = nn.Parameter(torch.zeros(d_out, d_in)) if config.skip else None
         self.register_buffer("input_mean", torch.zeros(d_in))
-        self.register_buffer("input_scale", torch.ones(()))
+        self.register_buffer("input_scale", torch.ones(d_in if self.normalise_of_input == "per_dimension" else ()))
         self.register_buffer("target_mean", torch.zeros(d_out))
-        self.register_buffer("target_scale", torch.ones(()))
+        self.register_buffer("target_scale", torch.ones(d_out if config.normalise == "per_dimension" else ()))
+        # W of the input; W of the target and its inverse: only a whitened coder has them
+        self.register_buffer("input_whiten", torch.eye(d_in) if self.normalise_of_input == "whiten" else None)
+        self.register_buffer("target_whiten", torch.eye(d_out) if config.normalise == "whiten" else None)
+        self.register_buffer("target_colour", torch.eye(d_out) if config.normalise == "whiten" else None)
         self.register_buffer("since_fired", torch.zeros(n_latents, dtype=torch.int64))
         self.dead_after: int | None = None
         """Tokens without firing after which a latent counts as dead; None: never (AuxK stays off)."""
@@ -102,6 +129,9 @@ class Coder(nn.Module, ABC):
     input_scale: Tensor
     target_mean: Tensor
     target_scale: Tensor
+    input_whiten: Tensor | None
+    target_whiten: Tensor | None
+    target_colour: Tensor | None
     since_fired: Tensor
 
     @torch.no_grad()
@@ -126,30 +156,93 @@ class Coder(nn.Module, ABC):
 
     # Normalisation
 
-    def set_normalisation(
-        self, *, input_mean: Tensor, input_var: Tensor, target_mean: Tensor, target_var: Tensor
-    ) -> None:
-        """Normalise both sides with these means [d] and variances [d] of the cache's rows, excluding position 0.
+    @property
+    def normalise_of_input(self) -> Normalise:
+        """How the input is normalised: as the settings say, but with `input_transform: rms` it has E‖u‖² = d already,
+        and its mean is not known, so it stays as it is."""
+        return "scalar" if self.config.input_transform == "rms" else self.config.normalise
 
-        With `input_transform: rms` the input already has E‖u‖² = d, and its mean is unknown: the input side stays.
-        """
-        with torch.no_grad():
-            if self.config.input_transform == "raw":
-                self.input_mean.copy_(input_mean)
-                self.input_scale.copy_(_scale(input_var))
-            self.target_mean.copy_(target_mean)
-            self.target_scale.copy_(_scale(target_var))
+    @torch.no_grad()
+    def set_normalisation(self, source: SiteMoments, target: SiteMoments) -> None:
+        """Take the moments of the source and target sites as the normalisation of both sides."""
+        if self.config.input_transform == "raw":
+            self.input_mean.copy_(source.mean)
+            scale, whiten, _ = self._normaliser(source)
+            self.input_scale.copy_(scale)
+            if self.input_whiten is not None and whiten is not None:
+                self.input_whiten.copy_(whiten)
+        self.target_mean.copy_(target.mean)
+        scale, whiten, colour = self._normaliser(target)
+        self.target_scale.copy_(scale)
+        if self.target_whiten is not None and whiten is not None:
+            self.target_whiten.copy_(whiten)
+        if self.target_colour is not None and colour is not None:
+            self.target_colour.copy_(colour)
+
+    def _normaliser(self, moments: SiteMoments) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(divisor, W, W⁻¹) of one side; W only where it is whitened, and then the divisor is 1."""
+        if self.config.normalise == "scalar":
+            return scalar_scale(moments.var), None, None
+        if self.config.normalise == "per_dimension":
+            return dimension_scale(moments.var), None, None
+        if moments.covariance is None:
+            raise ValueError("normalise: whiten needs the covariance")
+        return torch.ones(()), *whitening(moments.covariance, self.config.whiten_shrinkage)
+
+    @torch.no_grad()
+    def copy_normalisation(self, other: Coder) -> None:
+        """Take the normalisation of a coder with the same settings and widths."""
+        for name in ("input_mean", "input_scale", "target_mean", "target_scale", *WHITENING):
+            own, theirs = getattr(self, name), getattr(other, name)
+            if own is not None:
+                own.copy_(theirs)
 
     def normalise_input(self, x: Tensor) -> Tensor:
         """u [B, d_in] from raw activations [B, d_in] of any float dtype."""
         x = x.to(self.w_enc.dtype)
         if self.config.input_transform == "rms":
             x = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + RMS_EPS)
-        return (x - self.input_mean) / self.input_scale
+        u = (x - self.input_mean) / self.input_scale
+        return u if self.input_whiten is None else u @ self.input_whiten
 
     def normalise_target(self, y: Tensor) -> Tensor:
         """t [B, d_out] from raw activations [B, d_out]."""
-        return (y.to(self.w_dec.dtype) - self.target_mean) / self.target_scale
+        t = (y.to(self.w_dec.dtype) - self.target_mean) / self.target_scale
+        return t if self.target_whiten is None else t @ self.target_whiten
+
+    def denormalise_target(self, t: Tensor) -> Tensor:
+        """Raw activations [B, d_out] from t [B, d_out]: the inverse of `normalise_target`."""
+        return self.raw_directions(t) + self.target_mean
+
+    def raw_directions(self, rows: Tensor) -> Tensor:
+        """Directions of the normalised target space, such as decoder rows [n, d_out], in raw activation space."""
+        return (rows if self.target_colour is None else rows @ self.target_colour) * self.target_scale
+
+    @torch.no_grad()
+    def fold(self) -> Folded:
+        """The same coder in raw activation space, its normalisation folded into the weights, in float64.
+
+        x W_encᵀ + b_enc are the pre-activations, z W_dec + b_dec (+ x W_skipᵀ) the reconstruction. With
+        `input_transform: rms`, x is the input divided by its root mean square.
+        """
+        double = torch.float64
+        w_enc, mean, scale = (v.to(double) for v in (self.w_enc, self.input_mean, self.input_scale))
+        into = torch.eye(self.d_in, dtype=double, device=mean.device) / scale.unsqueeze(-1)
+        if self.input_whiten is not None:
+            into = into @ self.input_whiten.to(double)
+        encoder = w_enc @ into.T
+        out_scale = self.target_scale.to(double)
+
+        def raw(rows: Tensor) -> Tensor:
+            rows = rows.to(double)
+            return (rows if self.target_colour is None else rows @ self.target_colour.to(double)) * out_scale
+
+        b_dec = raw(self.b_dec.unsqueeze(0)).squeeze(0) + self.target_mean.to(double)
+        w_skip = None
+        if self.w_skip is not None:
+            w_skip = (into @ raw(self.w_skip.T)).T
+            b_dec = b_dec - mean @ w_skip.T
+        return Folded(encoder, self.b_enc.to(double) - encoder @ mean, raw(self.w_dec), b_dec, w_skip)
 
     # Encoding and decoding
 
@@ -160,7 +253,7 @@ class Coder(nn.Module, ABC):
     def decode(self, codes: Codes, x: Tensor | None = None) -> Tensor:
         """ŷ [B, d_out] in raw target space; a skip connection also needs the raw input x [B, d_in]."""
         u = None if x is None or self.w_skip is None else self.normalise_input(x)
-        return self.decode_normalised(codes, u) * self.target_scale + self.target_mean
+        return self.denormalise_target(self.decode_normalised(codes, u))
 
     @abstractmethod
     def encode_normalised(self, u: Tensor) -> Codes:
@@ -254,9 +347,3 @@ class Coder(nn.Module, ABC):
 
 def _unit_rows(matrix: Tensor) -> Tensor:
     return nn.functional.normalize(matrix, dim=1)
-
-
-def _scale(var: Tensor) -> Tensor:
-    """The scalar s with E‖(x − mean)/s‖² = d."""
-    mean_var = float(var.double().mean())
-    return torch.tensor(math.sqrt(mean_var) if mean_var > 0 else 1.0)

@@ -36,6 +36,7 @@ from sparse_pipeline.shared.coders.topk import TopKConfig
 from sparse_pipeline.shared.config.settings import to_dict, validate
 from sparse_pipeline.shared.errors import ConfigError, DataError, UsageError
 from sparse_pipeline.shared.runs.folder import create_run, open_run
+from sparse_pipeline.train.normalisation import moments_of
 from tests.analyze.planted import CTX, N_SEQ, SOURCE, TARGET, Planted, planted
 from tests.synthetic import make_cache
 
@@ -71,13 +72,7 @@ def nested(made: Planted, folder: Path, name: str, seed: int = 0, freeze: tuple[
         tied=False,
         generator=torch.Generator().manual_seed(seed),
     )
-    source, target = made.cache.stats(SOURCE).rest, made.cache.stats(TARGET).rest
-    coder.set_normalisation(
-        input_mean=torch.from_numpy(source.mean),
-        input_var=torch.from_numpy(source.var),
-        target_mean=torch.from_numpy(target.mean),
-        target_var=torch.from_numpy(target.var),
-    )
+    coder.set_normalisation(*(moments_of(made.cache, site, "scalar") for site in (SOURCE, TARGET)))
     generator = torch.Generator().manual_seed(100 + seed)
     with torch.no_grad():
         coder.w_enc.add_(0.2 * torch.randn(coder.w_enc.shape, generator=generator))

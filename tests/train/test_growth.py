@@ -23,6 +23,7 @@ from sparse_pipeline.shared.runs.folder import create_run
 from sparse_pipeline.train.config import TrainConfig
 from sparse_pipeline.train.loop import plan
 from sparse_pipeline.train.loop import train as train_runs
+from sparse_pipeline.train.normalisation import moments_of
 from tests.synthetic import TokenTable, make_cache, sparse_acts, token_table
 from tests.train.conftest import SOURCE, TARGET
 
@@ -88,9 +89,8 @@ def at_its_start(cache: Path, name: str) -> Path:
     """A run that never made a step, on the cache as it is now."""
     opened = open_cache(cache)
     coder = build_coder(TopKConfig(latents=64, k=8), 32, 32, tied=True, generator=torch.Generator().manual_seed(0))
-    stats = opened.stats(SOURCE).rest
-    mean, var = torch.from_numpy(stats.mean), torch.from_numpy(stats.var)
-    coder.set_normalisation(input_mean=mean, input_var=var, target_mean=mean, target_var=var)
+    moments = moments_of(opened, SOURCE, "scalar")
+    coder.set_normalisation(moments, moments)
     run = create_run(cache.parent / "runs", name, {}, {})
     where = {"path": str(cache), "identity": opened.identity}
     run.finish(coder, {}, {"source": SOURCE, "target": SOURCE, "cache": where, "training": {"seed": 0}})

@@ -158,7 +158,11 @@ class FusedStep:
         self, x: Tensor, y: Tensor, lr: float, *, penalise: Penalise | None = None, want_norm: bool = False
     ) -> FusedResult:
         """As `step`, from raw activations x [B, d_in] and y [B, d_out]: normalises them on the way."""
-        b, c = self._prepare(x.shape[0]), self.coder
+        c = self.coder
+        if c.config.normalise != "scalar":  # the kernel divides by one number
+            u, t = c.normalise_input(x), c.normalise_target(y)
+            return self.step(u, t, lr, penalise=penalise, want_norm=want_norm)
+        b = self._prepare(x.shape[0])
         rms = RMS_EPS if c.config.input_transform == "rms" else None
         with self._on_device():
             normalise_rows(

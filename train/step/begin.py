@@ -8,11 +8,12 @@ from ...shared.cache import Cache
 from ...shared.coders import Coder, build_coder
 from ..config import TrainConfig
 from ..monitors.watch import Watch
+from ..normalisation import moments_of
 from ..samples.collect import SampleCollector
 from .clock import StepClock
 from .fused import fused_step_for
 from .objective import Objective
-from .trainee import Trainee
+from .trainee import MassiveRows, Trainee
 
 DEAD_AFTER = 10_000_000
 """Tokens without firing after which a latent counts as dead, unless an epoch or half of the run is shorter: otherwise
@@ -48,7 +49,6 @@ def new_trainee(
         fused=True,
     )
     target = cache.stats(config.target_site)
-    shift = (torch.from_numpy(target.all.mean - target.rest.mean) / float(coder.target_scale)).to(coder.w_dec.dtype)
     trainee = Trainee(
         config=config,
         coder=coder,
@@ -57,7 +57,9 @@ def new_trainee(
         generator=generator,
         total_steps=total_steps,
         ctx=cache.ctx,
-        bos_shift=shift.to(device),
+        massive={site: _massive(cache, site, device) for site in (config.source, config.target_site)},
+        rest_mean=torch.from_numpy(target.rest.mean).to(device),
+        all_mean=torch.from_numpy(target.all.mean).to(device),
         clock=StepClock(device),
         fused=fused_step_for(config, coder, optimizer),
     )
@@ -75,9 +77,13 @@ def new_trainee(
     return trainee
 
 
+def _massive(cache: Cache, site: str, device: torch.device) -> MassiveRows:
+    found = cache.outliers(site)
+    return MassiveRows(torch.from_numpy(found.mask(cache.n_rows)).to(device), found.threshold)
+
+
 def _new_coder(config: TrainConfig, cache: Cache, generator: torch.Generator) -> Coder:
     """The coder with its initial weights, on the CPU: the same seed gives the same weights on every device."""
-    source, target = cache.stats(config.source), cache.stats(config.target_site)
     coder = build_coder(
         config.coder,
         cache.sites[config.source].width,
@@ -86,10 +92,8 @@ def _new_coder(config: TrainConfig, cache: Cache, generator: torch.Generator) ->
         generator=generator,
     )
     coder.set_normalisation(
-        input_mean=torch.from_numpy(source.rest.mean),
-        input_var=torch.from_numpy(source.rest.var),
-        target_mean=torch.from_numpy(target.rest.mean),
-        target_var=torch.from_numpy(target.rest.var),
+        moments_of(cache, config.source, coder.normalise_of_input),
+        moments_of(cache, config.target_site, config.coder.normalise),
     )
     coder.selection_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
     if "w_dec" in config.freeze:

@@ -13,6 +13,7 @@ from torch import Tensor
 from sparse_pipeline.shared.coders import ARCHITECTURES, Coder, CoderConfig, build_coder
 from sparse_pipeline.shared.coders.base import ENCODER_NORM, RMS_EPS
 from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
+from sparse_pipeline.shared.coders.normalisation import SiteMoments
 from sparse_pipeline.shared.coders.topk import TopKConfig
 from sparse_pipeline.shared.config.settings import validate
 from sparse_pipeline.shared.errors import ConfigError
@@ -141,12 +142,7 @@ def test_encode_and_decode_undo_the_normalisation(config: CoderConfig) -> None:
     g = torch.Generator().manual_seed(1)
     x = torch.randn(50, coder.d_in, generator=g, dtype=torch.float64) * 3 + 2
     y = torch.randn(50, coder.d_out, generator=g, dtype=torch.float64) * 0.2 - 1
-    coder.set_normalisation(
-        input_mean=x.mean(0),
-        input_var=x.var(0, correction=0),
-        target_mean=y.mean(0),
-        target_var=y.var(0, correction=0),
-    )
+    coder.set_normalisation(*(SiteMoments(v.mean(0), v.var(0, correction=0)) for v in (x, y)))
     u, t = coder.normalise_input(x), coder.normalise_target(y)
     if config.input_transform == "raw":
         torch.testing.assert_close(u.mean(0), torch.zeros(coder.d_in, dtype=torch.float64), atol=1e-6, rtol=0)

@@ -8,6 +8,7 @@ import torch
 
 from sparse_pipeline.shared.coders import build_coder, load_coder, save_coder
 from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
+from sparse_pipeline.shared.coders.normalisation import SiteMoments
 from sparse_pipeline.shared.errors import DataError
 
 
@@ -16,10 +17,7 @@ def folder(tmp_path: Path) -> Path:
     config = MatryoshkaConfig(latents=16, k=2, skip=True)
     coder = build_coder(config, 5, 4, tied=False, generator=torch.Generator().manual_seed(0))
     coder.set_normalisation(
-        input_mean=torch.ones(5),
-        input_var=torch.full((5,), 4.0),
-        target_mean=torch.zeros(4),
-        target_var=torch.ones(4),
+        SiteMoments(torch.ones(5), torch.full((5,), 4.0)), SiteMoments(torch.zeros(4), torch.ones(4))
     )
     coder.since_fired.fill_(7)
     save_coder(coder, tmp_path / "final", {"source": "layer_00.resid_mid"})

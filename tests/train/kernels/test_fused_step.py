@@ -12,6 +12,7 @@ from torch import Tensor
 from sparse_pipeline.shared.coders import Coder, Codes, build_coder
 from sparse_pipeline.shared.coders.batchtopk import BatchTopKConfig
 from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
+from sparse_pipeline.shared.coders.normalisation import SiteMoments
 from sparse_pipeline.shared.coders.topk import TopKConfig
 from sparse_pipeline.train.kernels.fused_step import FusedResult, FusedStep
 from tests.train.kernels.oracles import relative
@@ -197,10 +198,7 @@ def test_bfloat16_stays_near_the_reference(device: torch.device) -> None:
 def test_raw_rows_are_normalised_on_the_way(device: torch.device) -> None:
     coder = made(TopKConfig(latents=16, k=3, input_transform="rms"), 12, 10, False)
     coder.set_normalisation(
-        input_mean=torch.randn(12),
-        input_var=torch.rand(12),
-        target_mean=torch.randn(10),
-        target_var=torch.rand(10) + 1,
+        SiteMoments(torch.randn(12), torch.rand(12)), SiteMoments(torch.randn(10), torch.rand(10) + 1)
     )
     twin = copy.deepcopy(coder).to(device)
     coder = coder.to(device)
