@@ -27,12 +27,17 @@ class Evaluation:
     Attributes:
         fvu: Σ‖y − ŷ‖² / Σ‖y − ȳ‖² over the rows excluding position 0, ȳ their mean in the cache; None: no rows.
         fvu_with_bos: the same over all rows, ȳ the mean of all rows of the cache.
+        fvu_dims: mean over dimensions of the FVU of each, excluding position 0; None: no rows.
+        fvu_without_massive: as `fvu`, excluding the target's massive rows too; `fvu_dims_without_massive` likewise.
         l0: mean number of active latents, over the rows excluding position 0.
         rows: number of rows, including position 0.
     """
 
     fvu: float | None
     fvu_with_bos: float | None
+    fvu_dims: float | None
+    fvu_without_massive: float | None
+    fvu_dims_without_massive: float | None
     l0: float | None
     rows: int
 
@@ -78,6 +83,9 @@ class _Meters:
         self.coder, self.source, self.target = coder, source, target
         stats = cache.stats(target)
         self.rest, self.all = FVU(torch.from_numpy(stats.rest.mean)), FVU(torch.from_numpy(stats.all.mean))
+        outliers = cache.outliers(target)
+        self.ordinary = FVU(torch.from_numpy(outliers.ordinary.mean))
+        self.massive = torch.from_numpy(outliers.mask(cache.n_rows))
         self.active = 0
 
     def update(self, batch: Batch) -> None:
@@ -87,8 +95,18 @@ class _Meters:
         rest = batch.position > 0
         self.rest.update(y[rest], y_hat[rest])
         self.all.update(y, y_hat)
+        ordinary = rest & ~self.massive.to(rest.device)[batch.row.long()]
+        self.ordinary.update(y[ordinary], y_hat[ordinary])
         self.active += int(codes.l0()[rest].sum())
 
     def result(self) -> Evaluation:
         l0 = self.active / self.rest.rows if self.rest.rows else None
-        return Evaluation(self.rest.value, self.all.value, l0, self.all.rows)
+        return Evaluation(
+            fvu=self.rest.value,
+            fvu_with_bos=self.all.value,
+            fvu_dims=self.rest.mean_over_dimensions,
+            fvu_without_massive=self.ordinary.value,
+            fvu_dims_without_massive=self.ordinary.mean_over_dimensions,
+            l0=l0,
+            rows=self.all.rows,
+        )

@@ -120,7 +120,10 @@ def plan(configs: Sequence[TrainConfig]) -> TrainPlan:
             raise UsageError("train.cache is not set", "pipeline status lists the caches")
         # A sampler that follows one run's training cannot serve another's.
         alone = config.path if config.sampler.follows_training else None
-        key = (config.cache.resolve(), _trained_on(config), config.data, config.sampler, config.device, alone)
+        # Which rows are massive depends on the sites: runs that exclude them share a read only with the same sites.
+        sites = {config.source, config.target_site} if config.sampler.massive == "exclude" else ()
+        read = (config.data, config.sampler, config.device, frozenset(sites))
+        key = (config.cache.resolve(), _trained_on(config), *read, alone)
         batches.setdefault(key, []).append(config)
     return TrainPlan([_group(members) for members in batches.values()])
 

@@ -10,6 +10,7 @@ from sparse_pipeline.shared.cache import Cache, Flag
 from sparse_pipeline.shared.cache.heldout import split_rows
 from sparse_pipeline.shared.coders import build_coder
 from sparse_pipeline.train.evaluate import evaluate, evaluation_rows
+from sparse_pipeline.train.normalisation import moments_of
 from tests.synthetic import make_cache
 from tests.train.conftest import MATRYOSHKA, SOURCE, TARGET, TOPK
 
@@ -25,10 +26,7 @@ def test_figures_equal_the_formula_over_several_coders_in_one_read(packing: str,
     for config, source, target in tasks:
         coder = build_coder(config, 32, 32, tied=source == target, generator=torch.Generator().manual_seed(1))
         coder.randomise_decoder(torch.Generator().manual_seed(2))
-        stats = cache.stats(source), cache.stats(target)
-        moments = (torch.from_numpy(v) for s in stats for v in (s.rest.mean, s.rest.var))
-        names = ("input_mean", "input_var", "target_mean", "target_var")
-        coder.set_normalisation(**dict(zip(names, moments, strict=True)))
+        coder.set_normalisation(*(moments_of(cache, site, "scalar") for site in (source, target)))
         coders.append((coder.train(), source, target))
     for (coder, source, target), found in zip(coders, evaluate(coders, cache, rows), strict=True):
         assert coder.training  # as it was

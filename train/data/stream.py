@@ -121,7 +121,10 @@ class Stream:
         self.split: Split = split_rows(cache, config.heldout)
         self._device, self._staging_bytes = device, staging_bytes
         layout = cache.layout
-        self._blocks: Blocks = make_blocks(layout.n_rows, layout.shard_rows, config.block_rows, self.split.train)
+        self._train = self.split.train
+        if sampler.config.massive == "exclude":
+            self._train = self._train & ~cache.massive_rows(self.sites)
+        self._blocks: Blocks = make_blocks(layout.n_rows, layout.shard_rows, config.block_rows, self._train)
         self._row_bytes = sum(cache.spec(site).row_bytes for site in self.sites)
         free = free_memory(device)
         size = choose_pool(config, self._blocks.n_rows, self._row_bytes + META_BYTES, free)
@@ -198,7 +201,7 @@ class Stream:
     def _candidates(self, epoch: int, window: int, control: float | None = None) -> tuple[Window, Index]:
         """What the sampler sees of a window, and the place of each of these rows among all rows of its blocks."""
         rows = window_rows(self._blocks, self._windows.blocks(epoch, window))
-        places = np.flatnonzero(self.split.train[rows])
+        places = np.flatnonzero(self._train[rows])
         kept = rows[places]
         flags = self.cache.flags.reshape(-1)[kept]
         ctx, batch_size = self.cache.ctx, self.config.batch_size

@@ -27,6 +27,7 @@ class StepBatch:
         total_steps: of the whole run.
         generator: the run's own random numbers (CPU); part of its checkpoints.
         ctx: tokens in a sequence: positions run from 0 to ctx − 1.
+        massive: [B] bool, rows that are massive at the source or the target; None: none is.
     """
 
     u: Tensor
@@ -36,6 +37,7 @@ class StepBatch:
     total_steps: int
     generator: torch.Generator
     ctx: int
+    massive: Tensor | None = None
 
     @property
     def position(self) -> Tensor:
@@ -44,8 +46,10 @@ class StepBatch:
 
     @property
     def rest(self) -> Tensor:
-        """[B] bool: the rows excluding position 0, whose one constant vector would dominate every statistic."""
-        return self.rows.position > 0
+        """[B] bool: the ordinary rows. At position 0 one constant vector would dominate every statistic, and in massive
+        rows a few dimensions would."""
+        rest = self.rows.position > 0
+        return rest if self.massive is None else rest & ~self.massive
 
 
 @dataclass(frozen=True, kw_only=True)

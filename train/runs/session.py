@@ -11,7 +11,9 @@ from typing import Any
 
 from ...shared.cache import Cache
 from ...shared.cache.format import differences
+from ...shared.cache.outliers import SiteOutliers
 from ...shared.config.settings import to_dict, validate
+from ...shared.console import count
 from ...shared.errors import ConfigError, DataError, UsageError
 from ...shared.provenance import provenance
 from ...shared.runs.folder import Run, create_run, fvu_label, open_run
@@ -29,6 +31,10 @@ from ..step.trainee import Trainee
 from . import checkpoint
 from .tracking import Tracker
 
+DISAGREE, OUTLYING = 2.0, 0.3
+"""A summary warns where the mean FVU per dimension is more than DISAGREE times the FVU, and outlying dimensions hold
+more than the share OUTLYING of the variance."""
+
 OPERATIONAL_DATA = ("workers", "prefetch", "resident", "memory_gb")
 """Data settings that a resumed run may change: the position in a checkpoint fixes the order of the rows."""
 
@@ -37,8 +43,11 @@ OPERATIONAL_DATA = ("workers", "prefetch", "resident", "memory_gb")
 class RunSummary:
     """The figures of a finished run; FVU and L0 on held-out documents, if there are any.
 
-    `seconds` is the time of the run's own steps. `fvu_untrained` is the FVU of the same coder before its first step,
-    the control that `fvu` is compared with. `evaluated_on` is "heldout" or "train".
+    `seconds` is the time spent in the run's own steps. `fvu_untrained` is the same coder's before its first step: the
+    control to read `fvu` against. `evaluated_on` is "heldout" or "train". `fvu_dims` is the mean over dimensions of the
+    FVU of each; `…_without_massive` exclude the target's massive rows. `outlying_share` and `massive_share`: shares of
+    the target's variance (excluding position 0) in its outlying dimensions and in its massive rows. `note` says in
+    words where `fvu` is mostly about a few dimensions.
     """
 
     name: str
@@ -53,6 +62,12 @@ class RunSummary:
     seconds: float
     fvu_untrained: float | None
     evaluated_on: str | None = None
+    fvu_dims: float | None = None
+    fvu_without_massive: float | None = None
+    fvu_dims_without_massive: float | None = None
+    outlying_share: float | None = None
+    massive_share: float | None = None
+    note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,7 +78,25 @@ class RunSummary:
         figures = ", ".join(f"{label} {value:.4f}" for label, value in pairs if value is not None)
         l0 = "" if self.l0 is None else f", L0 {self.l0:.1f}"
         work = f"{self.steps:,} steps in {self.seconds:.1f} s"
-        return f"{self.name}: {figures}{l0}, {self.dead} dead, {work} → {self.path}"
+        note = "" if self.note is None else f"\n  note: {self.note}"
+        return f"{self.name}: {figures}{l0}, {self.dead} dead, {work} → {self.path}{note}"
+
+
+def concentration(evaluation: Evaluation, outliers: SiteOutliers) -> dict[str, Any]:
+    """How much of the target's variance lies where, and a note in words where the FVU says little about most of it."""
+    found: dict[str, Any] = {
+        "outlying_share": outliers.dimensions_share,
+        "massive_share": outliers.share_of_variance,
+        "note": None,
+    }
+    fvu, dims = evaluation.fvu, evaluation.fvu_dims
+    if fvu is not None and dims is not None and dims > DISAGREE * fvu and outliers.dimensions_share > OUTLYING:
+        dimensions = f"{count(len(outliers.dimensions), 'dimension')} of {len(outliers.rest.sum):,}"
+        found["note"] = (
+            f"FVU {fvu:.3f} mostly describes {dimensions}, with {outliers.dimensions_share:.0%} of the variance; "
+            f"the mean FVU per dimension is {dims:.3f} (train.coder.normalise: per_dimension weighs dimensions alike)"
+        )
+    return found
 
 
 @dataclass
@@ -165,6 +198,7 @@ class Session:
             "steps": trainee.step,
             "tokens": trainee.tokens,
             **evaluation.to_dict(),
+            **concentration(evaluation, group.cache.outliers(config.target_site)),
             "dead": int(trainee.coder.dead.sum()),
             "seconds": trainee.clock.seconds,
             "fvu_untrained": trainee.untrained.get("fvu"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,9 @@ class SamplerConfig:
 
     kind: str
     """Which sampler: a key of SAMPLERS."""
+    massive: Literal["keep", "exclude", "clip"] = "keep"
+    """Massive rows of the run's sites (shared/cache/outliers.py): train on them as they are, not at all, or scaled down
+    to the norm beyond which a row is massive. Evaluation always reads them as they are."""
 
     @property
     def follows_training(self) -> bool:

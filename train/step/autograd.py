@@ -11,7 +11,7 @@ from ..data.batch import Batch
 from ..penalties import StepBatch
 from .fused import fused_train_step
 from .objective import Terms
-from .result import StepResult, measured, row_errors
+from .result import StepResult, measured, step_batch
 from .trainee import Trainee
 
 
@@ -29,11 +29,9 @@ def train_step(trainee: Trainee, rows: Batch, measure: bool = False) -> StepResu
     coder, config = trainee.coder, trainee.config
     step = trainee.step + 1
     coder.begin_step(config.seed, step)
-    u = coder.normalise_input(rows.acts[config.source])
-    t = coder.normalise_target(rows.acts[config.target_site])
-    batch = StepBatch(u, t, rows, step, trainee.total_steps, trainee.generator, trainee.ctx)
+    batch = step_batch(trainee, rows, step)
 
-    codes = coder.encode_normalised(u)
+    codes = coder.encode_normalised(batch.u)
     terms = trainee.objective(batch, coder, codes)
     terms.total.backward()  # type: ignore[no-untyped-call]
     coder.project_gradients()
@@ -45,8 +43,7 @@ def train_step(trainee: Trainee, rows: Batch, measure: bool = False) -> StepResu
         torch.nn.utils.clip_grads_with_norm_(trained, config.optimizer.grad_clip, norm)
     measures: dict[str, float | None] = {}
     if measure:
-        error = row_errors(coder, batch, codes)
-        measures = measured(trainee, t=t, position=rows.position, error=error, l0=codes.l0(), fired=codes.fired())
+        measures = measured(trainee, batch, codes)
     lr = trainee.learning_rate(step)
     for group in trainee.optimizer.param_groups:
         group["lr"] = lr

@@ -12,9 +12,8 @@ from ...shared.errors import PipelineError, UsageError
 from ..config import TrainConfig
 from ..data.batch import Batch
 from ..kernels import unavailable
-from ..penalties import StepBatch
 from .objective import Terms
-from .result import StepResult, measured
+from .result import StepResult, measured, step_batch
 from .trainee import Trainee
 
 if TYPE_CHECKING:
@@ -75,14 +74,14 @@ def fused_train_step(trainee: Trainee, rows: Batch, measure: bool) -> StepResult
     values: dict[str, Tensor] = {}
     weights: dict[str, float] = {}
     penalties = torch.zeros((), device=x.device)
-    dead = int(coder.dead.sum()) if measure else 0
+    measures: dict[str, float | None] = {}
+    if measure:  # before the kernels move the weights
+        batch = step_batch(trainee, rows, step)
+        measures = measured(trainee, batch, coder.encode_normalised(batch.u))
 
     def penalise(codes: Codes) -> Tensor | None:
         nonlocal penalties
-        batch = StepBatch(
-            coder.normalise_input(x), coder.normalise_target(y), rows, step, trainee.total_steps, trainee.generator,
-            trainee.ctx,
-        )  # fmt: skip
+        batch = step_batch(trainee, rows, step)
         total = trainee.objective.penalise(batch, coder, codes, values, weights)
         if total is not None:
             penalties = total.detach()
@@ -98,13 +97,6 @@ def fused_train_step(trainee: Trainee, rows: Batch, measure: bool) -> StepResult
     if result.aux is not None:
         own["aux"] = result.aux
     total = sum(own.values(), start=penalties)
-    measures: dict[str, float | None] = {}
-    if measure:
-        error = result.squares[:, -1].to(torch.float64)
-        fired = result.fired > 0
-        measures = measured(
-            trainee, t=fused.rows[1], position=rows.position, error=error, l0=result.l0, fired=fired
-        ) | {"dead": dead}
     trainee.advance(total, len(rows))
     terms = Terms(total, own | values, weights)
     return StepResult(terms, result.grad_norm.clone(), lr, fused.codes, measures)

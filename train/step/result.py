@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...shared.coders import Coder, Codes
+from ...shared.coders import Codes
+from ..data.batch import Batch
 from ..penalties import StepBatch
 from .objective import Terms
 from .trainee import Trainee
@@ -33,36 +34,45 @@ class StepResult:
     measures: dict[str, float | None]
 
 
-@torch.no_grad()
-def row_errors(coder: Coder, batch: StepBatch, codes: Codes) -> Tensor:
-    """Squared error of each row of the whole reconstruction, [B] float64."""
-    return (batch.t - coder.decode_normalised(codes, batch.u)).square().sum(dim=1, dtype=torch.float64)
+def step_batch(trainee: Trainee, rows: Batch, step: int) -> StepBatch:
+    """What the losses of a step see of its rows."""
+    x, y = trainee.inputs(rows)
+    coder = trainee.coder
+    return StepBatch(
+        u=coder.normalise_input(x),
+        t=coder.normalise_target(y),
+        rows=rows,
+        step=step,
+        total_steps=trainee.total_steps,
+        generator=trainee.generator,
+        ctx=trainee.ctx,
+        massive=trainee.massive_rows(rows),
+    )
 
 
 @torch.no_grad()
-def measured(
-    trainee: Trainee, *, t: Tensor, position: Tensor, error: Tensor, l0: Tensor, fired: Tensor
-) -> dict[str, float | None]:
-    """FVU of a batch excluding and including position 0, its mean L0 (all in float64), how many latents fired in it,
-    and how many are dead.
+def measured(trainee: Trainee, batch: StepBatch, codes: Codes, fired: Tensor | None = None) -> dict[str, float | None]:
+    """Figures of a batch, in raw activation space and float64.
 
-    In normalised space the target's mean over the rows excluding position 0 is zero, so Σ‖t‖² is their variance.
+    FVU excluding and including position 0, its mean over dimensions (`fvu_dims`), mean L0, how many latents fired, and
+    how many are dead.
 
     Args:
-        t: [B, d_out] normalised targets.
-        position: [B] in the sequence.
-        error: [B] squared errors, float64.
-        l0: [B].
-        fired: [F] bool.
+        fired: [F] bool; None: those of the codes.
     """
-    rest = position > 0
-    variance = t.square().sum(dim=1, dtype=torch.float64)
-    variance_all = (t - trainee.bos_shift).square().sum(dim=1, dtype=torch.float64)
+    y = trainee.inputs(batch.rows)[1].to(torch.float64)
+    y_hat = trainee.coder.denormalise_target(trainee.coder.decode_normalised(codes, batch.u))
+    error = (y - y_hat.to(torch.float64)).square()
+    rest = batch.position > 0
+    variance = (y[rest] - trainee.rest_mean).square().sum(dim=0)
+    error_rest = error[rest].sum(dim=0)
+    varies = variance > 0
     return {
-        "fvu": _ratio(error[rest].sum(), variance[rest].sum()),
-        "fvu_with_bos": _ratio(error.sum(), variance_all.sum()),
-        "l0": float(l0.to(torch.float64).mean()),
-        "active": int(fired.sum()),
+        "fvu": _ratio(error_rest.sum(), variance.sum()),
+        "fvu_with_bos": _ratio(error.sum(), (y - trainee.all_mean).square().sum()),
+        "fvu_dims": _ratio((error_rest[varies] / variance[varies]).sum(), varies.sum()),
+        "l0": float(codes.l0().to(torch.float64).mean()),
+        "active": int((codes.fired() if fired is None else fired).sum()),
         "dead": int(trainee.coder.dead.sum()),
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from ...shared.coders import Coder
 from ..config import TrainConfig
+from ..data.batch import Batch
 from ..monitors.watch import Watch
 from ..samples.collect import SampleCollector
 from .clock import StepClock
@@ -22,6 +25,19 @@ LOSS_EMA = 0.99
 """Decay of the moving average of the loss."""
 
 
+@dataclass(frozen=True)
+class MassiveRows:
+    """Massive rows of one site.
+
+    Attributes:
+        mask: [n_rows] bool, all rows of the cache.
+        threshold: the norm beyond which a row can be massive.
+    """
+
+    mask: Tensor
+    threshold: float
+
+
 @dataclass
 class Trainee:
     """Mutable state of one run, between steps.
@@ -32,7 +48,8 @@ class Trainee:
         loss_ema: moving average of the loss; None before the first step.
         clock: measures the time of this coder's own steps.
         ctx: tokens in a sequence of the cache.
-        bos_shift: [d_out] mean of all rows minus mean of the rows excluding position 0, normalised.
+        massive: site → which rows of the cache are massive there.
+        rest_mean, all_mean: [d_out] float64 mean of the target's rows in the cache, excluding and including position 0.
         untrained: the evaluation before the first step.
         watch: its monitors; None: it has none.
         samples: its strongest activations so far; None: none are collected.
@@ -46,7 +63,9 @@ class Trainee:
     generator: torch.Generator
     total_steps: int
     ctx: int
-    bos_shift: Tensor
+    massive: Mapping[str, MassiveRows]
+    rest_mean: Tensor
+    all_mean: Tensor
     clock: StepClock
     step: int = 0
     tokens: int = 0
@@ -55,6 +74,25 @@ class Trainee:
     watch: Watch | None = None
     samples: SampleCollector | None = None
     fused: FusedStep | None = None
+
+    def inputs(self, rows: Batch) -> tuple[Tensor, Tensor]:
+        """Source [B, d_in] and target [B, d_out] activations of a batch; massive rows scaled to the threshold's norm
+        where the sampler clips them."""
+        source, target = (self._clipped(rows, site) for site in (self.config.source, self.config.target_site))
+        return source, target
+
+    def massive_rows(self, rows: Batch) -> Tensor:
+        """[B] bool: rows that are massive at the source or the target."""
+        found = [one.mask[rows.row.long()] for one in self.massive.values()]
+        return functools.reduce(torch.logical_or, found)
+
+    def _clipped(self, rows: Batch, site: str) -> Tensor:
+        x = rows.acts[site]
+        if self.config.sampler.massive != "clip":
+            return x
+        massive = self.massive[site]
+        factor = massive.threshold / x.float().norm(dim=1).clamp_min(massive.threshold)
+        return torch.where(massive.mask[rows.row.long()][:, None], x * factor[:, None].to(x.dtype), x)
 
     def advance(self, loss: Tensor, n_rows: int) -> None:
         """Count an update."""
