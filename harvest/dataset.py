@@ -19,12 +19,12 @@ class Dataset:
 
     Attributes:
         documents: starts an iteration; each one gives the same documents in the same order.
-        identity: changes with the content of the dataset; part of the cache's identity.
+        identity: changes with the content of the dataset; part of the cache's identity. None: not known (plans only).
         bytes: size of a local dataset on disk, None for one on the hub.
     """
 
     documents: Callable[[], Iterable[Document]]
-    identity: str
+    identity: str | None
     bytes: int | None
 
 
@@ -56,6 +56,17 @@ def open_dataset(config: HarvestConfig) -> Dataset:
         )
     commit = hub.resolve_revision(config.dataset, config.dataset_revision)
     return Dataset(lambda: hub.documents(config, commit, columns), commit, None)
+
+
+def unresolved(config: HarvestConfig) -> Dataset:
+    """A hub dataset whose commit is not known: enough for a plan, which reads no document of it."""
+    columns = columns_of(config)
+    return Dataset(lambda: hub.documents(config, config.dataset_revision, columns), None, None)
+
+
+def is_local(config: HarvestConfig) -> bool:
+    """Whether the dataset lies on this machine."""
+    return config.dataset == "demo" or Path(config.dataset).expanduser().exists()
 
 
 def columns_of(config: HarvestConfig) -> Columns:

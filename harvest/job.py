@@ -28,12 +28,13 @@ class Job:
     together: as many as one batch fills, at least one. Either a unit is one shard of several batches, or one batch of
     several shards, so a batch never mixes units and a shard's values do not depend on which others are computed.
 
-    ``batch_tokens`` is the setting; if that is null, the number recorded in the cache, or else an estimate.
+    ``batch_tokens`` is the setting; if that is null, the number recorded in the cache, or else an estimate. A plan may
+    lack the tokenizer; then no dataset is read.
     """
 
     config: HarvestConfig
     checkpoint: ModelCheckpoint
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     specials: Specials
     dataset: Dataset
     batch_tokens: int
@@ -79,6 +80,7 @@ class Job:
     def blocks(self) -> Iterator[Block]:
         """All sequences of the dataset up to the budget, one unit at a time."""
         config, specials = self.config, self.specials
+        assert self.tokenizer is not None
         left = None if config.tokens is None else self.wanted_sequences
         prompts = config.packing == "prompts"
         tokenised = tokenise(self.dataset.documents(), self.tokenizer, targets=prompts)

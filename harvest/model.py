@@ -68,11 +68,21 @@ def find_checkpoint(config: HarvestConfig) -> ModelCheckpoint:
         UsageError: the model or the device was not found, or ctx is longer than the model's context.
     """
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     source = _source(config.model)
     with _explained(config.model):
         found = AutoConfig.from_pretrained(source, revision=config.model_revision, trust_remote_code=False)
+    return settled(config, source, found, None if Path(source).is_dir() else getattr(found, "_commit_hash", None))
+
+
+def settled(config: HarvestConfig, source: str, found: PreTrainedConfig, revision: str | None) -> ModelCheckpoint:
+    """A checkpoint with device, dtype and attention settled from the settings and its configuration.
+
+    Raises:
+        UsageError: the device was not found, or ctx is longer than the model's context.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     causal_names = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     architectures = found.architectures or []
     longest = getattr(found.get_text_config(), "max_position_embeddings", None)
@@ -89,7 +99,7 @@ def find_checkpoint(config: HarvestConfig) -> ModelCheckpoint:
         device=device,
         dtype=_dtype(config.dtype, device, found),
         attention=_attention(config.attention, found),
-        revision=None if Path(source).is_dir() else getattr(found, "_commit_hash", None),
+        revision=revision,
     )
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 from ..shared.cache import Layout
 from ..shared.cache.commits import commits_of
+from ..shared.cache.files import read_json
 from ..shared.cache.format import PLAN
 from ..shared.cache.growth import stand
 from ..shared.console import si, size
 from ..shared.errors import DataError
 from .config import HarvestConfig, cache_path
 from .job import Job
-from .prepare import cost, identity_of, layout, prepare
+from .prepare import Sources, cost, identity_of, layout, prepare_plan
 
 _SURELY_ENOUGH = 32  # bytes of text per token of the budget; a larger local dataset is not counted in a dry run
 
@@ -28,6 +29,8 @@ class HarvestPlan:
     Attributes:
         path: folder of the cache, whether it exists or not.
         layout: shapes, and with them the exact bytes.
+        model, dataset: of the settings.
+        sources: what the plan was made from: the checkpoint or packaged facts, and whether the dataset was found.
         counted: the dataset was read to count its sequences; if not, the plan assumes that it fills the budget.
         committed: shards already in the cache.
         complete: the cache is finished; nothing is left to do.
@@ -47,6 +50,9 @@ class HarvestPlan:
 
     path: Path
     layout: Layout
+    sources: Sources
+    model: str
+    dataset: str
     counted: bool
     committed: int
     complete: bool
@@ -65,6 +71,19 @@ class HarvestPlan:
     sequences_per_call: int
     compiled: bool
 
+    @property
+    def notes(self) -> list[str]:
+        """What the plan could not look at, in words."""
+        notes = []
+        if self.sources.facts:
+            notes.append(
+                f"planned from packaged facts of {self.model}: its checkpoint was not found on this machine, "
+                "and the dataset was not counted"
+            )
+        if not self.sources.dataset:
+            notes.append(f"{self.dataset} was not looked up on its hub: the plan assumes that it has enough text")
+        return notes
+
     def to_dict(self) -> dict[str, Any]:
         """The ``--json`` document."""
         return {
@@ -72,7 +91,10 @@ class HarvestPlan:
             "rows": self.layout.n_rows,
             "n_sequences": self.layout.n_seq,
             "ctx": self.layout.ctx,
+            "planned_from": "packaged facts" if self.sources.facts else "checkpoint",
+            "dataset_found": self.sources.dataset,
             "dataset_counted": self.counted,
+            "notes": self.notes,
             "shards": self.layout.n_shards,
             "shards_committed": self.committed,
             "complete": self.complete,
@@ -133,6 +155,7 @@ class HarvestPlan:
                 f"buffers  {size(self.buffer_bytes)} of host memory at most",
                 "sites",
                 *sites,
+                *(f"note     {note}" for note in self.notes),
             ]
         )
 
@@ -143,7 +166,7 @@ def plan(config: HarvestConfig) -> HarvestPlan:
     Raises:
         UsageError: the model, the dataset, a site or the device was not found.
     """
-    job = prepare(config)
+    job, sources = prepare_plan(config)
     sites, widths, price = cost(job)
     counted = _count(job)
     path = cache_path(config)
@@ -151,7 +174,7 @@ def plan(config: HarvestConfig) -> HarvestPlan:
     begun = (path / PLAN).exists()
     shapes = layout(job, sites, widths, None if begun else counted)
     try:
-        standing = stand(path, shapes, json.loads(json.dumps(identity_of(job))), {}, may_grow(config))
+        standing = stand(path, shapes, _identity(job, sources, path), {}, may_grow(config))
     except DataError as error:
         conflicts = tuple(line.strip() for line in error.message.splitlines()[1:]) or (error.message,)
         missing, complete, committed, grows = {}, False, 0, False
@@ -163,6 +186,9 @@ def plan(config: HarvestConfig) -> HarvestPlan:
     return HarvestPlan(
         path=path,
         layout=shapes,
+        sources=sources,
+        model=config.model,
+        dataset=config.dataset,
         counted=counted is not None,
         committed=committed,
         complete=complete,
@@ -181,6 +207,16 @@ def plan(config: HarvestConfig) -> HarvestPlan:
         sequences_per_call=job.batch_seqs,
         compiled=job.compiled,
     )
+
+
+def _identity(job: Job, sources: Sources, path: Path) -> dict[str, Any]:
+    """The identity of the job; what is not known without the hub is as the cache recorded it."""
+    found: dict[str, Any] = json.loads(json.dumps(identity_of(job)))
+    unknown = [*(["model_revision"] if sources.facts else []), *([] if sources.dataset else ["dataset"])]
+    if unknown and (path / PLAN).exists():
+        recorded = read_json(path / PLAN).get("config", {}).get("resolved", {})
+        found["resolved"] |= {key: recorded[key] for key in unknown if key in recorded}
+    return found
 
 
 def free_disk(path: Path) -> int:
@@ -209,6 +245,8 @@ def may_grow(config: HarvestConfig) -> tuple[str, ...]:
 
 def _count(job: Job) -> int | None:
     """Sequences that the dataset fills, at most the budget; None if counting would take long and matter little."""
+    if job.tokenizer is None:
+        return None
     if job.config.tokens is not None:
         if job.dataset.bytes is None:
             return None

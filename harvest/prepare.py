@@ -12,7 +12,9 @@ from ..shared.cache.format import default_chunk_rows
 from .batch_size import estimate, recorded
 from .capture import SiteReader, count_flops, site_widths
 from .config import HarvestConfig, Storage, cache_path, content_settings
-from .dataset import open_dataset
+from .data.hub import UnreachableError
+from .dataset import is_local, open_dataset, unresolved
+from .facts import checkpoint_from, facts_needed, refuse_counting, specials_from
 from .job import Job
 from .model import (
     body_of,
@@ -34,10 +36,52 @@ def prepare(config: HarvestConfig) -> Job:
     checkpoint = find_checkpoint(config)
     tokenizer = load_tokenizer(checkpoint, config.model)
     specials = special_tokens(tokenizer, config.model, config.separator)
-    job = Job(config, checkpoint, tokenizer, specials, open_dataset(config), config.batch_tokens or config.ctx)
-    if config.batch_tokens is None:
-        job = replace(job, batch_tokens=recorded(cache_path(config), config.ctx) or estimate(job))
-    return job
+    return _sized(Job(config, checkpoint, tokenizer, specials, open_dataset(config), 0))
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a plan is made from.
+
+    Attributes:
+        facts: the model's packaged facts, not its checkpoint.
+        dataset: the dataset was found; if not, the plan assumes that it exists and has enough text.
+    """
+
+    facts: bool
+    dataset: bool
+
+
+def prepare_plan(config: HarvestConfig) -> tuple[Job, Sources]:
+    """As :func:`prepare`, for a plan: that works without a network for a model with packaged facts, and without the
+    hub's answer about the dataset.
+
+    Raises:
+        UsageError: as :func:`prepare`; or `tokens` is null and the dataset cannot be counted.
+    """
+    facts = facts_needed(config)
+    if facts is None:
+        checkpoint = find_checkpoint(config)
+        tokenizer = load_tokenizer(checkpoint, config.model)
+        specials = special_tokens(tokenizer, config.model, config.separator)
+        try:
+            dataset = open_dataset(config)
+        except UnreachableError:
+            dataset = unresolved(config)
+        return _sized(Job(config, checkpoint, tokenizer, specials, dataset, 0)), Sources(False, bool(dataset.identity))
+    refuse_counting(config)
+    # The hub was not needed for the model, so it is not asked about the dataset either.
+    dataset = open_dataset(config) if is_local(config) else unresolved(config)
+    job = Job(config, checkpoint_from(facts, config), None, specials_from(facts), dataset, 0)
+    return _sized(job), Sources(True, bool(dataset.identity))
+
+
+def _sized(job: Job) -> Job:
+    """The job with the tokens of a batch settled."""
+    config = job.config
+    if config.batch_tokens is not None:
+        return replace(job, batch_tokens=config.batch_tokens)
+    return replace(job, batch_tokens=recorded(cache_path(config), config.ctx) or estimate(job))
 
 
 def layout(job: Job, sites: list[Site], widths: dict[str, int], counted: int | None = None) -> Layout:

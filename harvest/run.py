@@ -148,6 +148,7 @@ def _settled(job: Job, probe: SiteReader, body: nn.Module, path: Path) -> Job:
 def _keep_tokenizer(path: Path, job: Job) -> None:
     file = path / TOKENIZER
     if not file.exists():
+        assert job.tokenizer is not None
         file.parent.mkdir(exist_ok=True)
         write_file(file, [job.tokenizer.backend_tokenizer.to_str(pretty=False).encode()])
         sync_folder(file.parent)

@@ -10,11 +10,16 @@ from ..config import HarvestConfig
 from .documents import Columns, Document
 
 
+class UnreachableError(UsageError):
+    """The hub did not answer, so nothing is known of the dataset."""
+
+
 def resolve_revision(name: str, revision: str | None) -> str:
     """The current commit of a branch or tag; None is the main branch.
 
     Raises:
-        UsageError: the dataset was not found, or the hub cannot be reached.
+        UsageError: the dataset was not found.
+        UnreachableError: the hub cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -24,7 +29,8 @@ def resolve_revision(name: str, revision: str | None) -> str:
     except (HfHubHTTPError, HFValidationError) as error:
         raise _unknown(name, error) from error
     except Exception as error:  # no connection: an error of whichever HTTP library the client uses
-        raise _unknown(name, error, "no such local file, and the hub cannot be reached: ") from error
+        unknown = _unknown(name, error, "no such local file, and the hub cannot be reached: ")
+        raise UnreachableError(unknown.message, unknown.hint) from error
     if commit is None:
         raise UsageError(f"harvest.dataset: the hub has no commit for {name!r}")
     return commit
