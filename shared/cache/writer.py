@@ -105,16 +105,7 @@ class CacheWriter:
                     hint="start every rank with the same settings",
                 )
             if lock.is_first:
-                if standing.replaces:
-                    _clear(path)
-                for leftover in partial_files(path):
-                    leftover.unlink(missing_ok=True)
-                (path / COMMITS).mkdir(exist_ok=True)
-                if not standing.file.exists():
-                    write_json(standing.file, standing.plan)
-                    sync_folder(path.parent)
-                with explained_full_disk(path, standing.layout.bytes_on_disk()):
-                    create_arrays(path, standing.layout)
+                _set_up(path, standing)
             commits = commits_of(path)
             check_sizes(path, standing.parts.expected_files(commits))
             if not standing.latest and standing.parts.missing(commits):
@@ -347,6 +338,21 @@ def _refuse_foreign_folder(path: Path) -> None:
                 f"{path} is not a cache (no {PLAN}) and is not empty: found {_some(foreign or [COMMITS])}",
                 hint="choose another cache name",
             )
+
+
+def _set_up(path: Path, standing: Standing) -> None:
+    """What one writer does for all: sweeps leftovers, then the plan before the arrays, so that a folder with arrays
+    always says what they are of."""
+    if standing.replaces:
+        _clear(path)
+    for leftover in partial_files(path):
+        leftover.unlink(missing_ok=True)
+    (path / COMMITS).mkdir(exist_ok=True)
+    if not standing.file.exists():
+        write_json(standing.file, standing.plan)
+        sync_folder(path.parent)
+    with explained_full_disk(path, standing.layout.bytes_on_disk()):
+        create_arrays(path, standing.layout)
 
 
 def _clear(path: Path) -> None:

@@ -191,7 +191,7 @@ PROMPTS: list[dict[str, Any]] = [
 def test_verify_finds_a_flipped_bit_beside_the_arrays(
     tiny_model: Path, texts_file: Path, tmp_path: Path, name: str
 ) -> None:
-    """Neither file has a commit; the manifest holds its sha256. The hint mends both."""
+    """Neither file has a commit; the manifest holds its sha256. The hint repairs both."""
     config = config_for(tiny_model, texts_file, tmp_path)
     path = harvest(config).path
     file = path / name

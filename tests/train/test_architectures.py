@@ -1,4 +1,4 @@
-"""Every architecture trains as SAE, transcoder and skip transcoder, resumes to the same bits and loads again."""
+"""Every architecture trains as SAE, transcoder and skip transcoder, resumes bit-identically and loads again."""
 
 from __future__ import annotations
 

@@ -190,4 +190,4 @@ def test_write_missing_is_what_the_cache_was_made_of(tmp_path: Path) -> None:
     cache = make_cache(tmp_path / "c")
     with CacheWriter.create(tmp_path / "c", cache.layout, cache.config, {}) as writer:
         assert writer.complete
-        write_missing(writer, token_table(64, 16), {})  # nothing is missing, so nothing is asked for
+        write_missing(writer, token_table(64, 16), {})  # nothing is missing, so no activations are needed
