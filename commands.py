@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from .resolve import cache_to_train_on, pipeline_class, resolve, resolve_sweep, train_configs, variants
+from .resolve import cache_to_train_on, pipeline_class, resolve, resolve_sweep, train_configs, unharvested, variants
 from .shared.config import settings as settings_of
 from .shared.config.registry import did_you_mean
 from .shared.console import Console
@@ -131,14 +131,14 @@ def train_command(
     """Train sparse coders from a cache; several variants train side by side on one read of the data.
 
     Settings: the train section, overridden by the variant. The cache is train.cache, or else the one that `pipeline
-    harvest` writes with the same settings.
+    harvest` writes with the same settings; --dry-run plans from that harvest's plan if the cache does not exist yet.
     """
     configs = train_configs(files, sets, names, name)
     from .train.loop import plan
     from .train.loop import train as trained
 
     if dry_run:
-        planned = plan(configs)
+        planned = plan(configs, unharvested(files, sets))
         console.result(planned.to_dict(), str(planned))
     else:
         summaries = trained(configs, console, resume=resume)

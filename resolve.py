@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .analyze.config import AnalyzeConfig
     from .harvest.config import HarvestConfig
     from .train.config import TrainConfig
+    from .train.plan import Unharvested
     from .train.sweep import Cell, SweepConfig
 
     class PipelineConfig:
@@ -163,6 +164,26 @@ def train_configs(
             changes["name"] = name if len(names) < 2 else f"{name}-{variant}"
         configs.append(dataclasses.replace(whole.train, **changes))
     return configs
+
+
+def unharvested(files: Sequence[str], sets: Sequence[str]) -> dict[Path, Unharvested]:
+    """The cache that `pipeline harvest` would write with these settings, by its folder, if it does not exist yet and
+    train.cache names no other; for the dry run of a training.
+
+    Raises:
+        UsageError: the harvest cannot be planned.
+    """
+    whole = resolve(files, sets)
+    path = cache_to_train_on(whole)
+    from .shared.cache.format import MANIFEST
+
+    if whole.train.cache is not None or (path / MANIFEST).is_file():
+        return {}
+    from .harvest.plan import plan
+    from .train.plan import Unharvested
+
+    planned = plan(whole.harvest)
+    return {path: Unharvested(planned.layout, planned.notes)}
 
 
 def cache_to_train_on(whole: PipelineConfig) -> Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..shared.cache import Cache, open_cache
+from ..shared.cache import Cache, Layout, open_cache
 from ..shared.cache.format import MANIFEST
 from ..shared.coders import build_coder
 from ..shared.config.registry import did_you_mean
@@ -16,17 +17,24 @@ from ..shared.console import count, si, size
 from ..shared.errors import DataError, UsageError
 from ..shared.runs.folder import open_run
 from .config import TrainConfig
+from .data.estimate import estimate_stream
 from .data.stream import StreamPlan, open_stream
 from .samplers import build_sampler
 from .step.fused import refusal
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs that train side by side on one stream: they share cache, data settings, sampler and device."""
+class Sizes:
+    """The arithmetic of runs that train side by side on one stream: they share cache, data settings, sampler, device.
+
+    Attributes:
+        path: folder of the cache.
+        widths: site → d.
+    """
 
     configs: list[TrainConfig]
-    cache: Cache = field(repr=False)
+    path: Path
+    widths: Mapping[str, int]
     device: torch.device
     stream: StreamPlan
 
@@ -39,10 +47,15 @@ class Group:
     def steps(self) -> int:
         return self.stream.total_steps
 
+    @property
+    def notes(self) -> list[str]:
+        """What the plan could not look at, in words."""
+        return []
+
     def to_dict(self) -> dict[str, Any]:
         batch = self.configs[0].data.batch_size
         return {
-            "cache": str(self.cache.path),
+            "cache": str(self.path),
             "sites": self.sites,
             "device": str(self.device),
             "steps": self.steps,
@@ -56,10 +69,11 @@ class Group:
                 "data": self.stream.pool_bytes,
                 "training": sum(self._run(config)["bytes"] for config in self.configs),
             },
+            "notes": self.notes,
         }
 
     def _run(self, config: TrainConfig) -> dict[str, Any]:
-        d_in, d_out = (self.cache.sites[site].width for site in (config.source, config.target_site))
+        d_in, d_out = (self.widths[site] for site in (config.source, config.target_site))
         n_latents = config.coder.latents
         parameters = n_latents * (d_in + d_out + 1) + d_out + (d_in * d_out if config.coder.skip else 0)
         batch = config.data.batch_size
@@ -77,17 +91,55 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Group(Sizes):
+    """Runs that train side by side on one cache."""
+
+    cache: Cache = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Unharvested:
+    """A cache that does not exist yet.
+
+    Attributes:
+        layout: the shapes that its harvest plans.
+        notes: what that plan could not look at, in words.
+    """
+
+    layout: Layout
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Foreseen(Sizes):
+    """Runs on a cache that does not exist yet: rows, and with them steps and epochs, are estimates."""
+
+    cache: Unharvested = field(repr=False)
+
+    @property
+    def notes(self) -> list[str]:
+        planned = "the cache is not harvested yet: planned from the harvest's plan, so rows and steps are estimates"
+        return [planned, *self.cache.notes]
+
+
+@dataclass(frozen=True)
 class TrainPlan:
-    """Steps, epochs, tokens and memory of a training command."""
+    """Steps, epochs, tokens and memory of a training command.
+
+    Attributes:
+        groups: runs that can train.
+        foreseen: runs whose cache does not exist yet; only a dry run plans them.
+    """
 
     groups: list[Group]
+    foreseen: list[Foreseen] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"groups": [group.to_dict() for group in self.groups]}
+        return {"groups": [group.to_dict() for group in (*self.groups, *self.foreseen)]}
 
     def __str__(self) -> str:
         lines = []
-        for group in self.groups:
+        for group in (*self.groups, *self.foreseen):
             d = group.to_dict()
             lines += [
                 f"{d['cache']} on {d['device']}",
@@ -100,11 +152,15 @@ class TrainPlan:
                 f"{run['latents']:,} latents, {si(run['parameters'])} parameters, {size(run['bytes'])}"
                 for run in d["runs"]
             ]
+            lines += [f"  note: {note}" for note in group.notes]
         return "\n".join(lines)
 
 
-def plan(configs: Sequence[TrainConfig]) -> TrainPlan:
+def plan(configs: Sequence[TrainConfig], unharvested: Mapping[Path, Unharvested] | None = None) -> TrainPlan:
     """Steps, memory and groups of a training command.
+
+    Args:
+        unharvested: folder → a cache that does not exist yet, to plan runs on it all the same.
 
     Raises:
         UsageError: train.cache is not set, a site is not in the cache, two runs share a name, settings contradict each
@@ -125,7 +181,15 @@ def plan(configs: Sequence[TrainConfig]) -> TrainPlan:
         read = (config.data, config.sampler, config.device, frozenset(sites))
         key = (config.cache.resolve(), _trained_on(config), *read, alone)
         batches.setdefault(key, []).append(config)
-    return TrainPlan([_group(members) for members in batches.values()])
+    groups, foreseen = [], []
+    for members in batches.values():
+        cache = members[0].cache
+        coming = None if cache is None else (unharvested or {}).get(cache)
+        if cache is not None and coming is not None:
+            foreseen.append(_foreseen(members, cache, coming))
+        else:
+            groups.append(_group(members))
+    return TrainPlan(groups, foreseen)
 
 
 def _trained_on(config: TrainConfig) -> str | None:
@@ -141,30 +205,46 @@ def _group(configs: list[TrainConfig]) -> Group:
     first = configs[0]
     assert first.cache is not None
     cache = open_cache(first.cache, identity=_trained_on(first))
-    for config in configs:
-        for key, site in (("source", config.source), ("target", config.target_site)):
-            if site not in cache.sites:
-                raise UsageError(
-                    f"train.{key}: {cache.path} has no site {site!r}{did_you_mean(site, cache.sites)}",
-                    f"sites of this cache: {', '.join(cache.sites)}",
-                )
-            damaged = cache.stats(site).nonfinite
-            if damaged:
-                raise DataError(
-                    f"{damaged:,} rows of {site} in {cache.path} hold an infinity or a NaN: training would fail",
-                    "harvest again with harvest.storage: float32 or another harvest.dtype, or train on another site",
-                )
-        d_in, d_out = cache.sites[config.source].width, cache.sites[config.target_site].width
-        with torch.device("meta"):
-            coder = build_coder(config.coder, d_in, d_out, tied=config.source == config.target_site)
-        refusal(config, coder, pick_device(config.device))
+    widths = {name: spec.width for name, spec in cache.sites.items()}
+    sites = _checked_sites(configs, cache.path, widths)
+    for site in sites:
+        if damaged := cache.stats(site).nonfinite:
+            raise DataError(
+                f"{damaged:,} rows of {site} in {cache.path} hold an infinity or a NaN: training would fail",
+                "harvest again with harvest.storage: float32 or another harvest.dtype, or train on another site",
+            )
     device = pick_device(first.device)
-    sites = [site for config in configs for site in (config.source, config.target_site)]
     with open_stream(cache, sites, first.data, build_sampler(first.sampler), device=device) as stream:
-        group = Group(configs, cache, device, stream.plan)
+        group = Group(configs, cache.path, widths, device, stream.plan, cache)
     for config in configs:
         _refuse_short(config, group.stream)
     return group
+
+
+def _foreseen(configs: list[TrainConfig], path: Path, coming: Unharvested) -> Foreseen:
+    first, device = configs[0], pick_device(configs[0].device)
+    widths = {spec.name: spec.width for spec in coming.layout.sites}
+    sites = _checked_sites(configs, path, widths)
+    stream = estimate_stream(coming.layout, sites, first.data, build_sampler(first.sampler), device)
+    for config in configs:
+        _refuse_short(config, stream)
+    return Foreseen(configs, path, widths, device, stream, coming)
+
+
+def _checked_sites(configs: Sequence[TrainConfig], path: Path, widths: Mapping[str, int]) -> list[str]:
+    """The sites that the runs need, all of them in the cache; refuses a coder that cannot train."""
+    for config in configs:
+        for key, site in (("source", config.source), ("target", config.target_site)):
+            if site not in widths:
+                raise UsageError(
+                    f"train.{key}: {path} has no site {site!r}{did_you_mean(site, widths)}",
+                    f"sites of this cache: {', '.join(widths)}",
+                )
+        d_in, d_out = widths[config.source], widths[config.target_site]
+        with torch.device("meta"):
+            coder = build_coder(config.coder, d_in, d_out, tied=config.source == config.target_site)
+        refusal(config, coder, pick_device(config.device))
+    return [site for config in configs for site in (config.source, config.target_site)]
 
 
 def _refuse_short(config: TrainConfig, stream: StreamPlan) -> None:

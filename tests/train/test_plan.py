@@ -1,0 +1,74 @@
+"""A plan before the harvest: the numbers of the plan after it, up to the split of documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparse_pipeline.resolve import resolve, train_configs, unharvested
+from sparse_pipeline.shared.cache import Cache
+from sparse_pipeline.shared.errors import DataError, UsageError
+from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.plan import Unharvested, plan
+from sparse_pipeline.train.samplers.exclude_bos import ExcludeBosConfig
+from sparse_pipeline.train.samplers.position_stratified import PositionStratifiedConfig
+from sparse_pipeline.train.samplers.uniform import UniformConfig
+
+
+@pytest.mark.parametrize(
+    "sampler", [UniformConfig(), ExcludeBosConfig(), PositionStratifiedConfig(bos_factor=0.5)], ids=lambda one: one.kind
+)
+@pytest.mark.parametrize("data", [{"heldout": 0.0}, {"heldout": 0.2}, {"heldout": 0.2, "tokens": 2000, "epochs": 1}])
+def test_before_the_harvest_as_after_it(
+    sampler: Any, data: dict[str, Any], cache: Cache, config: Callable[..., TrainConfig]
+) -> None:
+    made = [config(name=name, data=data, sampler=sampler) for name in ("a", "b")]
+    after = plan(made).to_dict()["groups"][0]
+    foreseen = plan(made, {cache.path: Unharvested(cache.layout, ("no dataset",))})
+    before = foreseen.to_dict()["groups"][0]
+    assert before.pop("notes") == [
+        "the cache is not harvested yet: planned from the harvest's plan, so rows and steps are estimates",
+        "no dataset",
+    ]
+    assert after.pop("notes") == []
+    assert "note: the cache is not harvested yet" in str(foreseen)
+    counts = ("steps", "tokens", "epochs", "rows_per_epoch", "heldout_rows")
+    for name in counts:  # the real split takes whole documents, of 5 to 60 rows each
+        assert before.pop(name) == pytest.approx(after.pop(name), rel=0.1, abs=1)
+    assert before == after
+    if not data["heldout"] and sampler.kind == "uniform":
+        assert foreseen.foreseen[0].stream.rows_per_epoch == cache.n_rows
+
+
+def test_the_same_refusals(cache: Cache, config: Callable[..., TrainConfig]) -> None:
+    coming = {cache.path: Unharvested(cache.layout)}
+    with pytest.raises(UsageError, match="has no site 'layer_01.resid_mdi'; did you mean 'layer_01.resid_mid'"):
+        plan([config(source="layer_01.resid_mdi")], coming)
+    with pytest.raises(UsageError, match="fewer than train.min_steps"):
+        plan([config(min_steps=10_000)], coming)
+    elsewhere = config(cache=cache.path.parent / "none")
+    with pytest.raises(DataError):
+        plan([elsewhere], coming)
+
+
+def test_a_packaged_preset_is_planned_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    preset, sets = ["gemma-2-2b-layer8"], ["harvest.device=cpu"]
+    found = plan(train_configs(preset, sets, ()), unharvested(preset, sets)).to_dict()["groups"][0]
+    assert (found["steps"], found["tokens"]) == (4883, 5_000_192)
+    (run,) = found["runs"]
+    parameters = 18_432 * (2 * 2304 + 1) + 2304
+    assert run["parameters"] == parameters
+    assert run["bytes"] == 4 * (4 * parameters + 1024 * (18_432 + 4 * 2304))
+    assert found["heldout_rows"] == round(5_300_096 * resolve(preset, here=False).train.data.heldout)
+    assert any("packaged facts of google/gemma-2-2b" in note for note in found["notes"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_of_another_name_is_not_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert unharvested([], ["train.cache=elsewhere"]) == {}

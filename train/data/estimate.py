@@ -1,0 +1,59 @@
+"""The arithmetic of a stream over a cache that does not exist yet, from the shapes that its harvest plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ...shared.cache import Flag, Layout
+from ..samplers.base import Sampler, Window
+from .config import DataConfig
+from .memory import choose_pool, free_memory
+from .stream import META_BYTES, StreamPlan
+
+_SEEN_ROWS = 1 << 20
+"""Rows of the made-up window on which the sampler's share is measured."""
+
+
+def estimate_stream(
+    layout: Layout, sites: Sequence[str], config: DataConfig, sampler: Sampler, device: torch.device
+) -> StreamPlan:
+    """As `Stream.plan`, before the harvest: held-out documents have exactly their share of the rows, no row is padding
+    or massive, and every sequence has one row at position 0. A real split differs by a fraction of a document.
+
+    Args:
+        layout: shapes that the harvest plans.
+        sites: arrays that a batch carries.
+    """
+    specs = [spec for spec in layout.sites if spec.name in set(sites)]
+    row_bytes = sum(spec.row_bytes for spec in specs)
+    heldout = round(layout.n_rows * config.heldout)
+    train = layout.n_rows - heldout
+    rows_per_epoch = round(train * _share_drawn(sampler, min(train, _SEEN_ROWS), layout.ctx, config))
+    size = choose_pool(config, layout.n_rows, row_bytes + META_BYTES, free_memory(device))
+    window = min(max(size.window_rows, config.block_rows), layout.n_rows)
+    pools = 1 if size.resident else 1 + config.prefetch
+    total = rows_per_epoch * config.epochs if config.tokens is None else config.tokens
+    return StreamPlan(
+        total_steps=total // config.batch_size,
+        rows_per_epoch=rows_per_epoch,
+        train_rows=train,
+        heldout_rows=heldout,
+        n_documents=0,
+        n_heldout=0,
+        window_rows=window,
+        n_windows=-(-layout.n_rows // window),
+        resident=size.resident,
+        pool_bytes=(layout.n_rows if size.resident else window) * row_bytes * pools,
+    )
+
+
+def _share_drawn(sampler: Sampler, n_rows: int, ctx: int, config: DataConfig) -> float:
+    """Share of the rows of whole sequences that the sampler draws."""
+    rows = np.arange(max(n_rows // ctx, 1) * ctx, dtype=np.int64)
+    position = (rows % ctx).astype(np.int32)
+    flags = np.where(position == 0, int(Flag.BOS), 0).astype(np.uint8)
+    window = Window(rows, position, flags, config.seed, 0, 0, ctx, config.batch_size)
+    return sampler.count(window) / len(rows)
