@@ -16,7 +16,8 @@ from torch import nn
 from ..shared.cache import CacheWriter, Layout
 from ..shared.cache.commits import load_commit
 from ..shared.cache.documents import DocumentWriter, documents_name, documents_summary
-from ..shared.cache.files import make_folder, sync_folder, write_file
+from ..shared.cache.files import make_folder, read_json, sync_folder, write_file
+from ..shared.cache.format import MANIFEST
 from ..shared.console import Console, count, duration, si, size
 from ..shared.errors import DataError, PipelineError
 from ..shared.provenance import provenance
@@ -54,6 +55,7 @@ class HarvestResult:
         seconds: of this run, loading included.
         tokens_per_second: of this run, from the first batch to the last commit; 0.0 if nothing was missing.
         stages: share of that time in which the run waited for each stage (harvest.stages).
+        massive_rows: of each site, as in the manifest.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class HarvestResult:
     seconds: float
     tokens_per_second: float
     stages: dict[str, float]
+    massive_rows: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """The ``--json`` document."""
@@ -79,7 +82,9 @@ class HarvestResult:
             if self.shards_written
             else "complete already"
         )
-        return f"{self.path}: {self.n_tokens:,} tokens, {size(self.bytes)} of chunk files ({done})"
+        massive = ", ".join(f"{site} {n:,}" for site, n in self.massive_rows.items() if n)
+        rows = f"; massive rows: {massive}" if massive else ""
+        return f"{self.path}: {self.n_tokens:,} tokens, {size(self.bytes)} of chunk files ({done}){rows}"
 
 
 def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestResult:
@@ -118,6 +123,7 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
                 work.run()
     finished = writer.layout
     commits = [load_commit(path, shard) for shard in range(finished.n_shards)]
+    massive = read_json(path / MANIFEST).get("massive", {})
     return HarvestResult(
         path=path,
         n_sequences=finished.n_seq,
@@ -130,6 +136,7 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
         seconds=time.perf_counter() - started,
         tokens_per_second=work.rows_run / work.seconds if work.seconds else 0.0,
         stages=work.stages.shares(),
+        massive_rows={site: int(found["n_rows"]) for site, found in massive.items()},
     )
 
 

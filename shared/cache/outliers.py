@@ -7,12 +7,12 @@ position 0, massive, and ordinary rows.
 
 The rule: a row is massive when it is text outside position 0, its norm exceeds FACTOR times the median norm of such
 rows at its site, and, where the site has outlying dimensions (shared/cache/massive.py), its largest |x| lies in one of
-them. The median is exact; finding it keeps one float32 for each row in memory.
+them. The median is exact; finding it takes 8 bytes of memory for each row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -28,6 +28,10 @@ FACTOR = 3.0
 """Multiple of the median norm beyond which a row can be massive."""
 
 ROWS_AT_ONCE = 4096
+
+NORM_NUMBERS = 1 << 15
+"""Numbers whose norms are taken at a time: in float32 they stay in a core's cache, and PyTorch does not start threads
+for so few, which cost more than they bring here."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +126,12 @@ def find_outliers(
         rows_of: gathers rows of the cache by number, [n, d].
     """
     dimensions = tuple(one.dimension for one in outliers(rest))
-    rows, norms = _norms(shards)
-    median = float(np.median(norms)) if len(norms) else 0.0
-    candidates = rows[norms > FACTOR * median]
+    by_shard = list(_norms(shards))
+    finite = [norms[np.isfinite(norms)] for _, norms in by_shard]
+    norms = np.concatenate([np.zeros(0, np.float32), *finite])
+    median = float(np.median(norms, overwrite_input=True)) if len(norms) else 0.0
+    above = [first + np.flatnonzero(norms > FACTOR * median) for first, norms in by_shard]
+    candidates = np.concatenate([np.zeros(0, np.int64), *above])
     kept, massive = [np.zeros(0, np.int64)], Moments.zeros(len(rest.sum))
     for start in range(0, len(candidates), ROWS_AT_ONCE):
         some = candidates[start : start + ROWS_AT_ONCE]
@@ -146,15 +153,16 @@ def subtract(whole: Moments, part: Moments) -> Moments:
     )
 
 
-def _norms(shards: Iterable[Shard]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """(rows of the cache, their norms) of the finite text rows outside position 0, ascending."""
-    rows, norms = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+def _norms(shards: Iterable[Shard]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Of each shard: its first row in the cache, and its rows' norms, NaN where a row does not count or is not finite.
+
+    Each row is summed by itself, so neither the number of threads nor the size of a shard changes a bit.
+    """
     for first, counted, x in shards:
-        norm = np.concatenate([part.float().norm(dim=1).numpy() for part in torch.split(x, ROWS_AT_ONCE)])
-        wanted = counted & np.isfinite(norm)
-        rows.append(np.flatnonzero(wanted) + first)
-        norms.append(norm[wanted])
-    return np.concatenate(rows), np.concatenate(norms)
+        pieces = torch.split(x, max(1, NORM_NUMBERS // x.shape[1]))
+        norm = np.concatenate([piece.float().norm(dim=1).numpy() for piece in pieces])
+        norm[~(counted & np.isfinite(norm))] = np.nan
+        yield first, norm
 
 
 def _moments(x: NDArray[np.float64]) -> Moments:

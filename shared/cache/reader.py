@@ -223,6 +223,11 @@ class Cache:
         return out
 
 
+def massive_entry(cache: Cache) -> dict[str, Any]:
+    """The manifest's entry `massive`: the massive rows and outlying dimensions of each site."""
+    return {site: cache.outliers(site).to_dict() for site in cache.sites}
+
+
 def read_sequences(path: Path, parts: Parts, shard: int) -> dict[str, NDArray[Any]]:
     """The token arrays of a committed shard by name, [sequences, ctx]; excluding the padding of a short shard."""
     shape = (parts.sequences(shard), parts.layout.ctx)

@@ -22,6 +22,7 @@ from .commits import CommitRecord, commit_path, commits_of, load_commit, load_sh
 from .files import crc32c, read_json
 from .format import ARRAYS, MANIFEST, PLAN, TOKEN_ARRAYS, Layout, check_version
 from .growth import Parts, generations_of, plan_files
+from .reader import Cache, massive_entry
 from .rows import first_rows, text_rows
 from .stats import SiteStats
 
@@ -96,6 +97,8 @@ class VerifyReport:
 def verify_cache(path: Path | str, console: Console | None = None) -> VerifyReport:
     """Checks sizes, checksums, token hashes, counts, array metadata, statistics and the manifest of a cache.
 
+    Where nothing else is wrong, the massive rows in the manifest are found again and compared.
+
     Raises:
         DataError: no cache with a known format version at ``path``, or its plan cannot be read.
     """
@@ -134,6 +137,8 @@ def verify_cache(path: Path | str, console: Console | None = None) -> VerifyRepo
                     records[shard] = record
     if finished and len(records) == layout.n_shards and not missing:
         problems += _manifest_problems(path, parts, head, [records[shard] for shard in shards])
+        if not problems:
+            problems += _massive_problems(path, parts, head)
     if finished:
         problems += _side_file_problems(path, head.get("extra", {}))
     remove = _to_remove(path, parts, commits, problems)
@@ -262,6 +267,17 @@ def _side_file_problems(path: Path, extra: Mapping[str, Any]) -> Iterator[Proble
             continue
         if digest != expected:
             yield Problem(file, f"sha256 {digest}", f"{expected}", beside=True)
+
+
+def _massive_problems(path: Path, parts: Parts, manifest: dict[str, Any]) -> Iterator[Problem]:
+    """Checks the massive rows in the manifest against the rows; a manifest may lack them."""
+    if (kept := manifest.get("massive")) is None:
+        return
+    without = {key: value for key, value in manifest.items() if key != "massive"}
+    found = massive_entry(Cache(path, without, parts.layout, list(range(parts.layout.n_shards)), True, parts))
+    for site in sorted(found.keys() | kept.keys()):
+        if kept.get(site) != found.get(site):
+            yield Problem(path / MANIFEST, f"massive rows of {site} that differ", "those of its rows")
 
 
 def _manifest_problems(

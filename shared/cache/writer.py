@@ -40,6 +40,7 @@ from .format import ARRAYS, COMMITS, LOCK, MANIFEST, PLAN, STORED, TOKEN_ARRAYS,
 from .growth import Parts, Standing, is_empty, stand
 from .lock import WriterLock
 from .quantise import dequantise, quantise
+from .reader import Cache, massive_entry
 from .rows import text_rows
 from .stats import SiteStats, site_stats
 
@@ -216,7 +217,9 @@ class CacheWriter:
         return record
 
     def finish(self, n_seq: int | None = None, extra: Mapping[str, Any] | None = None) -> Path:
-        """Merges the statistics and writes the manifest, which makes the cache complete; releases the lock.
+        """Merges the statistics, finds the massive rows and writes the manifest, which makes the cache complete.
+
+        Massive rows need a median over the whole cache, so every row is read once more. Releases the lock.
 
         Args:
             n_seq: sequences written, if the data ended before the plan did.
@@ -238,6 +241,9 @@ class CacheWriter:
             "statistics": {site: total.to_dict() for site, total in totals.items()},
             "extra": dict(extra or {}),
         }
+        manifest["massive"] = massive_entry(
+            Cache(self.path, manifest, layout, list(range(layout.n_shards)), True, parts)
+        )
         # The manifest goes last: a reader that finds it finds everything it names. Finishing a finished cache again
         # computes the same manifest, and then must not touch the file.
         if not (self.path / MANIFEST).exists() or (self.path / MANIFEST).read_bytes() != json_bytes(manifest):

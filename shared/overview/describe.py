@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..cache.commits import load_commit
-from ..cache.massive import massive_activations, massive_text
-from ..cache.reader import open_cache
-from ..console import size
+from ..cache.massive import MOST_LISTED, massive_activations, massive_text
+from ..cache.outliers import FACTOR
+from ..cache.reader import Cache, open_cache
+from ..console import count, size
 from ..errors import DataError
 from ..runs.folder import open_run
 from ..runs.samples import samples_summary
@@ -47,6 +48,7 @@ def describe_cache(path: Path) -> dict[str, Any]:
             "mean_sq_norm": _finite(cache.stats(name).rest.mean_sq_norm),
             "nonfinite": int(cache.stats(name).nonfinite),
             "massive_activations": massive_activations(cache.stats(name)),
+            "massive_rows": _massive_rows(cache, name),
         }
         for name, site in cache.sites.items()
     }
@@ -68,6 +70,42 @@ def describe_cache(path: Path) -> dict[str, Any]:
         "config": cache.config,
         "provenance": cache.manifest.get("provenance", {}),
     }
+
+
+def _massive_rows(cache: Cache, site: str) -> dict[str, Any] | None:
+    """Massive rows and outlying dimensions of a site as the manifest has them; None where it has none.
+
+    A manifest without them would take a pass over the cache, which `inspect` does not make.
+    """
+    if site not in cache.manifest.get("massive", {}):
+        return None
+    found = cache.outliers(site)
+    return {
+        "count": len(found.rows),
+        "share_of_rows": len(found.rows) / found.rest.n if found.rest.n else 0.0,
+        "share_of_variance": found.share_of_variance,
+        "median_norm": found.median_norm,
+        "threshold": found.threshold,
+        "dimensions": list(found.dimensions),
+        "dimensions_share_of_variance": found.dimensions_share,
+    }
+
+
+def _massive_rows_text(found: dict[str, Any]) -> str:
+    """`_massive_rows` in one line."""
+    dimensions = found["dimensions"]
+    listed = ", ".join(map(str, dimensions[:MOST_LISTED])) + (" …" if len(dimensions) > MOST_LISTED else "")
+    rows = "no massive rows"
+    if found["count"]:
+        rows = (
+            f"{count(found['count'], 'massive row')}: {found['share_of_rows']:.2%} of the rows excluding position 0, "
+            f"{found['share_of_variance']:.1%} of their variance"
+        )
+    text = f"{rows} (norm above {found['threshold']:.4g}, {FACTOR:g} × the median)"
+    if dimensions:
+        share = found["dimensions_share_of_variance"]
+        text += f"; {count(len(dimensions), 'outlying dimension')} with {share:.1%} of the variance: {listed}"
+    return text
 
 
 def describe_run(path: Path) -> dict[str, Any]:
@@ -112,6 +150,8 @@ def describe_text(document: dict[str, Any]) -> str:
             lines.append(f"  {name}: {shape} {site['storage']}, {site['module_path']}:{site['io']}")
             massive = massive_text(site["massive_activations"])
             lines += [f"    {massive}"] if massive else []
+            rows = site["massive_rows"]
+            lines += [] if rows is None else [f"    {_massive_rows_text(rows)}"]
         lines.append(f"  identity {document['identity']}")
     else:
         lines.append(f"  variant {document['variant']}, architecture {document['architecture']}")

@@ -107,6 +107,7 @@ def test_more_tokens_through_a_kill_are_the_bytes_of_one_go(
             assert ours[name] == theirs[name], name
     assert grown.identity == whole.identity
     assert grown.manifest["statistics"] == whole.manifest["statistics"]
+    assert grown.manifest["massive"] == whole.manifest["massive"]
     assert (grown.manifest["format_version"], whole.manifest["format_version"]) == (2, 1)
     assert ours["documents.1.jsonl"] == theirs["documents.jsonl"]
     assert verify_cache(path).ok
@@ -118,6 +119,8 @@ def test_more_tokens_through_a_kill_are_the_bytes_of_one_go(
     was = open_cache(path, identity=first.identity)
     assert (was.n_seq, was.shards, was.identity, was.complete) == (48, first.shards, first.identity, True)
     assert was.stats(SITES[0]).to_dict() == first.stats(SITES[0]).to_dict()
+    assert "massive" not in was.manifest  # found by a pass over its own rows
+    assert was.outliers(SITES[0]).to_dict() == first.manifest["massive"][SITES[0]]
     np.testing.assert_array_equal(was.tokens, first.tokens)
     assert was.manifest["n_tokens"] == first.manifest["n_tokens"]
     assert grown.identities == (first.identity, grown.identity)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sparse_pipeline.shared.cache import Flag
+from sparse_pipeline.shared.cache import Flag, open_cache
 from sparse_pipeline.shared.cache.outliers import FACTOR, SiteOutliers
+from sparse_pipeline.shared.overview.describe import describe, describe_text
 from tests.synthetic import make_cache, place_and_position, sparse_acts, token_table
 
 SITE, WIDTH, PLANTED = "layer_01.resid_mid", 32, 7
@@ -63,6 +66,44 @@ def test_what_the_manifest_keeps_says_the_same(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.rows, found.rows)
     np.testing.assert_array_equal(again.ordinary.sum_sq, found.ordinary.sum_sq)
     assert again.to_dict() == found.to_dict()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_manifest_keeps_them_whatever_the_threads(tmp_path: Path, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        cache, _, _ = planted(tmp_path)
+    finally:
+        torch.set_num_threads(before)
+    kept = cache.manifest["massive"][SITE]
+    assert kept["n_rows"] > 3
+    without = {key: value for key, value in cache.manifest.items() if key != "massive"}
+    assert replace(cache, manifest=without).outliers(SITE).to_dict() == kept
+
+
+def test_inspect_shows_them(tmp_path: Path) -> None:
+    cache, _, _ = planted(tmp_path)
+    found, document = cache.outliers(SITE), describe(cache.path)
+    shown = document["sites"][SITE]["massive_rows"]
+    assert shown["count"] == len(found.rows)
+    assert shown["share_of_rows"] == pytest.approx(len(found.rows) / found.rest.n)
+    assert shown["dimensions"] == [PLANTED]
+    text = describe_text(document)
+    assert f"{len(found.rows)} massive rows: {shown['share_of_rows']:.2%}" in text
+    assert f"1 outlying dimension with {found.dimensions_share:.1%} of the variance: {PLANTED}" in text
+
+
+def test_a_manifest_without_them_shows_none(tmp_path: Path) -> None:
+    cache, _, _ = planted(tmp_path)
+    file = cache.path / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["massive"]
+    file.write_text(json.dumps(manifest))
+    document = describe(cache.path)
+    assert document["sites"][SITE]["massive_rows"] is None
+    assert "massive row" not in describe_text(document)
+    assert open_cache(cache.path).outliers(SITE).to_dict() == cache.outliers(SITE).to_dict()
 
 
 def test_a_cache_of_padding_and_position_zero_has_none(tmp_path: Path) -> None:

@@ -130,6 +130,8 @@ def test_a_commit_that_does_not_say_what_is_there(cache: Cache, change, found: s
         (lambda m: m.update(bytes=0), "bytes 0"),
         (lambda m: m.update(commits_sha256="x"), "commits_sha256 x"),
         (lambda m: m["statistics"].pop("layer_01.mlp_out"), "statistics of layer_01.mlp_out"),
+        (lambda m: m["massive"]["layer_01.mlp_out"].update(median_norm=1.0), "massive rows of layer_01.mlp_out"),
+        (lambda m: m["massive"].pop("layer_01.resid_mid"), "massive rows of layer_01.resid_mid"),
         (lambda m: m["config"].update(model="other"), "identity"),
     ],
 )
@@ -137,6 +139,11 @@ def test_a_manifest_that_does_not_say_what_is_there(cache: Cache, change, found:
     rewrite(cache.path / "manifest.json", change)
     (problem,) = verify_cache(cache.path).problems
     assert problem.found.startswith(found)
+
+
+def test_a_manifest_without_massive_rows_is_sound(cache: Cache) -> None:
+    rewrite(cache.path / "manifest.json", lambda m: m.pop("massive"))
+    assert verify_cache(cache.path).ok
 
 
 def test_array_metadata_that_would_mislead_zarr(cache: Cache) -> None:
