@@ -81,10 +81,9 @@ def common_words(contexts: Contexts, collected: Collected, subject: Subject, lim
         rows = [int(r) for r in collected.top.row[i, :WORD_CONTEXTS] if r >= 0]
         observed.update(contexts.words(rows))
         expected.update(contexts.words(rng.choice(seen, len(rows)).tolist() if len(seen) else []))
-    return [
-        {"word": word, "latents": n, "expected": expected[word], "of": len(chosen)}
-        for word, n in observed.most_common(limit)
-    ]
+    # words of one count by the alphabet: the order of a set of text differs from process to process
+    ranked = sorted(observed.items(), key=lambda item: (-item[1], item[0]))[:limit]
+    return [{"word": word, "latents": n, "expected": expected[word], "of": len(chosen)} for word, n in ranked]
 
 
 def common_peaks(favourites: NDArray[np.int64], subject: Subject, limit: int = 40) -> list[dict[str, Any]]:
