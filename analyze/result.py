@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 
 Number = float | int | None
 Role = Literal["data", "with_bos", "null", "reference"]
+TWINS = {"with_bos": "including position 0", "without_massive": "excluding massive rows"}
+"""A figure's twins, fields of `Figure`: the same number over other rows, under its key and _with_bos or
+_without_massive."""
+SHORT_TWINS = {"with_bos": "incl. pos. 0", "without_massive": "excl. massive"}
 Format = Literal["number", "integer", "percent", "text", "latent", "flag"]
 
 
@@ -38,6 +42,8 @@ class Figure:
         value: excluding position 0, unless `label` says otherwise.
         definition: one sentence, one click away.
         with_bos: the same over all rows, position 0 included; None where there is no such twin.
+        without_massive: the same over ordinary rows, excluding position 0 and massive rows; None where there is no such
+            twin, and where the rows under analysis hold no massive one.
         null: the same under the null of this report (shuffled, random, …); None where there is none.
         better: which direction is good, if either.
         in_summary: part of a run's summary (`--json`, CSV).
@@ -47,7 +53,7 @@ class Figure:
         terminal: a column of the table that `pipeline analyze` and `pipeline sweep` print.
         before_after: a row of the before/after table of a comparison.
         sweep: a column of the tables of a sweep.
-        show_twin: where this figure is a column, its twin with position 0 is one too.
+        show_twin: where this figure is a column, its twins are columns too.
     """
 
     key: str
@@ -56,6 +62,7 @@ class Figure:
     definition: str
     format: Format = "number"
     with_bos: Number = None
+    without_massive: Number = None
     null: Number = None
     better: Literal["lower", "higher", None] = None
     in_summary: bool = True
@@ -74,21 +81,41 @@ class Figure:
 
     @property
     def values(self) -> dict[str, Number]:
-        """The value and, where there is one, its twin with position 0, by key."""
-        own = {self.key: number(self.value)}
-        return own if self.with_bos is None else own | {f"{self.key}_with_bos": number(self.with_bos)}
+        """The value and those of its twins that there are, by key."""
+        twins = {f"{self.key}_{twin}": number(getattr(self, twin)) for twin in TWINS if getattr(self, twin) is not None}
+        return {self.key: number(self.value)} | twins
 
-    def columns(self, twin: str = "{} incl. pos. 0") -> list[FigureColumn]:
-        """Its columns in a table of runs: itself and, where it shows that, its twin.
+    def with_twins(self, values: Mapping[str, Number]) -> Figure:
+        """With other twins: field of the twin → value; a twin that `values` lacks stays."""
+        with_bos = values.get("with_bos", self.with_bos)
+        return replace(self, with_bos=with_bos, without_massive=values.get("without_massive", self.without_massive))
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Its own key and those of its twins → "" and what a reader calls the twin."""
+        return {self.key: ""} | {f"{self.key}_{twin}": name for twin, name in TWINS.items()}
+
+    def columns(self, twins: str = "{} {}") -> list[FigureColumn]:
+        """Its columns in a table of runs: itself and, where it shows them, its twins.
 
         Args:
-            twin: heading of the twin's column, {} for the figure's own.
+            twins: heading of a twin's column, the first {} for the figure's own and the second for the twin's.
         """
         own = FigureColumn(self.key, self.heading, self.format, self.definition)
         if not self.show_twin:
             return [own]
-        text = f"{self.label}, including position 0."
-        return [own, FigureColumn(f"{self.key}_with_bos", twin.format(self.heading), self.format, text)]
+        return [
+            own,
+            *(
+                FigureColumn(
+                    f"{self.key}_{twin}",
+                    twins.format(self.heading, SHORT_TWINS[twin]),
+                    self.format,
+                    f"{self.label}, {name}.",
+                )
+                for twin, name in TWINS.items()
+            ),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: every field but the key."""
@@ -108,7 +135,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class FigureColumn:
-    """A column of a table of runs: a figure's values, or those of its twin with position 0."""
+    """A column of a table of runs: a figure's values, or those of one of its twins."""
 
     key: str
     label: str
@@ -125,7 +152,7 @@ def by_key(figures: Iterable[Figure]) -> dict[str, Figure]:
 
 
 def values_of(figures: Iterable[Figure]) -> dict[str, Number]:
-    """Every headline number by key, twins with position 0 as key_with_bos."""
+    """Every headline number by key, twins as key_with_bos and key_without_massive."""
     return {key: value for figure in figures if figure.in_summary for key, value in figure.values.items()}
 
 

@@ -78,7 +78,7 @@ def _leads(labels: Sequence[str], estimates: Mapping[str, Any]) -> list[str]:
 
 
 def _value(one: Analysed, key: str) -> Number:
-    """A figure's value, or its twin's by key_with_bos; None where the run has none."""
+    """A figure's value, or its twin's by the twin's key; None where the run has none."""
     return one.summary.get(key)
 
 

@@ -75,13 +75,14 @@ def figures_over_seeds(groups: Groups) -> dict[str, Any]:
     """key → group → {"values", "mean", "low", "high", "change"}, and "met" where the figure has an aim.
 
     The interval is Student's over seeds, from three seeds on. The change, {"value", "low", "high"}, is the difference
-    to the first group's mean; its interval is Welch's. A twin with position 0 has the key with "_with_bos", and no aim.
+    to the first group's mean; its interval is Welch's. A twin has its own key
+    ("_with_bos", "_without_massive") and no aim.
     """
     out: dict[str, Any] = {}
     for figure in declared(groups).values():
         if not figure.before_after:
             continue
-        for key in (figure.key, f"{figure.key}_with_bos"):
+        for key in figure.keys:
             by_group = _over_groups(groups, figure.key, key)
             if figure.aim is not None and key == figure.key:
                 for found in by_group.values():
@@ -119,14 +120,14 @@ def _over_groups(groups: Groups, figure: str, key: str) -> dict[str, dict[str, A
 def before_after(groups: Groups) -> Table:
     """The table of figures that say so (`Figure.before_after`), one column per setting."""
     labels = list(groups)
-    figures = {key: figure for figure in declared(groups).values() for key in (figure.key, f"{figure.key}_with_bos")}
+    figures = {key: figure for figure in declared(groups).values() for key in figure.keys}
     rows = []
     for key, by_group in figures_over_seeds(groups).items():
         figure = figures[key]
-        twin = key != figure.key
+        twin = figure.keys[key]
         cells = [_cell(by_group.get(label), by_group.get(labels[0]), figure) for label in labels]
         aim = "" if twin or figure.aim is None else figure.aim.text
-        rows.append(["… including position 0" if twin else figure.label, aim, *cells])
+        rows.append([f"… {twin}" if twin else figure.label, aim, *cells])
     seeds = ", ".join(f"{label}: {len(members)}" for label, members in groups.items() if len(members) > 1)
     return Table(
         "before_after",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..result import show
+from ..result import TWINS, show
 
 ROWS = 25
 """Rows of a table that Markdown lists; report.json has more."""
@@ -24,7 +24,8 @@ def to_markdown(document: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "Figures exclude position 0 unless they say otherwise: the model's state there is one constant vector.",
+        "Figures exclude position 0 unless they say otherwise: the model's state there is one constant vector. Where "
+        "there are massive rows (norms beyond 3 times the median), figures have a twin that excludes them too.",
         "",
         "## Overview",
         "",
@@ -61,7 +62,7 @@ def _figure_table(runs: Sequence[dict[str, Any]]) -> list[str]:
     for (report_name, key), label in labels.items():
         figures = [run["reports"].get(report_name, {}).get("figures", {}).get(key) for run in runs]
         lines.append(f"| {_escape(label)} | " + " | ".join(_cell(f, "value") for f in figures) + " |")
-        for twin, name in (("with_bos", "including position 0"), ("null", "null")):
+        for twin, name in {**TWINS, "null": "null"}.items():
             if any(f and f[twin] is not None for f in figures):
                 lines.append(f"| … {name} | " + " | ".join(_cell(f, twin) for f in figures) + " |")
         if any(f and f["interval"] for f in figures):

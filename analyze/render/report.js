@@ -305,6 +305,7 @@
         if (!f) return el("td", { class: run.role }, "–");
         return el("td", { class: run.role }, el("span", { class: "big" }, show(f.value, f.format)),
           f.with_bos !== null ? el("span", { class: "twin" }, el("span", { class: "dot with_bos" }), `including position 0: ${show(f.with_bos, f.format)}`) : null,
+          f.without_massive !== null ? el("span", { class: "twin" }, el("span", { class: "dot reference" }), `excluding massive rows: ${show(f.without_massive, f.format)}`) : null,
           f.null !== null ? el("span", { class: "twin" }, el("span", { class: "dot null" }), `null: ${show(f.null, f.format)}`) : null,
           f.interval ? el("span", { class: "twin" }, `95 % interval: ${interval(f)}`) : null);
       })));
@@ -313,7 +314,7 @@
   }
   const firstReport = () => Object.keys(runs[0].reports)[0];
   function overview() {
-    const out = [el("p", { class: "lead" }, "Large figures exclude position 0: the model's state at the first token of every sequence is one constant vector, and counting its copies makes unrelated latents look alike. Below each are the figure including position 0 and the null (what chance alone gives)."), figureTable()];
+    const out = [el("p", { class: "lead" }, "Large figures exclude position 0: the model's state at the first token of every sequence is one constant vector, and counting its copies makes unrelated latents look alike. Below each are the figure including position 0, the one excluding massive rows where there are any, and the null (what chance alone gives)."), figureTable()];
     for (const [r, run] of runs.entries()) {
       if (run.role === "control") continue;
       const f = run.facts, t = f.training || {};
@@ -329,7 +330,7 @@
     const run = runs[r], report = run.reports[name];
     if (!report) return [el("p", { class: "lead" }, `${run.name} has no report of this kind.`)];
     const cards = Object.values(report.figures).map((f) => el("div", { class: "card" }, el("div", { class: "label" }, f.label, why(f.definition)), el("div", { class: "value" }, show(f.value, f.format)),
-      el("div", { class: "twins" }, f.with_bos !== null ? el("span", {}, el("span", { class: "dot with_bos" }), "including position 0: ", el("b", {}, show(f.with_bos, f.format))) : null, f.null !== null ? el("span", {}, el("span", { class: "dot null" }), "null: ", el("b", {}, show(f.null, f.format))) : null,
+      el("div", { class: "twins" }, f.with_bos !== null ? el("span", {}, el("span", { class: "dot with_bos" }), "including position 0: ", el("b", {}, show(f.with_bos, f.format))) : null, f.without_massive !== null ? el("span", {}, el("span", { class: "dot reference" }), "excluding massive rows: ", el("b", {}, show(f.without_massive, f.format))) : null, f.null !== null ? el("span", {}, el("span", { class: "dot null" }), "null: ", el("b", {}, show(f.null, f.format))) : null,
       f.interval ? el("span", {}, "95 % interval: ", el("b", {}, interval(f))) : null)));
     return [el("h2", {}, report.title, " – ", run.name, " ", badge(run)), el("p", { class: "lead" }, report.lead), el("div", { class: "cards" }, cards), el("div", { class: "charts" }, report.charts.map(chartFigure)), report.tables.map((t, i) => tableBlock(t, r, i < 2))];
   }

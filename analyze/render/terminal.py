@@ -10,8 +10,8 @@ from ..reports import REPORTS
 from ..result import by_key, show
 from ..subject.analysed import Analysed
 
-TWIN = "incl. pos. 0"
-"""Heading of a column with position 0: the column to its left says of what."""
+TWIN = "{1}"
+"""Heading of a twin's column: the column to its left says of what."""
 
 
 def headlines(analysed: Sequence[Analysed], config: AnalyzeConfig) -> str:

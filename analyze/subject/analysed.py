@@ -30,5 +30,5 @@ class Analysed:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Name, role, and headline figures by key; twins that include position 0 have the key `<key>_with_bos`."""
+        """Name, role, and headline figures by key; twins have the keys `<key>_with_bos`, `<key>_without_massive`."""
         return {"name": self.subject.name, "role": self.subject.role, **values_of(self.figures.values())}

@@ -15,7 +15,7 @@ from ...shared.cache.heldout import split_rows
 from ...shared.cache.rows import rest_rows
 from ...shared.cache.vocabulary import Vocabulary
 from ...shared.coders import Coder
-from ..stream.batches import CoderSites
+from ..stream.batches import CoderSites, ShardRows
 from .geometry import Geometry
 
 
@@ -107,6 +107,26 @@ class Subject:
         if self.only is None:
             return sum(map(len, spans))
         return sum(int(self.only[span.start : span.stop].sum()) for span in spans)
+
+    @cached_property
+    def massive(self) -> NDArray[np.bool_]:
+        """Mask of the massive rows of the cache [n_rows]: massive at the source or the target."""
+        return self.cache.massive_rows(sorted({self.source, self.target}))
+
+    @cached_property
+    def massive_target(self) -> NDArray[np.bool_]:
+        """Mask of the rows that are massive at the target [n_rows]: those that an FVU may mostly be about."""
+        return self.cache.massive_rows([self.target])
+
+    @cached_property
+    def has_massive(self) -> bool:
+        """Whether any row under analysis is massive; where none is, no figure has a twin without them."""
+        return bool((self.massive & self.rest_rows).any())
+
+    def massive_of(self, rows: ShardRows) -> NDArray[np.bool_]:
+        """Which rows of a shard are massive, of those that count [R]."""
+        mask: NDArray[np.bool_] = self.massive[rows.start : rows.start + len(rows)] & rows.rest
+        return mask
 
     def coder_sites(self, reconstruct: bool) -> CoderSites:
         """What the pass over the cache needs of this subject.

@@ -15,10 +15,10 @@ from ...shared.console import Console
 from ...shared.runs.folder import Run, open_run
 from ..config import AnalyzeConfig
 from ..render.folder import ELSEWHERE
-from ..result import Figure, Number, number
+from ..result import TWINS, Figure, Number, number
 from ..run import analyze
 
-VERSION = 2
+VERSION = 3
 """Of measured.json; raised when the reports' figures change their meaning."""
 
 NOT_MEASURED = (*ELSEWHERE, "cache", "baseline")
@@ -35,6 +35,15 @@ HELD_OUT = (
         terminal=True,
         sweep=True,
         show_twin=True,
+    ),
+    Figure(
+        "fvu_dims",
+        "mean FVU per dimension",
+        None,
+        "Mean over dimensions of the FVU of each on held-out documents: every dimension counts alike.",
+        better="lower",
+        short="FVU per dim.",
+        sweep=True,
     ),
     Figure(
         "l0",
@@ -213,20 +222,24 @@ def with_training(run: Run, said: dict[str, Figure]) -> dict[str, Figure]:
     """All figures of a run, by key: FVU, L0 and dead latents as training measured them on held-out documents, which
     override the reports' own; the reports' other figures; what training cost.
 
-    A twin with position 0 that training did not measure stays the report's.
+    A twin that training did not measure stays the report's.
     """
     ours = {figure.key: figure for figure in heldout_figures(run)}
     for key, figure in ours.items():
-        if figure.with_bos is None and key in said:
-            ours[key] = replace(figure, with_bos=said[key].with_bos)
+        if key in said:
+            twins = {twin: getattr(said[key], twin) for twin in TWINS if getattr(figure, twin) is None}
+            ours[key] = figure.with_twins(twins)
     return ours | {key: figure for key, figure in said.items() if key not in ours} | training_figures(run)
 
 
 def heldout_figures(run: Run) -> list[Figure]:
     """The figures of HELD_OUT that training measured."""
     summary = run.summary
+    twins = [twin for twin in TWINS if twin != "without_massive" or summary.get("massive_share")]
     return [
-        replace(figure, value=number(summary[figure.key]), with_bos=number(summary.get(f"{figure.key}_with_bos")))
+        replace(figure, value=number(summary[figure.key])).with_twins(
+            {twin: number(summary.get(f"{figure.key}_{twin}")) for twin in twins}
+        )
         for figure in HELD_OUT
         if figure.key in summary
     ]
@@ -243,8 +256,8 @@ def training_figures(run: Run) -> dict[str, Figure]:
 
 def before_training(run: Run, said: dict[str, Figure]) -> dict[str, Figure]:
     """The untrained coder's figures; its FVU is the one that training measured before the first step."""
-    twin = said["fvu"].with_bos if "fvu" in said else None
-    return said | {"fvu": replace(HELD_OUT[0], value=number(run.summary.get("fvu_untrained")), with_bos=twin)}
+    twins = {twin: getattr(said["fvu"], twin) for twin in TWINS} if "fvu" in said else {}
+    return said | {"fvu": replace(HELD_OUT[0], value=number(run.summary.get("fvu_untrained"))).with_twins(twins)}
 
 
 def mean_metric(run: Run, ending: str) -> float | None:

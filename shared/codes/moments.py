@@ -47,6 +47,10 @@ class CodeMoments:
     def __add__(self, other: CodeMoments) -> CodeMoments:
         return CodeMoments(self.rows + other.rows, self.n + other.n, self.sum + other.sum, self.sum_sq + other.sum_sq)
 
+    def __sub__(self, part: CodeMoments) -> CodeMoments:
+        """Of the rows that are not in `part`, which is part of these."""
+        return CodeMoments(self.rows - part.rows, self.n - part.n, self.sum - part.sum, self.sum_sq - part.sum_sq)
+
     def take(self, latents: NDArray[np.integer]) -> CodeMoments:
         """Of these latents alone, in their order."""
         return CodeMoments(self.rows, self.n[latents], self.sum[latents], self.sum_sq[latents])

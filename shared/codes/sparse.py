@@ -131,6 +131,13 @@ class SparseCodes:
         np.cumsum(lengths[mask], out=indptr[1:])
         return SparseCodes(indptr, self.latents[inside], self.values[inside], self.n_latents)
 
+    def where(self, mask: NDArray[np.bool_]) -> SparseCodes:
+        """All rows, those where mask [R] does not hold without a code."""
+        inside = np.repeat(mask, self.l0)
+        indptr = np.zeros(self.n_rows + 1, np.int64)
+        np.cumsum(np.where(mask, self.l0, 0), out=indptr[1:])
+        return SparseCodes(indptr, self.latents[inside], self.values[inside], self.n_latents)
+
     def columns(self, new_id: NDArray[np.int32], n_latents: int) -> SparseCodes:
         """Keep the latents with new_id [F] ≥ 0 (ascending in the old id), renumbered."""
         renamed = new_id[self.latents]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ...shared.cache import Cache
+from ...shared.cache.concentration import concentration_note
 from ...shared.cache.format import differences
 from ...shared.cache.outliers import SiteOutliers
 from ...shared.config.settings import to_dict, validate
-from ...shared.console import count
 from ...shared.errors import ConfigError, DataError, UsageError
 from ...shared.provenance import provenance
 from ...shared.runs.folder import Run, create_run, fvu_label, open_run
@@ -30,10 +30,6 @@ from ..step.result import StepResult
 from ..step.trainee import Trainee
 from . import checkpoint
 from .tracking import Tracker
-
-DISAGREE, OUTLYING = 2.0, 0.3
-"""A summary warns where the mean FVU per dimension is more than DISAGREE times the FVU, and outlying dimensions hold
-more than the share OUTLYING of the variance."""
 
 OPERATIONAL_DATA = ("workers", "prefetch", "resident", "memory_gb")
 """Data settings that a resumed run may change: the position in a checkpoint fixes the order of the rows."""
@@ -84,19 +80,11 @@ class RunSummary:
 
 def concentration(evaluation: Evaluation, outliers: SiteOutliers) -> dict[str, Any]:
     """How much of the target's variance lies where, and a note in words where the FVU says little about most of it."""
-    found: dict[str, Any] = {
+    return {
         "outlying_share": outliers.dimensions_share,
         "massive_share": outliers.share_of_variance,
-        "note": None,
+        "note": concentration_note(evaluation.fvu, evaluation.fvu_dims, outliers),
     }
-    fvu, dims = evaluation.fvu, evaluation.fvu_dims
-    if fvu is not None and dims is not None and dims > DISAGREE * fvu and outliers.dimensions_share > OUTLYING:
-        dimensions = f"{count(len(outliers.dimensions), 'dimension')} of {len(outliers.rest.sum):,}"
-        found["note"] = (
-            f"FVU {fvu:.3f} mostly describes {dimensions}, with {outliers.dimensions_share:.0%} of the variance; "
-            f"the mean FVU per dimension is {dims:.3f} (train.coder.normalise: per_dimension weighs dimensions alike)"
-        )
-    return found
 
 
 @dataclass

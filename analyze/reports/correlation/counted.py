@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from ....shared.codes.moments import CodeMoments
 from ...stream.keep import Keeper
-from .first_rows import FirstRows
 from .pair_sums import PairSums
+from .rows_apart import RowsApart
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,19 @@ class Counted:
 
     Attributes:
         rest, first: moments of each latent excluding position 0, and at position 0 alone.
+        massive: moments of each latent in massive rows alone; they are part of `rest`.
         pairs: sums of all pairs excluding position 0.
-        first_rows: the codes at position 0.
+        first_rows, massive_rows: the codes at position 0, and those of massive rows.
         null: pair sums of the latents `null_ids` [m] (ascending), the rows of one latent of each pair shuffled.
         tops: the few largest activations of each latent.
     """
 
     rest: CodeMoments
     first: CodeMoments
+    massive: CodeMoments
     pairs: PairSums
-    first_rows: FirstRows
+    first_rows: RowsApart
+    massive_rows: RowsApart
     null: PairSums
     null_ids: NDArray[np.int32]
     tops: Keeper

@@ -14,7 +14,7 @@ from .found import Found
 
 
 def lead(found: Found, config: CorrelationConfig) -> str:
-    """What was found, in two sentences."""
+    """What was found, in two sentences, three where massive rows make pairs."""
     rest, only_bos, n_clusters = found.rest, found.n_only_with_bos, len(found.clusters)
     first = (
         f"Excluding position 0, {rest.n_above:,} of {rest.n_pairs:,} pairs of latents correlate beyond "
@@ -28,7 +28,12 @@ def lead(found: Found, config: CorrelationConfig) -> str:
         if n_clusters
         else f" None of the {scored:,} scored latents has a duplicate."
     )
-    return first + "." + second
+    third = (
+        f" Excluding massive rows too, {found.ordinary.n_above:,} pairs do."
+        if found.ordinary is not None and found.ordinary.n_above != rest.n_above
+        else ""
+    )
+    return first + "." + second + third
 
 
 def figures(found: Found, config: CorrelationConfig) -> list[Figure]:
@@ -38,6 +43,7 @@ def figures(found: Found, config: CorrelationConfig) -> list[Figure]:
 
 def _pair_figures(found: Found, config: CorrelationConfig) -> list[Figure]:
     rest, with_bos, null, theta = found.rest, found.with_bos, found.null, f"{config.threshold:g}"
+    ordinary = found.ordinary
     return [
         Figure(
             "n_pairs_above",
@@ -47,6 +53,7 @@ def _pair_figures(found: Found, config: CorrelationConfig) -> list[Figure]:
             f"{config.min_fired} rows, both together on ≥ {config.min_both}).",
             format="integer",
             with_bos=with_bos.n_above,
+            without_massive=None if ordinary is None else ordinary.n_above,
             null=found.chance,
             better="lower",
             short="pairs",
@@ -62,6 +69,7 @@ def _pair_figures(found: Found, config: CorrelationConfig) -> list[Figure]:
             _largest(rest.nearest_r),
             "The largest r of any pair of scored latents.",
             with_bos=_largest(with_bos.nearest_r),
+            without_massive=None if ordinary is None else _largest(ordinary.nearest_r),
             null=_largest(null.nearest_r),
             better="lower",
             aim=Aim(config.threshold, f"≤ {theta}"),
@@ -73,6 +81,7 @@ def _pair_figures(found: Found, config: CorrelationConfig) -> list[Figure]:
             _mean(rest.nearest_r),
             "Mean over latents of the largest r with any other latent.",
             with_bos=_mean(with_bos.nearest_r),
+            without_massive=None if ordinary is None else _mean(ordinary.nearest_r),
             null=_mean(null.nearest_r),
             better="lower",
             before_after=True,
@@ -136,6 +145,7 @@ def data(found: Found, counted: Counted, config: CorrelationConfig) -> dict[str,
         "threshold": config.threshold,
         "rows": counted.rest.rows,
         "rows_at_position_0": counted.first.rows,
+        "massive_rows": counted.massive.rows,
         "scored_latents": int(found.scored.sum()),
         "scored_pairs": rest.n_pairs,
         "n_pairs_only_with_bos": found.n_only_with_bos,

@@ -1,4 +1,4 @@
-"""What the counted sums say: three scans over all pairs, the pairs worth naming, clusters of duplicates."""
+"""What the counted sums say: scans over all pairs, the pairs worth naming, clusters of duplicates."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Found:
 
     Attributes:
         rest, with_bos: scans of all pairs, excluding and including position 0.
+        ordinary: scan of all pairs, excluding position 0 and massive rows; None where there are none.
         null: scan of the shuffled latents.
         table: the pairs worth naming. neighbours: each latent's most correlated ones.
         clusters: duplicates joined, largest first.
@@ -31,6 +32,7 @@ class Found:
 
     rest: Scan
     with_bos: Scan
+    ordinary: Scan | None
     null: Scan
     table: PairTable
     neighbours: Neighbours
@@ -49,7 +51,11 @@ class Found:
             max_pairs=config.max_pairs,
         )
         rest = all_pairs(counted.pairs.blocks(), counted.rest, neighbours=config.neighbours)
-        with_bos = all_pairs(counted.first_rows.with_rest(counted.pairs), counted.rest + counted.first, neighbours=1)
+        with_bos = all_pairs(counted.first_rows.added_to(counted.pairs), counted.rest + counted.first, neighbours=1)
+        ordinary = None
+        if counted.massive.rows:
+            blocks = counted.massive_rows.taken_from(counted.pairs)
+            ordinary = all_pairs(blocks, counted.rest - counted.massive, neighbours=1)
         # A permutation of rows leaves every latent's moments as they are.
         null = all_pairs(counted.null.blocks(), counted.rest.take(counted.null_ids), neighbours=1)
         table = PairTable.of(rest, counted, geometry, config)
@@ -57,6 +63,7 @@ class Found:
         return cls(
             rest=rest,
             with_bos=with_bos,
+            ordinary=ordinary,
             null=null,
             table=table,
             neighbours=Neighbours.of(rest, counted.pairs, counted.rest, geometry),

@@ -20,7 +20,8 @@ from .scan import Scan
 class PairTable:
     """Every pair worth naming: |r| above the threshold, or decoder rows (anti)parallel.
 
-    All arrays are [P] and exclude position 0, except r_with_bos.
+    All arrays are [P] and exclude position 0, except r_with_bos. r_without_massive excludes massive rows too; None
+    where there are none.
 
     Attributes:
         ids: [P, 2] latents i < j.
@@ -32,6 +33,7 @@ class PairTable:
     ids: NDArray[np.int32]
     r: NDArray[np.float64]
     r_with_bos: NDArray[np.float64]
+    r_without_massive: NDArray[np.float64] | None
     both: NDArray[np.int64]
     jaccard: NDArray[np.float64]
     p_j_given_i: NDArray[np.float64]
@@ -59,6 +61,7 @@ class PairTable:
             ids=ids,
             r=r,
             r_with_bos=(rest + counted.first).pearson(i, j, sums + first_sums),
+            r_without_massive=_without_massive(counted, i, j, sums),
             both=both,
             jaccard=jaccard,
             p_j_given_i=p_j,
@@ -79,6 +82,7 @@ class PairTable:
             "duplicate": self.duplicate[order],
             "r": self.r[order],
             "r_with_bos": self.r_with_bos[order],
+            **({} if self.r_without_massive is None else {"r_without_massive": self.r_without_massive[order]}),
             "decoder_cosine": self.cos[order],
             "fired_i": fired[i],
             "fired_j": fired[j],
@@ -87,6 +91,16 @@ class PairTable:
             "p_j_given_i": self.p_j_given_i[order],
             "p_i_given_j": self.p_i_given_j[order],
         }
+
+
+def _without_massive(
+    counted: Counted, i: NDArray[np.int32], j: NDArray[np.int32], sums: NDArray[np.float64]
+) -> NDArray[np.float64] | None:
+    """r of pairs [P] excluding position 0 and massive rows, from their Σ z_i z_j excluding position 0."""
+    if not counted.massive.rows:
+        return None
+    massive_sums, _ = counted.massive_rows.lookup(i, j)
+    return (counted.rest - counted.massive).pearson(i, j, sums - massive_sums)
 
 
 def _candidates(

@@ -5,7 +5,8 @@ Pearson's r of latents i and j over N rows, from exact sums (pair_sums.py):
     r_ij = (N Σ z_i z_j − Σ z_i Σ z_j) / √((N Σ z_i² − (Σ z_i)²)(N Σ z_j² − (Σ z_j)²))
 
 The residual at position 0 is one constant vector (attention is causal), so two latents that share nothing but BOS can
-reach r ≈ 1 over all rows. The main figures therefore exclude position 0; beside each is the one that includes it.
+reach r ≈ 1 over all rows. The main figures therefore exclude position 0; beside each is the one
+that includes it and, where there are massive rows, the one that excludes them too.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from .charts import charts
 from .config import CorrelationConfig
 from .counted import Counted
 from .figures import columns, data, definitions, figures, lead
-from .first_rows import FirstRows
 from .found import Found
 from .nulls import null_sample
 from .pair_sums import PairSums
 from .panel import panel
+from .rows_apart import RowsApart
 from .tables import tables
 
 
@@ -41,9 +42,9 @@ class CorrelationReport(Report[CorrelationConfig]):
     def __init__(self, config: CorrelationConfig, subject: Subject) -> None:
         super().__init__(config, subject)
         n = subject.n_latents
-        self.rest = self.first = CodeMoments.zeros(n)
+        self.rest = self.first = self.massive = CodeMoments.zeros(n)
         self.pairs = PairSums(n, subject.device)
-        self.first_rows = FirstRows(n)
+        self.first_rows, self.massive_rows = RowsApart(n), RowsApart(n)
         self.null_ids = null_sample(n, config.null_latents)
         self.null_of = np.full(n, -1, np.int32)
         self.null_of[self.null_ids] = np.arange(len(self.null_ids), dtype=np.int32)
@@ -56,6 +57,10 @@ class CorrelationReport(Report[CorrelationConfig]):
         self.first += first.moments
         self.pairs.add(rest)
         self.first_rows.add(first)
+        if self.subject.has_massive:
+            massive = batch.codes.rows(self.subject.massive_of(batch.rows))
+            self.massive += massive.moments
+            self.massive_rows.add(massive)
         # The shuffled null: latent j is read on another row of the shard than latent i. Every row is used exactly once
         # on either side, so n, Σz and Σz² of each latent stay those of `rest`, and only what they share is chance.
         # Seeded by the shard, the null does not depend on the order of shards or on which process reads them.
@@ -66,8 +71,10 @@ class CorrelationReport(Report[CorrelationConfig]):
     def merge(self, other: Self) -> None:
         self.rest += other.rest
         self.first += other.first
+        self.massive += other.massive
         self.pairs.merge(other.pairs)
         self.first_rows.merge(other.first_rows)
+        self.massive_rows.merge(other.massive_rows)
         self.null.merge(other.null)
         self.tops.merge(other.tops)
 
@@ -76,8 +83,10 @@ class CorrelationReport(Report[CorrelationConfig]):
         counted = Counted(
             rest=self.rest,
             first=self.first,
+            massive=self.massive,
             pairs=self.pairs,
             first_rows=self.first_rows,
+            massive_rows=self.massive_rows,
             null=self.null,
             null_ids=self.null_ids,
             tops=self.tops,

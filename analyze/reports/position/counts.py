@@ -13,6 +13,29 @@ from .config import PositionConfig
 
 
 @dataclass(frozen=True)
+class MassiveCounts:
+    """What massive rows add to `Counts.rows`, `Counts.firings` and `Counts.shifted`, in the same shapes."""
+
+    rows: NDArray[np.int64]
+    firings: NDArray[np.int64]
+    shifted: NDArray[np.int32]
+
+    @classmethod
+    def zeros(cls, n_latents: int, bins: Bins, config: PositionConfig) -> MassiveCounts:
+        """Before the first shard."""
+        return cls(
+            rows=np.zeros(bins.n_profile, np.int64),
+            firings=np.zeros((n_latents, bins.n_profile), np.int64),
+            shifted=np.zeros((n_latents, config.shifts * (bins.n_coarse - 1)), np.int32),
+        )
+
+    def merge(self, other: MassiveCounts) -> None:
+        """Add what was counted over other rows."""
+        for mine, theirs in ((self.rows, other.rows), (self.firings, other.firings), (self.shifted, other.shifted)):
+            mine += theirs
+
+
+@dataclass(frozen=True)
 class Counts:
     """Firings by position, observed and after circular shifts. The arrays are added to in place.
 
@@ -22,6 +45,7 @@ class Counts:
         shifted, shifted_all: [F, shifts · bins] firings in each coarse bin after each shift, excluding position 0 and
             including it.
         top, top_distinct: the largest activations of each latent, repeats included, and each context once.
+        massive: the massive rows' part in `rows`, `firings` and `shifted`; None where there are none.
     """
 
     bins: Bins
@@ -32,10 +56,15 @@ class Counts:
     shifted_all: NDArray[np.int32]
     top: Keeper
     top_distinct: Keeper
+    massive: MassiveCounts | None
 
     @classmethod
-    def zeros(cls, n_latents: int, ctx: int, config: PositionConfig) -> Counts:
-        """Before the first shard."""
+    def zeros(cls, n_latents: int, ctx: int, config: PositionConfig, *, massive: bool = False) -> Counts:
+        """Before the first shard.
+
+        Args:
+            massive: whether there are massive rows to count.
+        """
         bins = Bins.of(ctx, config.bins)
         return cls(
             bins=bins,
@@ -46,6 +75,7 @@ class Counts:
             shifted_all=np.zeros((n_latents, config.shifts * bins.n_coarse), np.int32),
             top=Keeper(n_latents, config.top),
             top_distinct=Keeper(n_latents, config.top, distinct=True, context=config.context),
+            massive=MassiveCounts.zeros(n_latents, bins, config) if massive else None,
         )
 
     def merge(self, other: Counts) -> None:
@@ -60,3 +90,5 @@ class Counts:
             mine += theirs
         self.top.merge(other.top)
         self.top_distinct.merge(other.top_distinct)
+        if self.massive is not None and other.massive is not None:
+            self.massive.merge(other.massive)

@@ -21,7 +21,7 @@ from ...subject.subject import Subject
 from ..base import Report, ReportConfig
 from .charts import charts
 from .config import PositionConfig
-from .counts import Counts
+from .counts import Counts, MassiveCounts
 from .figures import columns, data, definitions, figures, lead, on_disk
 from .kernels import by_bin, shifted_bins
 from .panel import panel
@@ -38,7 +38,7 @@ class PositionReport(Report[PositionConfig]):
 
     def __init__(self, config: PositionConfig, subject: Subject) -> None:
         super().__init__(config, subject)
-        self.counts = Counts.zeros(subject.n_latents, subject.n_positions, config)
+        self.counts = Counts.zeros(subject.n_latents, subject.n_positions, config, massive=subject.has_massive)
 
     def update(self, batch: StreamBatch) -> None:
         codes, rows, counts = batch.codes, batch.rows, self.counts
@@ -62,8 +62,21 @@ class PositionReport(Report[PositionConfig]):
         over_latents(count, codes.fired + 1)
         self._shift(codes, rows, skip=1, counts=counts.shifted)
         self._shift(codes, rows, skip=0, counts=counts.shifted_all)
+        if counts.massive is not None:
+            self._add_massive(counts.massive, batch)
         counts.top.add(codes, rows)
         counts.top_distinct.add(codes, rows)
+
+    def _add_massive(self, counts: MassiveCounts, batch: StreamBatch) -> None:
+        """Count the massive rows of a shard by themselves. Shifts add up over rows, so their shifted firings are the
+        massive rows' part in those of all rows."""
+        massive, rows, bins = self.subject.massive_of(batch.rows), batch.rows, self.counts.bins
+        bin_of = bins.profile_of[rows.position].astype(np.int64)
+        counts.rows[:] += np.bincount(bin_of[massive], minlength=bins.n_profile)
+        codes = batch.codes.where(massive)
+        at = codes.latents.astype(np.int64) * bins.n_profile + np.repeat(bin_of, codes.l0)
+        counts.firings[:] += np.bincount(at, minlength=counts.firings.size).reshape(counts.firings.shape)
+        self._shift(codes, rows, skip=1, counts=counts.shifted)
 
     def _shift(self, codes: SparseCodes, rows: ShardRows, *, skip: int, counts: NDArray[np.int32]) -> None:
         """Count the firings of `shifts` replicates, in each of which every sequence is rotated by its own random

@@ -18,8 +18,9 @@ from ....shared.codes.statistics import (
     spearman_rows,
 )
 from ...stream.keep import Keeper
+from .bins import Bins
 from .config import PositionConfig
-from .counts import Counts
+from .counts import Counts, MassiveCounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,8 @@ class PositionScores:
         bos: BOS-biased. top, top_distinct: share of its top activations at position 0, repeats included, and each
             context once.
         kl, kl_all: bits from the base rate, excluding position 0 and including it.
-        mi, mi_all: mutual information with position beyond the circular shifts' mean; mi_q corrected.
+        mi, mi_all: mutual information with position beyond the circular shifts' mean; mi_q corrected. mi_ordinary: mi
+            excluding massive rows too; None where there are none.
         biggest: share of its firings after position 0 in its fullest bin; biggest_bin: which (1 …).
         biased: position-biased. spearman, spearman_all: ρ of mean activation with position.
     """
@@ -52,6 +54,7 @@ class PositionScores:
     kl_all: NDArray[np.float64]
     mi: NDArray[np.float64]
     mi_all: NDArray[np.float64]
+    mi_ordinary: NDArray[np.float64] | None
     mi_q: NDArray[np.float64]
     biggest: NDArray[np.float64]
     biggest_bin: NDArray[np.int64]
@@ -88,7 +91,7 @@ def score(counts: Counts, config: PositionConfig, cache: Cache) -> PositionScore
     Args:
         cache: that was counted; it says where the top activations lie.
     """
-    bins, bin_rows = _coarse(counts)
+    bins, bin_rows = _coarse(counts.firings, counts.rows, counts.bins)
     n, total = bins.sum(axis=1), max(1, int(bin_rows.sum()))
     rest, rest_total = bins[:, 1:], max(1, int(bin_rows[1:].sum()))
     n_rest = rest.sum(axis=1)
@@ -120,6 +123,7 @@ def score(counts: Counts, config: PositionConfig, cache: Cache) -> PositionScore
         kl_all=_only(scored, kl_to_base(bins, bin_rows / total)),
         mi=_only(scored_rest, mi),
         mi_all=_only(scored, mi_all),
+        mi_ordinary=_without_massive(counts, counts.massive, config) if counts.massive is not None else None,
         mi_q=mi_q,
         biggest=biggest,
         biggest_bin=rest.argmax(axis=1) + 1,
@@ -134,14 +138,23 @@ def _only(mask: NDArray[np.bool_], values: NDArray[np.floating]) -> NDArray[np.f
     return np.where(mask, values, np.nan)
 
 
-def _coarse(counts: Counts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(firings [F, n_coarse], rows [n_coarse]) of the coarse bins."""
-    n_coarse, of_profile = counts.bins.n_coarse, counts.bins.coarse_of
-    bins = np.zeros((len(counts.firings), n_coarse), np.int64)
+def _without_massive(counts: Counts, massive: MassiveCounts, config: PositionConfig) -> NDArray[np.float64]:
+    """Mutual information beyond circular shifts [F], excluding position 0 and massive rows; NaN where not scored."""
+    bins, rows = _coarse(counts.firings - massive.firings, counts.rows - massive.rows, counts.bins)
+    mi, _ = _excess(bins[:, 1:], rows[1:], counts.shifted - massive.shifted, config.shifts)
+    return _only(bins[:, 1:].sum(axis=1) >= config.min_fired, mi)
+
+
+def _coarse(
+    firings: NDArray[np.int64], rows: NDArray[np.int64], of: Bins
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(firings [F, n_coarse], rows [n_coarse]) of the coarse bins, from those of the profile's bins."""
+    n_coarse, of_profile = of.n_coarse, of.coarse_of
+    bins = np.zeros((len(firings), n_coarse), np.int64)
     bin_rows = np.zeros(n_coarse, np.int64)
     for b in range(n_coarse):
-        bins[:, b] = counts.firings[:, of_profile == b].sum(axis=1)
-        bin_rows[b] = counts.rows[of_profile == b].sum()
+        bins[:, b] = firings[:, of_profile == b].sum(axis=1)
+        bin_rows[b] = rows[of_profile == b].sum()
     return bins, bin_rows
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ....shared.cache.concentration import concentration_note
+from ....shared.cache.outliers import SiteOutliers
 from ...result import Column, Figure
 from ...subject.subject import Subject
 from .config import ReconstructionConfig
@@ -13,40 +15,49 @@ from .counts import Counts
 from .decoder import Decoder
 
 
-def lead(counts: Counts, config: ReconstructionConfig, kind: str) -> str:
-    """FVU, L0, dead and ultra-dense latents in two sentences.
+def lead(counts: Counts, config: ReconstructionConfig, kind: str, outliers: SiteOutliers) -> str:
+    """FVU, L0, dead and ultra-dense latents in two sentences, then what to read beside an FVU of few dimensions.
 
     Args:
         counts: of the rows under analysis.
         config: the threshold of ultra-dense latents.
         kind: of coder: "topk SAE".
+        outliers: of the target in the cache under analysis.
     """
     l0 = counts.mean_l0()
     if l0 is None:
         return "No row was seen."
     dead, dense = _dead_and_dense(counts, config)
+    note = concentration_note(counts.fvu(), counts.rest.fvu_dims, outliers)
     return (
         f"This {kind} leaves {_percent(counts.fvu())} of the variance unexplained with {l0:.1f} active latents per "
         f"row, excluding position 0 ({_percent(counts.fvu_all())} including it). {dead:,} of {counts.fired.shape[1]:,} "
         f"latents never fired on {counts.n_rest:,} rows, {dense:,} fire on more than {config.dense_above:.0%} of them."
-    )
+    ) + ("" if note is None else f" {note}.")
 
 
-def figures(counts: Counts, decoder: Decoder, config: ReconstructionConfig, *, trained_on: str) -> list[Figure]:
-    """Reconstruction, sparsity, dead and ultra-dense latents, cosines.
+def figures(
+    counts: Counts, decoder: Decoder, config: ReconstructionConfig, outliers: SiteOutliers, *, trained_on: str
+) -> list[Figure]:
+    """Reconstruction, sparsity, dead and ultra-dense latents, where the target's variance lies, cosines.
 
     Args:
         counts: of the rows under analysis.
         decoder: cosines of the coder.
         config: the threshold of ultra-dense latents.
+        outliers: of the target in the cache under analysis.
         trained_on: the cache whose mean is ȳ.
     """
-    return [*_rows(counts, config, trained_on), *_cosines(decoder)]
+    return [
+        *_fvu(counts, trained_on),
+        *_firings(counts, config),
+        *_concentration(outliers),
+        *_cosines(decoder),
+    ]
 
 
-def _rows(counts: Counts, config: ReconstructionConfig, trained_on: str) -> list[Figure]:
-    dead, dense = _dead_and_dense(counts, config)
-    fired_all = counts.fired_all
+def _fvu(counts: Counts, trained_on: str) -> list[Figure]:
+    massive = counts.n_massive > 0
     return [
         Figure(
             "fvu",
@@ -55,6 +66,7 @@ def _rows(counts: Counts, config: ReconstructionConfig, trained_on: str) -> list
             f"Fraction of variance unexplained, Σ‖y − ŷ‖² / Σ‖y − ȳ‖², ȳ the mean of the {trained_on}. The mean as a "
             "constant reconstruction of its own rows scores 1.",
             with_bos=counts.fvu_all(),
+            without_massive=counts.ordinary.fvu if massive else None,
             null=1.0,
             better="lower",
             terminal=True,
@@ -63,11 +75,33 @@ def _rows(counts: Counts, config: ReconstructionConfig, trained_on: str) -> list
             show_twin=True,
         ),
         Figure(
+            "fvu_dims",
+            "mean FVU per dimension",
+            counts.rest.fvu_dims,
+            "Mean over dimensions of Σ(y − ŷ)² / Σ(y − ȳ)² of each: every dimension counts alike, where the FVU weighs "
+            "it by its variance.",
+            without_massive=counts.ordinary.fvu_dims if massive else None,
+            null=1.0,
+            better="lower",
+            short="FVU per dim.",
+            before_after=True,
+            sweep=True,
+        ),
+    ]
+
+
+def _firings(counts: Counts, config: ReconstructionConfig) -> list[Figure]:
+    dead, dense = _dead_and_dense(counts, config)
+    fired_all, fired_ordinary, massive = counts.fired_all, counts.fired_ordinary, counts.n_massive > 0
+    n_ordinary = counts.n_rest - counts.n_massive
+    return [
+        Figure(
             "l0",
             "L0",
             counts.mean_l0(),
             "Mean number of latents that fire on a row.",
             with_bos=counts.mean_l0_all(),
+            without_massive=counts.mean_l0_ordinary() if massive else None,
             terminal=True,
             before_after=True,
             sweep=True,
@@ -76,10 +110,11 @@ def _rows(counts: Counts, config: ReconstructionConfig, trained_on: str) -> list
             "dead",
             "dead latents",
             dead,
-            f"Latents that fire on none of the {counts.n_rest:,} rows excluding position 0 (the twin: on none of all "
-            "rows).",
+            f"Latents that fire on none of the {counts.n_rest:,} rows excluding position 0 (the twins: on none of all "
+            "rows, on none of the ordinary rows).",
             "integer",
             with_bos=int((fired_all == 0).sum()),
+            without_massive=int((fired_ordinary == 0).sum()) if massive else None,
             better="lower",
             short="dead",
             terminal=True,
@@ -93,7 +128,29 @@ def _rows(counts: Counts, config: ReconstructionConfig, trained_on: str) -> list
             f"Latents that fire on more than {config.dense_above:.0%} of the rows.",
             "integer",
             with_bos=int((fired_all / max(1, counts.n_all) > config.dense_above).sum()),
+            without_massive=int((fired_ordinary / max(1, n_ordinary) > config.dense_above).sum()) if massive else None,
             better="lower",
+        ),
+    ]
+
+
+def _concentration(outliers: SiteOutliers) -> list[Figure]:
+    return [
+        Figure(
+            "outlying_share",
+            "variance in outlying dimensions",
+            outliers.dimensions_share,
+            "Share of the target's variance (excluding position 0, in the cache under analysis) in dimensions whose "
+            "root mean square is at least 10 times the median dimension's. Where it is large, the FVU is mostly about "
+            "them.",
+            "percent",
+        ),
+        Figure(
+            "massive_share",
+            "variance in massive rows",
+            outliers.share_of_variance,
+            "Share of that variance in massive rows: rows whose norm exceeds 3 times the median.",
+            "percent",
         ),
     ]
 
@@ -160,6 +217,12 @@ DEFINITIONS = [
         "Σ‖y − ŷ‖² / Σ‖y − ȳ‖² in float64. ȳ is the mean of each dimension in the training cache (if that is not "
         "found, in the cache under analysis): over its rows excluding position 0 for the figure, over all its rows for "
         "the twin that includes position 0.",
+    ),
+    (
+        "Massive rows",
+        "Rows excluding position 0 whose norm exceeds 3 times the median at their site and, where the site has "
+        "outlying dimensions, whose largest number lies in one of them. The FVU excluding them excludes those of the "
+        "target, ȳ the mean of its other rows; figures about codes exclude those of the source too.",
     ),
     ("Dead", "A latent that never fired on the rows of this report. On few rows many latents look dead."),
     ("Untrained control", "The run's coder as it was before the first training step, on the same rows."),

@@ -36,28 +36,43 @@ class ReconstructionReport(Report[ReconstructionConfig]):
         stats = (subject.trained_on or subject.cache).stats(subject.target)
         self.mean_rest = torch.from_numpy(stats.rest.mean).to(subject.device)
         self.mean_all = torch.from_numpy(stats.all.mean).to(subject.device)
+        ordinary = (subject.trained_on or subject.cache).outliers(subject.target).ordinary
+        self.mean_ordinary = torch.from_numpy(ordinary.mean).to(subject.device)
         self.counts = Counts.empty(
-            positions=subject.n_positions, latents=subject.n_latents, prefixes=len(self.prefixes)
+            positions=subject.n_positions,
+            latents=subject.n_latents,
+            prefixes=len(self.prefixes),
+            width=subject.coder.d_out,
         )
 
     def update(self, batch: StreamBatch) -> None:
         if batch.y is None or batch.y_hat is None:
             raise ValueError("the global report needs reconstructions")
-        y = batch.y.double()
+        y, subject, rows = batch.y.double(), self.subject, batch.rows
+        squared, about_rest = (y - batch.y_hat.double()).square(), (y - self.mean_rest).square()
         self.counts.add(
-            batch.rows,
+            rows,
             batch.codes,
-            errors=self._errors(batch, batch.y, batch.y_hat),
-            about_rest=_row_squares(y - self.mean_rest),
-            about_all=_row_squares(y - self.mean_all),
+            errors=self._errors(batch, batch.y, batch.y_hat, squared),
+            about_rest=_row_sums(about_rest),
+            about_all=_row_sums((y - self.mean_all).square()),
         )
+        self.counts.rest.add(squared, about_rest, rows.rest)
+        if subject.has_massive:
+            ordinary = rows.rest & ~subject.massive_target[rows.start : rows.start + len(rows)]
+            self.counts.ordinary.add(squared, (y - self.mean_ordinary).square(), ordinary)
+            self.counts.add_massive(batch.codes, subject.massive_of(rows))
 
-    def _errors(self, batch: StreamBatch, y: Tensor, y_hat: Tensor) -> list[NDArray[np.float64]]:
-        """‖y − ŷ‖² of every row [R] for each prefix of the dictionary, the whole dictionary last."""
-        out = [_row_squares(y.double() - y_hat.double())]
+    def _errors(self, batch: StreamBatch, y: Tensor, y_hat: Tensor, squared: Tensor) -> list[NDArray[np.float64]]:
+        """‖y − ŷ‖² of every row [R] for each prefix of the dictionary, the whole dictionary last.
+
+        Args:
+            squared: (y − ŷ)² of the whole dictionary [R, d_out], float64.
+        """
+        out = [_row_sums(squared)]
         if len(self.prefixes) > 1:
             coder, codes = self.subject.coder, batch.codes
-            w_dec = (coder.w_dec.detach() * coder.target_scale).float().cpu()
+            w_dec = coder.raw_directions(coder.w_dec.detach()).float().cpu()
             missing = torch.zeros_like(y_hat, device="cpu")
             row = np.repeat(np.arange(codes.n_rows), codes.l0)
             # From the outermost group inwards: ŷ of a prefix is ŷ of the next longer one less the latents between them.
@@ -71,7 +86,7 @@ class ReconstructionReport(Report[ReconstructionConfig]):
                     w_dec,
                     offsets=torch.from_numpy(starts),
                 )
-                out.append(_row_squares(y.double().cpu() - (y_hat.cpu() - missing).double()))
+                out.append(_row_sums((y.double().cpu() - (y_hat.cpu() - missing).double()).square()))
         return out[::-1]
 
     def merge(self, other: Self) -> None:
@@ -79,7 +94,7 @@ class ReconstructionReport(Report[ReconstructionConfig]):
 
     def finalise(self) -> ReportResult:
         config, subject, counts = self.config, self.subject, self.counts
-        decoder = Decoder.of(subject)
+        decoder, outliers = Decoder.of(subject), subject.cache.outliers(subject.target)
         architecture = subject.coder.config.architecture
         kind = "transcoder" if subject.coder.is_transcoder else "SAE"
         trained_on = "training cache" if subject.trained_on else "cache under analysis (training cache not found)"
@@ -87,14 +102,16 @@ class ReconstructionReport(Report[ReconstructionConfig]):
         return ReportResult(
             "global",
             self.title,
-            lead(counts, config, f"{architecture} {kind}"),
-            figures(counts, decoder, config, trained_on=trained_on),
+            lead(counts, config, f"{architecture} {kind}", outliers),
+            figures(counts, decoder, config, outliers, trained_on=trained_on),
             charts(counts, decoder),
             [nested] if nested is not None else [],
             columns(subject, decoder, self.prefixes),
             {
                 "rows": counts.n_rest,
                 "rows_with_bos": counts.n_all,
+                "massive_rows": counts.n_massive,
+                "outlying_dimensions": list(outliers.dimensions),
                 "latents": subject.n_latents,
                 "source": subject.source,
                 "target": subject.target,
@@ -109,6 +126,6 @@ class ReconstructionReport(Report[ReconstructionConfig]):
         )
 
 
-def _row_squares(x: Tensor) -> NDArray[np.float64]:
-    squares: NDArray[np.float64] = x.square().sum(dim=1).cpu().numpy()
-    return squares
+def _row_sums(squares: Tensor) -> NDArray[np.float64]:
+    sums: NDArray[np.float64] = squares.sum(dim=1).cpu().numpy()
+    return sums

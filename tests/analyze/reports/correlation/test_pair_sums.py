@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sparse_pipeline.analyze.reports.correlation.first_rows import FirstRows
 from sparse_pipeline.analyze.reports.correlation.pair_sums import MAX_ROWS, PairSums
+from sparse_pipeline.analyze.reports.correlation.rows_apart import RowsApart
 from sparse_pipeline.shared.codes.sparse import SparseCodes
 
 
@@ -93,16 +93,16 @@ def test_lookup(tiles: bool) -> None:
 def test_rows_at_position_0_are_kept_once_and_counted() -> None:
     z = dense(40, 600, 0.02)
     first = np.concatenate([z[:3]] * 5 + [z[3:5], np.zeros((2, 600), np.float32)])
-    rows = FirstRows(600)
+    rows = RowsApart(600)
     rows.add(SparseCodes.from_dense(first[:9]))
-    other = FirstRows(600)
+    other = RowsApart(600)
     other.add(SparseCodes.from_dense(first[9:]))
     rows.merge(other)
     assert (len(rows.rows), rows.n_rows) == (6, 19)
     rest = PairSums(600)
     rest.add(SparseCodes.from_dense(z))
     sums, counts = np.zeros((600, 600)), np.zeros((600, 600))
-    for block in rows.with_rest(rest):
+    for block in rows.added_to(rest):
         sums[block.first : block.stop, block.first :] = block.sums
         counts[block.first : block.stop, block.first :] = block.counts
     want = expected(np.concatenate([z, first]))

@@ -1,4 +1,4 @@
-"""The codes at position 0, kept whole, so that figures including position 0 need no second triangle of pair sums."""
+"""The codes of a few rows, kept whole, so that figures with or without them need no second triangle of pair sums."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from ....shared.codes.sparse import SparseCodes
 from .pair_sums import PairBlock, PairSums
 
 
-class FirstRows:
-    """The codes at position 0: attention is causal, so they are a function of one token and mostly identical.
+class RowsApart:
+    """The codes of the rows at position 0, or of massive rows.
 
-    Identical rows are stored once, with their number. Their pair sums are formed block by block when needed.
+    Identical rows are stored once, with their number: those at position 0 are a function of one token and mostly
+    identical, as attention is causal; massive rows are few. Their pair sums are formed block by block when needed.
 
     Attributes:
         rows: the bytes of a row (its latents, then as many float32 values) → how often it occurs.
@@ -33,7 +34,7 @@ class FirstRows:
             key = codes.latents[entries].tobytes() + codes.values[entries].tobytes()
             self.rows[key] = self.rows.get(key, 0) + 1
 
-    def merge(self, other: FirstRows) -> None:
+    def merge(self, other: RowsApart) -> None:
         """Add another collector's rows."""
         for key, n in other.rows.items():
             self.rows[key] = self.rows.get(key, 0) + n
@@ -61,8 +62,16 @@ class FirstRows:
         fires.data[:] = 1.0
         return x, fires, times
 
-    def with_rest(self, rest: PairSums) -> Iterator[PairBlock]:
-        """The triangle of all rows, block by block: `rest` plus these.
+    def added_to(self, pairs: PairSums) -> Iterator[PairBlock]:
+        """The triangle of other rows and these, block by block."""
+        return self._combined(pairs, np.add)
+
+    def taken_from(self, pairs: PairSums) -> Iterator[PairBlock]:
+        """The triangle of the rows of `pairs` that are not these, which are among them, block by block."""
+        return self._combined(pairs, np.subtract)
+
+    def _combined(self, pairs: PairSums, combine: np.ufunc) -> Iterator[PairBlock]:
+        """The sums and counts of each block of `pairs`, combined with those of these rows.
 
         A row that occurs t times adds t · z_i z_j, so one product of the distinct rows, one side weighted by t, is the
         sum over all of them. Only the columns from the block's first latent on are formed.
@@ -70,14 +79,14 @@ class FirstRows:
         x, fires, times = self._matrices()
         scale = sp.diags_array(times.astype(np.float64))
         weighted, weighted_fires = sp.csc_array(scale @ x), sp.csc_array(scale @ fires)
-        for block in rest.blocks():
+        for block in pairs.blocks():
             if x.nnz == 0:
                 yield block
                 continue
             rows, columns = slice(block.first, block.stop), slice(block.first, None)
             sums = (weighted[:, rows].T @ x[:, columns]).toarray()
             counts = (weighted_fires[:, rows].T @ fires[:, columns]).toarray()
-            yield PairBlock(block.first, block.sums + sums, block.counts + counts.astype(np.uint32))
+            yield PairBlock(block.first, combine(block.sums, sums), combine(block.counts, counts.astype(np.uint32)))
 
     def lookup(self, i: NDArray[Any], j: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """(Σ z_i z_j, n_ij) of pairs [P] of latents over these rows."""
