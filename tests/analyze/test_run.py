@@ -123,7 +123,7 @@ def test_every_file_of_a_report(made: Planted, run: Path, tmp_path: Path) -> Non
     assert "nested <b>" in text
     assert str(result.report) in text
     header = re.split(r"  +", text.splitlines()[0])
-    assert header[:6] == ["run", "FVU", "incl. pos. 0", "L0", "dead", "pairs"], "the order of REPORTS"
+    assert header[:7] == ["run", "FVU", "incl. pos. 0", "excl. massive", "L0", "dead", "pairs"], "the order of REPORTS"
     page = result.report.read_text(encoding="utf-8").split('id="document">')[0]
     assert "<dt>FVU</dt><dd>Fraction of variance unexplained" in page
     assert "<dt>transcoder</dt>" in page

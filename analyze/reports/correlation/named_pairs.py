@@ -20,7 +20,7 @@ from .scan import Scan
 class PairTable:
     """Every pair worth naming: |r| above the threshold, or decoder rows (anti)parallel.
 
-    All arrays are [P] and exclude position 0, except r_with_bos. r_without_massive excludes massive rows too; None
+    All arrays are [P] and exclude position 0, except r_with_bos. r_without_massive excludes massive rows too; NaN
     where there are none.
 
     Attributes:
@@ -33,7 +33,7 @@ class PairTable:
     ids: NDArray[np.int32]
     r: NDArray[np.float64]
     r_with_bos: NDArray[np.float64]
-    r_without_massive: NDArray[np.float64] | None
+    r_without_massive: NDArray[np.float64]
     both: NDArray[np.int64]
     jaccard: NDArray[np.float64]
     p_j_given_i: NDArray[np.float64]
@@ -82,7 +82,7 @@ class PairTable:
             "duplicate": self.duplicate[order],
             "r": self.r[order],
             "r_with_bos": self.r_with_bos[order],
-            **({} if self.r_without_massive is None else {"r_without_massive": self.r_without_massive[order]}),
+            "r_without_massive": self.r_without_massive[order],
             "decoder_cosine": self.cos[order],
             "fired_i": fired[i],
             "fired_j": fired[j],
@@ -95,10 +95,11 @@ class PairTable:
 
 def _without_massive(
     counted: Counted, i: NDArray[np.int32], j: NDArray[np.int32], sums: NDArray[np.float64]
-) -> NDArray[np.float64] | None:
-    """r of pairs [P] excluding position 0 and massive rows, from their Σ z_i z_j excluding position 0."""
+) -> NDArray[np.float64]:
+    """r of pairs [P] excluding position 0 and massive rows, from their Σ z_i z_j excluding position 0; NaN without
+    massive rows."""
     if not counted.massive.rows:
-        return None
+        return np.full(len(i), np.nan)
     massive_sums, _ = counted.massive_rows.lookup(i, j)
     return (counted.rest - counted.massive).pearson(i, j, sums - massive_sums)
 

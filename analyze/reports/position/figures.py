@@ -73,7 +73,7 @@ def figures(
             f"Mutual information of firing and position bin, minus the mean of {config.shifts} circular shifts "
             f"within sequences.",
             with_bos=_mean(s.mi_all),
-            without_massive=None if s.mi_ordinary is None else _mean(s.mi_ordinary),
+            without_massive=_mean(s.mi_ordinary),
             null=0.0,
             better="lower",
             in_summary=False,
@@ -189,7 +189,7 @@ def on_disk(s: PositionScores, config: PositionConfig) -> dict[str, NDArray[Any]
         "kl_with_bos": s.kl_all,
         "mi_excess": s.mi,
         "mi_excess_with_bos": s.mi_all,
-        **({} if s.mi_ordinary is None else {"mi_excess_without_massive": s.mi_ordinary}),
+        "mi_excess_without_massive": s.mi_ordinary,
         "mi_q": s.mi_q,
         "largest_bin": s.biggest_bin,
         "largest_bin_share": s.biggest,

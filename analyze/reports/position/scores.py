@@ -20,7 +20,7 @@ from ....shared.codes.statistics import (
 from ...stream.keep import Keeper
 from .bins import Bins
 from .config import PositionConfig
-from .counts import Counts, MassiveCounts
+from .counts import Counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class PositionScores:
             context once.
         kl, kl_all: bits from the base rate, excluding position 0 and including it.
         mi, mi_all: mutual information with position beyond the circular shifts' mean; mi_q corrected. mi_ordinary: mi
-            excluding massive rows too; None where there are none.
+            excluding massive rows too; NaN where there are none.
         biggest: share of its firings after position 0 in its fullest bin; biggest_bin: which (1 …).
         biased: position-biased. spearman, spearman_all: ρ of mean activation with position.
     """
@@ -54,7 +54,7 @@ class PositionScores:
     kl_all: NDArray[np.float64]
     mi: NDArray[np.float64]
     mi_all: NDArray[np.float64]
-    mi_ordinary: NDArray[np.float64] | None
+    mi_ordinary: NDArray[np.float64]
     mi_q: NDArray[np.float64]
     biggest: NDArray[np.float64]
     biggest_bin: NDArray[np.int64]
@@ -123,7 +123,7 @@ def score(counts: Counts, config: PositionConfig, cache: Cache) -> PositionScore
         kl_all=_only(scored, kl_to_base(bins, bin_rows / total)),
         mi=_only(scored_rest, mi),
         mi_all=_only(scored, mi_all),
-        mi_ordinary=_without_massive(counts, counts.massive, config) if counts.massive is not None else None,
+        mi_ordinary=_without_massive(counts, config),
         mi_q=mi_q,
         biggest=biggest,
         biggest_bin=rest.argmax(axis=1) + 1,
@@ -138,8 +138,12 @@ def _only(mask: NDArray[np.bool_], values: NDArray[np.floating]) -> NDArray[np.f
     return np.where(mask, values, np.nan)
 
 
-def _without_massive(counts: Counts, massive: MassiveCounts, config: PositionConfig) -> NDArray[np.float64]:
-    """Mutual information beyond circular shifts [F], excluding position 0 and massive rows; NaN where not scored."""
+def _without_massive(counts: Counts, config: PositionConfig) -> NDArray[np.float64]:
+    """Mutual information beyond circular shifts [F], excluding position 0 and massive rows; NaN where not scored or
+    where there are no massive rows."""
+    massive = counts.massive
+    if massive is None:
+        return np.full(len(counts.firings), np.nan)
     bins, rows = _coarse(counts.firings - massive.firings, counts.rows - massive.rows, counts.bins)
     mi, _ = _excess(bins[:, 1:], rows[1:], counts.shifted - massive.shifted, config.shifts)
     return _only(bins[:, 1:].sum(axis=1) >= config.min_fired, mi)
