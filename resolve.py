@@ -149,7 +149,9 @@ def train_configs(
 
     Args:
         names: variants.
-        name: name of the run; with several variants each run is called NAME-VARIANT.
+        name: name of the run; with several variants each run is called NAME-VARIANT. Without it, a variant of settings
+            whose train.name came from a file (a preset) is called NAME-VARIANT too, so that it is not the run of the
+            file itself.
 
     Raises:
         UsageError: a variant is given twice.
@@ -162,8 +164,14 @@ def train_configs(
         changes: dict[str, Any] = {"cache": cache_to_train_on(whole)}
         if name is not None:
             changes["name"] = name if len(names) < 2 else f"{name}-{variant}"
+        elif (named := whole.train.name) and variant and (len(names) > 1 or not _sets_name(sets)):
+            changes["name"] = named if named.endswith(f"-{variant}") else f"{named}-{variant}"
         configs.append(dataclasses.replace(whole.train, **changes))
     return configs
+
+
+def _sets_name(sets: Sequence[str]) -> bool:
+    return any(text.partition("=")[0].strip() == "train.name" for text in sets)
 
 
 def unharvested(files: Sequence[str], sets: Sequence[str]) -> dict[Path, Unharvested]:

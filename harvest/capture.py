@@ -234,8 +234,16 @@ def site_widths(reader: SiteReader, ids: Tensor) -> dict[str, int]:
 
 @contextmanager
 def count_flops() -> Iterator[Any]:
-    """Yields a counter of the FLOP of matrix products (two for a multiply-add): ``.get_total_flops()``."""
+    """Yields a counter of the FLOP of matrix products (two for a multiply-add): ``.get_total_flops()``.
+
+    It counts fused attention too, whose form for a CPU torch's own counter does not know.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    def attention(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
+        batch, heads, n_queries, width = query
+        return 2 * 2 * batch * heads * n_queries * key[2] * width  # Q·Kᵀ, and the weights times V
+
+    mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         yield counter

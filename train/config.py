@@ -74,7 +74,7 @@ class WandbConfig:
     """off: wandb is not imported. offline: write files below the run folder, to sync later. online: upload during
     training. auto: online if an API key is found, else offline."""
     project: str = "sparse-coders"
-    """W&B project."""
+    """W&B project. The presets that set one name it after themselves; the run in it has the run's name."""
     entity: str | None = None
     """Team or user; null: the account's default."""
     group: str | None = None
@@ -97,7 +97,8 @@ class TrainConfig:
     runs: Path = Path("runs")
     """Folder of the runs."""
     name: str | None = None
-    """Name of the run, a folder in `runs`; null: the variant's name, or the architecture's."""
+    """Name of the run, a folder in `runs`; null: the variant's name, or the architecture's. The presets name their runs
+    after themselves; with `--variant` such a run is called NAME-VARIANT."""
     variant: str | None = None
     """Name of the variant these settings came from; set by `--variant`."""
     seed: int = 0

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..shared.codes.positions import bos_share
+from ..shared.codes.positions import bos_enrichment
 from ..shared.console import Console
 from ..shared.errors import PipelineError
 from ..shared.runs.folder import Run
@@ -91,7 +91,7 @@ def _step(session: Session, rows: Batch, stream: Stream) -> dict[str, Any]:
     with session.trainee.clock.running():
         result = train_step(session.trainee, rows, measure=due)
         if stream.sampler.config.follows_training:
-            stream.sampler.observe(bos_share(result.codes(), rows.position))
+            stream.sampler.observe(bos_enrichment(result.codes(), rows.position))
         session.look(result, rows)
     return session.log(result, stream) if due else {}
 

@@ -1,4 +1,4 @@
-"""Bins of positions, and how much of the activation lies at position 0."""
+"""Bins of positions, and how strongly position 0 activates."""
 
 from __future__ import annotations
 
@@ -34,12 +34,21 @@ def bin_edges(ctx: int, bins: int) -> list[float]:
     return [0.0, *(1 + (ctx - 1) * b / bins for b in range(bins + 1))]
 
 
-def bos_share(codes: Codes, position: Tensor) -> float:
-    """Share of the activation Σ z at position 0; 0 where nothing is active.
+def bos_enrichment(codes: Codes, position: Tensor) -> float | None:
+    """Mean Σ z of a row at position 0 ÷ mean Σ z of the other rows: 1 if position 0 activates like any row.
+
+    The share of activation at position 0 depends on how many such rows are drawn; this ratio does not.
 
     Args:
         position: [B] of the rows of `codes`.
+
+    Returns:
+        None if there are no rows of either kind, or the others do not activate.
     """
     by_row = codes.values.sum(dim=1, dtype=torch.float64)
-    total = float(by_row.sum())
-    return float(by_row[position == 0].sum()) / total if total > 0 else 0.0
+    at_zero = position == 0
+    n, total, bos = int(at_zero.sum()), float(by_row.sum()), float(by_row[at_zero].sum())
+    rest = len(by_row) - n
+    if not n or not rest or not total > bos:
+        return None
+    return (bos / n) / ((total - bos) / rest)

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparse_pipeline.resolve import resolve
+from sparse_pipeline.resolve import resolve, train_configs
+from sparse_pipeline.shared.codes.positions import position_bins
+from sparse_pipeline.shared.config.settings import presets
 from sparse_pipeline.train.config import OptimizerConfig, TrainConfig
 from sparse_pipeline.train.penalties.weights import AdaptiveConfig
 from sparse_pipeline.train.schedules import cosine, linear
@@ -81,6 +83,17 @@ def test_antidup() -> None:
     assert weights == {"decoder_orthogonality": 0.01, "activation_correlation": 0.005, "position_diversity": 0.01}
     assert all(isinstance(penalty.schedule, AdaptiveConfig) for penalty in config.penalties.values())
     only(config.sampler, kind="position_stratified", bos_factor=0.3, max_bos_share=0.2, bins=10)
+    only(config.sampler, balanced=True, adaptive=True, target_ratio=1.0)
+    followed = {name: (penalty.schedule.metric, penalty.schedule.target) for name, penalty in config.penalties.items()}
+    assert followed == {
+        "decoder_orthogonality": ("correlation/max_r", 0.8),
+        "activation_correlation": ("correlation/max_r", 0.8),
+        "position_diversity": ("position/bos_enrichment", 1),
+    }
+    bins = np.bincount(position_bins(np.arange(64), 64, 10))
+    drawn = (bins[1:].min() * 10 + bins[0] * config.sampler.min_factor) / 64
+    assert found.harvest.tokens * (1 - config.data.heldout) * drawn > 5_000_000, "one pass is enough"
+    only(config.wandb, mode="offline", project=ANTIDUP)
     assert config.monitors.keys() == {"correlation", "position", "utilisation"}
     assert config.monitors["correlation"].threshold == 0.8
     only(config, monitor_every=100, monitor_window=50)
@@ -141,13 +154,55 @@ def test_the_demo_size_differs_in_size_only(preset: str, demo: str) -> None:
         assert {k: getattr(p, name) for k, p in large.penalties.items()} == {
             k: getattr(p, name) for k, p in small.penalties.items()
         }
-    same = ("sampler", "monitors", "monitor_every", "monitor_window", "log_every", "checkpoint_every")
+    same = ("sampler", "monitors", "log_every", "checkpoint_every")
+    watched = large.monitor_every // (5 if small.monitors else 1)  # a run of a tenth of the steps is watched more often
+    assert small.monitor_every == watched
     for name in same:
         assert getattr(large, name) == getattr(small, name), name
     assert large.coder.architecture == small.coder.architecture
     assert dataclasses.replace(small.optimizer, warmup_steps=0, decay_steps=None) == dataclasses.replace(
         large.optimizer, warmup_steps=0, decay_steps=None
     )
+
+
+SAE, TRANSCODER = "gemma-3-270m-layer9", "gemma-3-270m-layer9-transcoder"
+
+
+@pytest.mark.parametrize(("preset", "target"), [(SAE, "layer_09.resid_mid"), (TRANSCODER, "layer_09.mlp_out")])
+def test_gemma3_uses_what_works_on_it(preset: str, target: str) -> None:
+    found = whole(preset)
+    config = found.train
+    only(found.harvest, model="google/gemma-3-270m", ctx=128, sites=("layer_09.resid_mid", "layer_09.mlp_out"))
+    assert found.harvest == whole(SAE).harvest, "the two share a cache"
+    only(config, source="layer_09.resid_mid", target_site=target)
+    only(config.coder, architecture="topk", latents=4096, k=32, normalise="per_dimension")
+    only(config.sampler, kind="uniform", massive="exclude")
+    assert config.penalties == resolve(variant="topk-tracked-pairs", here=False).train.penalties
+    assert config.data.batch_size == 1024
+    assert int(found.harvest.tokens * (1 - config.data.heldout) * config.data.epochs) // 1024 == 979
+
+
+def test_no_two_presets_share_the_name_of_their_run() -> None:
+    named = {name: training(name) for name in presets() if name != "demo"}
+    assert {config.run_name for config in named.values()} == named.keys()
+    for name, config in named.items():
+        if name.startswith("gemma-2"):
+            assert config.wandb.project == name
+        if name.startswith("gemma-3"):
+            assert config.wandb.project == SAE
+
+
+def test_a_variant_of_a_preset_is_not_the_run_of_the_preset() -> None:
+    def names(variants: list[str], sets: list[str] | None = None, name: str | None = None) -> list[str]:
+        return [config.run_name for config in train_configs([LAYER8], sets or [], variants, name, here=False)]
+
+    assert names([]) == [LAYER8]
+    assert names(["topk"]) == [f"{LAYER8}-topk"]
+    assert names(["topk", "relu"]) == [f"{LAYER8}-topk", f"{LAYER8}-relu"]
+    assert names(["topk"], ["train.name=mine"]) == ["mine"]
+    assert names(["topk", "relu"], ["train.name=mine"]) == ["mine-topk", "mine-relu"]
+    assert names(["topk"], name="mine") == ["mine"]
+    assert [config.run_name for config in train_configs([], [], ["topk"], here=False)] == ["topk"]
 
 
 def test_a_decay_that_is_over_stays_where_it_ended() -> None:

@@ -8,7 +8,8 @@ Invariants:
 - `_next` is the first row not handed out. `position()` gives it together with the number of batches handed out, and a
   stream begun there yields the batches that this one would yield next.
 - The rows of a window depend on (seed, epoch, window, blocks per window) and, for a sampler that follows training, on
-  its control at a fixed moment (`_control`): never on how far ahead is read, on threads, memory or residency.
+  its control when the window becomes current (`_control`): never on how far ahead is read, on threads, memory or
+  residency. Such a sampler draws on the caller's thread at that moment; what is read ahead are the blocks.
 - A pool belongs to one window at a time: `_free_pools` holds those that no window reads. `_release` returns a pool with
   a mark of the device's last read, which the reader awaits before it writes. A resident pool is only read, so all
   windows share it.
@@ -20,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
@@ -91,6 +92,19 @@ class _Drawn:
         return Batch(acts=self.pool.gather(self.slots[start:stop]), **meta)
 
 
+@dataclass(frozen=True)
+class _Read:
+    """One window whose blocks are in the pool and from which no row is drawn yet.
+
+    `slots` is where each training row of its blocks lies in the pool, in the order of `seen`.
+    """
+
+    at: tuple[int, int]
+    pool: Pool
+    slots: Index
+    seen: Window
+
+
 class Stream:
     """An iterator of batches; open it with :func:`open_stream`, and close it (or use ``with``).
 
@@ -148,12 +162,12 @@ class Stream:
         self._controls: dict[tuple[int, int], float | None] = {}
         if start is not None and "sampler" in start:
             sampler.load_state(start["sampler"])
-            self._controls = dict(zip(self._two_windows(), start["controls"], strict=True))
+            self._controls = {self._next[:2]: start["control"]}
         self._handed_out = (start["step"] if start else 0, self._next)
 
         self._reader: BlockReader | None = None
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="window-loader")
-        self._ahead: deque[Future[_Drawn]] = deque()
+        self._ahead: deque[Future[_Drawn | _Read]] = deque()
         self._to_load = (self._next.epoch, self._next.window)
         self._free_pools: deque[Pool] = deque()
         self._filled: Future[None]
@@ -198,7 +212,7 @@ class Stream:
         windows = range(self._windows.n_windows)
         return sum(self.sampler.count(self._candidates(epoch, window)[0]) for window in windows)
 
-    def _candidates(self, epoch: int, window: int, control: float | None = None) -> tuple[Window, Index]:
+    def _candidates(self, epoch: int, window: int) -> tuple[Window, Index]:
         """What the sampler sees of a window, and the place of each of these rows among all rows of its blocks."""
         rows = window_rows(self._blocks, self._windows.blocks(epoch, window))
         places = np.flatnonzero(self._train[rows])
@@ -214,7 +228,6 @@ class Stream:
             index=window,
             ctx=ctx,
             batch_size=batch_size,
-            control=control,
         )
         return seen, places
 
@@ -225,22 +238,18 @@ class Stream:
         step, at = self._handed_out
         position = {"step": step, **at._asdict(), "blocks_per_window": self._windows.blocks_per_window}
         if self.sampler.config.follows_training:
-            controls = [self._control(window) for window in self._two_windows()]
-            position |= {"sampler": self.sampler.state(), "controls": controls}
+            position |= {"sampler": self.sampler.state(), "control": self._controls.get(at[:2], self.sampler.control())}
         return position
 
-    def _two_windows(self) -> list[tuple[int, int]]:
-        """The window that the next row is in, and the one after it."""
-        window = self._next[:2]
-        return [window, self._windows.after(*window)]
-
     def _control(self, window: tuple[int, int]) -> float | None:
-        """The number that decides the rows of a window: the sampler's control when the window before it became current.
+        """The number that decides the rows of a window: the sampler's control when the window becomes current.
 
-        It is fixed at that moment and saved with the position, so it does not depend on how far ahead is read, and a
-        resumed run uses the same one.
+        It is saved with the position, so a resumed run draws the rest of the window with the same one. The one before
+        is kept too: an interrupt may find the position of a batch that ended in the window before.
         """
-        return self._controls.setdefault(window, self.sampler.control())
+        if window not in self._controls:
+            self._controls = dict([*self._controls.items()][-1:]) | {window: self.sampler.control()}
+        return self._controls[window]
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -295,17 +304,15 @@ class Stream:
                 self._release(self._current)
             self._schedule(1)
             began = time.perf_counter()
-            drawn = self._ahead.popleft().result()
+            found = self._ahead.popleft().result()
+            drawn = self._draw(found, self._control(found.at)) if isinstance(found, _Read) else found
             self.waited_seconds += time.perf_counter() - began
             if drawn.at != self._next[:2]:
                 self._next = StreamPosition(*drawn.at, 0)
             self._current = drawn
-            here, following = self._two_windows()
-            self._controls = {here: self._control(here), following: self._control(following)}
             # read ahead, unless training ends within this window
             if rows_left > len(drawn) - self._next.offset:
-                follows = self.sampler.config.follows_training  # the control of the window but one is not fixed yet
-                self._schedule(min(self.config.prefetch, 1) if follows else self.config.prefetch)
+                self._schedule(self.config.prefetch)
         return self._current
 
     def _release(self, window: _Drawn) -> None:
@@ -320,8 +327,7 @@ class Stream:
             self._start()
         while len(self._ahead) < wanted and self._free_pools:
             pool = self._free_pools[0] if self.resident else self._free_pools.popleft()
-            control = self._control(self._to_load) if self.sampler.config.follows_training else None
-            self._ahead.append(self._loader.submit(self._load, *self._to_load, pool, control))
+            self._ahead.append(self._loader.submit(self._load, *self._to_load, pool))
             self._to_load = self._windows.after(*self._to_load)
 
     def _start(self) -> None:
@@ -343,11 +349,10 @@ class Stream:
 
     # --- on the loader thread ---------------------------------------------------------------------------------------
 
-    def _load(self, epoch: int, window: int, pool: Pool, control: float | None) -> _Drawn:
-        """Reads a window and lets the sampler draw from it, while the blocks arrive.
+    def _load(self, epoch: int, window: int, pool: Pool) -> _Drawn | _Read:
+        """Reads a window, and lets a sampler that does not follow training draw from it while the blocks arrive.
 
-        `slots` is where each row of the window's blocks lies in the pool; `places` picks the training rows of those,
-        and `order` the drawn ones, so slots[places[order]] are the pool's rows in training order.
+        Of the rows of the window's blocks, `places` picks the training rows.
         """
         assert self._reader is not None
         chosen = self._windows.blocks(epoch, window)
@@ -359,11 +364,17 @@ class Stream:
         else:
             pending = self._fill(chosen, pool)
             slots = np.arange(int(self._blocks.length[chosen].sum()))
-        seen, places = self._candidates(epoch, window, control)
-        order = self.sampler.order(seen)
-        drawn = _Drawn((epoch, window), pool, self._to_device(slots[places[order]]), self._describe(seen.row[order]))
+        seen, places = self._candidates(epoch, window)
+        found = _Read((epoch, window), pool, slots[places], seen)
+        ready = found if self.sampler.config.follows_training else self._draw(found, None)
         self._reader.wait(pending)
-        return drawn
+        return ready
+
+    def _draw(self, found: _Read, control: float | None) -> _Drawn:
+        """The window in the sampler's order: slots[order] are the pool's rows in training order."""
+        seen = replace(found.seen, control=control)
+        order = self.sampler.order(seen)
+        return _Drawn(found.at, found.pool, self._to_device(found.slots[order]), self._describe(seen.row[order]))
 
     def _fill_resident(self, pool: Pool) -> None:
         assert self._reader is not None

@@ -31,7 +31,11 @@ class PositionConfig(MonitorConfig):
 
 
 class PositionMonitor(Monitor):
-    """Rows drawn and activation Σ z, by position bin: the effect of the sampler, and of the coder."""
+    """Rows drawn, and activation Σ z, by position bin: the sampler's result and the coder's.
+
+    `bos_activation` is the share of Σ z at position 0. `bos_enrichment` is the mean Σ z of such a row ÷ that of another
+    row: 1 where position 0 has the share of the activation that it has of the rows, however many of them are drawn.
+    """
 
     config_class: ClassVar[type[MonitorConfig]] = PositionConfig
     config: PositionConfig
@@ -45,13 +49,15 @@ class PositionMonitor(Monitor):
         fired = codes.fired
         at_bos = np.bincount(codes.latents[bins == 0], minlength=codes.n_latents)
         often = fired >= c.min_fired
-        total = float(activation.sum())
+        total, bos = float(activation.sum()), float(activation[0])
+        others = codes.n_rows - int(drawn[0])
         edges = bin_edges(seen.ctx, c.bins)
         shares = drawn[1:] / drawn[1:].sum() if drawn[1:].sum() else np.zeros(0)
         return Finding(
             {
                 "bos_rows": float(drawn[0] / codes.n_rows) if codes.n_rows else None,
-                "bos_activation": float(activation[0]) / total if total > 0 else None,
+                "bos_activation": bos / total if total > 0 else None,
+                "bos_enrichment": bos / int(drawn[0]) * others / (total - bos) if drawn[0] and total > bos else None,
                 "bos_locked": int((at_bos[often] > c.bos_share * fired[often]).sum()),
                 "evenness": float(_entropy(shares) / np.log(c.bins)) if c.bins > 1 and len(shares) else None,
             },

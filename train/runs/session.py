@@ -155,6 +155,7 @@ class Session:
             **{f"{name}/weight": weight for name, weight in result.terms.weights.items()},
             **trainee.objective.metrics(),
             **result.measures,
+            **stream.sampler.metrics(),
             **(self.report.figures if self.report else {}),
             "lr": result.lr,
             "grad_norm": float(result.grad_norm),

@@ -24,7 +24,7 @@ class Window:
         index: which window of the epoch, counted from 0.
         ctx: tokens in a sequence: positions run from 0 to ctx − 1.
         batch_size: rows of a batch; batches may begin anywhere in the window.
-        control: what the sampler's `control` returned when training reached the window before this one.
+        control: what the sampler's `control` returned when training reached this window.
     """
 
     row: NDArray[np.int64]
@@ -77,15 +77,19 @@ class Sampler(ABC):
         """How many rows `order` keeps; overridden where that is known without drawing."""
         return len(self.order(window))
 
-    # A sampler that follows training. `order` runs ahead, on another thread: it may use `window.control` alone.
+    # A sampler that follows training. `order` depends on `window.control` alone, which is saved in checkpoints.
 
     def control(self) -> float | None:
-        """The number that decides the next window but one."""
+        """The number that decides the next window; read when training reaches it."""
         return None
 
-    def observe(self, bos_share: float) -> None:  # noqa: B027 (most samplers do not listen)
-        """Receive the share of a step's activation, Σ z, at position 0. Called after each step, where
-        `follows_training`."""
+    def observe(self, enrichment: float | None) -> None:  # noqa: B027 (most samplers do not listen)
+        """Receive how many times as strong the rows at position 0 of a step activate as the others (Σ z of a row, on
+        average); None if the step has no such rows. Called after each step, where `follows_training`."""
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers for a line of metrics.jsonl."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """Plain data that a resumed run needs to be bit-identical."""

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_pipeline.shared.codes.positions import bin_edges, position_bins
+from sparse_pipeline.shared.coders import Codes
+from sparse_pipeline.shared.codes.positions import bin_edges, bos_enrichment, position_bins
 
 
 @pytest.mark.parametrize(("ctx", "bins"), [(1, 1), (2, 10), (4, 10), (11, 10), (64, 10), (5000, 1020), (9, 1)])
@@ -24,3 +25,12 @@ def test_bins_are_equal_parts_of_the_positions_after_0(ctx: int, bins: int) -> N
 def test_by_hand() -> None:
     assert position_bins(torch.arange(64), 64, 10).bincount().tolist() == [1, 7, 6, 6, 7, 6, 6, 7, 6, 6, 6]
     assert position_bins(torch.arange(4), 4, 10).tolist() == [0, 1, 4, 7]
+
+
+def test_enrichment_is_a_ratio_of_means_and_none_where_there_is_none() -> None:
+    z = torch.tensor([[3.0, 1.0], [0.5, 0.0], [0.0, 1.5], [2.0, 0.0]])
+    position = torch.tensor([0, 1, 2, 0])
+    assert bos_enrichment(Codes(z, None, 2), position) == pytest.approx(3.0 / 1.0)
+    assert bos_enrichment(Codes(z, None, 2), torch.ones(4)) is None, "no row at position 0"
+    assert bos_enrichment(Codes(z, None, 2), torch.zeros(4)) is None, "no other row"
+    assert bos_enrichment(Codes(z * (position == 0)[:, None], None, 2), position) is None, "the others are silent"

@@ -70,6 +70,8 @@ def test_position(planted: tuple[torch.Tensor, torch.Tensor]) -> None:
     found = build_monitor(PositionConfig(bins=4)).look(seen(z, position))
     assert found.figures["bos_rows"] == pytest.approx(0.2)
     assert found.figures["bos_activation"] == pytest.approx(float(z[position == 0].sum() / z.sum()))
+    means = [float(z[at].sum(dim=1).mean()) for at in (position == 0, position > 0)]
+    assert found.figures["bos_enrichment"] == pytest.approx(means[0] / means[1])
     assert found.figures["bos_locked"] == 1
     assert found.figures["evenness"] == pytest.approx(1)
     assert found.details["rows"] == [80] * 5

@@ -121,7 +121,7 @@ def test_balanced_draws_every_bin_alike() -> None:
     position = seen.position[build(balanced=True, bins=3).order(seen)]
     counts = np.histogram(position[position > 0], [1, 14, 27, 40])[0]
     assert counts.tolist() == [260, 260, 260]
-    loose = seen.position[build(balanced=False, bins=3).order(seen)]
+    loose = seen.position[build(balanced=False).order(seen)]
     assert (loose > 0).sum() == (seen.position > 0).sum()
 
 
@@ -155,7 +155,7 @@ def test_no_batch_of_three_epochs_holds_more_than_a_fifth(cache: Cache, batch_si
     assert np.mean(shares) > 0.15 * batch_size  # the cap is used: a third would be there without
 
 
-ADAPTIVE = {"adaptive": True, "target": 0.05, "rate": 0.3, "ema": 0.5, "max_bos_share": 0.5}
+ADAPTIVE = {"adaptive": True, "ema": 0.5, "max_bos_share": 0.5, "bos_factor": 1.0}
 
 
 @pytest.mark.parametrize("changes", [{}, {"prefetch": 0}, {"prefetch": 3}, {"resident": True}])
@@ -169,7 +169,7 @@ def test_adaptive_the_same_rows_however_they_are_read_and_wherever_it_stops(
         with open_stream(cache, SITE, settings, build(**ADAPTIVE), start) as stream:
             for batch in stream:
                 rows += batch.row.tolist()
-                stream.sampler.observe(float((batch.position == 0).double().mean()))
+                stream.sampler.observe(1 + float(batch.row.double().mean()) / 300)  # each batch its own
                 if len(rows) == 50 * stop:
                     return rows, stream.position()
         return rows, {}
@@ -185,22 +185,73 @@ def test_adaptive_the_same_rows_however_they_are_read_and_wherever_it_stops(
         assert first + rest == whole
 
 
-def test_the_factor_falls_above_the_target_and_rises_below_it_within_bounds() -> None:
-    sampler = build(adaptive=True, target=0.1, rate=1.0, ema=0.0, min_factor=0.2, max_factor=0.6)
-    assert sampler.control() == 0.3
-    sampler.observe(0.2)
-    assert sampler.control() == pytest.approx(0.3 * np.exp(-0.1))
-    sampler.observe(0.0)
-    assert sampler.control() == pytest.approx(0.3)
-    for share, bound in ((1.0, 0.2), (0.0, 0.6)):
-        for _ in range(30):
-            sampler.observe(share)
-        assert sampler.control() == bound
+@pytest.mark.parametrize("enrichment", [0.2, 1.0, 3.0, 12.0])
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
+def test_the_factor_gives_position_0_its_share_of_the_activation(enrichment: float, ratio: float) -> None:
+    """The oracle: with rows at position 0 that activate `enrichment` times as strongly, count the activation drawn."""
+    sampler = build(adaptive=True, target_ratio=ratio, ema=0.0, min_factor=0.0, max_bos_share=1.0)
+    assert sampler.control() is None, "nothing observed yet: bos_factor"
+    sampler.observe(enrichment)
+    assert sampler.control() == pytest.approx(enrichment)
+    assert sampler.metrics() == {"sampler/bos_enrichment": pytest.approx(enrichment)}
+    seen = window(400_000, control=sampler.control())
+    at_zero = seen.position[sampler.order(seen)] == 0
+    share = at_zero.sum() * enrichment / (at_zero.sum() * enrichment + (~at_zero).sum())
+    all_of_them = enrichment / (enrichment + 39)  # no factor above 1
+    assert share == pytest.approx(min(ratio / 40, all_of_them), rel=0.1)
+
+
+def test_the_factor_stays_within_its_bounds_and_the_average_moves_slowly() -> None:
+    sampler = build(adaptive=True, ema=0.9, min_factor=0.2, max_factor=0.6)
+    for enrichment, expected in ((1e9, 0.2), (1e-9, 0.6)):
+        for _ in range(300):
+            sampler.observe(enrichment)
+        assert sampler.factor(100, 3900, window(control=sampler.control())) == expected
+    before = sampler.control()
+    sampler.observe(None)  # a batch without rows at position 0
+    assert sampler.control() == before
+    sampler.observe(1.0)
+    assert np.log(sampler.control()) == pytest.approx(0.9 * np.log(before))
     assert build().control() is None
 
 
+def test_the_factor_takes_effect_in_the_very_next_pool(cache: Cache) -> None:
+    data = DataConfig(batch_size=50, epochs=1, pool_rows=192, block_rows=16, resident=False, heldout=0.0)
+    sampler = build(adaptive=True, bos_factor=1.0, max_bos_share=1.0, ema=0.0, min_factor=0.0)
+    shares: list[float] = []
+    with open_stream(cache, SITE, data, sampler) as stream:
+        for batch in stream:
+            shares.append(float((batch.position == 0).double().mean()))
+            stream.sampler.observe(1e6)
+    first = sum(index < 192 // 50 for index in range(len(shares)))
+    assert min(shares[:first]) > 0.2
+    assert max(shares[first + 1 :]) == 0
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"bos_factor": 1.5}, {"max_bos_share": -0.1}, {"bins": 0}, {"min_factor": 1.0, "max_factor": 0.5}]
+    ("idle", "says"),
+    [
+        ({"bins": 10}, "bins: 10 does nothing with balanced: false"),
+        ({"target_ratio": 2.0}, "target_ratio: nothing uses this with adaptive: false"),
+        ({"ema": 0.5, "max_factor": 0.5}, "ema, max_factor: nothing uses this"),
+    ],
+)
+def test_a_setting_that_does_nothing_is_refused(idle: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        build(**idle)
+    assert build(**idle, balanced=True, adaptive=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bos_factor": 1.5},
+        {"max_bos_share": -0.1},
+        {"bins": 0, "balanced": True},
+        {"min_factor": 1.0, "max_factor": 0.5, "adaptive": True},
+        {"target_ratio": 0.0, "adaptive": True},
+        {"ema": 1.0, "adaptive": True},
+    ],
 )
 def test_settings_that_cannot_be_used(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
