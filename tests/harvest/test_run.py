@@ -498,7 +498,7 @@ def test_what_was_stopped_before_its_first_shard_makes_room(
     meant = dataclasses.replace(begun, sites=("layer_00.resid_mid",))
     assert not plan(meant).conflicts
     assert contents(harvest(meant).path) == contents(harvest(dataclasses.replace(meant, name="fresh")).path)
-    with pytest.raises(DataError, match="holds sites that this config leaves out"):
+    with pytest.raises(DataError, match="holds sites that this config lacks or stores differently"):
         harvest(begun)  # what is committed stays
 
 

@@ -239,7 +239,7 @@ def test_what_a_reader_of_version_1_would_misread_is_version_2(
 
 
 def test_impossible_storages_and_chunks_are_refused() -> None:
-    with pytest.raises(UsageError, match="no 'fp4'"):
+    with pytest.raises(UsageError, match="found 'fp4' of bfloat16"):
         SiteSpec(SITE, 4, quantised="fp4")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="of float32"):
         SiteSpec(SITE, 4, "float32", quantised="int8")
