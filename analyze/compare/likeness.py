@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..result import Table, TableColumn, plain
 from ..subject.analysed import Analysed
@@ -88,11 +89,18 @@ def pairs_of(groups: Groups, untrained: Sequence[Analysed], samples: Mapping[str
             correlations = cca(x, y) if x is not None and y is not None else None
         same_spaces = (one.coder.d_in, one.coder.d_out) == (other.coder.d_in, other.coder.d_out)
         if same_spaces and one.w_dec.any() and other.w_dec.any():  # a transcoder's decoder starts at 0: no direction
-            enc_a, dec_a, enc_b, dec_b = (torch.from_numpy(w) for w in (one.w_enc, one.w_dec, other.w_enc, other.w_dec))
-            matching = match(enc_a, dec_a, enc_b, dec_b)
+            raw = {one.coder.config.normalise, other.coder.config.normalise} != {"scalar"}
+            matching = match(*_rows(one, raw), *_rows(other, raw))
             null = random_mmcs(one.n_latents, other.n_latents, one.coder.d_out, one.seed)
         pairs.append(Pair(one.name, other.name, relation, likeness, correlations, matching, null))
     return pairs
+
+
+def _rows(one: Subject, raw: bool) -> tuple[Tensor, Tensor]:
+    """(encoder, decoder) rows. Two scalars leave cosines alone; other normalisations differ between coders, so that
+    their rows can be compared in raw space only."""
+    rows = (one.raw_w_enc, one.raw_w_dec) if raw else (one.w_enc, one.w_dec)
+    return torch.from_numpy(rows[0]), torch.from_numpy(rows[1])
 
 
 def _wanted(groups: Groups, untrained: Sequence[Analysed]) -> Iterator[tuple[Analysed, Analysed, str]]:

@@ -1,4 +1,9 @@
-"""Cosines between decoder rows, for all pairs, without forming the F × F matrix."""
+"""Cosines between decoder rows, for all pairs, without forming the F × F matrix.
+
+The rows are those of the coder's normalised space, in which training sees them and its penalties act. Dimensions that
+normalisation made alike count alike there; in raw space a few large dimensions would decide every cosine. Where a
+direction meets something outside the coder (a probe, the unembedding, another coder's rows), raw space is used instead.
+"""
 
 from __future__ import annotations
 

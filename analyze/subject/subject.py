@@ -64,13 +64,26 @@ class Subject:
 
     @cached_property
     def w_dec(self) -> NDArray[np.float32]:
-        """Decoder rows [F, d_out]."""
+        """Decoder rows [F, d_out] in the coder's normalised space, in which its geometry is measured."""
         rows: NDArray[np.float32] = self.coder.w_dec.detach().float().cpu().numpy()
         return rows
 
     @cached_property
+    def raw_w_dec(self) -> NDArray[np.float32]:
+        """Decoder rows [F, d_out] in raw activation space: what a code of 1 adds to the reconstruction."""
+        raw = self.coder.raw_directions(self.coder.w_dec.detach().double())
+        rows: NDArray[np.float32] = raw.float().cpu().numpy()
+        return rows
+
+    @cached_property
+    def raw_w_enc(self) -> NDArray[np.float32]:
+        """Encoder rows [F, d_in] in raw activation space."""
+        rows: NDArray[np.float32] = self.coder.fold().w_enc.float().cpu().numpy()
+        return rows
+
+    @cached_property
     def w_enc(self) -> NDArray[np.float32]:
-        """Encoder rows [F, d_in]."""
+        """Encoder rows [F, d_in] in the coder's normalised space."""
         rows: NDArray[np.float32] = self.coder.w_enc.detach().float().cpu().numpy()
         return rows
 
@@ -81,7 +94,7 @@ class Subject:
 
     @cached_property
     def geometry(self) -> Geometry:
-        """Cosines of decoder rows; computed once for all reports."""
+        """Cosines of decoder rows in the coder's normalised space; computed once for all reports."""
         return Geometry.of(self.coder.w_dec.detach())
 
     @cached_property

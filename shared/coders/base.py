@@ -215,8 +215,12 @@ class Coder(nn.Module, ABC):
         return self.raw_directions(t) + self.target_mean
 
     def raw_directions(self, rows: Tensor) -> Tensor:
-        """Directions of the normalised target space, such as decoder rows [n, d_out], in raw activation space."""
-        return (rows if self.target_colour is None else rows @ self.target_colour) * self.target_scale
+        """Directions of the normalised target space, such as decoder rows [n, d_out], in raw activation space.
+
+        In the dtype of `rows`.
+        """
+        raw = rows if self.target_colour is None else rows @ self.target_colour.to(rows.dtype)
+        return raw * self.target_scale.to(rows.dtype)
 
     @torch.no_grad()
     def fold(self) -> Folded:
@@ -231,11 +235,9 @@ class Coder(nn.Module, ABC):
         if self.input_whiten is not None:
             into = into @ self.input_whiten.to(double)
         encoder = w_enc @ into.T
-        out_scale = self.target_scale.to(double)
 
         def raw(rows: Tensor) -> Tensor:
-            rows = rows.to(double)
-            return (rows if self.target_colour is None else rows @ self.target_colour.to(double)) * out_scale
+            return self.raw_directions(rows.to(double))
 
         b_dec = raw(self.b_dec.unsqueeze(0)).squeeze(0) + self.target_mean.to(double)
         w_skip = None

@@ -56,7 +56,7 @@ def absorption_rates(
     Args:
         x: [n, d] raw activations of the site that the decoder writes to (and the probes read).
         codes: [n, F] ≥ 0, of the same rows, as multiples of unit decoder rows in the space of x (:func:`unit_codes`).
-        w_dec: [F, d] decoder rows.
+        w_dec: [F, d] decoder rows in the space of x.
         labels: of the rows.
         splits: each with the probes trained on it, in the same order of labels. True positives of all splits are
             pooled; each split has main latents of its own.
@@ -92,15 +92,14 @@ def absorption_rates(
     ]
 
 
-def unit_codes(codes: sparse.csr_array, w_dec: NDArray[np.floating], target_scale: float = 1.0) -> sparse.csr_array:
-    """Codes [n, F] as multiples of unit decoder rows in raw target space: z_i ‖w_i‖ · target_scale.
+def unit_codes(codes: sparse.csr_array, w_dec: NDArray[np.floating]) -> sparse.csr_array:
+    """Codes [n, F] as multiples of unit decoder rows: z_i ‖w_i‖.
 
     Args:
         codes: [n, F].
-        w_dec: [F, d] decoder rows, in units of target_scale.
-        target_scale: what the coder divides its target by.
+        w_dec: [F, d] decoder rows in raw target space.
     """
-    norms = np.linalg.norm(w_dec.astype(np.float64), axis=1) * target_scale
+    norms = np.linalg.norm(w_dec.astype(np.float64), axis=1)
     scaled = sparse.csr_array(codes, copy=True)
     scaled.data = (scaled.data * norms[scaled.indices]).astype(np.float32)
     return scaled

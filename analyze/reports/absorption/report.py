@@ -46,7 +46,6 @@ class AbsorptionReport(Report[AbsorptionConfig]):
     def finalise(self) -> ReportResult:
         config, subject = self.config, self.subject
         found = labelled(subject.cache, subject.target, self.sample)
-        scale = float(subject.coder.target_scale)
         gates = Gates(
             probe_f1=config.min_probe_f1,
             true_positives=config.min_true_positives,
@@ -55,8 +54,8 @@ class AbsorptionReport(Report[AbsorptionConfig]):
         )
         families = absorption_rates(
             found.x,
-            unit_codes(self.codes.matrix(), subject.w_dec, scale),
-            subject.w_dec,
+            unit_codes(self.codes.matrix(), subject.raw_w_dec),
+            subject.raw_w_dec,
             found.labels,
             found.splits,
             adapted=subject.coder.is_transcoder,

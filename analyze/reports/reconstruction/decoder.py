@@ -1,4 +1,4 @@
-"""Directions of the decoder and the encoder, with the null of random directions."""
+"""Directions of the decoder and the encoder in the normalised space, with the null of random directions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Decoder:
         random: largest cosine of each of some random directions with F − 1 others: the null of `max_cos`.
         alignment: [F] cosine of each latent's encoder row and decoder row; None for a transcoder, whose rows lie in
             different spaces.
-        norms: [F] lengths of decoder rows.
+        norms: [F] lengths of decoder rows in the normalised space.
     """
 
     geometry: Geometry

@@ -188,7 +188,13 @@ def columns(subject: Subject, decoder: Decoder, prefixes: Sequence[int]) -> list
     cosine = decoder.geometry.max_cos
     found = [
         Column("cosine", "nearest cosine", "Largest cosine of its decoder row with another one.", cosine, shown=False),
-        Column("norm", "decoder norm", "Length of its decoder row.", decoder.norms, shown=False),
+        Column(
+            "norm",
+            "decoder norm",
+            "Length of its decoder row in the coder's normalised space.",
+            decoder.norms,
+            shown=False,
+        ),
     ]
     if decoder.alignment is not None:
         text = "Cosine of its encoder row and its decoder row."
@@ -226,5 +232,9 @@ DEFINITIONS = [
     ),
     ("Dead", "A latent that never fired on the rows of this report. On few rows many latents look dead."),
     ("Untrained control", "The run's coder as it was before the first training step, on the same rows."),
+    (
+        "Cosines",
+        "Of rows in the coder's normalised space, as training sees them: after what `normalise` does to each side.",
+    ),
     ("Random directions", "The null of cosines: as many random unit vectors in as many dimensions."),
 ]

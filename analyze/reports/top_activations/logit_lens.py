@@ -1,9 +1,9 @@
 """What a latent writes, in tokens: its decoder row through the last norm's gain and the unembedding.
 
-The row's effect on the logits, to first order and but for one positive factor: W_U (g ⊙ w_i), less its mean over the
-vocabulary (a softmax does not see that). Where the last norm is a LayerNorm, w_i is centred first, as the norm
-centres; its scale is held fixed. It holds for rows that are added to the residual stream, and ignores what later layers
-make of them.
+w_i is the row in raw activation space: what a code of 1 adds to the site, whatever the normalisation. Its effect
+on the logits, to first order and but for one positive factor: W_U (g ⊙ w_i), less its mean over the vocabulary (a
+softmax does not see that). Where the last norm is a LayerNorm, w_i is centred first, as the norm centres; its scale is
+held fixed. It holds for rows that are added to the residual stream, and ignores what later layers make of them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def lens_of(subject: Subject, tokens: int) -> LogitLens | None:
     found = load_unembedding(model_folder(harvest.get("model"), revision), subject.coder.d_out)
     if found is None:
         return None
-    return logit_lens(torch.from_numpy(subject.w_dec), found, tokens, subject.device)
+    return logit_lens(torch.from_numpy(subject.raw_w_dec), found, tokens, subject.device)
 
 
 def logit_lens(
@@ -62,7 +62,7 @@ def logit_lens(
     latent_block: int = LATENT_BLOCK,
     token_block: int = TOKEN_BLOCK,
 ) -> LogitLens:
-    """The `tokens` most promoted and most suppressed tokens of each row of w_dec [F, d], tile by tile.
+    """The `tokens` most promoted and most suppressed tokens of each row of w_dec [F, d] (raw space), tile by tile.
 
     The best of a row are among the best of its tiles, so each tile keeps its own best and drops the rest.
     """
