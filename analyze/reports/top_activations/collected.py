@@ -16,21 +16,26 @@ class Collected:
 
     Attributes:
         top: its largest activations, identical contexts once, with the activations around them.
+        ordinary: its largest activation excluding position 0 and massive rows.
         raw: its largest activations, repeats included.
         sample: a uniform sample of its firings, excluding position 0, with the activations around them.
         histogram: [F, bins] of its activations, see kernels.py.
-        fired, fired_first: rows on which it fires, and those at position 0. sum: Σ z over the former.
-        rows, rows_first: rows in all, and at position 0.
+        fired, fired_first, fired_massive: rows on which it fires, those at position 0, and massive ones. sum: Σ z over
+            the first.
+        rows, rows_first, rows_massive: rows in all, at position 0, and massive ones.
         silent: rows of the cache drawn uniformly, excluding position 0 → the latents that fire there, ascending.
     """
 
     top: Keeper
+    ordinary: Keeper
     raw: Keeper
     sample: Keeper
     histogram: NDArray[np.int64]
     fired: NDArray[np.int64]
     fired_first: NDArray[np.int64]
+    fired_massive: NDArray[np.int64]
     sum: NDArray[np.float64]
     rows: int
     rows_first: int
+    rows_massive: int
     silent: dict[int, NDArray[np.int32]]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...result import Column, Figure
+from ...result import Column, Figure, number
 from .collected import Collected
 from .config import TopActivationsConfig
 from .statistics import Statistics
@@ -58,6 +58,7 @@ def figures(s: Statistics, config: TopActivationsConfig) -> list[Figure]:
             "Share of rows on which a living latent fires.",
             format="percent",
             with_bos=float(np.median(s.density_all[s.alive])) if some else None,
+            without_massive=number(np.median(s.density_ordinary[s.alive])) if some else None,
             in_summary=False,
         ),
     ]
@@ -80,7 +81,10 @@ def columns(s: Statistics, summary: Summary, config: TopActivationsConfig) -> li
             s.density,
             format="percent",
         ),
-        Column("max", "max", "Largest activation.", s.largest),
+        Column("max_ordinary", "max", "Largest activation, excluding position 0 and massive rows.", s.largest_ordinary),
+        Column(
+            "max", "max, all rows", "Largest activation, position 0 and massive rows included.", s.largest, shown=False
+        ),
         Column("mean", "mean", "Mean activation where it fires.", s.mean, shown=False),
         Column(
             "specialised",
@@ -135,7 +139,9 @@ def on_disk(s: Statistics, summary: Summary) -> dict[str, NDArray[Any]]:
         "fired": s.fired,
         "density": s.density,
         "density_with_bos": s.density_all,
+        "density_without_massive": s.density_ordinary,
         "max": s.largest,
+        "max_ordinary": s.largest_ordinary,
         "mean": s.mean,
         "fires_on": np.array(summary.fires_on),
         "specialised": s.verdict,

@@ -44,14 +44,17 @@ class TopActivationsReport(Report[TopActivationsConfig]):
         n = subject.n_latents
         window = (config.before, config.after)
         self.top = Keeper(n, config.top, distinct=True, context=config.before, window=window)
+        self.ordinary = Keeper(n, 1, context=config.before)
         self.raw = Keeper(n, config.raw_top, context=config.before)
         self.sample = Keeper(n, config.sample, by="sample", context=config.before, window=window)
         self.histogram = np.zeros((n, OCTAVES * PER_OCTAVE), np.int64)
         self.fired = np.zeros(n, np.int64)
         self.fired_first = np.zeros(n, np.int64)
+        self.fired_massive = np.zeros(n, np.int64)
         self.sum = np.zeros(n)
         self.rows = 0
         self.rows_first = 0
+        self.rows_massive = 0
         self.silent: dict[int, NDArray[np.int32]] = {}
         # A row is drawn where the hash of its number is below this: about silent_rows of them, the same ones whichever
         # process reads their shard.
@@ -72,7 +75,12 @@ class TopActivationsReport(Report[TopActivationsConfig]):
 
         over_latents(count, codes.fired)
         self.top.add(codes, rows)
+        massive = self.subject.massive_of(rows)
+        self.ordinary.add(codes, rows, only=rows.rest & ~massive)
         self.raw.add(codes, rows)
+        self.rows_massive += int(massive.sum())
+        at_massive = np.repeat(massive, codes.l0)
+        self.fired_massive += np.bincount(codes.latents[at_massive], minlength=len(self.fired))
         at_first = np.repeat(rows.first, codes.l0)
         self.fired_first += np.bincount(codes.latents[at_first], minlength=len(self.fired))
         self.sample.add(codes, rows, only=rows.rest)
@@ -81,14 +89,18 @@ class TopActivationsReport(Report[TopActivationsConfig]):
             self.silent[int(rows.start + r)] = codes.latents[codes.indptr[r] : codes.indptr[r + 1]].copy()
 
     def merge(self, other: Self) -> None:
-        for mine, theirs in ((self.top, other.top), (self.raw, other.raw), (self.sample, other.sample)):
-            mine.merge(theirs)
+        self.top.merge(other.top)
+        self.ordinary.merge(other.ordinary)
+        self.raw.merge(other.raw)
+        self.sample.merge(other.sample)
         self.histogram += other.histogram
         self.fired += other.fired
         self.fired_first += other.fired_first
+        self.fired_massive += other.fired_massive
         self.sum += other.sum
         self.rows += other.rows
         self.rows_first += other.rows_first
+        self.rows_massive += other.rows_massive
         self.silent |= other.silent
 
     def finalise(self) -> ReportResult:
@@ -102,7 +114,7 @@ class TopActivationsReport(Report[TopActivationsConfig]):
             lead=lead(s, subject.vocabulary.known),
             figures=figures(s, config),
             charts=charts(s, config),
-            tables=tables(summary, int(s.alive.sum()), config),
+            tables=tables(summary, config),
             columns=columns(s, summary, config),
             data=data(collected, s, summary) | {"text": subject.vocabulary.known, "logit_lens": lens is not None},
             panel=Panels(collected, s, lens, subject, config),
@@ -113,13 +125,16 @@ class TopActivationsReport(Report[TopActivationsConfig]):
     def _collected(self) -> Collected:
         return Collected(
             top=self.top,
+            ordinary=self.ordinary,
             raw=self.raw,
             sample=self.sample,
             histogram=self.histogram,
             fired=self.fired,
             fired_first=self.fired_first,
+            fired_massive=self.fired_massive,
             sum=self.sum,
             rows=self.rows,
             rows_first=self.rows_first,
+            rows_massive=self.rows_massive,
             silent=self.silent,
         )

@@ -28,8 +28,9 @@ class Statistics:
 
     Attributes:
         fired: rows on which it fires.
-        largest, mean: activation where it fires.
-        density, density_all: share of rows on which it fires, excluding position 0 and including it.
+        largest, mean: activation where it fires. largest_ordinary: excluding position 0 and massive rows.
+        density, density_all, density_ordinary: share of rows on which it fires, excluding position 0, including it, and
+            excluding massive rows too; the last is NaN where there are none.
         unique: share of distinct contexts among its raw_top activations.
         favourites: [F, 3] most common tokens of its sample, −1 where there are fewer.
         tokens: concentration of its firings on tokens. documents: on domains or documents; source says which.
@@ -39,9 +40,11 @@ class Statistics:
 
     fired: NDArray[np.int64]
     largest: NDArray[np.float64]
+    largest_ordinary: NDArray[np.float64]
     mean: NDArray[np.float64]
     density: NDArray[np.float64]
     density_all: NDArray[np.float64]
+    density_ordinary: NDArray[np.float64]
     unique: NDArray[np.float64]
     favourites: NDArray[np.int64]
     tokens: Concentration
@@ -92,9 +95,13 @@ class Statistics:
             return cls(
                 fired=fired,
                 largest=np.where(alive, collected.top.value[:, 0].astype(np.float64), np.nan),
+                largest_ordinary=np.where(
+                    collected.ordinary.kept > 0, collected.ordinary.value[:, 0].astype(np.float64), np.nan
+                ),
                 mean=collected.sum / fired,
                 density=(fired - collected.fired_first) / max(1, rest_rows),
                 density_all=fired / max(1, collected.rows),
+                density_ordinary=_density_ordinary(collected),
                 unique=_unique_share(collected.raw),
                 favourites=_favourites(labels, kept),
                 tokens=by_token,
@@ -105,6 +112,15 @@ class Statistics:
                 context_min=_over_some(np.nanmin, length),
                 context_max=_over_some(np.nanmax, length),
             )
+
+
+def _density_ordinary(collected: Collected) -> NDArray[np.float64]:
+    """Share of the ordinary rows on which each latent fires [F]; NaN without massive rows."""
+    if not collected.rows_massive:
+        return np.full(len(collected.fired), np.nan)
+    fired = collected.fired - collected.fired_first - collected.fired_massive
+    share: NDArray[np.float64] = fired / max(1, collected.rows - collected.rows_first - collected.rows_massive)
+    return share
 
 
 def _labels(sample: Keeper, of_row: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

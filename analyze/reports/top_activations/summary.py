@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from .contexts import Contexts, common_peaks, common_words
 from .statistics import Statistics
 
 RANKED = 100
-"""Latents listed by their largest activation."""
+"""Contexts listed by the largest activation of a latent that peaks there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Summary:
 
     Attributes:
         fires_on: [F] the favourite tokens of each latent.
-        ranking: the strongest latents, each a row of report.json.
+        ranking: the strongest latents, each a row of report.json; n_peaks: contexts in which latents peak.
         samples: numbers on each latent's largest activations, repeats included.
         length: mean, least and most tokens of context of the examples shown.
         words, peaks: common in top contexts; favourite tokens.
@@ -32,6 +33,7 @@ class Summary:
 
     fires_on: list[str]
     ranking: list[dict[str, Any]]
+    n_peaks: int
     samples: dict[str, Any]
     length: dict[str, Any]
     words: list[dict[str, Any]]
@@ -41,9 +43,11 @@ class Summary:
     def of(cls, collected: Collected, s: Statistics, subject: Subject, config: TopActivationsConfig) -> Summary:
         """From one pass and its statistics."""
         label, contexts = subject.vocabulary.label, Contexts.of(subject, config)
+        ranking, n_peaks = _ranking(collected, s, contexts)
         return cls(
             fires_on=[" ".join(label(int(t)) for t in row if t >= 0) for row in s.favourites],
-            ranking=_ranking(collected, s, contexts),
+            ranking=ranking,
+            n_peaks=n_peaks,
             samples=_samples(collected, s),
             length={
                 "mean": mean(s.context_mean),
@@ -60,22 +64,29 @@ def mean(values: NDArray[np.float64]) -> float | None:
     return float(np.nanmean(values)) if np.isfinite(values).any() else None
 
 
-def _ranking(collected: Collected, s: Statistics, contexts: Contexts) -> list[dict[str, Any]]:
-    """The strongest living latents with their peak and its context."""
-    order = np.argsort(-np.nan_to_num(s.largest, nan=-1.0), kind="stable")
-    rows = collected.top.row[:, 0]
-    return [
+def _ranking(collected: Collected, s: Statistics, contexts: Contexts) -> tuple[list[dict[str, Any]], int]:
+    """(the strongest latents by their largest activation on ordinary rows, number of different peaks).
+
+    Latents that peak in the same context share one entry: the strongest, and the `others` by strength.
+    """
+    order = np.argsort(-np.nan_to_num(s.largest_ordinary, nan=-1.0), kind="stable")
+    rows, keys = collected.ordinary.row[:, 0], collected.ordinary.key[:, 0]
+    by_context: dict[int, list[int]] = {}
+    for i in order[: int(np.isfinite(s.largest_ordinary).sum())].tolist():
+        by_context.setdefault(int(keys[i]), []).append(i)
+    ranking = [
         {
-            "latent": int(i),
-            "max": s.largest[i],
+            "latent": i,
+            "max": s.largest_ordinary[i],
             "mean": s.mean[i],
             "count": int(s.fired[i]),
             "peak": contexts.vocabulary.label(int(contexts.tokens[rows[i]])),
             "text": contexts.text(int(rows[i])),
+            "others": others,
         }
-        for i in order[:RANKED]
-        if np.isfinite(s.largest[i])
+        for i, *others in islice(by_context.values(), RANKED)
     ]
+    return ranking, len(by_context)
 
 
 def _samples(collected: Collected, s: Statistics) -> dict[str, Any]:

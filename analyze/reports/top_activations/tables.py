@@ -8,27 +8,28 @@ from ...result import Table, TableColumn, show
 from .config import TopActivationsConfig
 from .summary import Summary
 
+OTHERS_LISTED = 12
+"""Latents listed beside the strongest one that peaks in a context."""
 
-def tables(summary: Summary, n_alive: int, config: TopActivationsConfig) -> list[Table]:
-    """Strongest latents, favourite tokens, common words, samples.
 
-    Args:
-        n_alive: latents that fire at all.
-    """
+def tables(summary: Summary, config: TopActivationsConfig) -> list[Table]:
+    """Strongest latents, favourite tokens, common words, samples."""
     return [
-        _ranking(summary.ranking, n_alive),
+        _ranking(summary),
         _peaks(summary.peaks),
         _words(summary.words),
         _samples(summary, config),
     ]
 
 
-def _ranking(ranking: list[dict[str, Any]], n_alive: int) -> Table:
+def _ranking(summary: Summary) -> Table:
     keys = ("latent", "max", "mean", "count", "peak", "text")
     return Table(
         "ranking",
         "Strongest latents",
-        "Latents by their largest activation, including position 0, with its context; the peak is marked «so».",
+        "Latents by their largest activation, excluding position 0 and massive rows, with its context; the peak is "
+        "marked «so». A context in which several latents peak is listed once, with the strongest of them; the last "
+        f"column has the next ones, at most {OTHERS_LISTED}.",
         [
             TableColumn("latent", "latent"),
             TableColumn("max", "number"),
@@ -36,9 +37,14 @@ def _ranking(ranking: list[dict[str, Any]], n_alive: int) -> Table:
             TableColumn("fires on rows", "integer"),
             TableColumn("peak", "text"),
             TableColumn("context", "text"),
+            TableColumn("latents with this peak", "integer"),
+            TableColumn("others", "latents"),
         ],
-        [[row[key] for key in keys] for row in ranking],
-        n_alive,
+        [
+            [*(row[key] for key in keys), 1 + len(row["others"]), row["others"][:OTHERS_LISTED]]
+            for row in summary.ranking
+        ],
+        summary.n_peaks,
     )
 
 

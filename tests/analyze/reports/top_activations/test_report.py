@@ -49,6 +49,30 @@ def test_statistics_of_the_samples(world: World) -> None:
     assert (length["min"], length["max"]) == (min(map(min, lengths)), max(map(max, lengths)))
 
 
+def test_strongest_latents_are_ranked_without_position_0_and_massive_rows(world: World) -> None:
+    """By their largest activation on ordinary rows; a context in which several peak is one entry."""
+    made, report = world.made, world.document["runs"][0]["reports"]["top_activations"]
+    massive = made.cache.massive_rows([truth.SOURCE, truth.TARGET])
+    assert massive.any()
+    z = np.where((world.rows("rest") & ~massive)[:, None], made.z, 0)
+    peaks: dict[object, list[int]] = {}
+    alive = np.flatnonzero(z.max(0) > 0)
+    for i in alive[np.argsort(-z.max(0)[alive], kind="stable")].tolist():
+        peaks.setdefault(made.context(int(z[:, i].argmax())), []).append(i)
+    ranking = report["data"]["ranking"]
+    assert [[row["latent"], *row["others"]] for row in ranking] == list(peaks.values())
+    assert [row["max"] for row in ranking] == pytest.approx([z[:, i].max() for i, *_ in peaks.values()])
+    assert max(map(len, peaks.values())) > 1, "copies of one latent peak together"
+    table = next(table for table in report["tables"] if table["key"] == "ranking")
+    assert table["total"] == len(peaks)
+    assert [row[-2] for row in table["rows"]] == [len(latents) for latents in peaks.values()]
+    assert not {i for i in truth.BOS_LOCKED if ranking[0]["latent"] == i}
+    found = world.table("latents")
+    np.testing.assert_allclose(np.array(found["max_ordinary"])[alive], z.max(0)[alive], rtol=1e-6)
+    fires = (made.z[world.rows("rest") & ~massive] > 0).mean(0)
+    np.testing.assert_allclose(found["density_without_massive"], fires)
+
+
 def test_examples_are_the_largest_with_identical_contexts_once(world: World) -> None:
     made = world.made
     with gzip.open(world.folder / "latents.jsonl.gz", "rt") as file:
