@@ -2,7 +2,8 @@
 
 Loss recovered = (CE_zero − CE_coder) / (CE_zero − CE_clean): 1 for a perfect reconstruction, 0 for a site set to zero.
 The site's mean is the fairer floor, and has a figure of its own. Position 0 (every BOS) keeps its activations, and its
-prediction is not counted; the twin with position 0 replaces it too and counts it.
+prediction is not counted; the twin with position 0 replaces it too and counts it. In the twin without massive rows,
+they keep their activations as well, and their predictions do not count.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class CrossEntropyReport(Report[CrossEntropyConfig]):
             batch=config.batch,
             replacements=replacements,
             only=subject.only,
+            massive=subject.massive if subject.massive.reshape(-1, subject.n_positions)[sequences].any() else None,
         )
         means = {name: _means(found, name) for name in IN_PLACE}
         tokens = int(found["clean"].tokens[1:].sum())
@@ -97,19 +99,32 @@ class CrossEntropyReport(Report[CrossEntropyConfig]):
 
 @dataclass(frozen=True)
 class _Means:
-    """Mean cross-entropy and KL in nats per prediction; None without predictions. `_all`: including position 0."""
+    """Mean cross-entropy and KL in nats per prediction; None without predictions. `_all`: including position 0.
+    `_ordinary`: excluding position 0 and massive rows; None where there are none."""
 
     ce: float | None
     kl: float | None
     ce_all: float | None
     kl_all: float | None
+    ce_ordinary: float | None
+    kl_ordinary: float | None
 
 
 def _means(found: Mapping[str, Loss], name: str) -> _Means:
+    ordinary = found.get(f"{name}_ordinary")
+    ce_ordinary = ordinary.mean("ce", 1) if ordinary else None
     if name == "clean":  # one run serves both: nothing is replaced, only the predictions that count differ
-        return _Means(found[name].mean("ce", 1), 0.0, found[name].mean("ce", 0), 0.0)
+        return _Means(found[name].mean("ce", 1), 0.0, found[name].mean("ce", 0), 0.0, ce_ordinary, 0.0)
     rest, everything = found[name], found[f"{name}_all"]
-    return _Means(rest.mean("ce", 1), rest.mean("kl", 1), everything.mean("ce", 0), everything.mean("kl", 0))
+    kl_ordinary = ordinary.mean("kl", 1) if ordinary else None
+    return _Means(
+        rest.mean("ce", 1),
+        rest.mean("kl", 1),
+        everything.mean("ce", 0),
+        everything.mean("kl", 0),
+        ce_ordinary,
+        kl_ordinary,
+    )
 
 
 def _figures(means: Mapping[str, _Means], over: str) -> list[Figure]:
@@ -123,6 +138,7 @@ def _figures(means: Mapping[str, _Means], over: str) -> list[Figure]:
             "the site to zero.",
             "percent",
             with_bos=_recovered(clean=clean.ce_all, floor=zero.ce_all, coder=coder.ce_all),
+            without_massive=_recovered(clean=clean.ce_ordinary, floor=zero.ce_ordinary, coder=coder.ce_ordinary),
             null=0.0,
             better="higher",
             short="loss recovered",
@@ -136,6 +152,7 @@ def _figures(means: Mapping[str, _Means], over: str) -> list[Figure]:
             "The same with the site's mean as the floor. Below 0 the coder does more harm than the mean of its target.",
             "percent",
             with_bos=_recovered(clean=clean.ce_all, floor=mean.ce_all, coder=coder.ce_all),
+            without_massive=_recovered(clean=clean.ce_ordinary, floor=mean.ce_ordinary, coder=coder.ce_ordinary),
             null=0.0,
             better="higher",
         ),
@@ -145,6 +162,7 @@ def _figures(means: Mapping[str, _Means], over: str) -> list[Figure]:
             _difference(coder.ce, clean.ce),
             "Cross-entropy with the coder less that of the model as it is.",
             with_bos=_difference(coder.ce_all, clean.ce_all),
+            without_massive=_difference(coder.ce_ordinary, clean.ce_ordinary),
             better="lower",
         ),
         Figure(
@@ -153,6 +171,7 @@ def _figures(means: Mapping[str, _Means], over: str) -> list[Figure]:
             coder.kl,
             "Mean KL(clean ‖ spliced) of the next-token distributions.",
             with_bos=coder.kl_all,
+            without_massive=coder.kl_ordinary,
             better="lower",
         ),
     ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from dataclasses import replace as replace_field
 from functools import lru_cache
 from pathlib import Path
 from threading import RLock
@@ -200,6 +201,7 @@ def losses(
     batch: int,
     replacements: dict[str, Replace],
     only: NDArray[np.bool_] | None = None,
+    massive: NDArray[np.bool_] | None = None,
 ) -> dict[str, Loss]:
     """Loss of the model as it is ("clean") and under each replacement, over the same sequences.
 
@@ -216,10 +218,12 @@ def losses(
         replacements: name → replacement.
         only: [n_rows] rows at which predictions count (the row of the prediction and the next one); None: all rows
             except padding.
+        massive: [n_rows] massive rows of the cache; None: there are none.
 
     Returns:
         "clean", and for each replacement its name (position 0 keeps its activations) and its name with "_all" (position
-        0 is replaced too). A BOS inside a sequence is at position 0 as well.
+        0 is replaced too). A BOS inside a sequence is at position 0 as well. With massive rows, each name with
+        "_ordinary" too: massive rows keep their activations like position 0, and their predictions do not count.
 
     Raises:
         DataError: the model's activations differ from the cached ones: it is not the model that was harvested.
@@ -231,15 +235,23 @@ def losses(
         totals[name] = totals[name] + loss if name in totals else loss
 
     for start in range(0, len(sequences), batch):
-        part = _inputs(cache, sequences[start : start + batch], only, next(model.parameters()).device)
+        some, device = sequences[start : start + batch], next(model.parameters()).device
+        part = _inputs(cache, some, only, device)
+        kept = part.position == 0
+        ordinary = None if massive is None else _ordinary(part, massive.reshape(-1, cache.ctx)[some])
         with spliced(model, *sites, lambda _, y: y) as seen:
             clean = part.log_probabilities(model)
         _check(cache, source, int(sequences[start]), found=seen["source"][0], real=part.real[0])
         add("clean", _loss(clean, clean, part))
+        if ordinary is not None:
+            add("clean_ordinary", _loss(clean, clean, ordinary.part))
         for name, replace in replacements.items():
-            for named, used in ((name, _leaving(part.position == 0, replace)), (f"{name}_all", replace)):
+            variants = [(name, _leaving(kept, replace), part), (f"{name}_all", replace, part)]
+            if ordinary is not None:
+                variants.append((f"{name}_ordinary", _leaving(kept | ordinary.massive, replace), ordinary.part))
+            for named, used, counted in variants:
                 with spliced(model, *sites, used):
-                    add(named, _loss(part.log_probabilities(model), clean, part))
+                    add(named, _loss(part.log_probabilities(model), clean, counted))
     return totals
 
 
@@ -265,6 +277,19 @@ class _Inputs:
         """[B, T, V] float32, of the next token."""
         logits: Tensor = model(input_ids=self.ids, **self.told).logits
         return logits.float().log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class _Ordinary:
+    """The same inputs, predictions of massive rows [B, T] not counted."""
+
+    part: _Inputs
+    massive: Tensor
+
+
+def _ordinary(part: _Inputs, massive: NDArray[np.bool_]) -> _Ordinary:
+    rows = torch.from_numpy(massive).to(part.ids.device)
+    return _Ordinary(replace_field(part, counted=part.counted & ~rows[:, :-1]), rows)
 
 
 def _inputs(

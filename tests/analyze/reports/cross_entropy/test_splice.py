@@ -73,9 +73,17 @@ def spliced_losses(
     source: str = MID,
     target: str = OUT,
     batch: int = 4,
+    massive: np.ndarray | None = None,
 ) -> dict[str, Loss]:
     return losses(
-        model_of(cache, "cpu"), cache, sequences, source=source, target=target, batch=batch, replacements=replacements
+        model_of(cache, "cpu"),
+        cache,
+        sequences,
+        source=source,
+        target=target,
+        batch=batch,
+        replacements=replacements,
+        massive=massive,
     )
 
 
@@ -104,6 +112,32 @@ def test_zero_at_an_output_is_a_plain_hook(cache: Cache, plain: torch.nn.Module)
         handle.remove()
     assert found["zero_all"].mean("ce", 0) == pytest.approx(float(want), rel=1e-5)
     assert found["zero_all"].mean("kl", 0) > 0.01
+
+
+def test_massive_rows_keep_their_activations_and_do_not_count(cache: Cache, plain: torch.nn.Module) -> None:
+    sequences = choose_sequences(cache, tuple(cache.shards), 4)
+    massive = np.random.default_rng(0).random((cache.n_seq, cache.ctx)) < 0.1
+    massive[:, 0] = False
+    found = spliced_losses(cache, sequences, {"zero": zero_out}, massive=massive.reshape(-1))
+    ids, rows = ids_of(cache, sequences), torch.from_numpy(massive[sequences])
+    keeps = rows.clone()
+    keeps[:, 0] = True
+    layer = plain.model.layers[2]
+    handle = layer.post_feedforward_layernorm.register_forward_hook(
+        lambda _, __, output: torch.where(keeps[..., None], output, 0.0)
+    )
+    try:
+        with torch.no_grad():
+            logits = plain(input_ids=ids).logits
+    finally:
+        handle.remove()
+    counted = ~rows[:, 1:-1]  # the predictions made at positions 1 … T − 2
+    ce = torch.nn.functional.cross_entropy(logits[:, 1:-1].transpose(1, 2), ids[:, 2:], reduction="none")
+    assert found["zero_ordinary"].mean("ce", 1) == pytest.approx(float(ce[counted].mean()), rel=1e-5)
+    assert int(found["clean_ordinary"].tokens[1:].sum()) == int(counted.sum())
+    without = spliced_losses(cache, sequences, {"zero": zero_out})
+    assert set(without) == {"clean", "zero", "zero_all"}
+    assert without["zero"].mean("ce", 1) == found["zero"].mean("ce", 1)
 
 
 def test_overwriting_an_input_reaches_the_residual_stream_too(cache: Cache, plain: torch.nn.Module) -> None:
