@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,9 @@ def test_every_packaged_gemma_is_planned_without_a_network(preset: str, tmp_path
     assert f"note     planned from packaged facts of {config.model}: its checkpoint was not found" in text
     assert "the dataset was not counted" in text
     assert not list(tmp_path.iterdir())
+    if preset == "gemma-2-2b-layer8":
+        page = (Path(__file__).parents[2] / "docs/gemma.md").read_text(encoding="utf-8")
+        assert re.sub(r"[\d.]+ GB free( +NOT ENOUGH)?", "74.7 GB free", text) in page, "the printed plan is out of date"
 
 
 @pytest.mark.parametrize("preset", ["gemma-2-2b-layer8"])
