@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -18,12 +19,14 @@ from ...shared.cache.documents import DocumentRecord, read_documents
 from ...shared.cache.heldout import split_rows
 from ...shared.errors import UsageError
 from ..stream.batches import StreamBatch
-from .fit import LinearProbes, train_probes
+from .dense import LinearProbes, train_probes
 from .labels import FAMILIES, MAX_CATEGORIES, Labels, content_rows, draw, row_labels, token_texts
 from .splits import ProbeSplit, split_groups
 
 WORD = "word"
 """Column of a prompt set: prompts with the same word are never in two parts of a split."""
+
+_LOCK = Lock()
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,40 @@ def labelled(cache: Cache, site: str, sample: LabelSample) -> Labelled:
         DataError: the cache has no tokenizer.
         UsageError: the cache has no such family, or no label has enough rows.
     """
-    return _labelled(cache.path, cache.identity, site, sample)
+    # Reports of several coders finish side by side: the first computes, the others wait for its result.
+    with _LOCK:
+        rows = replace(sample, splits=0, min_positives=0)
+        base = _base(cache.path, cache.identity, site, rows)
+        splits = [split_groups(base.groups, sample.seed + number) for number in range(sample.splits)]
+        enough = base.labels.with_enough(sample.min_positives)
+        enough = enough.columns([i for i in range(len(enough.names)) if _in_every_part(enough.values[:, i], splits)])
+        kept = set(enough.names)
+        if not kept:
+            raise UsageError(
+                f"none of the {len(base.labels.names)} labels has {sample.min_positives} positive and "
+                f"{sample.min_positives} negative rows among the {len(base.rows)} sampled",
+                "sample more rows, or lower min_positives",
+            )
+        trained = tuple(
+            (split, _probes(cache.path, cache.identity, site, rows, number, enough.names))
+            for number, split in enumerate(splits)
+        )
+    left_out = tuple(name for name in base.labels.names if name not in kept)
+    return Labelled(base.rows, base.x, enough, left_out, trained)
+
+
+@dataclass(frozen=True)
+class _Base:
+    """Sampled rows with all labels, and the group of each row."""
+
+    rows: NDArray[np.int64]
+    x: Tensor
+    labels: Labels
+    groups: NDArray[np.generic]
 
 
 @lru_cache(maxsize=2)
-def _labelled(path: Path, identity: str, site: str, sample: LabelSample) -> Labelled:
+def _base(path: Path, identity: str, site: str, sample: LabelSample) -> _Base:
     cache = open_cache(path, identity=identity)
     rows = sampled_rows(cache, sample)
     documents = list(read_documents(path))
@@ -98,22 +130,21 @@ def _labelled(path: Path, identity: str, site: str, sample: LabelSample) -> Labe
     prompts = any(record.target_row is not None for record in documents)
     families = sample.families or tuple(dict.fromkeys([*usual_columns(columns), *(() if prompts else FAMILIES)]))
     labels = row_labels(cache, rows, token_texts(cache), families, columns)
-    enough = labels.with_enough(sample.min_positives)
     docs = cache.doc_id.reshape(-1)[rows]
-    groups = np.array([columns[WORD].get(int(doc), int(doc)) for doc in docs], str) if WORD in columns else docs
     # Prompts about one word share its token: the word is their group. Elsewhere the document is.
-    splits = [split_groups(groups, sample.seed + number) for number in range(sample.splits)]
-    enough = enough.columns([i for i in range(len(enough.names)) if _in_every_part(enough.values[:, i], splits)])
-    kept = set(enough.names)
-    if not kept:
-        raise UsageError(
-            f"none of the {len(labels.names)} labels has {sample.min_positives} positive and {sample.min_positives} "
-            f"negative rows among the {len(rows)} sampled",
-            "sample more rows, or lower min_positives",
-        )
-    x = cache.rows(site, rows).to(torch.float32)
-    trained = tuple((split, train_probes(x, enough, split)) for split in splits)
-    return Labelled(rows, x, enough, tuple(name for name in labels.names if name not in kept), trained)
+    groups = np.array([columns[WORD].get(int(doc), int(doc)) for doc in docs], str) if WORD in columns else docs
+    return _Base(rows, cache.rows(site, rows).to(torch.float32), labels, groups)
+
+
+@lru_cache(maxsize=8)
+def _probes(
+    path: Path, identity: str, site: str, sample: LabelSample, number: int, names: tuple[str, ...]
+) -> LinearProbes:
+    """The dense probes of one split: those of absorption's first split are those of sparse probing."""
+    base = _base(path, identity, site, sample)
+    place = {name: i for i, name in enumerate(base.labels.names)}
+    labels = base.labels.columns([place[name] for name in names])
+    return train_probes(base.x, labels, split_groups(base.groups, sample.seed + number))
 
 
 def _in_every_part(values: NDArray[np.int8], splits: Sequence[ProbeSplit]) -> bool:

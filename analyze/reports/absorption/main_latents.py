@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ...probes.fit import fit_few, fit_l1
+from ...probes.few import Doubles, fit_few
+from ...probes.l1 import fit_l1
 from ...probes.labels import Labels
 from ...probes.scores import Scores, best_threshold, f1, score
 from ...probes.splits import ProbeSplit
@@ -32,7 +33,7 @@ class KSparse:
     Attributes:
         label: its name.
         ranked: latents with a positive L1 weight, largest first; at most max_k.
-        f1_by_k: [len(ranked)] F1 of the probe on the first k latents (validation rows).
+        f1_by_k: F1 of the probes on the first 1, 2, … latents (validation rows), up to the first k that does not pay.
         latents: the main latents: the first k of `ranked`.
         weight, bias: [k] and number, of their probe.
         scores: of that probe on the test rows; None where no latent has a positive weight.
@@ -91,7 +92,7 @@ def k_sparse_probes(
     """
     scaled = sparse.csr_array(codes * (1 / code_unit(codes)))
     train = sparse.csr_array(scaled[split.train])
-    weights, _ = fit_l1(train, labels.values[split.train], labels.names, l1=l1)
+    weights, _, _ = fit_l1(train, labels.values[split.train], labels.names, l1=l1)
     results = []
     for i, name in enumerate(labels.names):
         order = np.argsort(-weights[i], kind="stable")[:max_k]
@@ -119,9 +120,14 @@ def _fit_label(
 
     train, validation, test = known(split.train), known(split.validation), known(split.test)
     truth = values == 1
-    fits, cuts, f1_by_k = [], [], []
-    for k in range(1, len(ranked) + 1):
-        weight, bias = fit_few(columns[train, :k], truth[train])
+    fits: list[tuple[Doubles, float]] = []
+    cuts: list[float] = []
+    f1_by_k: list[float] = []
+    # A larger k than the first that does not pay changes nothing (choose_k).
+    while len(fits) < len(ranked) and choose_k(f1_by_k, jump) == len(fits):
+        k = len(fits) + 1
+        start = np.array([*fits[-1][0], 0.0, fits[-1][1]]) if fits else None
+        weight, bias = fit_few(columns[train, :k], truth[train], start=start)
         scores = columns[validation, :k] @ weight + bias
         # A row on which none of the latents fires scores the bias. The floor keeps it a no: otherwise the best F1 of a
         # common label is that of saying yes to every row, and k stops at one meaningless latent.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from ...probes.fit import LinearProbes
+from ...probes.dense import LinearProbes
 from ...probes.intervals import estimate, mean_estimate
 from ...probes.labels import Labels, family_of
 from ...probes.scores import Scores
@@ -123,14 +123,14 @@ def _labels(
     if origin is not None:
         held_out = held_out - torch.from_numpy(origin.astype(np.float64))
     test_codes = sparse.csr_array(codes[split.test])
+    cosines = decoder_cosines(w_dec, probes.directions)
     results = []
     for i in range(len(labels.names)):
         hits = np.flatnonzero(says_yes[:, i] & (labels.values[split.test, i] == 1))
         direction = probes.directions[i].astype(np.float64)
         projection = (held_out[torch.from_numpy(hits)] @ torch.from_numpy(direction)).numpy()
-        cosines = decoder_cosines(w_dec, direction)
         results.append(
-            _label(probes.scores[i], main[i], test_codes[hits], projection=projection, cosines=cosines, gates=gates)
+            _label(probes.scores[i], main[i], test_codes[hits], projection=projection, cosines=cosines[i], gates=gates)
         )
     return results
 

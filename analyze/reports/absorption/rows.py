@@ -130,10 +130,11 @@ def padded(codes: sparse.csr_array) -> tuple[Ints, Doubles]:
     return latents, values
 
 
-def decoder_cosines(w_dec: NDArray[np.floating], direction: NDArray[np.floating]) -> Doubles:
-    """Cosine of each decoder row [F, d] with a direction [d]: [F]; 0 for a zero row."""
+def decoder_cosines(w_dec: NDArray[np.floating], directions: NDArray[np.floating]) -> Doubles:
+    """Cosine of each decoder row [F, d] with each direction [P, d]: [P, F]; 0 for a zero row."""
     rows = w_dec.astype(np.float64)
-    unit = direction.astype(np.float64) / max(float(np.linalg.norm(direction)), 1e-300)
-    norms = np.linalg.norm(rows, axis=1)
-    cosines: Doubles = np.divide(rows @ unit, norms, out=np.zeros(len(rows)), where=norms > 0)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit_rows = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    wanted = directions.astype(np.float64)
+    cosines: Doubles = wanted / np.maximum(np.linalg.norm(wanted, axis=1, keepdims=True), 1e-300) @ unit_rows.T
     return cosines

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ...probes.fit import LinearProbes, fit_few
+from ...probes.dense import LinearProbes
+from ...probes.few import fit_few
 from ...probes.labels import Labels, family_of
 from ...probes.scores import Scores, best_threshold, score
 from ...probes.splits import ProbeSplit

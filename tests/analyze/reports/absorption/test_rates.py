@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from sparse_pipeline.analyze.probes.fit import train_probes
+from sparse_pipeline.analyze.probes.dense import train_probes
 from sparse_pipeline.analyze.probes.labels import Labels
 from sparse_pipeline.analyze.probes.splits import ProbeSplit, split_groups
 from sparse_pipeline.analyze.reports.absorption.outcome import FamilyAbsorption, Gates

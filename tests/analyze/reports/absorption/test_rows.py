@@ -69,6 +69,6 @@ def test_rows_by_hand(z: list[float], a: float, full: bool, fraction: float) -> 
 
 def test_cosines_and_units() -> None:
     w_dec = np.array([[3.0, 4.0], [0.0, 0.0], [0.0, -2.0]])
-    assert decoder_cosines(w_dec, np.array([0.0, 5.0])).tolist() == pytest.approx([0.8, 0.0, -1.0])
+    assert decoder_cosines(w_dec, np.array([[0.0, 5.0]]))[0].tolist() == pytest.approx([0.8, 0.0, -1.0])
     codes = unit_codes(sparse.csr_array(np.array([[1.0, 0.0, 2.0]])), 3.0 * w_dec)
     assert codes.toarray().tolist() == [[15.0, 0.0, 12.0]]

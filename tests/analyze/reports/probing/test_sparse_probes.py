@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from sparse_pipeline.analyze.probes.fit import train_probes
+from sparse_pipeline.analyze.probes.dense import train_probes
 from sparse_pipeline.analyze.probes.labels import Labels
 from sparse_pipeline.analyze.probes.splits import split_groups
 from sparse_pipeline.analyze.reports.probing.sparse_probes import family_means, mean_differences, sparse_probes
