@@ -61,6 +61,7 @@ class Labelled:
         x: [n, d] float32, the site that coders write to.
         labels: of those rows; only labels with enough positive and negative rows.
         left_out: names of the labels that have too few.
+        positives: number of positive rows of every label, including those left out.
         splits: each with the dense probes trained on it. A document (of prompts: a word) is never in two parts.
     """
 
@@ -68,6 +69,7 @@ class Labelled:
     x: Tensor
     labels: Labels
     left_out: tuple[str, ...]
+    positives: Mapping[str, int]
     splits: tuple[tuple[ProbeSplit, LinearProbes], ...]
 
 
@@ -108,7 +110,8 @@ def labelled(cache: Cache, site: str, sample: LabelSample) -> Labelled:
             for number, split in enumerate(splits)
         )
     left_out = tuple(name for name in base.labels.names if name not in kept)
-    return Labelled(base.rows, base.x, enough, left_out, trained)
+    positives = dict(zip(base.labels.names, (base.labels.values == 1).sum(0).tolist(), strict=True))
+    return Labelled(base.rows, base.x, enough, left_out, positives, trained)
 
 
 @dataclass(frozen=True)

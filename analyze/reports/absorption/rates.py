@@ -3,13 +3,14 @@
 A rate needs something to absorb. Therefore:
 
 - a label is evaluable if its dense probe has F1 > 0.6 and enough true positives on held-out rows, and if the coder has
-  latents for it: their probe must be better than chance;
+  latents for it: their probe must have an MCC of 0.3, and the decoder row of one of them must project further on the
+  label's direction than the best of as many random rows would;
 - a family needs enough labels that pass the dense probe (20 of the 26 first letters), and latents for half of them;
 - a family that fails is "not evaluable", with the reason and the probes' scores, never 0.0: an untrained coder would
   score 0.0.
 
-The family's figures are means over its evaluable labels. SAEBench has no gate on the coder's latents: `coder_mcc=-1`
-gives its rule.
+The family's figures are means over its evaluable labels. SAEBench has no gate on the coder's latents: `coder_mcc=-1,
+chance=1` gives its rule.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.stats import norm
 from torch import Tensor
 
 from ...probes.dense import LinearProbes
@@ -29,6 +31,7 @@ from ...probes.intervals import estimate, mean_estimate
 from ...probes.labels import Labels, family_of
 from ...probes.scores import Scores
 from ...probes.splits import ProbeSplit
+from ...result import significant
 from .main_latents import F1_JUMP, MAX_K, KSparse, k_sparse_probes
 from .outcome import Absorber, FamilyAbsorption, Gates, LabelAbsorption, Rows
 from .rows import decoder_cosines, row_absorption
@@ -130,13 +133,28 @@ def _labels(
         direction = probes.directions[i].astype(np.float64)
         projection = (held_out[torch.from_numpy(hits)] @ torch.from_numpy(direction)).numpy()
         results.append(
-            _label(probes.scores[i], main[i], test_codes[hits], projection=projection, cosines=cosines[i], gates=gates)
+            _label(
+                probes.scores[i],
+                main[i],
+                test_codes[hits],
+                projection=projection,
+                cosines=cosines[i],
+                chance=chance_of_best(w_dec @ probes.directions[i], main[i].latents),
+                gates=gates,
+            )
         )
     return results
 
 
 def _label(
-    probe: Scores, main: KSparse, codes: sparse.csr_array, *, projection: Doubles, cosines: Doubles, gates: Gates
+    probe: Scores,
+    main: KSparse,
+    codes: sparse.csr_array,
+    *,
+    projection: Doubles,
+    cosines: Doubles,
+    chance: float,
+    gates: Gates,
 ) -> LabelAbsorption:
     """One label on one split: its status, and its rows where it is evaluable.
 
@@ -146,6 +164,7 @@ def _label(
         codes: [m, F] on the m true positives.
         projection: [m] of the true positives on the probe's direction.
         cosines: [F] of decoder rows with that direction.
+        chance: of the main latents (:func:`chance_of_best`).
     """
     n_hits = len(projection)
     mcc = 0.0 if main.scores is None else main.scores.mcc
@@ -156,6 +175,11 @@ def _label(
         status = f"{n_hits} true positives, needs {gates.true_positives}"
     elif mcc < gates.coder_mcc:
         status = f"no latents for it: their probe has MCC {mcc:.2f}, needs {gates.coder_mcc:g}"
+    elif chance > gates.chance:
+        status = (
+            f"no latents for it: the best of as many random decoder rows is as close to its direction with probability "
+            f"{significant(chance)}, needs {gates.chance:g} at most (chance)"
+        )
     else:
         status = "evaluable"
     own = tuple(float(cosines[latent]) for latent in main.latents)
@@ -182,6 +206,27 @@ def _label(
         absorbers=tuple(Absorber(int(latents[j]), int(counts[j]), float(cosines[latents[j]])) for j in order),
         rows=Rows(rows.full.astype(np.float64), rows.fraction, first.full.astype(np.float64)),
     )
+
+
+def chance_of_best(projections: Doubles, latents: Sequence[int]) -> float:
+    """The probability that the best of F random decoder rows projects as far on a direction as the best latent here.
+
+    Projections of random rows on one direction are normal, whatever linear map carries them from the coder's space to
+    that of the activations. (Their cosines are not: rows that a map leaves short have large ones.) Their centre and
+    width are those of the coder's own rows, by median and median deviation: most latents have nothing to do with one
+    label. So an untrained coder of any normalisation is its own null.
+
+    Args:
+        projections: [F] of all decoder rows on the direction.
+        latents: of F; none: 1.
+    """
+    if not len(latents):
+        return 1.0
+    centre = float(np.median(projections))
+    width = float(np.median(np.abs(projections - centre))) / float(norm.ppf(0.75))
+    beyond = float(projections[list(latents)].max()) - centre
+    tail = float(norm.sf(beyond / width)) if width > 0 else float(beyond <= 0)
+    return float(-np.expm1(len(projections) * np.log1p(-min(tail, 1 - 1e-16))))
 
 
 def _pool(splits: Sequence[LabelAbsorption], rng: np.random.Generator) -> LabelAbsorption:
@@ -237,9 +282,9 @@ def _family(
     if len(counted) < max(1.0, gates.coder_share * len(probed)):
         return replace(
             result,
-            reason=f"the coder has latents (k-sparse probe with MCC ≥ {gates.coder_mcc:g}) for {len(counted)} of "
-            f"the {len(probed)} labels that pass the dense probe, needs {gates.coder_share:.0%}: a label without "
-            "latents cannot be absorbed",
+            reason=f"the coder has latents (k-sparse probe with MCC ≥ {gates.coder_mcc:g}, aligned with the label "
+            f"beyond chance) for {len(counted)} of the {len(probed)} labels that pass the dense probe, needs "
+            f"{gates.coder_share:.0%}: a label without latents cannot be absorbed",
         )
     rows = [label.rows for label in counted if label.rows is not None]
     names = {label.label for label in counted}

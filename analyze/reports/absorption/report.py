@@ -14,7 +14,7 @@ from ..base import Report, ReportConfig
 from .config import AbsorptionConfig
 from .outcome import FamilyAbsorption, Gates
 from .rates import absorption_rates, unit_codes
-from .tables import charts, columns, family_table, interval_text, label_table
+from .tables import charts, columns, family_table, interval_text, label_table, letter_table
 
 
 class AbsorptionReport(Report[AbsorptionConfig]):
@@ -51,6 +51,7 @@ class AbsorptionReport(Report[AbsorptionConfig]):
             true_positives=config.min_true_positives,
             labels={"first_letter": config.min_letters},
             coder_mcc=config.min_main_mcc,
+            chance=config.main_chance,
         )
         families = absorption_rates(
             found.x,
@@ -73,7 +74,11 @@ class AbsorptionReport(Report[AbsorptionConfig]):
             _lead(families, len(found.rows), subject.coder.is_transcoder),
             _figures(families),
             charts(labels),
-            [family_table(families), label_table(labels)],
+            [
+                family_table(families),
+                *letter_table(families, found.positives, config.min_positives),
+                label_table(labels),
+            ],
             columns(labels, subject.n_latents),
             {
                 "rows": len(found.rows),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ...probes.intervals import Estimate
+from ...probes.labels import family_of
 from ...result import Chart, Column, Series, Table, TableColumn, significant
 from .outcome import FamilyAbsorption, LabelAbsorption
 
 LISTED = 100
 """Labels in the table of labels; report.json has all."""
+
+LETTERS = "first_letter"
+"""The family of the published task."""
 
 CHARTED = 40
 """Labels in the chart."""
@@ -136,6 +140,51 @@ def label_table(labels: Sequence[LabelAbsorption]) -> Table:
         len(ordered),
         "report.json, data.families",
     )
+
+
+def letter_table(families: Sequence[FamilyAbsorption], positives: Mapping[str, int], min_positives: int) -> list[Table]:
+    """The published first-letter task: a row per letter, in order of the alphabet. [] without that family.
+
+    Args:
+        positives: label → number of positive rows in the sample, of all labels that the sample was given.
+        min_positives: letters with fewer are not probed.
+    """
+    found = {label.label: label for family in families if family.family == LETTERS for label in family.labels}
+    letters = [name for name in positives if family_of(name) == LETTERS]
+    rows = []
+    for name in letters:
+        label = found.get(name)
+        if label is None:
+            few = f"no: fewer than {min_positives} positive or negative rows, or none in a part of a split"
+            rows.append([name.split(":")[1], positives[name], None, few, None, "", None, None])
+            continue
+        rows.append(
+            [
+                name.split(":")[1],
+                positives[name],
+                label.probe.f1,
+                "yes" if label.evaluable else f"no: {label.status}",
+                label.full.value if label.full else None,
+                interval_text(label.full),
+                label.true_positives,
+                len(label.main_latents),
+            ]
+        )
+    counted = sum(label.evaluable for label in found.values())
+    description = f"{counted} of {len(letters)} letters are evaluable; the headline is their mean."
+    columns = [
+        TableColumn("letter", "text"),
+        TableColumn("positives", "integer", "Rows of the sample whose word begins with it."),
+        TableColumn("probe F1", "number", "Dense probe, held-out rows."),
+        TableColumn("evaluable", "text"),
+        TableColumn("full", "percent", "No main latent fires, and one other latent carries the direction."),
+        TableColumn("95 %", "text"),
+        TableColumn("true positives", "integer", "Held-out rows that the dense probe finds, of all splits."),
+        TableColumn("main latents", "integer", "More than one is feature splitting."),
+    ]
+    if not letters:
+        return []
+    return [Table("absorption_letters", "First letters", description, columns, rows, len(rows))]
 
 
 def columns(labels: Sequence[LabelAbsorption], n_latents: int) -> list[Column]:

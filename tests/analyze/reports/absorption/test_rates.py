@@ -14,7 +14,7 @@ from sparse_pipeline.analyze.probes.dense import train_probes
 from sparse_pipeline.analyze.probes.labels import Labels
 from sparse_pipeline.analyze.probes.splits import ProbeSplit, split_groups
 from sparse_pipeline.analyze.reports.absorption.outcome import FamilyAbsorption, Gates
-from sparse_pipeline.analyze.reports.absorption.rates import absorption_rates, unit_codes
+from sparse_pipeline.analyze.reports.absorption.rates import absorption_rates, chance_of_best, unit_codes
 from sparse_pipeline.shared.coders import build_coder
 from sparse_pipeline.shared.coders.base import Coder
 from sparse_pipeline.shared.coders.topk import TopKConfig
@@ -158,6 +158,60 @@ def test_a_coder_without_latents_for_the_labels_is_not_evaluable() -> None:
     assert (family.n_probed, family.n_evaluable) == (3, 0)
     assert "no latents for it" in family.labels[0].status
     assert family.full is None
+
+
+def random_coder(width: int, latents: int, k: int, seed: int) -> Coder:
+    generator = torch.Generator().manual_seed(seed)
+    return build_coder(TopKConfig(latents=latents, k=k), width, width, tied=True, generator=generator).eval()
+
+
+@pytest.mark.parametrize("stretched", [False, True])
+def test_no_untrained_coder_is_evaluable(stretched: bool) -> None:
+    """Labels of large rows: a few random latents tell them apart, so the MCC alone lets an untrained coder through.
+
+    With `stretched` a few dimensions are many times as large as the rest, and decoder rows of a coder that standardises
+    them lean towards these.
+    """
+    rng = np.random.default_rng(0)
+    n, width, names = 4000, 96, ("punctuation", "digit", "capitalised")
+    scale = np.where(np.arange(width) < 3, 20.0, 1.0) if stretched else np.ones(width)
+    on = rng.random((n, 3)) < [0.15, 0.05, 0.3]
+    directions = np.linalg.qr(rng.standard_normal((width, width)))[0][:3]
+    x = (on * [14.0, 9.0, 6.0] @ directions + rng.standard_normal((n, width))) * scale
+    labels = Labels(names, on.astype(np.int8))
+    split = split_groups(np.arange(n), 0)
+    rows = torch.from_numpy(x.astype(np.float32))
+    probes = train_probes(rows, labels, split)
+    without = 0
+    for seed, (latents, k) in enumerate([(256, 8), (1024, 16), (1024, 64), (4096, 32)]):
+        coder = random_coder(width, latents, k, seed)
+        with torch.no_grad():
+            codes = sparse.csr_array(coder.encode(rows / torch.from_numpy(scale).float()).dense().numpy())
+        w_dec = coder.w_dec.detach().numpy() * scale.astype(np.float32)
+        families = absorption_rates(rows, unit_codes(codes, w_dec), w_dec, labels, [(split, probes)])
+        for family in families:
+            assert family.n_probed == 1
+            assert family.status == "not evaluable"
+            assert family.full is None
+            sparse_probe = family.labels[0].sparse
+            if sparse_probe is not None and sparse_probe.mcc >= 0.3:
+                without += 1
+                assert "chance" in family.labels[0].status
+    assert without >= 4  # these would have been evaluable, at 0 %, without the gate on cosines
+
+
+def test_chance_of_the_best_random_row_is_uniform() -> None:
+    """Also where a map stretches the rows: chances below 0.2 come in a fifth of random dictionaries."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((400, 500, 64)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=2, keepdims=True)
+    rows[:, :, :3] *= 30
+    direction = rng.standard_normal(64).astype(np.float32)
+    projections = rows @ direction
+    chances = np.array([chance_of_best(row, [int(row.argmax())]) for row in projections])
+    assert (chances <= 0.2).mean() == pytest.approx(0.2, abs=0.08)
+    assert chance_of_best(projections[0], []) == 1.0
+    assert chance_of_best(np.append(projections[0], 1e3), [500]) < 1e-9
 
 
 def test_a_decoder_of_zeros_is_not_evaluable() -> None:

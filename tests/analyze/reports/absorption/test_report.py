@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +57,27 @@ def test_merging_is_as_good_as_one_pass(cache: Cache, tree: Hierarchy) -> None:
 
 
 def test_an_untrained_coder_never_scores_zero(cache: Cache, tree: Hierarchy) -> None:
-    """Either it is not evaluable, or its value comes with an interval whose upper end is not 0."""
     coder = untrained(tree.x.shape[1])
-    result = report("absorption", AbsorptionConfig(families=TOKEN_LABELS, rows=6000, splits=1), cache, coder)
+    families = (*TOKEN_LABELS, "leading_space", "next_token", "position")
+    result = report("absorption", AbsorptionConfig(families=families, rows=6000, splits=1), cache, coder)
     for family in result.data["families"]:
-        assert (family["status"] == "not evaluable" and family["full"] is None) or family["full"]["high"] > 0
+        assert family["status"] == "not evaluable"
+        assert family["full"] is None
+        assert family["reason"]
     assert "digit" in result.lead
+
+
+def test_every_letter_is_listed(cache: Cache, tree: Hierarchy) -> None:
+    """The only words are "Word" and "word": w has no negative row, the others no positive one."""
+    config = AbsorptionConfig(families=("digit", "first_letter"), rows=6000, splits=1)
+    result = report("absorption", config, cache, absorbing_coder(tree, 0.25))
+    letters = {table.key: table for table in result.tables}["absorption_letters"]
+    assert [row[0] for row in letters.rows] == list(string.ascii_lowercase)
+    positives = {row[0]: row[1] for row in letters.rows}
+    assert positives.pop("w") > 3000
+    assert set(positives.values()) == {0}
+    assert all("fewer than 50" in row[3] for row in letters.rows)
+    assert letters.caption.startswith("0 of 26 letters are evaluable")
 
 
 def test_made_when_named(tree: Hierarchy) -> None:
