@@ -31,9 +31,9 @@ class AbsorptionConfig(ReportConfig):
     min_main_mcc: float = 0.3
     """Least Matthews correlation of the probe of a label's main latents. Below it the coder has no latents for the
     label, and the label is not evaluable. −1: no such gate, as published."""
-    main_chance: float = 0.01
-    """The decoder row of one main latent must project further on the label's direction than the best of as many random
-    rows does with this probability. 1: no such gate, as published."""
+    min_main_share: float = 0.05
+    """Least share of the projection on the label's direction that its main latents carry where they fire, and at least
+    4 ln F/d, twice what random latents carry. Below it the label is not evaluable. 0: no such gate, as published."""
     origin: Literal["zero", "mean"] = "zero"
     """Origin of a row's projection on the probe: the zero vector (as published), or the site's mean."""
     l1: float = 0.01
@@ -46,5 +46,5 @@ class AbsorptionConfig(ReportConfig):
     def __post_init__(self) -> None:
         if self.rows < 100 or self.splits < 1 or self.min_positives < 2 or self.max_k < 1:
             raise ValueError("rows is at least 100, splits and max_k at least 1, min_positives at least 2")
-        if not 0 < self.main_chance <= 1:
-            raise ValueError(f"main_chance is above 0 and at most 1, not {self.main_chance}")
+        if not 0 <= self.min_main_share < 1:
+            raise ValueError(f"min_main_share is at least 0 and below 1, not {self.min_main_share}")

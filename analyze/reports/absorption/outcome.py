@@ -26,9 +26,9 @@ class Gates:
         coder_mcc: Matthews correlation (of their k-sparse probe, held-out rows) from which the coder counts as having
             latents for a label. Chance has 0, the best few of 2,048 random latents up to 0.3 (measured), and a parent
             that is silent on 90 % of its rows still 0.3.
-        chance: the decoder row of one main latent must project further on the probe's direction than the best of F
-            random rows does with this probability (:func:`~.rates.chance_of_best`). A few random latents can tell a
-            common label's rows by MCC, but none of their rows points its way. 1: no such gate.
+        coder_share_of_a: share of the projection on the probe that the main latents must carry where they fire (median
+            of true positives); at least twice what chance gives (:func:`~.rates.least_share`). A few random latents can
+            tell a common label's rows by MCC, but they write next to nothing of its direction. 0: no such gate.
         coder_share: of the labels that pass the dense probe, the share for which the coder must have latents.
     """
 
@@ -36,7 +36,7 @@ class Gates:
     true_positives: int = 10
     labels: Mapping[str, int] = field(default_factory=lambda: {"first_letter": 20})
     coder_mcc: float = 0.3
-    chance: float = 0.01
+    coder_share_of_a: float = 0.05
     coder_share: float = 0.5
 
 

@@ -3,14 +3,14 @@
 A rate needs something to absorb. Therefore:
 
 - a label is evaluable if its dense probe has F1 > 0.6 and enough true positives on held-out rows, and if the coder has
-  latents for it: their probe must have an MCC of 0.3, and the decoder row of one of them must project further on the
-  label's direction than the best of as many random rows would;
+  latents for it: their probe must have an MCC of 0.3, and where they fire they must carry more of the label's
+  direction than random rows do;
 - a family needs enough labels that pass the dense probe (20 of the 26 first letters), and latents for half of them;
 - a family that fails is "not evaluable", with the reason and the probes' scores, never 0.0: an untrained coder would
   score 0.0.
 
 The family's figures are means over its evaluable labels. SAEBench has no gate on the coder's latents: `coder_mcc=-1,
-chance=1` gives its rule.
+coder_share_of_a=0` gives its rule.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.stats import norm
 from torch import Tensor
 
 from ...probes.dense import LinearProbes
@@ -31,7 +30,6 @@ from ...probes.intervals import estimate, mean_estimate
 from ...probes.labels import Labels, family_of
 from ...probes.scores import Scores
 from ...probes.splits import ProbeSplit
-from ...result import significant
 from .main_latents import F1_JUMP, MAX_K, KSparse, k_sparse_probes
 from .outcome import Absorber, FamilyAbsorption, Gates, LabelAbsorption, Rows
 from .rows import decoder_cosines, row_absorption
@@ -139,7 +137,7 @@ def _labels(
                 test_codes[hits],
                 projection=projection,
                 cosines=cosines[i],
-                chance=chance_of_best(w_dec @ probes.directions[i], main[i].latents),
+                least=least_share(gates, *w_dec.shape),
                 gates=gates,
             )
         )
@@ -153,7 +151,7 @@ def _label(
     *,
     projection: Doubles,
     cosines: Doubles,
-    chance: float,
+    least: float,
     gates: Gates,
 ) -> LabelAbsorption:
     """One label on one split: its status, and its rows where it is evaluable.
@@ -164,9 +162,10 @@ def _label(
         codes: [m, F] on the m true positives.
         projection: [m] of the true positives on the probe's direction.
         cosines: [F] of decoder rows with that direction.
-        chance: of the main latents (:func:`chance_of_best`).
+        least: share of the projection that main latents must carry (:func:`least_share`).
     """
     n_hits = len(projection)
+    carried = carried_share(projection, codes, cosines, main.latents)
     mcc = 0.0 if main.scores is None else main.scores.mcc
     probed = probe.f1 > gates.probe_f1 and n_hits >= gates.true_positives
     if probe.f1 <= gates.probe_f1:
@@ -175,11 +174,8 @@ def _label(
         status = f"{n_hits} true positives, needs {gates.true_positives}"
     elif mcc < gates.coder_mcc:
         status = f"no latents for it: their probe has MCC {mcc:.2f}, needs {gates.coder_mcc:g}"
-    elif chance > gates.chance:
-        status = (
-            f"no latents for it: the best of as many random decoder rows is as close to its direction with probability "
-            f"{significant(chance)}, needs {gates.chance:g} at most (chance)"
-        )
+    elif carried < least:
+        status = f"no latents for it: where they fire, they carry {carried:.1%} of the projection, needs {least:.1%}"
     else:
         status = "evaluable"
     own = tuple(float(cosines[latent]) for latent in main.latents)
@@ -208,25 +204,31 @@ def _label(
     )
 
 
-def chance_of_best(projections: Doubles, latents: Sequence[int]) -> float:
-    """The probability that the best of F random decoder rows projects as far on a direction as the best latent here.
+def carried_share(projection: Doubles, codes: sparse.csr_array, cosines: Doubles, main: Sequence[int]) -> float:
+    """Median share of the projection a that the main latents carry, over rows with a > 0 on which one of them fires.
 
-    Projections of random rows on one direction are normal, whatever linear map carries them from the coder's space to
-    that of the activations. (Their cosines are not: rows that a map leaves short have large ones.) Their centre and
-    width are those of the coder's own rows, by median and median deviation: most latents have nothing to do with one
-    label. So an untrained coder of any normalisation is its own null.
+    0 where none fires. The share does not depend on the coder's normalisation, unlike a cosine.
 
     Args:
-        projections: [F] of all decoder rows on the direction.
-        latents: of F; none: 1.
+        projection: [m] a of each row.
+        codes: [m, F] multiples of unit decoder rows.
+        cosines: [F] of decoder rows with the direction.
+        main: latents.
     """
-    if not len(latents):
-        return 1.0
-    centre = float(np.median(projections))
-    width = float(np.median(np.abs(projections - centre))) / float(norm.ppf(0.75))
-    beyond = float(projections[list(latents)].max()) - centre
-    tail = float(norm.sf(beyond / width)) if width > 0 else float(beyond <= 0)
-    return float(-np.expm1(len(projections) * np.log1p(-min(tail, 1 - 1e-16))))
+    if not len(main):
+        return 0.0
+    own = codes[:, list(main)].toarray().astype(np.float64)
+    rows = (own > 0).any(1) & (projection > 0)
+    return float(np.median((own @ cosines[list(main)])[rows] / projection[rows])) if rows.any() else 0.0
+
+
+def least_share(gates: Gates, n_latents: int, width: int) -> float:
+    """The share from which main latents count as representing a label: twice what chance gives, or more.
+
+    A random row that reads a direction with cosine c writes c² of it, and the best of F random rows in d dimensions has
+    c² ≈ 2 ln F/d. A gate of 0 or below is none.
+    """
+    return max(gates.coder_share_of_a, 4 * float(np.log(n_latents)) / width) if gates.coder_share_of_a > 0 else -np.inf
 
 
 def _pool(splits: Sequence[LabelAbsorption], rng: np.random.Generator) -> LabelAbsorption:
@@ -282,9 +284,9 @@ def _family(
     if len(counted) < max(1.0, gates.coder_share * len(probed)):
         return replace(
             result,
-            reason=f"the coder has latents (k-sparse probe with MCC ≥ {gates.coder_mcc:g}, aligned with the label "
-            f"beyond chance) for {len(counted)} of the {len(probed)} labels that pass the dense probe, needs "
-            f"{gates.coder_share:.0%}: a label without latents cannot be absorbed",
+            reason=f"the coder has latents (k-sparse probe with MCC ≥ {gates.coder_mcc:g}, which carry more of "
+            f"the direction than chance) for {len(counted)} of the {len(probed)} labels that pass the dense probe, "
+            f"needs {gates.coder_share:.0%}: a label without latents cannot be absorbed",
         )
     rows = [label.rows for label in counted if label.rows is not None]
     names = {label.label for label in counted}

@@ -51,7 +51,7 @@ class AbsorptionReport(Report[AbsorptionConfig]):
             true_positives=config.min_true_positives,
             labels={"first_letter": config.min_letters},
             coder_mcc=config.min_main_mcc,
-            chance=config.main_chance,
+            coder_share_of_a=config.min_main_share,
         )
         families = absorption_rates(
             found.x,

@@ -14,7 +14,7 @@ from sparse_pipeline.analyze.probes.dense import train_probes
 from sparse_pipeline.analyze.probes.labels import Labels
 from sparse_pipeline.analyze.probes.splits import ProbeSplit, split_groups
 from sparse_pipeline.analyze.reports.absorption.outcome import FamilyAbsorption, Gates
-from sparse_pipeline.analyze.reports.absorption.rates import absorption_rates, chance_of_best, unit_codes
+from sparse_pipeline.analyze.reports.absorption.rates import absorption_rates, carried_share, least_share, unit_codes
 from sparse_pipeline.shared.coders import build_coder
 from sparse_pipeline.shared.coders.base import Coder
 from sparse_pipeline.shared.coders.topk import TopKConfig
@@ -169,8 +169,7 @@ def random_coder(width: int, latents: int, k: int, seed: int) -> Coder:
 def test_no_untrained_coder_is_evaluable(stretched: bool) -> None:
     """Labels of large rows: a few random latents tell them apart, so the MCC alone lets an untrained coder through.
 
-    With `stretched` a few dimensions are many times as large as the rest, and decoder rows of a coder that standardises
-    them lean towards these.
+    With `stretched` a few dimensions are many times as large as the rest, and the coder standardises them.
     """
     rng = np.random.default_rng(0)
     n, width, names = 4000, 96, ("punctuation", "digit", "capitalised")
@@ -196,22 +195,20 @@ def test_no_untrained_coder_is_evaluable(stretched: bool) -> None:
             sparse_probe = family.labels[0].sparse
             if sparse_probe is not None and sparse_probe.mcc >= 0.3:
                 without += 1
-                assert "chance" in family.labels[0].status
-    assert without >= 4  # these would have been evaluable, at 0 %, without the gate on cosines
+                assert "of the projection" in family.labels[0].status
+    assert without >= 4  # these would have been evaluable, at 0 %, without the gate on the share
 
 
-def test_chance_of_the_best_random_row_is_uniform() -> None:
-    """Also where a map stretches the rows: chances below 0.2 come in a fifth of random dictionaries."""
-    rng = np.random.default_rng(0)
-    rows = rng.standard_normal((400, 500, 64)).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=2, keepdims=True)
-    rows[:, :, :3] *= 30
-    direction = rng.standard_normal(64).astype(np.float32)
-    projections = rows @ direction
-    chances = np.array([chance_of_best(row, [int(row.argmax())]) for row in projections])
-    assert (chances <= 0.2).mean() == pytest.approx(0.2, abs=0.08)
-    assert chance_of_best(projections[0], []) == 1.0
-    assert chance_of_best(np.append(projections[0], 1e3), [500]) < 1e-9
+def test_carried_share_by_hand() -> None:
+    codes = sparse.csr_array(np.array([[1.0, 2.0, 0.0], [0.0, 0.0, 9.0], [4.0, 0.0, 0.0], [1.0, 0.0, 0.0]]))
+    cosines = np.array([0.5, 0.25, 0.9])
+    projection = np.array([4.0, 1.0, 8.0, -1.0])
+    # Rows 0 and 2: (0.5 + 0.5)/4 and 2/8. In row 1 no main latent fires, and in row 3 there is nothing to carry.
+    assert carried_share(projection, codes, cosines, (0, 1)) == pytest.approx(0.25)
+    assert carried_share(projection, codes, cosines, ()) == 0.0
+    assert least_share(Gates(), 4096, 640) == pytest.approx(4 * np.log(4096) / 640)
+    assert least_share(Gates(), 16384, 2304) == 0.05
+    assert least_share(Gates(coder_share_of_a=0), 4096, 640) < 0
 
 
 def test_a_decoder_of_zeros_is_not_evaluable() -> None:
