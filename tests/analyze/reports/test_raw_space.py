@@ -57,7 +57,7 @@ def test_projections_on_a_probe(subject: Subject) -> None:
     with torch.no_grad():
         z = coder.encode(subject.cache.chunk(SITE, 0)).dense().double().numpy()
     codes = unit_codes(sparse.csr_array(z), subject.raw_w_dec)
-    cosines = decoder_cosines(subject.raw_w_dec, direction)
+    (cosines,) = decoder_cosines(subject.raw_w_dec, direction[None])
     direct = z * (contributions(coder) @ (direction / np.linalg.norm(direction)))
     np.testing.assert_allclose(codes.toarray() * cosines, direct, rtol=1e-4, atol=1e-4 * np.abs(direct).max())
 
