@@ -85,6 +85,23 @@ def gradient_of(indptr: Any, rows: Any, data: Any, slope: Any, gradient: Any) ->
 
 
 @compiled
+def _weighted_moments(
+    indptr: Any, rows: Any, data: Any, curve: Any, working: Any, total_curve: float, means: Any, seconds: Any
+) -> None:
+    """Curve-weighted mean and centred second moment of each latent of the working set; 0 for a constant one."""
+    for place in range(len(working)):
+        j = working[place]
+        total, raw = 0.0, 0.0
+        for e in range(indptr[j], indptr[j + 1]):
+            pull = curve[rows[e]] * data[e]
+            total += pull
+            raw += pull * data[e]
+        means[place] = total / total_curve
+        centred = raw - means[place] * means[place] * total_curve
+        seconds[place] = centred if centred > 1e-10 * raw else 0.0
+
+
+@compiled
 def _descend(
     indptr: Any, rows: Any, data: Any, slope: Any, curve: Any, working: Any, l1: float, step: Any, target: Any
 ) -> float:
@@ -107,16 +124,7 @@ def _descend(
         bias -= slope[i]
     bias /= total_curve
     means, seconds = np.zeros(len(working)), np.zeros(len(working))
-    for place in range(len(working)):
-        j = working[place]
-        raw = 0.0
-        for e in range(indptr[j], indptr[j + 1]):
-            pull = curve[rows[e]] * data[e]
-            means[place] += pull
-            raw += pull * data[e]
-        means[place] /= total_curve
-        centred = raw - means[place] * means[place] * total_curve
-        seconds[place] = centred if centred > 1e-10 * raw else 0.0
+    _weighted_moments(indptr, rows, data, curve, working, total_curve, means, seconds)
     first = 0.0
     for sweep in range(200):
         gained = 0.0
