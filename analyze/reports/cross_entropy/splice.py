@@ -237,7 +237,6 @@ def losses(
     for start in range(0, len(sequences), batch):
         some, device = sequences[start : start + batch], next(model.parameters()).device
         part = _inputs(cache, some, only, device)
-        kept = part.position == 0
         ordinary = None if massive is None else _ordinary(part, massive.reshape(-1, cache.ctx)[some])
         with spliced(model, *sites, lambda _, y: y) as seen:
             clean = part.log_probabilities(model)
@@ -245,14 +244,23 @@ def losses(
         add("clean", _loss(clean, clean, part))
         if ordinary is not None:
             add("clean_ordinary", _loss(clean, clean, ordinary.part))
-        for name, replace in replacements.items():
-            variants = [(name, _leaving(kept, replace), part), (f"{name}_all", replace, part)]
-            if ordinary is not None:
-                variants.append((f"{name}_ordinary", _leaving(kept | ordinary.massive, replace), ordinary.part))
-            for named, used, counted in variants:
-                with spliced(model, *sites, used):
-                    add(named, _loss(part.log_probabilities(model), clean, counted))
+        for named, used, counted in _variants(replacements, part, ordinary):
+            with spliced(model, *sites, used):
+                add(named, _loss(part.log_probabilities(model), clean, counted))
     return totals
+
+
+def _variants(
+    replacements: dict[str, Replace], part: _Inputs, ordinary: _Ordinary | None
+) -> Iterator[tuple[str, Replace, _Inputs]]:
+    """(name, what replaces, predictions that count) of each forward pass: position 0 kept, nothing kept, and, where
+    there are massive rows, those kept too."""
+    kept = part.position == 0
+    for name, replace in replacements.items():
+        yield name, _leaving(kept, replace), part
+        yield f"{name}_all", replace, part
+        if ordinary is not None:
+            yield f"{name}_ordinary", _leaving(kept | ordinary.massive, replace), ordinary.part
 
 
 @dataclass(frozen=True)
