@@ -19,9 +19,8 @@ GLOSSARY: dict[str, dict[str, str]] = {
         "every document; each of them counts as position 0.",
         "position 0": "The place of a sequence's first token, and of any BOS inside a sequence. The model's state "
         "there is one constant vector, so figures are given excluding position 0 and, beside that, including it.",
-        "massive rows": "The few rows outside position 0 whose norm exceeds 3 times the median, such as a quote or a "
-        "slash at certain places. They can hold a third of a site's variance, so figures have a twin without them. All "
-        "other rows outside position 0 are *ordinary*.",
+        "massive rows": "The few rows outside position 0 whose norm exceeds 3 times the median. They can hold a third "
+        "of a site's variance, so figures have a twin without them. All other rows outside position 0 are ordinary.",
         "outlying dimension": "A dimension of a site whose root mean square over rows is at least 10 times the median "
         "dimension's. One alone can carry most of the variance, and then the FVU describes little else.",
         "held-out documents": "Documents that training never sees (`data.heldout` is their share). FVU, L0 and dead "

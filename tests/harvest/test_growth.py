@@ -214,8 +214,8 @@ def test_further_sites_through_a_kill_on_the_stored_tokens(
     [
         ({"tokens": 40 * CTX}, "holds more sequences than this config requires"),
         ({"tokens": 96 * CTX, "separator": "none"}, 'harvest.separator: the cache has "eos", this config has "none"'),
-        ({"sites": (SITES[0], "layer_00.mlp_in")}, "holds sites that this config leaves out"),
-        ({"sites": MORE, "storage_of": {SITES[0]: "fp8"}}, "stores in another way"),
+        ({"sites": (SITES[0], "layer_00.mlp_in")}, "holds sites that this config lacks or stores differently"),
+        ({"sites": MORE, "storage_of": {SITES[0]: "fp8"}}, "holds sites that this config lacks or stores differently"),
         ({"tokens": 96 * CTX, "storage": "fp8"}, "harvest.storage: the cache has"),
     ],
 )
