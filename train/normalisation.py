@@ -8,10 +8,11 @@ import torch
 from ..shared.cache import Cache
 from ..shared.cache.rows import rest_rows
 from ..shared.coders.normalisation import Normalise, SiteMoments
+from .data.rows import thin
 
 COVARIANCE_ROWS = 1 << 18
-"""Rows that the covariance is estimated from at most, spread evenly over the cache: 4·10⁵ numbers each carry it to
-better than a per cent at any width that is trained here."""
+"""Rows that the covariance is estimated from at most, spread evenly over the cache. The variance of a direction is then
+known to about √(2/n) = 0.3 %, were rows independent and Gaussian."""
 
 ROWS_AT_ONCE = 8192
 
@@ -39,8 +40,7 @@ def covariance(cache: Cache, site: str, mean: torch.Tensor, rows: int = COVARIAN
     """
     counted = rest_rows(cache.flags, cache.ctx).reshape(-1)
     counted[cache.outliers(site).rows] = False
-    chosen = np.flatnonzero(counted)
-    chosen = chosen[np.linspace(0, len(chosen) - 1, min(rows, len(chosen))).astype(np.int64)]
+    chosen = thin(np.flatnonzero(counted), rows)
     total = torch.zeros(len(mean), len(mean), dtype=torch.float64)
     seen = 0
     for start in range(0, len(chosen), ROWS_AT_ONCE):

@@ -51,14 +51,11 @@ def step_batch(trainee: Trainee, rows: Batch, step: int) -> StepBatch:
 
 
 @torch.no_grad()
-def measured(trainee: Trainee, batch: StepBatch, codes: Codes, fired: Tensor | None = None) -> dict[str, float | None]:
+def measured(trainee: Trainee, batch: StepBatch, codes: Codes) -> dict[str, float | None]:
     """Figures of a batch, in raw activation space and float64.
 
     FVU excluding and including position 0, its mean over dimensions (`fvu_dims`), mean L0, how many latents fired, and
     how many are dead.
-
-    Args:
-        fired: [F] bool; None: those of the codes.
     """
     y = trainee.inputs(batch.rows)[1].to(torch.float64)
     y_hat = trainee.coder.denormalise_target(trainee.coder.decode_normalised(codes, batch.u))
@@ -72,7 +69,7 @@ def measured(trainee: Trainee, batch: StepBatch, codes: Codes, fired: Tensor | N
         "fvu_with_bos": _ratio(error.sum(), (y - trainee.all_mean).square().sum()),
         "fvu_dims": _ratio((error_rest[varies] / variance[varies]).sum(), varies.sum()),
         "l0": float(codes.l0().to(torch.float64).mean()),
-        "active": int((codes.fired() if fired is None else fired).sum()),
+        "active": int(codes.fired().sum()),
         "dead": int(trainee.coder.dead.sum()),
     }
 
