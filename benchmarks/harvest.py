@@ -24,12 +24,13 @@ from typing import Any
 
 import torch
 
-from sparse_pipeline.harvest.capture import CompiledReader, SiteReader
 from sparse_pipeline.harvest.config import HarvestConfig
-from sparse_pipeline.harvest.model import DEMO_MODEL, body_of, drop_later_layers, find_checkpoint, load_model
 from sparse_pipeline.harvest.prepare import cost, prepare
 from sparse_pipeline.harvest.run import harvest
-from sparse_pipeline.harvest.sites import resolve_sites
+from sparse_pipeline.models.capture import CompiledReader, SiteReader
+from sparse_pipeline.models.checkpoint import body_of, drop_later_layers, find_checkpoint, load_model
+from sparse_pipeline.models.folder import DEMO_MODEL
+from sparse_pipeline.models.sites import resolve_sites
 from sparse_pipeline.shared.console import Console, si, size
 
 

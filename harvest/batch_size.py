@@ -9,10 +9,10 @@ from typing import Any
 import psutil
 import torch
 
+from ..models.capture import SiteReader
 from ..shared.cache.files import read_json
 from ..shared.cache.format import PLAN
 from ..shared.errors import PipelineError
-from .capture import SiteReader
 from .job import Job
 
 MOST_ON_CPU = 8192

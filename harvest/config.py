@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..models.site_names import parse_site
 from ..shared.config.settings import identity, to_dict
-from .site_names import parse_site
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Attention = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"]

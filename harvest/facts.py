@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..models.checkpoint import ModelCheckpoint, Specials, settled
 from ..shared.config.settings import PRESETS
 from ..shared.errors import UsageError
 from .config import HarvestConfig
-from .model import ModelCheckpoint, Specials, settled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

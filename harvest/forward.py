@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .capture import SiteReader
+from ..models.capture import SiteReader
 from .data.pack import Block
 from .job import Job
 from .stages import Stages

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..models.checkpoint import ModelCheckpoint, Specials
+from ..models.sites import FAMILIES
 from ..shared.cache.format import default_shard_rows
 from ..shared.errors import UsageError
 from .config import HarvestConfig
 from .data.pack import Block, PackSpec, pack, pack_apart
 from .data.tokenise import tokenise
 from .dataset import Dataset
-from .model import ModelCheckpoint, Specials
-from .sites import FAMILIES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

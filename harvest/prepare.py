@@ -7,16 +7,8 @@ from typing import Any
 
 import torch
 
-from ..shared.cache import Layout, SiteSpec
-from ..shared.cache.format import default_chunk_rows
-from .batch_size import estimate, recorded
-from .capture import SiteReader, count_flops, site_widths
-from .config import HarvestConfig, Storage, cache_path, content_settings
-from .data.hub import UnreachableError
-from .dataset import is_local, open_dataset, unresolved
-from .facts import checkpoint_from, facts_needed, refuse_counting, specials_from
-from .job import Job
-from .model import (
+from ..models.capture import SiteReader, count_flops, site_widths
+from ..models.checkpoint import (
     body_of,
     drop_later_layers,
     empty_model,
@@ -25,8 +17,16 @@ from .model import (
     load_tokenizer,
     special_tokens,
 )
-from .site_names import Site
-from .sites import resolve_sites
+from ..models.site_names import Site
+from ..models.sites import resolve_sites
+from ..shared.cache import Layout, SiteSpec
+from ..shared.cache.format import default_chunk_rows
+from .batch_size import estimate, recorded
+from .config import HarvestConfig, Storage, cache_path, content_settings
+from .data.hub import UnreachableError
+from .dataset import is_local, open_dataset, unresolved
+from .facts import checkpoint_from, facts_needed, refuse_counting, specials_from
+from .job import Job
 
 _PROBE_TOKENS = 8
 

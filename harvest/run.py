@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ..models.capture import CompiledReader, SiteReader, check_attention, check_isolated, site_widths
+from ..models.checkpoint import body_of, drop_later_layers, load_model
+from ..models.sites import resolve_sites
 from ..shared.cache import CacheWriter, Layout
 from ..shared.cache.commits import load_commit
 from ..shared.cache.documents import DocumentWriter, documents_name, documents_summary
@@ -22,17 +25,14 @@ from ..shared.console import Console, count, duration, si, size
 from ..shared.errors import DataError, PipelineError
 from ..shared.provenance import provenance
 from . import batch_size
-from .capture import CompiledReader, SiteReader, check_attention, check_isolated, site_widths
 from .config import HarvestConfig, cache_path
 from .data.pack import Block
 from .data.tokenise import Ahead
 from .disk import Disk
 from .forward import Forward
 from .job import Job, empty_dataset
-from .model import body_of, drop_later_layers, load_model
 from .plan import free_disk, may_grow
 from .prepare import identity_of, layout, prepare, probe_ids
-from .sites import resolve_sites
 from .stages import Stages
 from .units import Unit, dataset_units, stored_units
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparse_pipeline.harvest.site_names import parse_site
+from sparse_pipeline.models.site_names import parse_site
 from sparse_pipeline.shared.cache import Cache, CacheWriter, Flag, Layout, SiteSpec, open_cache
 
 BOS_ID, EOS_ID, PAD_ID, FIRST_ID = 2, 1, 0, 3

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("harvest", "train", "analyze", "shared")
+PACKAGES = ("harvest", "train", "analyze", "models", "shared")
 ROOT_MODULES = tuple(sorted(path.name for path in ROOT.glob("*.py") if path.name != "setup.py"))
 SHIPPED = [*PACKAGES, *ROOT_MODULES, "setup.py", "pyproject.toml", "README.md", "LICENSE"]
 
@@ -27,7 +27,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 def files_of_packages() -> set[str]:
-    """Every file of the four packages that git knows or would add."""
+    """Every file of the packages that git knows or would add."""
     listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", *PACKAGES, cwd=ROOT)
     return {name for name in listed.splitlines() if (ROOT / name).is_file()}
 

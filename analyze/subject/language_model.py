@@ -39,9 +39,6 @@ FINAL_NORMS = (
 )
 """Names of the last norm's gain [d]. A bias of the same module means that the norm is a LayerNorm."""
 
-DEMO = Path(__file__).parents[2] / "harvest" / "demo" / "model"
-"""The embedded model."""
-
 ADD_ONE = ("gemma", "gemma2", "gemma3", "gemma3_text")
 """Model types whose RMS norm multiplies by 1 + w."""
 
@@ -67,32 +64,6 @@ class Unembedding:
     def n_tokens(self) -> int:
         """V."""
         return int(self.weight.shape[0])
-
-
-def model_folder(name: str | None, revision: str | None = None) -> Path | None:
-    """The local folder of a model's files; None where not found.
-
-    Args:
-        name: `demo` (the embedded model), a folder, or a name on the hub; None: no model.
-        revision: of a name on the hub; None: the default branch.
-    """
-    if name is None:
-        return None
-    if name == "demo":
-        return DEMO if (DEMO / "config.json").is_file() else None
-    path = Path(name).expanduser()
-    if (path / "config.json").is_file():
-        return path
-    if path.is_absolute() or name.count("/") > 1 or name.startswith("."):
-        return None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision)
-    except HFValidationError:
-        return None
-    return Path(found).parent if isinstance(found, str) else None
 
 
 def load_unembedding(folder: Path | None, width: int) -> Unembedding | None:

@@ -149,7 +149,7 @@ class SiteSpec:
     """One array of activations.
 
     Attributes:
-        name: the site, ``layer_08.resid_mid`` or ``module.path:out`` (harvest.site_names).
+        name: the site, ``layer_08.resid_mid`` or ``module.path:out`` (models.site_names).
         width: d, the size of one row.
         logical_dtype: what a row's numbers are; ``bfloat16`` is stored as uint16 bits.
         module_path: the module whose input or output this is.

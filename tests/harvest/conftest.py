@@ -17,7 +17,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """3 layers of width 24 in bfloat16; random weights large enough for every module to matter."""
     from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
-    from sparse_pipeline.harvest.model import DEMO_MODEL
+    from sparse_pipeline.models.folder import DEMO_MODEL
 
     path = tmp_path_factory.mktemp("models") / "tiny-gemma2"
     torch.manual_seed(3)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparse_pipeline.harvest.capture import SiteReader
 from sparse_pipeline.harvest.config import HarvestConfig
-from sparse_pipeline.harvest.model import body_of, drop_later_layers, find_checkpoint, load_model
-from sparse_pipeline.harvest.site_names import format_site
-from sparse_pipeline.harvest.sites import FAMILIES, resolve_sites
+from sparse_pipeline.models.capture import SiteReader
+from sparse_pipeline.models.checkpoint import body_of, drop_later_layers, find_checkpoint, load_model
+from sparse_pipeline.models.site_names import format_site
+from sparse_pipeline.models.sites import FAMILIES, resolve_sites
 from sparse_pipeline.shared.errors import UsageError
 
 LAYERS = 3

@@ -223,7 +223,7 @@ def test_a_changed_file_is_another_dataset(tmp_path: Path) -> None:
 def test_tokenise_numbers_documents_and_keeps_special_tokens_in_text_as_text() -> None:
     from transformers import AutoTokenizer
 
-    from sparse_pipeline.harvest.model import DEMO_MODEL
+    from sparse_pipeline.models.folder import DEMO_MODEL
 
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
     texts = ["one", "", "a <eos> b"] + ["x " * 100_000] * 3 + ["last"]

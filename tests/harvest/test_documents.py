@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_pipeline.harvest.capture import SiteReader, check_isolated
 from sparse_pipeline.harvest.config import HarvestConfig
 from sparse_pipeline.harvest.dataset import open_dataset
-from sparse_pipeline.harvest.model import body_of
 from sparse_pipeline.harvest.run import harvest
-from sparse_pipeline.harvest.site_names import format_site
-from sparse_pipeline.harvest.sites import FAMILIES, resolve_sites
+from sparse_pipeline.models.capture import SiteReader, check_isolated
+from sparse_pipeline.models.checkpoint import body_of
+from sparse_pipeline.models.site_names import format_site
+from sparse_pipeline.models.sites import FAMILIES, resolve_sites
 from sparse_pipeline.shared.cache import Cache, open_cache, verify_cache
 from sparse_pipeline.shared.cache.documents import DocumentRecord, read_documents
 from sparse_pipeline.shared.errors import DataError, UsageError

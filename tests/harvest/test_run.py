@@ -28,8 +28,8 @@ from sparse_pipeline.harvest.forward import Forward
 from sparse_pipeline.harvest.plan import plan
 from sparse_pipeline.harvest.prepare import prepare
 from sparse_pipeline.harvest.run import HarvestResult, harvest
-from sparse_pipeline.harvest.site_names import format_site
-from sparse_pipeline.harvest.sites import FAMILIES
+from sparse_pipeline.models.site_names import format_site
+from sparse_pipeline.models.sites import FAMILIES
 from sparse_pipeline.shared.cache import open_cache, verify_cache
 from sparse_pipeline.shared.config.settings import to_dict, validate
 from sparse_pipeline.shared.console import size
@@ -117,7 +117,7 @@ def test_demo_model_equals_a_hook_on_the_plain_model(texts_file: Path, tmp_path:
     """The shipped checkpoint in float32, on other batches: within a rounding of bfloat16."""
     from transformers import AutoModelForCausalLM
 
-    from sparse_pipeline.harvest.model import DEMO_MODEL
+    from sparse_pipeline.models.folder import DEMO_MODEL
 
     config = HarvestConfig(dataset=str(texts_file), tokens=8 * 128, cache_dir=tmp_path, device="cpu", dtype="float32")
     cache = open_cache(harvest(config).path)

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from sparse_pipeline.harvest import batch_size
-from sparse_pipeline.harvest.capture import CompiledReader, SiteReader, check_attention
 from sparse_pipeline.harvest.config import cache_path
 from sparse_pipeline.harvest.disk import Disk
 from sparse_pipeline.harvest.forward import Forward
-from sparse_pipeline.harvest.model import body_of
 from sparse_pipeline.harvest.plan import plan
 from sparse_pipeline.harvest.prepare import prepare
 from sparse_pipeline.harvest.run import harvest
-from sparse_pipeline.harvest.site_names import format_site
-from sparse_pipeline.harvest.sites import FAMILIES, resolve_sites
 from sparse_pipeline.harvest.stages import STAGES
+from sparse_pipeline.models.capture import CompiledReader, SiteReader, check_attention
+from sparse_pipeline.models.checkpoint import body_of
+from sparse_pipeline.models.site_names import format_site
+from sparse_pipeline.models.sites import FAMILIES, resolve_sites
 from sparse_pipeline.shared.cache import CacheWriter, open_cache
 from sparse_pipeline.shared.console import Console
 from sparse_pipeline.shared.errors import UsageError

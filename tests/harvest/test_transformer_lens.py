@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from sparse_pipeline.harvest.config import HarvestConfig
-from sparse_pipeline.harvest.model import find_checkpoint, load_model
-from sparse_pipeline.harvest.site_names import format_site
-from sparse_pipeline.harvest.sites import FAMILIES
+from sparse_pipeline.models.checkpoint import find_checkpoint, load_model
+from sparse_pipeline.models.site_names import format_site
+from sparse_pipeline.models.sites import FAMILIES
 from tests.harvest.test_capture import LAYERS, random_model, read_sites
 
 BOS, CTX = 1, 12

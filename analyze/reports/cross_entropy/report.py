@@ -15,10 +15,11 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from ....models.splice import Replace
 from ...result import Figure, ReportResult, Table, TableColumn, significant
 from ...stream.batches import StreamBatch
 from ..base import Report, ReportConfig
-from .splice import Loss, Replace, choose_sequences, losses, model_of
+from .splice import Loss, choose_sequences, losses, model_of
 
 IN_PLACE = {"clean": "the model as it is", "coder": "the coder", "mean": "the mean", "zero": "zero"}
 """What is at the target site, and its name in the table of losses."""

@@ -1,15 +1,8 @@
-"""A coder spliced into the language model: its loss with the target site replaced.
-
-The replacement happens where the harvest reads the site. A module's output is exchanged. A module's input is
-overwritten in place, so that a residual stream that bypasses the module (`residual = x; x = norm(x)`) carries the
-replacement too: both names refer to one tensor. The inputs of attention and MLP (`attn_in`, `mlp_in`) are exchanged for
-that module alone: without a norm before it (OLMo-2), its input is the residual stream itself, which must stay as it is.
-"""
+"""The language model's loss with a coder spliced in at its target site (models/splice.py says how)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import replace as replace_field
 from functools import lru_cache
@@ -22,17 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ....shared.cache import Cache, SiteSpec, positions
+from ....models.folder import model_folder
+from ....models.splice import Replace, spliced
+from ....shared.cache import Cache, positions
 from ....shared.cache.documents import document_positions
 from ....shared.cache.rows import text_rows
 from ....shared.errors import DataError, UsageError
-from ...subject.language_model import model_folder
-
-Replace = Callable[[Tensor, Tensor], Tensor]
-"""(source activations [B, T, d_in], target activations [B, T, d_out]) → the new target activations."""
-
-READ_BY_ONE = ("attn_in", "mlp_in")
-"""Kinds of sites that one module reads and the residual stream does not carry on."""
 
 TOLERANCE = 0.05
 """Largest relative difference between a sequence's cached activations and the model's."""
@@ -111,68 +99,6 @@ def model_of(cache: Cache, device: str) -> nn.Module:
         return load_model(folder, resolved.get("attention"), device)
 
 
-def _tensor(value: Any) -> Tensor:
-    tensor: Tensor = value[0] if isinstance(value, tuple) else value
-    return tensor
-
-
-@contextmanager
-def spliced(model: nn.Module, source: SiteSpec, target: SiteSpec, replace: Replace) -> Iterator[dict[str, Tensor]]:
-    """A context in which every forward pass has replace(source, target) at the target site.
-
-    Yields a dictionary whose "source" holds the source activations of the last forward pass. Other threads wait until
-    the context ends, because hooks act on every caller of the model.
-    """
-    seen: dict[str, Tensor] = {}
-
-    def keep(x: Tensor) -> None:
-        seen["source"] = x.clone()  # a copy: the same tensor may be overwritten in place at the target
-
-    def new(y: Tensor) -> Tensor:
-        if source.name == target.name:
-            keep(y)
-        return replace(seen["source"], y).to(y.dtype)
-
-    def pre_source(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        keep(_first(args, kwargs))
-
-    def post_source(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        keep(_tensor(output))
-
-    def pre_target(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        held = _first(args, kwargs)
-        changed = new(held)
-        if target.kind in READ_BY_ONE:
-            return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
-        held.copy_(changed)  # in place, so that the residual stream that shares this tensor changes too
-        return None
-
-    def post_target(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        changed = new(_tensor(output))
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-    with _MODEL, ExitStack() as stack:
-        # The source's hook is registered first: at one module, hooks run in the order of registration, and `new` needs
-        # what `keep` has seen. For source = target, `new` keeps it itself.
-        if source.name != target.name:
-            module = model.get_submodule(source.module_path)
-            if source.io == "in":
-                stack.callback(module.register_forward_pre_hook(pre_source, with_kwargs=True).remove)
-            else:
-                stack.callback(module.register_forward_hook(post_source).remove)
-        module = model.get_submodule(target.module_path)
-        if target.io == "in":
-            stack.callback(module.register_forward_pre_hook(pre_target, with_kwargs=True).remove)
-        else:
-            stack.callback(module.register_forward_hook(post_target).remove)
-        yield seen
-
-
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    value: Tensor = args[0] if args else kwargs["hidden_states"]
-    return value
-
-
 def choose_sequences(
     cache: Cache, shards: tuple[int, ...], n: int, only: NDArray[np.bool_] | None = None
 ) -> NDArray[np.int64]:
@@ -238,14 +164,14 @@ def losses(
         some, device = sequences[start : start + batch], next(model.parameters()).device
         part = _inputs(cache, some, only, device)
         ordinary = None if massive is None else _ordinary(part, massive.reshape(-1, cache.ctx)[some])
-        with spliced(model, *sites, lambda _, y: y) as seen:
+        with _MODEL, spliced(model, *sites, lambda _, y: y) as seen:
             clean = part.log_probabilities(model)
         _check(cache, source, int(sequences[start]), found=seen["source"][0], real=part.real[0])
         add("clean", _loss(clean, clean, part))
         if ordinary is not None:
             add("clean_ordinary", _loss(clean, clean, ordinary.part))
         for named, used, counted in _variants(replacements, part, ordinary):
-            with spliced(model, *sites, used):
+            with _MODEL, spliced(model, *sites, used):
                 add(named, _loss(part.log_probabilities(model), clean, counted))
     return totals
 

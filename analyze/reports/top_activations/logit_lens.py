@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...subject.language_model import Unembedding, load_unembedding, model_folder
+from ....models.folder import model_folder
+from ...subject.language_model import Unembedding, load_unembedding
 from ...subject.subject import Subject
 
 RESIDUAL_KINDS = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "attn_out")

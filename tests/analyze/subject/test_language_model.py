@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sparse_pipeline.analyze.subject.language_model import load_unembedding, model_folder
+from sparse_pipeline.analyze.subject.language_model import load_unembedding
+from sparse_pipeline.models.folder import model_folder
 
 
 def test_the_demo_models_unembedding_is_its_tied_embedding_and_gemmas_gain() -> None:

@@ -15,8 +15,9 @@ from sparse_pipeline.analyze.config import AnalyzeConfig
 from sparse_pipeline.analyze.reports.top_activations.config import TopActivationsConfig
 from sparse_pipeline.analyze.reports.top_activations.logit_lens import lens_of, logit_lens
 from sparse_pipeline.analyze.run import analyze
-from sparse_pipeline.analyze.subject.language_model import Unembedding, load_unembedding, model_folder
+from sparse_pipeline.analyze.subject.language_model import Unembedding, load_unembedding
 from sparse_pipeline.analyze.subjects import subjects_of
+from sparse_pipeline.models.folder import model_folder
 from sparse_pipeline.shared.cache.documents import DOCUMENTS, DocumentRecord
 from sparse_pipeline.shared.runs.folder import open_run
 from tests.analyze.planted import ONE_TOKEN, planted

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparse_pipeline.harvest.site_names import format_site, parse_module_site, parse_site
+from sparse_pipeline.models.site_names import format_site, parse_module_site, parse_site
 from sparse_pipeline.shared.errors import UsageError
 
 

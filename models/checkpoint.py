@@ -7,20 +7,35 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import nn
 
 from ..shared.errors import DataError, PipelineError, UsageError
-from .config import HarvestConfig
+from .folder import DEMO_MODEL
 from .site_names import Site
 from .sites import FAMILIES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-DEMO_MODEL = Path(__file__).parent / "demo" / "model"
+
+class ModelSettings(Protocol):
+    """What is to be known of a model to load it: settings of a harvest, or of a command that runs the model."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def model_revision(self) -> str | None: ...
+    @property
+    def ctx(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def attention(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,7 @@ class Specials:
     pad: int
 
 
-def find_checkpoint(config: HarvestConfig) -> ModelCheckpoint:
+def find_checkpoint(config: ModelSettings) -> ModelCheckpoint:
     """Reads the checkpoint's configuration and settles device, dtype and attention.
 
     Raises:
@@ -75,7 +90,7 @@ def find_checkpoint(config: HarvestConfig) -> ModelCheckpoint:
     return settled(config, source, found, None if Path(source).is_dir() else getattr(found, "_commit_hash", None))
 
 
-def settled(config: HarvestConfig, source: str, found: PreTrainedConfig, revision: str | None) -> ModelCheckpoint:
+def settled(config: ModelSettings, source: str, found: PreTrainedConfig, revision: str | None) -> ModelCheckpoint:
     """A checkpoint with device, dtype and attention settled from the settings and its configuration.
 
     Raises:
