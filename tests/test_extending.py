@@ -141,10 +141,10 @@ FIRST = "from __future__ import annotations\n"
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the source tree with the toys in it."""
+    """A copy of the source tree with the toys in it, and with the loops that earlier tests have compiled."""
     source = tmp_path_factory.mktemp("source") / "sparse_pipeline"
     for package in ("harvest", "train", "analyze", "shared"):
-        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__", "model"))
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("*.pyc", "model"))
     for module in ROOT.glob("*.py"):
         shutil.copy(module, source)
     for name, text in NEW.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -138,8 +138,9 @@ class TrainConfig:
     """Largest number of held-out rows in the final evaluation, spread evenly over all of them."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto: cuda if available, else cpu."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the dense matrix product that selects latents; weights, codes and gradients stay float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Dtype of the dense matrix product that selects latents; weights, codes and gradients stay float32.
+    auto: bfloat16 on CUDA, float32 on a CPU; the run's config.yaml and `--dry-run` name the choice."""
     fused: Literal["auto", "on", "off"] = "auto"
     """Train with the fused Triton kernels (require CUDA) instead of autograd; auto: where possible. With them,
     `precision: bfloat16` also makes the kernels read bfloat16 copies of the matrices; the parameters stay float32."""
@@ -182,6 +183,13 @@ class TrainConfig:
     def path(self) -> Path:
         """The run's folder."""
         return self.runs / self.run_name
+
+
+def with_precision(config: TrainConfig, device: str) -> TrainConfig:
+    """The settings with `precision: auto` replaced by its choice for this type of device: a resumed run keeps it."""
+    if config.precision != "auto":
+        return config
+    return replace(config, precision="bfloat16" if device == "cuda" else "float32")
 
 
 OPERATIONAL = (

@@ -16,7 +16,7 @@ from ..shared.config.registry import did_you_mean
 from ..shared.console import count, si, size
 from ..shared.errors import DataError, UsageError
 from ..shared.runs.folder import open_run
-from .config import TrainConfig
+from .config import TrainConfig, with_precision
 from .data.estimate import estimate_stream
 from .data.stream import StreamPlan, open_stream
 from .samplers import build_sampler
@@ -85,6 +85,7 @@ class Sizes:
             "target": config.target_site,
             "latents": n_latents,
             "parameters": parameters,
+            "precision": config.precision,
             # Weights, gradients and Adam's two moments; the pre-activations and the rows of one batch.
             "bytes": 4 * (4 * parameters + batch * (n_latents + 2 * (d_in + d_out))),
         }
@@ -150,6 +151,7 @@ class TrainPlan:
             lines += [
                 f"  {run['name']}: {run['architecture']}, {run['source']} → {run['target']}, "
                 f"{run['latents']:,} latents, {si(run['parameters'])} parameters, {size(run['bytes'])}"
+                + (", selected in bfloat16" if run["precision"] == "bfloat16" else "")
                 for run in d["runs"]
             ]
             lines += [f"  note: {note}" for note in group.notes]
@@ -167,6 +169,7 @@ def plan(configs: Sequence[TrainConfig], unharvested: Mapping[Path, Unharvested]
             other, or a run would take fewer than its `min_steps`.
         DataError: the cache is missing, incomplete or damaged.
     """
+    configs = [with_precision(config, pick_device(config.device).type) for config in configs]
     names = [(config.path.resolve(), config.run_name) for config in configs]
     for twice in {name for name in names if names.count(name) > 1}:
         raise UsageError(f"two runs would be named {twice[1]}", "give each a name of its own (train.name)")

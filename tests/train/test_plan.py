@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sparse_pipeline.resolve import resolve, train_configs, unharvested
 from sparse_pipeline.shared.cache import Cache
 from sparse_pipeline.shared.errors import DataError, UsageError
-from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.config import TrainConfig, with_precision
 from sparse_pipeline.train.plan import Unharvested, plan
+from sparse_pipeline.train.runs.session import open_runs
 from sparse_pipeline.train.samplers.exclude_bos import ExcludeBosConfig
 from sparse_pipeline.train.samplers.position_stratified import PositionStratifiedConfig
 from sparse_pipeline.train.samplers.uniform import UniformConfig
+from sparse_pipeline.train.step.begin import new_trainee
 
 
 @pytest.mark.parametrize(
@@ -72,3 +75,19 @@ def test_a_packaged_preset_is_planned_without_a_cache(tmp_path: Path, monkeypatc
 def test_a_cache_of_another_name_is_not_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert unharvested([], ["train.cache=elsewhere"]) == {}
+
+
+def test_the_precision_follows_the_device_and_is_kept(config: Callable[..., TrainConfig]) -> None:
+    """auto: bfloat16 on CUDA, float32 on a CPU, frozen in the run's settings; a run that names one keeps it."""
+    assert [with_precision(config(), device).precision for device in ("cpu", "cuda")] == ["float32", "bfloat16"]
+    assert with_precision(config(precision="float32"), "cuda").precision == "float32"
+    planned = plan([config(name="auto"), config(name="low", precision="bfloat16")])
+    (group,) = planned.groups
+    runs = open_runs([group], resume=False)
+    frozen = [runs[one.path].config["precision"] for one in group.configs]
+    assert frozen == ["float32", "bfloat16"]
+    assert [run["precision"] for run in planned.to_dict()["groups"][0]["runs"]] == frozen
+    lines = [line for line in str(planned).splitlines() if line.strip().startswith(("auto:", "low:"))]
+    assert [line.endswith(", selected in bfloat16") for line in lines] == [False, True]
+    dtypes = [new_trainee(one, group.cache, 10, 100, group.device).coder.selection_dtype for one in group.configs]
+    assert dtypes == [None, torch.bfloat16]

@@ -6,7 +6,7 @@ import torch
 
 from ...shared.cache import Cache
 from ...shared.coders import Coder, build_coder
-from ..config import TrainConfig
+from ..config import TrainConfig, with_precision
 from ..monitors.watch import Watch
 from ..normalisation import moments_of
 from ..samples.collect import SampleCollector
@@ -36,6 +36,7 @@ def new_trainee(
     Raises:
         UsageError: `train.fused: on`, but the fused step cannot train this coder.
     """
+    config = with_precision(config, device.type)
     generator = torch.Generator().manual_seed(config.seed)
     coder = _new_coder(config, cache, generator)
     half = max(1, total_steps * config.data.batch_size // 2)
