@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from . import completion
 from .resolve import cache_to_train_on, pipeline_class, resolve, resolve_sweep, train_configs, unharvested, variants
 from .shared.config import settings as settings_of
 from .shared.config.registry import did_you_mean
@@ -20,7 +22,6 @@ from .shared.console import Console
 from .shared.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from .analyze.run import AnalyzeResult
     from .train.loop import RunSummary
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -61,6 +62,8 @@ def cli() -> None:
 
     Settings: -c FILE or -c PRESET, else ./pipeline.yaml, else the embedded default; then --set KEY=VALUE.
 
+    Completion in bash: eval "$(_PIPELINE_COMPLETE=bash_source pipeline)"; for zsh and fish see docs/commands.md.
+
     Exit codes: 0 done, 1 failed, 2 usage or settings, 3 cache or run missing, incomplete, corrupt or with
     different settings, 130 interrupted.
     """
@@ -79,15 +82,32 @@ def _common(function: F) -> F:
 
 def _settings(function: F) -> F:
     """Adds the options that choose settings."""
-    sets = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated.")
+    sets = click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        shell_complete=completion.KEYS,
+        help="One setting; may be repeated.",
+    )
     files = click.option(
-        "-c", "--config", "files", multiple=True, metavar="FILE", help="Settings file or preset; may be repeated."
+        "-c",
+        "--config",
+        "files",
+        multiple=True,
+        metavar="FILE",
+        shell_complete=completion.SETTINGS,
+        help="Settings file or preset; may be repeated.",
     )
     return files(sets(function))
 
 
 _dry_run = click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
-_path = click.argument("path", type=click.Path(path_type=Path), metavar="PATH")
+_path = click.argument(
+    "path", type=click.Path(path_type=Path), metavar="PATH", shell_complete=completion.CACHES_AND_RUNS
+)
+VARIANTS = "\b\n" + textwrap.fill(f"Variants: {', '.join(variants())}.", 76, break_on_hyphens=False)
+"""Wrapped here: click would break names at their hyphens."""
 
 
 @cli.command("harvest")
@@ -101,6 +121,8 @@ def harvest_command(console: Console, files: tuple[str, ...], sets: tuple[str, .
     error.
     """
     config = resolve(files, sets).harvest
+    if not dry_run:
+        console.info(f"harvest: {config.model} on {config.dataset}, {', '.join(config.sites)}")
     from .harvest.plan import plan
     from .harvest.run import harvest as harvested
 
@@ -112,8 +134,15 @@ def harvest_command(console: Console, files: tuple[str, ...], sets: tuple[str, .
         console.result(result.to_dict(), str(result))
 
 
-@cli.command("train")
-@click.option("--variant", "names", multiple=True, metavar="NAME", help="A named combination; may be repeated.")
+@cli.command("train", epilog=VARIANTS)
+@click.option(
+    "--variant",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=completion.VARIANTS,
+    help="A named combination, listed below; may be repeated.",
+)
 @click.option("--name", metavar="NAME", help="Name of the run; with several variants NAME-VARIANT.")
 @click.option("--resume", is_flag=True, help="Resume from the last checkpoint, bit-identical to an uninterrupted run.")
 @_dry_run
@@ -134,6 +163,8 @@ def train_command(
     harvest` writes with the same settings; --dry-run plans from that harvest's plan if the cache does not exist yet.
     """
     configs = train_configs(files, sets, names, name)
+    if not dry_run:
+        console.info(f"train: {', '.join(one.run_name for one in configs)} on {configs[0].cache}")
     from .train.loop import plan
     from .train.loop import train as trained
 
@@ -146,8 +177,14 @@ def train_command(
 
 
 @cli.command("analyze")
-@click.argument("runs", nargs=-1, metavar="[RUN]...")
-@click.option("--only", multiple=True, metavar="REPORT", help="Only this report; may be repeated.")
+@click.argument("runs", nargs=-1, metavar="[RUN]...", shell_complete=completion.RUNS)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="REPORT",
+    shell_complete=completion.REPORTS,
+    help="Only this report; may be repeated.",
+)
 @click.option("--ce", is_flag=True, help="Also measure the model's loss with the coder spliced in (runs the model).")
 @_settings
 @_common
@@ -166,13 +203,16 @@ def analyze_command(
     whole = resolve(files, sets)
     only = (*(only or whole.analyze.reports), "cross_entropy") if ce else only
     from .analyze.config import only_reports
-    from .analyze.run import analyze as analyzed
     from .shared.overview.find import named, run_paths
 
     config = only_reports(whole.analyze, only)
     if config.cache is not None:
         config = dataclasses.replace(config, cache=named(config.cache, whole.harvest.cache_dir))
-    result = analyzed(run_paths(runs, whole.train.runs), config, console)
+    paths = run_paths(runs, whole.train.runs)
+    console.info(f"analyze: {', '.join(path.name for path in paths)}")
+    from .analyze.run import analyze as analyzed  # what can be refused was refused before this takes its seconds
+
+    result = analyzed(paths, config, console)
     console.result(result.to_dict(), str(result))
 
 
@@ -199,6 +239,8 @@ def sweep_command(
     curves and of the final figures.
     """
     whole, cells = resolve_sweep(file, files, sets, size=size)
+    if not dry_run:
+        console.info(f"sweep {whole.sweep.label}: {len(cells)} runs")
     from .train.sweep import plan_sweep, portable_command, train_sweep
 
     if whole.sweep.harvest and whole.train.cache is None and not dry_run:
@@ -268,11 +310,12 @@ def demo_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]
     files = (str(settings_of.PRESETS / "demo.yaml"), *files)
     whole = resolve(files, sets, here=False)
     configs = train_configs(files, sets, DEMO_VARIANTS, "demo", here=False)
+    console.info("1/3 harvest: run the model once, store its activations")
     from .analyze.run import analyze as analyzed
+    from .analyze.run import standing_report
     from .harvest.run import harvest as harvested
     from .train.loop import train as trained
 
-    console.info("1/3 harvest: run the model once, store its activations")
     cache = harvested(whole.harvest, console)
     console.info(str(cache))
     console.info(f"2/3 train: {', '.join(DEMO_VARIANTS)}, side by side on one read of the cache")
@@ -281,15 +324,19 @@ def demo_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]
             console.info(f"{config.path}: finished by an earlier demo, reused")
     runs = trained(configs, console, resume=True)
     rows = whole.analyze.max_tokens or DEMO_ROWS
-    console.info(f"3/3 analyze: what did they learn? Reads at most {rows:,} rows, spread evenly over the cache")
     before = whole.analyze.baseline or next((one.name for one in runs if one.variant == "topk"), None)
     named = dataclasses.replace(whole.analyze, name=whole.analyze.name or "demo", max_tokens=rows, baseline=before)
-    report = analyzed([Path(one.path) for one in runs], named, console)
-    document = {"harvest": cache.to_dict(), "runs": [one.to_dict() for one in runs], "analysis": report.to_dict()}
-    console.result({**document, "report": str(report.report)}, _demo_text(runs, report))
+    paths = [Path(one.path) for one in runs]
+    if (analysis := standing_report(paths, named)) is not None:
+        console.info(f"3/3 analyze: {analysis['report']} was made by an earlier demo, reused")
+    else:
+        console.info(f"3/3 analyze: what did they learn? Reads at most {rows:,} rows, spread evenly over the cache")
+        analysis = analyzed(paths, named, console).to_dict()
+    document = {"harvest": cache.to_dict(), "runs": [one.to_dict() for one in runs], "analysis": analysis}
+    console.result({**document, "report": analysis["report"]}, _demo_text(runs, analysis["report"]))
 
 
-def _demo_text(runs: Sequence[RunSummary], report: AnalyzeResult) -> str:
+def _demo_text(runs: Sequence[RunSummary], report: str) -> str:
     """The result in one table: FVU of the runs and the two controls, then the path of the report."""
     rows = [(one.variant or one.name, one.fvu, one.l0) for one in runs]
     rows.append((f"{runs[0].variant}, untrained", runs[0].fvu_untrained, None))
@@ -300,7 +347,7 @@ def _demo_text(runs: Sequence[RunSummary], report: AnalyzeResult) -> str:
     for name, fvu, l0 in rows:
         active = f"   {l0:.1f} latents active per token" if l0 is not None else ""
         lines.append(f"  {name:<24}{'' if fvu is None else f'{fvu:.4f}':>8}{active}")
-    return "\n".join([*lines, "", f"report: {report.report}"])
+    return "\n".join([*lines, "", f"report: {report}"])
 
 
 @cli.command("status")
@@ -334,9 +381,10 @@ def _existing(path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> Path
 @_common
 def inspect_command(console: Console, path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """Describe a cache or a run. PATH is its folder or its name."""
+    found = _existing(path, files, sets)
     from .shared.overview.describe import describe, describe_text
 
-    document = describe(_existing(path, files, sets))
+    document = describe(found)
     console.result(document, describe_text(document))
 
 
@@ -364,8 +412,13 @@ def config_group() -> None:
     """Show, describe or check settings."""
 
 
-@config_group.command("show")
-@click.option("--variant", metavar="NAME", help="Override the train section with this variant.")
+@config_group.command("show", epilog=VARIANTS)
+@click.option(
+    "--variant",
+    metavar="NAME",
+    shell_complete=completion.VARIANTS,
+    help="Override the train section with this variant, listed below.",
+)
 @_settings
 @_common
 def config_show(console: Console, files: tuple[str, ...], sets: tuple[str, ...], variant: str | None) -> None:

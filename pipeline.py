@@ -15,10 +15,14 @@ import traceback
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import shell_complete
 
 from .commands import cli
 from .shared.console import Console
 from .shared.errors import PipelineError, UsageError
+
+COMPLETE = "_PIPELINE_COMPLETE"
+"""The variable in which a shell asks for its completion script, or for what may follow a command line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # beside other work, 353 s and 95 s. It is read when torch is loaded, so it must be set before.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    if instruction := os.environ.get(COMPLETE):
+        sys.exit(shell_complete(cli, {}, "pipeline", COMPLETE, instruction))
     signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
@@ -47,8 +53,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with cli.make_context("pipeline", list(arguments)) as context:
             cli.invoke(context)
-    except (KeyboardInterrupt, click.Abort):
-        return _failed(arguments, "interrupted", _after_interrupt(arguments), 130)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        return _interrupted(arguments, str(stop))
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
@@ -80,6 +86,18 @@ def _failed(arguments: list[str], message: str, hint: str | None, code: int, pro
         details = {"problems": problems} if problems else {}
         Console(json=True).result({"error": {"message": message, "hint": hint, "exit_code": code, **details}})
     return code
+
+
+def _interrupted(arguments: list[str], kept: str) -> int:
+    """One line: what is kept, and the command that resumes."""
+    message = f"interrupted: {kept}" if kept else "interrupted"
+    hint = _after_interrupt(arguments)
+    if "--debug" in arguments:
+        traceback.print_exc()
+    print(message + (f"; next: {hint}" if hint else ""), file=sys.stderr)
+    if "--json" in arguments:
+        Console(json=True).result({"error": {"message": message, "hint": hint, "exit_code": 130}})
+    return 130
 
 
 def _plain_text(error: click.ClickException) -> str:

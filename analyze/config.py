@@ -14,12 +14,13 @@ from .reports import REPORTS, ReportConfig, Reports
 
 def default_report(name: str) -> ReportConfig:
     """A report's default settings."""
-    return REPORTS[name].config_class()  # type: ignore[call-arg]
+    config: ReportConfig = REPORTS.configs()[name]()
+    return config
 
 
 def usual_reports() -> dict[str, ReportConfig]:
     """The reports of `by_default`, with their default settings."""
-    return {name: default_report(name) for name, report in REPORTS.items() if report.by_default}
+    return {name: config for name in REPORTS if (config := default_report(name)).by_default}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from .compare.sample import SampledCodes
 from .config import AnalyzeConfig
 from .render import write_report
 from .render.document import SCHEMA
-from .render.folder import check_folder, report_folder
+from .render.folder import check_folder, report_folder, standing
 from .render.terminal import headlines
 from .reports import AnyReport
 from .result import Figure, ReportResult
@@ -112,6 +112,25 @@ def analyze(paths: Sequence[Path], config: AnalyzeConfig, console: Console | Non
         rows=rows,
         seconds=time.perf_counter() - started,
     )
+
+
+def standing_report(paths: Sequence[Path], config: AnalyzeConfig) -> dict[str, Any] | None:
+    """The --json document of :func:`analyze` if its report exists and would be the same; else None."""
+    runs = named_runs(paths)
+    folder = report_folder(config, list(runs))
+    found = standing(folder, SCHEMA, config, list(runs.values()))
+    if found is None:
+        return None
+    summaries = {name: [one["summary"] for one in found["runs"] if one["trained"] == trained]
+                 for name, trained in (("runs", True), ("controls", False))}  # fmt: skip
+    compared = found["comparison"]
+    return {
+        "report": str(folder / "index.html"),
+        **summaries,
+        "comparison": None if compared is None else compared["data"],
+        "rows": sum(cache["rows_analysed"] for cache in found["caches"]),
+        "seconds": 0.0,
+    }
 
 
 def check_baseline(baseline: str | None, names: Sequence[str]) -> None:

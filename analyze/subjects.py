@@ -15,6 +15,7 @@ from ..shared.coders import Coder, build_coder
 from ..shared.errors import DataError, UsageError
 from ..shared.runs.folder import Run, open_run
 from .config import AnalyzeConfig
+from .subject.analysed import training_facts
 from .subject.subject import Subject
 
 UNTRAINED = "untrained"
@@ -247,13 +248,11 @@ def facts_of(subject: Subject, run: Run | None) -> dict[str, Any]:
     }
     if run is None:
         return {**facts, "trained": False}
-    summary = run.summary
-    keys = ("steps", "tokens", "seconds", "fvu", "fvu_with_bos", "l0", "evaluated_on")
     return {
         **facts,
         "trained": True,
         "settings": run.final.get("training", {}),
         "trained_on": _rows_trained_on(subject.cache, run),
         "path": str(run.path),
-        "training": {key: summary[key] for key in keys if key in summary},
+        "training": training_facts(run),
     }

@@ -33,8 +33,9 @@ from sparse_pipeline.shared.cache.files import as_bytes, crc32c
 from sparse_pipeline.shared.cache.stats import site_stats
 from sparse_pipeline.shared.coders.topk import TopKConfig
 from sparse_pipeline.train.config import TrainConfig
-from sparse_pipeline.train.data import DataConfig, Stream, open_stream
 from sparse_pipeline.train.data.batch import Batch
+from sparse_pipeline.train.data.config import DataConfig
+from sparse_pipeline.train.data.stream import Stream, open_stream
 from sparse_pipeline.train.samplers import Uniform, UniformConfig
 from sparse_pipeline.train.step.autograd import train_step
 from sparse_pipeline.train.step.begin import new_trainee

@@ -22,7 +22,7 @@ from sparse_pipeline.shared.glossary import glossary_page
 
 ROOT = Path(__file__).resolve().parent.parent
 
-COMMANDS = """# Commands
+COMMANDS = r"""# Commands
 
 The `--help` of every command. Written by `python docs/generate.py`.
 
@@ -36,7 +36,18 @@ says what was found, what was expected and the command to run next, and with `--
 | 1 | failed |
 | 2 | a flag or a setting is not valid |
 | 3 | a cache or run is missing, incomplete, corrupt or with different settings |
-| 130 | interrupted; the `next:` line says how to resume |
+| 130 | interrupted; one line says what is kept and how to resume |
+
+## Completion
+
+The shell completes commands, options, variants, reports, presets, the keys of `--set`, and the names of runs and
+caches. One line in the shell's own start-up file turns it on:
+
+| shell | line | file |
+|---|---|---|
+| bash (4.4 or later) | `eval "$(_PIPELINE_COMPLETE=bash_source pipeline)"` | `~/.bashrc` |
+| zsh | `eval "$(_PIPELINE_COMPLETE=zsh_source pipeline)"` | `~/.zshrc` |
+| fish | `_PIPELINE_COMPLETE=fish_source pipeline \| source` | `~/.config/fish/completions/pipeline.fish` |
 """
 
 CONFIGURATION = """# Settings

@@ -286,11 +286,7 @@ class _Work:
         except KeyboardInterrupt:
             left = len(self.writer.missing_shards())
             total = self.writer.layout.n_shards
-            self.console.warn(
-                f"interrupted: {total - left} of {total} shards are in {self.writer.path}; "
-                "the same command computes the rest"
-            )
-            raise
+            raise KeyboardInterrupt(f"{total - left} of {total} shards are in {self.writer.path}") from None
 
 
 def _shards_of(block: Block, first: int, shapes: Layout) -> list[tuple[int, slice]]:

@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol, TextIO
 
@@ -14,8 +15,8 @@ from typing import Any, Protocol, TextIO
 class Progress(Protocol):
     """A running count. `advance` may be called from any thread."""
 
-    def advance(self, n: float = 1, **fields: object) -> None:
-        """Count `n` more units; `fields` are shown beside the rate (`loss=0.31`)."""
+    def advance(self, n: float = 1, row: str | None = None, **fields: object) -> None:
+        """Count `n` more units; `fields` are shown beside the rate (`loss=0.31`), or in a table, in the row named."""
 
 
 class Console:
@@ -72,7 +73,7 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self, total: float | None, unit: str = "", label: str = "", done: float = 0) -> Iterator[Progress]:
-        """A progress bar on a terminal, a plain line every few seconds elsewhere; both with rate and time left.
+        """A progress bar on a terminal, plain lines elsewhere: after a second, then every few; with rate and time left.
 
         Args:
             total: units of the whole work, None when unknown.
@@ -89,84 +90,158 @@ class Console:
     @contextlib.contextmanager
     def _terminal(self, total: float | None, unit: str, label: str, done: float) -> Iterator[Progress]:
         import rich.console
-        import rich.progress
+        import rich.live
 
-        columns: list[Any] = [
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(bar_width=30),
-            rich.progress.TextColumn("{task.fields[count]}"),
-            rich.progress.TextColumn("{task.fields[extra]}"),
-        ]
-        bar = rich.progress.Progress(*columns, console=rich.console.Console(file=self.stream), refresh_per_second=4)
-        task = bar.add_task(label, total=total, count="", extra="")
-        bar.update(task, completed=done)
+        screen = rich.console.Console(file=self.stream)
         counter = _Counter(total, unit, done)
         lock = threading.Lock()
 
-        class Bar:
-            def advance(self, n: float = 1, **fields: object) -> None:
-                with lock:
-                    counter.add(n, fields)
-                    bar.update(task, completed=counter.done, count=counter.count(), extra=counter.extra())
+        def draw() -> Any:
+            with lock:
+                return counter.drawn(label, screen.width)
 
-        with bar:
-            self._bar = bar
+        class Bar:
+            def advance(self, n: float = 1, row: str | None = None, **fields: object) -> None:
+                with lock:
+                    counter.add(n, row, fields)
+
+        with rich.live.Live(console=screen, refresh_per_second=4, get_renderable=draw) as live:
+            self._bar = live
             try:
                 yield Bar()
             finally:
                 self._bar = None
 
 
+WINDOW = 20.0
+"""Seconds that a rate is taken over."""
+
+FIRST = 1.0
+"""Seconds until the first plain line."""
+
+BAR = 20
+"""Cells of a bar; it keeps them on every terminal."""
+
+
 class _Counter:
-    """Counts and rates as text."""
+    """Counts, rates and time left as text.
+
+    The rate runs from the first units on: what comes before them (loading, compiling, the first batch itself) says
+    nothing about those to come. It is that of the last WINDOW seconds.
+    """
 
     def __init__(self, total: float | None, unit: str, done: float) -> None:
-        self.total, self.unit, self.done, self.first = total, unit, done, done
-        self.start = time.monotonic()
+        self.total, self.unit, self.done = total, unit, done
+        self.start, self.first = time.monotonic(), done
+        self.began: tuple[float, float] | None = None  # time and count after the first units
+        self.recent: deque[tuple[float, float]] = deque()
         self.fields: dict[str, object] = {}
+        self.rows: dict[str, dict[str, object]] = {}
 
-    def add(self, n: float, fields: dict[str, object]) -> None:
+    def add(self, n: float, row: str | None, fields: dict[str, object]) -> None:
+        (self.fields if row is None else self.rows.setdefault(row, {})).update(fields)
+        if not n:
+            return
         self.done += n
-        self.fields.update(fields)
+        now = time.monotonic()
+        self.began = self.began or (now, self.done)
+        if not self.recent or now - self.recent[-1][0] > WINDOW / 100:
+            self.recent.append((now, self.done))
+        while len(self.recent) > 2 and now - self.recent[1][0] > WINDOW:
+            self.recent.popleft()
 
-    def count(self) -> str:
-        seconds = max(time.monotonic() - self.start, 1e-9)
-        rate = (self.done - self.first) / seconds
-        of = f"/{si(self.total)} ({self.done / self.total:.0%})" if self.total else ""
-        left = (
-            f", {duration((self.total - self.done) / rate)} left"
-            if self.total and rate > 0 and self.done < self.total
-            else ""
-        )
-        return f"{si(self.done)}{of} {self.unit}, {si(rate)}/s{left}".replace(" ,", ",")
+    @property
+    def finished(self) -> bool:
+        return self.total is not None and self.done >= self.total
 
-    def extra(self) -> str:
-        return " ".join(
-            f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in self.fields.items()
-        )
+    def rate(self) -> float | None:
+        """Units per second; at the end, of the whole. None before there is anything to tell it from."""
+        now = time.monotonic()
+        if self.began is None:
+            return None
+        if self.finished:
+            since, count = self.began if self.done > self.began[1] else (self.start, self.first)
+        else:
+            since, count = self.recent[0]
+        seconds = now - since
+        return (self.done - count) / seconds if seconds > 0 and self.done > count else None
+
+    def left(self) -> str:
+        """ "2m10s left", or "" where it is not known."""
+        rate = self.rate()
+        if self.total is None or self.finished or rate is None:
+            return ""
+        return f"{duration((self.total - self.done) / rate)} left"
+
+    def count(self) -> list[str]:
+        """The parts of a line, the most important first: what a narrow terminal cuts is the end."""
+        share = f"{self.done / self.total:.0%}" if self.total else ""
+        of = f"/{si(self.total)}" if self.total else ""
+        rate = self.rate()
+        speed = f"{si(rate)} {self.unit or 'n'}/s" if rate is not None else ""
+        return [part for part in (share, self.left(), f"{si(self.done)}{of} {self.unit}".rstrip(), speed) if part]
+
+    def extra(self) -> list[str]:
+        return [f"{name} {shown(value)}" for name, value in self.fields.items()]
+
+    def line(self, label: str) -> str:
+        return (f"{label}: " if label else "") + " · ".join([*self.count(), *self.extra()])
+
+    def table(self) -> str:
+        """The rows, one line each; "" without rows."""
+        from .text_table import text_table
+
+        names = list(dict.fromkeys(name for fields in self.rows.values() for name in fields))
+        rows = [
+            [row, *(shown(fields[name]) if name in fields else "" for name in names)]
+            for row, fields in self.rows.items()
+        ]
+        return text_table(rows, ["", *names])
+
+    def drawn(self, label: str, width: int) -> Any:
+        """The bar and its table for a terminal of this width."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        line = Table.grid(padding=(0, 1))
+        text = Text(" · ".join([*self.count(), *self.extra()]), no_wrap=True, overflow="ellipsis")
+        text.truncate(max(10, width - BAR - 1 - (len(label) + 1 if label else 0)), overflow="ellipsis")
+        bar = ProgressBar(total=self.total, completed=self.done, width=BAR)
+        line.add_row(*([Text(label, no_wrap=True)] if label else []), bar, text)
+        table = self.table()
+        return Group(line, *([Text(table, no_wrap=True, overflow="ellipsis")] if table else []))
+
+
+def shown(value: object) -> str:
+    """A figure beside a rate: four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 class _Lines:
-    """Plain progress: one line every `interval` seconds and one at the end."""
+    """Plain progress: one line after a second, one every `interval` seconds and one at the end."""
 
     def __init__(self, console: Console, total: float | None, unit: str, label: str, done: float) -> None:
         self.console, self.label = console, label
         self.counter = _Counter(total, unit, done)
         self.lock = threading.Lock()
-        self.last = self.counter.start
+        self.due = self.counter.start + min(FIRST, console.interval)
         self.said: float | None = None  # the count of the last line
 
-    def advance(self, n: float = 1, **fields: object) -> None:
+    def advance(self, n: float = 1, row: str | None = None, **fields: object) -> None:
         with self.lock:
-            self.counter.add(n, fields)
-            if time.monotonic() - self.last >= self.console.interval:
-                self.last = time.monotonic()
+            self.counter.add(n, row, fields)
+            now = time.monotonic()
+            if now >= self.due and self.counter.done != self.said:
+                self.due = now + self.console.interval
                 self._say()
 
     def _say(self) -> None:
         self.said = self.counter.done
-        parts = (f"{self.label}:" if self.label else "", self.counter.count(), self.counter.extra())
-        self.console.info(" ".join(part for part in parts if part))
+        self.console.info(self.counter.line(self.label))
+        if table := self.counter.table():
+            self.console.info(table)
 
     def close(self) -> None:
         if self.said != self.counter.done:

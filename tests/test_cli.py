@@ -13,10 +13,17 @@ from typing import Any
 
 import click
 import pytest
+from click.shell_completion import get_completion_class
 
 from sparse_pipeline import commands, pipeline
+from sparse_pipeline.analyze.reports import REPORTS
+from sparse_pipeline.commands import cli
+from sparse_pipeline.pipeline import COMPLETE
 from sparse_pipeline.resolve import variants
+from sparse_pipeline.shared.coders import ARCHITECTURES
+from sparse_pipeline.shared.config.registry import Registry
 from sparse_pipeline.shared.errors import DataError
+from sparse_pipeline.train.penalties import PENALTIES
 
 ROOT = Path(__file__).resolve().parent.parent
 LIGHT = {"click", "ruamel", "sparse_pipeline"}
@@ -34,6 +41,91 @@ def test_help_imports_nothing_heavy() -> None:
     assert loaded >= LIGHT
     for command in commands.cli.commands:
         assert f"\n  {command} " in done.stdout
+
+
+WITHOUT_TENSORS = [
+    (0, ["status"]),
+    (0, ["config", "show", "--variant", "batchtopk"]),
+    (2, ["train", "--variant", "topkk"]),
+    (2, ["train", "--set", "train.coder.lantents=5"]),
+    (2, ["harvest", "--set", "harvest.tokens=many"]),
+    (2, ["analyze", "--only", "corelation"]),
+    (3, ["inspect", "nowhere"]),
+]
+"""Exit code and command line."""
+
+
+def test_what_needs_no_tensor_imports_no_torch(workshop: Path) -> None:
+    """These answer in half a second; torch alone takes a second to import, SciPy and numba another."""
+    program = (
+        "import json, sys; from sparse_pipeline.pipeline import run\n"
+        "codes = [run(words) for words in json.loads(sys.argv[1])]\n"
+        "print(json.dumps([codes, sorted({name.partition('.')[0] for name in sys.modules})]))"
+    )
+    words = json.dumps([words for _, words in WITHOUT_TENSORS])
+    done = subprocess.run(
+        [sys.executable, "-c", program, words], cwd=workshop, capture_output=True, text=True, check=True
+    )
+    codes, loaded = json.loads(done.stdout.splitlines()[-1])
+    assert codes == [code for code, _ in WITHOUT_TENSORS], done.stderr
+    assert set(loaded) & {*HEAVY - {"numpy", "pydantic", "rich"}, "numba", "pyarrow", "pandas"} == set()
+
+
+COMPLETIONS = {
+    ("train", "--variant"): ("matryoshka-t", ["matryoshka-tracked-pairs"]),
+    ("config", "show", "--variant"): ("gat", ["gated"]),
+    ("train", "-c"): ("demo-l", ["demo-layer8"]),
+    ("train", "--set"): ("train.coder.aux_", ["train.coder.aux_k=", "train.coder.aux_coef="]),
+    ("analyze", "--only"): ("c", ["correlation", "cross_entropy"]),
+    ("analyze",): ("mat", ["matryoshka"]),
+    ("inspect",): ("", ["demo", "matryoshka", "topk"]),
+    ("verify",): ("de", ["demo"]),
+    (): ("st", ["status"]),
+}
+"""Words before → (word begun, what a shell may offer), in a folder with a cache and two runs."""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes(
+    shell: str, workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the class with which click answers this shell, and by the process that the shell's script calls back."""
+    monkeypatch.chdir(workshop)
+    found = {
+        before: [
+            item.value
+            for item in get_completion_class(shell)(cli, {}, "pipeline", COMPLETE).get_completions([*before], begun)
+        ]
+        for before, (begun, _) in COMPLETIONS.items()
+    }
+    assert found == {before: names for before, (_, names) in COMPLETIONS.items()}
+    monkeypatch.setenv(COMPLETE, f"{shell}_source")
+    with pytest.raises(SystemExit) as stopped:
+        pipeline.main([])
+    assert stopped.value.code == 0
+    assert f"{COMPLETE}={shell}_complete" in capsys.readouterr().out.replace("env ", "")
+
+
+def test_completion_offers_files_where_no_name_fits_and_survives_bad_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pipeline.yaml").write_text("train: {no_such_key: 1}")
+    complete = get_completion_class("zsh")(cli, {}, "pipeline", COMPLETE)
+    assert [(item.type, item.value) for item in complete.get_completions(["analyze"], "x")] == [("file", "x")]
+    assert [item.type for item in complete.get_completions(["train", "-c"], "./own")] == ["file"]
+
+
+def test_help_lists_the_variants(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pipeline.run(["train", "--help"]) == 0
+    listed = " ".join(capsys.readouterr().out.split("Variants: ")[1].split())
+    assert listed == ", ".join(variants()) + "."
+
+
+@pytest.mark.parametrize("registry", [ARCHITECTURES, PENALTIES, REPORTS], ids=["coders", "penalties", "reports"])
+def test_what_a_registry_imports_late_is_what_its_settings_belong_to(registry: Registry[Any]) -> None:
+    configs = registry.configs()
+    assert {name: found.config_class for name, found in registry.items()} == configs
 
 
 @pytest.mark.parametrize("arguments", [[], ["config"]])
@@ -78,8 +170,8 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
     ("error", "code", "text"),
     [
         (DataError("no cache", "pipeline harvest"), 3, "error: no cache\nnext: pipeline harvest\n"),
-        (KeyboardInterrupt(), 130, "error: interrupted\n"),
-        (click.exceptions.Abort(), 130, "error: interrupted\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (click.exceptions.Abort(), 130, "interrupted\n"),
         (OSError(28, "No space left on device"), 1, "free some space, then run the same command again"),
         (RuntimeError("odd"), 1, "error: RuntimeError: odd\nnext: pipeline status --json --debug   (shows where)\n"),
     ],
@@ -142,7 +234,7 @@ def test_signals_interrupt(number: signal.Signals, tmp_path: Path) -> None:
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == "error: interrupted\nnext: pipeline train --name a --resume\n"
+    assert err == "interrupted; next: pipeline train --name a --resume\n"
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:

@@ -157,11 +157,16 @@ def test_demo_and_again(cli: Cli, here: Path) -> None:
     assert matryoshka["fvu"] < frozen["fvu"]
     assert matryoshka["fvu"] < matryoshka["fvu_untrained"]
     before = digest(here / "runs")
-    assert cli("demo", "-c", "pipeline.yaml")["runs"] == document["runs"]
+    again = cli("demo", "-c", "pipeline.yaml")
+    assert again["runs"] == document["runs"]
+    assert again["analysis"] == {**document["analysis"], "seconds": 0.0}
     assert digest(here / "runs") == before
+    written = digest(here / "reports")
 
     assert pipeline.run(["demo", "-c", "pipeline.yaml"]) == 0
     out, err = cli.capsys.readouterr()
+    assert digest(here / "reports") == written, "the report is reused too"
+    assert "3/3 analyze: reports/demo/index.html was made by an earlier demo, reused" in err
     assert err.count("finished by an earlier demo, reused") == 3
     for name, fvu in {"matryoshka": matryoshka["fvu"], "matryoshka, untrained": matryoshka["fvu_untrained"]}.items():
         assert f"{name:<24}{fvu:>8.4f}" in out

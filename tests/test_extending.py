@@ -65,15 +65,12 @@ coder: {architecture: toy, margin: 0.2}
 penalties: {loudness: {weight: 0.05}}
 """,
     "analyze/reports/toy/__init__.py": '"""A toy."""\n',
-    "analyze/reports/toy/report.py": '''"""A toy: how often latents fire."""
+    "analyze/reports/toy/config.py": '''"""Settings of the toy."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-import numpy as np
-
-from ...result import Aim, Figure, ReportResult
-from ..base import Report, ReportConfig
+from ..base import ReportConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +78,15 @@ class ToyReportConfig(ReportConfig):
     """Toy."""
 
     kind: Literal["toy"] = "toy"
+    by_default: ClassVar[bool] = False
+''',
+    "analyze/reports/toy/report.py": '''"""A toy: how often latents fire."""
+
+import numpy as np
+
+from ...result import Aim, Figure, ReportResult
+from ..base import Report
+from .config import ToyReportConfig
 
 
 class ToyReport(Report[ToyReportConfig]):
@@ -88,7 +94,6 @@ class ToyReport(Report[ToyReportConfig]):
 
     config_class = ToyReportConfig
     title = "Toy"
-    by_default = False
 
     def __init__(self, config, subject):
         super().__init__(config, subject)
@@ -121,19 +126,19 @@ class ToyReport(Report[ToyReportConfig]):
 }
 REGISTERED = {  # file: (the registry, its new entry, the import of what it names)
     "shared/coders/registry.py": (
-        "ARCHITECTURES: dict[str, type[Coder]] = {",
-        '    "toy": Toy,',
+        "ARCHITECTURES: Registry[type[Coder]] = Registry(\n    __package__,\n    {",
+        '        "toy": Toy,',
         "from .toy import Toy",
     ),
     "train/penalties/__init__.py": (
-        "PENALTIES: dict[str, type[Penalty]] = {",
-        '    "loudness": Loudness,',
+        "PENALTIES: Registry[type[Penalty]] = Registry(\n    __package__,\n    {",
+        '        "loudness": Loudness,',
         "from .toy import Loudness",
     ),
     "analyze/reports/__init__.py": (
-        "REPORTS: dict[str, type[AnyReport]] = {",
-        '    "toy": ToyReport,',
-        "from .toy.report import ToyReport",
+        "REPORTS: Registry[type[AnyReport]] = Registry(\n    __package__,\n    {",
+        '        "toy": (ToyReportConfig, "toy.report.ToyReport"),',
+        "from .toy.config import ToyReportConfig",
     ),
 }
 FIRST = "from __future__ import annotations\n"

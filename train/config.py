@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..shared.coders import AnyCoderConfig
-from ..shared.coders.matryoshka import MatryoshkaConfig
+from ..shared.coders.configs.matryoshka import MatryoshkaConfig
 from .data.config import DataConfig
 from .monitors import Monitors
 from .penalties import Penalties

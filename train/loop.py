@@ -23,6 +23,9 @@ from .step.autograd import train_step
 
 __all__ = ["RunSummary", "TrainPlan", "plan", "train"]
 
+SHOWN = {"loss": "loss", "fvu": "batch FVU", "l0": "L0"}
+"""Figure of a line of metrics → its name beside the progress."""
+
 
 def train(configs: Sequence[TrainConfig], console: Console | None = None, resume: bool = False) -> list[RunSummary]:
     """Train one coder per config; configs with the same cache, data settings and sampler share one read of the data.
@@ -67,7 +70,7 @@ def train_group(group: Group, runs: Mapping[Path, Run], console: Console, interr
                 if session.step < step:
                     try:
                         line = _step(session, rows, stream)
-                        progress.advance(0, **_shown(session, line, alone=len(sessions) == 1))
+                        progress.advance(0, None if len(sessions) == 1 else session.run.name, **_shown(line))
                     except PipelineError as failure:
                         failures[id(session)] = failure
             progress.advance(len(rows))
@@ -79,8 +82,7 @@ def train_group(group: Group, runs: Mapping[Path, Run], console: Console, interr
                 raise next(iter(failures.values()))
             if interrupt.requested:
                 saved = ", ".join(str(session.run.path) for session in sessions)
-                console.warn(f"interrupted: {saved} saved at step {step:,} of {group.steps:,}")
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(f"{saved} saved at step {step:,} of {group.steps:,}")
         for session, evaluation in zip(sessions, _evaluate(sessions, group, stream), strict=True):
             session.finish(evaluation, group)
 
@@ -96,10 +98,9 @@ def _step(session: Session, rows: Batch, stream: Stream) -> dict[str, Any]:
     return session.log(result, stream) if due else {}
 
 
-def _shown(session: Session, line: Mapping[str, Any], alone: bool) -> dict[str, object]:
-    """The figures that progress shows: loss and FVU of one run, or the FVU of each of several."""
-    names = {"loss": "loss", "fvu": "fvu"} if alone else {"fvu": f"{session.run.name} fvu"}
-    return {shown: line[name] for name, shown in names.items() if line.get(name) is not None}
+def _shown(line: Mapping[str, Any]) -> dict[str, object]:
+    """The figures that progress shows of a run: of one run beside the rate, of several in a table."""
+    return {name: line[key] for key, name in SHOWN.items() if line.get(key) is not None}
 
 
 def _evaluate(sessions: Sequence[Session], group: Group, stream: Stream) -> list[Evaluation]:

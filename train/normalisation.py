@@ -7,7 +7,8 @@ import torch
 
 from ..shared.cache import Cache
 from ..shared.cache.rows import rest_rows
-from ..shared.coders.normalisation import Normalise, SiteMoments
+from ..shared.coders.configs.base import Normalise
+from ..shared.coders.normalisation import SiteMoments
 from .data.rows import thin
 
 COVARIANCE_ROWS = 1 << 18

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...shared.config.settings import to_dict
+from ...shared.provenance import provenance
 from ..compare.runs import Comparison
 from ..config import AnalyzeConfig
 from ..result import plain
@@ -21,9 +22,9 @@ def build_document(
 ) -> dict[str, Any]:
     """Everything but per-latent data.
 
-    {"schema", "schema_version", "config", "caches": [...], "comparison", "definitions": [[term, text]], "runs":
-    [{"name", "role", "trained", "folder", "facts", "summary", "reports": {name: {"title", "lead", "figures", "charts",
-    "tables", "data"}}}]}
+    {"schema", "schema_version", "made_with", "config", "caches": [...], "comparison", "definitions": [[term, text]],
+    "runs": [{"name", "role", "trained", "folder", "facts", "summary", "reports": {name: {"title", "lead",
+    "figures", "charts", "tables", "data"}}}]}
     """
     caches = {}
     for one in analysed:
@@ -50,6 +51,7 @@ def build_document(
     return {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
+        "made_with": plain(provenance()),
         "config": plain(to_dict(config)),
         "caches": list(caches.values()),
         "runs": [

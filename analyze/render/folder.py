@@ -10,8 +10,11 @@ from typing import Any
 
 from ...shared.config.settings import to_dict
 from ...shared.errors import UsageError
+from ...shared.provenance import provenance
+from ...shared.runs.folder import Run
 from ..config import AnalyzeConfig, usual_reports
 from ..result import plain
+from ..subject.analysed import training_facts
 
 LONGEST = 80
 """Characters of the runs' part of a folder's name; a longer list becomes a number and a hash."""
@@ -65,6 +68,21 @@ def check_folder(folder: Path, schema: str, config: AnalyzeConfig, runs: Sequenc
             f"{folder} holds a report with other settings ({', '.join(differences)})",
             f"--set analyze.name=NAME for another folder, --set analyze.name={folder.name} to replace that report",
         )
+
+
+def standing(folder: Path, schema: str, config: AnalyzeConfig, runs: Sequence[Run]) -> dict[str, Any] | None:
+    """report.json of `folder` if the same report would be made again: same settings, runs and program; else None."""
+    try:
+        found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if found.get("schema") != schema or found.get("made_with") != plain(provenance()):
+        return None
+    facts = [entry["facts"] for entry in found["runs"] if entry["facts"]["trained"]]
+    trained = [[one["training"], one["settings"]] for one in facts]
+    if trained != [plain([training_facts(run), run.final.get("training", {})]) for run in runs]:
+        return None
+    return None if _differences(found, config, [run.path for run in runs]) else found
 
 
 def _differences(found: dict[str, Any], config: AnalyzeConfig, runs: Sequence[Path]) -> list[str]:

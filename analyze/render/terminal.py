@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from ...shared.text_table import text_table
 from ..config import AnalyzeConfig
-from ..reports import REPORTS
 from ..result import by_key, show
 from ..subject.analysed import Analysed
 
@@ -46,8 +45,6 @@ def leads(analysed: Sequence[Analysed], config: AnalyzeConfig) -> list[tuple[str
         if any(figure.terminal for figure in result.figures)
     }
     wanted = [
-        name
-        for name in reports
-        if name not in in_table and (not in_table or not REPORTS[config.reports[name].kind].by_default)
+        name for name in reports if name not in in_table and (not in_table or not config.reports[name].by_default)
     ]
     return [(one.subject.name, one.results[name].lead) for one in analysed for name in wanted if name in one.results]

@@ -17,30 +17,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...shared.config.registry import keyed
-from .absorption.report import AbsorptionReport
+from ...shared.config.registry import Registry, keyed
+from .absorption.config import AbsorptionConfig
 from .base import AnyReport, Report, ReportConfig
-from .correlation.report import CorrelationReport
-from .cross_entropy.report import CrossEntropyReport
-from .position.report import PositionReport
-from .probing.report import ProbingReport
-from .reconstruction.report import ReconstructionReport
-from .top_activations.report import TopActivationsReport
+from .correlation.config import CorrelationConfig
+from .cross_entropy.config import CrossEntropyConfig
+from .position.config import PositionConfig
+from .probing.config import ProbingConfig
+from .reconstruction.config import ReconstructionConfig
+from .top_activations.config import TopActivationsConfig
 
-REPORTS: dict[str, type[AnyReport]] = {
-    "global": ReconstructionReport,
-    "correlation": CorrelationReport,
-    "position": PositionReport,
-    "top_activations": TopActivationsReport,
-    "cross_entropy": CrossEntropyReport,
-    "absorption": AbsorptionReport,
-    "probing": ProbingReport,
-}
+REPORTS: Registry[type[AnyReport]] = Registry(
+    __package__,
+    {
+        "global": (ReconstructionConfig, "reconstruction.report.ReconstructionReport"),
+        "correlation": (CorrelationConfig, "correlation.report.CorrelationReport"),
+        "position": (PositionConfig, "position.report.PositionReport"),
+        "top_activations": (TopActivationsConfig, "top_activations.report.TopActivationsReport"),
+        "cross_entropy": (CrossEntropyConfig, "cross_entropy.report.CrossEntropyReport"),
+        "absorption": (AbsorptionConfig, "absorption.report.AbsorptionReport"),
+        "probing": (ProbingConfig, "probing.report.ProbingReport"),
+    },
+)
 """Kind → report, in the order of the page."""
 
 if TYPE_CHECKING:
     Reports = dict[str, ReportConfig]
 else:
-    Reports = keyed({name: report.config_class for name, report in REPORTS.items()}, "kind")
+    Reports = keyed(REPORTS.configs(), "kind")
 
 __all__ = ["REPORTS", "AnyReport", "Report", "ReportConfig", "Reports"]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
-from torch import Tensor
-
-from ..result import ReportResult
-from ..stream.batches import StreamBatch
-from ..subject.subject import Subject
+if TYPE_CHECKING:
+    from ..result import ReportResult
+    from ..stream.batches import StreamBatch
+    from ..subject.subject import Subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +18,8 @@ class ReportConfig:
 
     kind: str
     """Which report: a key of REPORTS."""
+    by_default: ClassVar[bool] = True
+    """Made by default; otherwise only when requested."""
 
 
 C = TypeVar("C", bound=ReportConfig)
@@ -36,8 +37,6 @@ class Report(ABC, Generic[C]):
     title: ClassVar[str]
     reconstructs: ClassVar[bool] = False
     """Whether `update` needs batch.y and batch.y_hat."""
-    by_default: ClassVar[bool] = True
-    """Made by default; otherwise only when requested."""
     of_controls: ClassVar[bool] = True
     """Whether controls get this report too (untrained and random coders, for comparison)."""
 
@@ -47,6 +46,8 @@ class Report(ABC, Generic[C]):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is sent to another process to be merged there: the counts, without the run and its tensors."""
+        from torch import Tensor
+
         return {k: v for k, v in self.__dict__.items() if k != "subject" and not isinstance(v, Tensor)}
 
     @abstractmethod

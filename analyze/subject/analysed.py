@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...shared.runs.folder import Run
 from ..result import Figure, ReportResult, values_of
 from .subject import Subject
 
@@ -32,3 +33,10 @@ class Analysed:
     def summary(self) -> dict[str, Any]:
         """Name, role, and headline figures by key; twins have the keys `<key>_with_bos`, `<key>_without_massive`."""
         return {"name": self.subject.name, "role": self.subject.role, **values_of(self.figures.values())}
+
+
+def training_facts(run: Run) -> dict[str, Any]:
+    """What a report says of the training of a run."""
+    summary = run.summary
+    keys = ("steps", "tokens", "seconds", "fvu", "fvu_with_bos", "fvu_untrained", "l0", "evaluated_on")
+    return {key: summary[key] for key in keys if key in summary}

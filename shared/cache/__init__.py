@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from ..lazy import lazily
 from .commits import CommitRecord
 from .format import FORMAT_VERSION, Flag, Layout, SiteSpec, positions
-from .reader import Cache, open_cache
 from .stats import Moments, SiteStats
-from .verify import Problem, VerifyReport, verify_cache
-from .writer import CacheWriter
+
+if TYPE_CHECKING:
+    from .reader import Cache, open_cache
+    from .verify import Problem, VerifyReport, verify_cache
+    from .writer import CacheWriter
 
 __all__ = [
     "FORMAT_VERSION",
@@ -25,3 +30,16 @@ __all__ = [
     "positions",
     "verify_cache",
 ]
+
+_WITH_TORCH = {
+    "Cache": "reader",
+    "open_cache": "reader",
+    "Problem": "verify",
+    "VerifyReport": "verify",
+    "verify_cache": "verify",
+    "CacheWriter": "writer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    return lazily(__name__, name, _WITH_TORCH)

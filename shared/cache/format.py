@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, UsageError
 from .files import crc32c
-from .quantise import CODES, SCALE, Quantised
+
+Quantised = Literal["fp8", "int8"]
+
+CODES: dict[str, np.dtype[np.generic]] = {"fp8": np.dtype("u1"), "int8": np.dtype("i1")}
+"""dtype of the codes in Zarr, which has no float8: its bits are kept as uint8."""
+
+SCALE = np.dtype("<f4")
 
 FORMAT_NAME = "activation-cache"
 FORMAT_VERSION = 1

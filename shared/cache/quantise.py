@@ -17,20 +17,14 @@ as non-finite.
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Quantised = Literal["fp8", "int8"]
-
-CODES: dict[str, np.dtype[np.generic]] = {"fp8": np.dtype("u1"), "int8": np.dtype("i1")}
-"""dtype of the codes in Zarr, which has no float8: its bits are kept as uint8."""
+from .format import Quantised
 
 CODE_DTYPES = {"fp8": torch.uint8, "int8": torch.int8}
-
-SCALE = np.dtype("<f4")
 
 _LARGEST = {"fp8": 448.0, "int8": 127.0}
 _SMALLEST_SCALE = 2.0**-126

@@ -1,15 +1,20 @@
-"""Sparse coders: one architecture per file, one line here each.
+"""Sparse coders: one architecture per file, its settings in configs/, and one line in ARCHITECTURES (registry.py).
 
-To add one: a file with a frozen config dataclass (`architecture: Literal["name"]`) and a `Coder`, and its line in
-ARCHITECTURES.
+To add one: a frozen config dataclass (`architecture: Literal["name"]`), a `Coder`, and its line in ARCHITECTURES.
 """
 
 from __future__ import annotations
 
-from .base import Coder, CoderConfig
-from .codes import Codes, Entries
-from .io import load_coder, save_coder
+from typing import TYPE_CHECKING, Any
+
+from ..lazy import lazily
+from .configs.base import CoderConfig
 from .registry import ARCHITECTURES, AnyCoderConfig, build_coder
+
+if TYPE_CHECKING:
+    from .base import Coder
+    from .codes import Codes, Entries
+    from .io import load_coder, save_coder
 
 __all__ = [
     "ARCHITECTURES",
@@ -22,3 +27,10 @@ __all__ = [
     "load_coder",
     "save_coder",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch is imported when it is first used: settings need none of it."""
+    return lazily(
+        __name__, name, {"Coder": "base", "Codes": "codes", "Entries": "codes", "load_coder": "io", "save_coder": "io"}
+    )

@@ -6,43 +6,19 @@ keeps every code above a threshold θ that training learns, as a JumpReLU does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .base import CoderConfig
 from .codes import Codes
+from .configs.base import CoderConfig
+from .configs.batchtopk import BatchTopKConfig
 from .ops import LatentLists, dense_pre, gather_pre, sampled_dot
-from .topk import TopK, TopKConfig
+from .topk import TopK
 
 CANDIDATES = 4
 """The batch's largest codes are first searched among the CANDIDATES·k largest of each row."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchTopKConfig(TopKConfig):
-    """BatchTopK."""
-
-    architecture: Literal["batchtopk"] = "batchtopk"  # type: ignore[assignment]
-    k: int = 16
-    """Latents kept per row, on average over a batch."""
-    threshold_ema: float = 0.999
-    """Decay of the moving average of each step's smallest kept code: the threshold θ of inference."""
-    threshold_warmup: int = 200
-    """First steps in which θ is the latest such code; the average starts from the last of them."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.threshold_ema < 1:
-            raise ValueError(f"threshold_ema must be in [0, 1), not {self.threshold_ema}")
-        if self.threshold_warmup < 1:
-            raise ValueError(f"threshold_warmup must be at least 1, not {self.threshold_warmup}")
-
-    @property
-    def selects_over(self) -> Literal["row", "batch"]:
-        return "batch"
 
 
 class BatchTopK(TopK):

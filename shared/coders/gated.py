@@ -6,29 +6,15 @@ The magnitude uses the same direction with its own scale and bias, and only the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .base import CoderConfig
 from .codes import Codes
+from .configs.base import CoderConfig
+from .configs.gated import GatedConfig
 from .dense import DenseCoder, DenseCodes
-
-
-@dataclass(frozen=True, kw_only=True)
-class GatedConfig(CoderConfig):
-    """Gated, with L1 on the gate."""
-
-    architecture: Literal["gated"] = "gated"
-    l1_coef: float = 0.04
-    """Weight of Σ ReLU(π_i)·‖w_i‖ for targets of mean squared norm 1, π the gate; the larger, the sparser."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.l1_coef < 0:
-            raise ValueError(f"l1_coef must be 0 or more, not {self.l1_coef}")
 
 
 class Gated(DenseCoder):

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 
 from ..cache.files import sync_folder, write_file, write_json
 from ..config.settings import to_dict, validate
 from ..errors import ConfigError, DataError
-from .base import TRAINING_BUFFERS, Coder, CoderConfig
+from .configs.base import CoderConfig
 from .registry import ARCHITECTURES, build_coder
+
+if TYPE_CHECKING:
+    from .base import Coder
 
 FORMAT_VERSION = 1
 
@@ -25,6 +27,10 @@ def save_coder(coder: Coder, folder: Path, extra: Mapping[str, Any] | None = Non
     Args:
         extra: more keys for config.json (source, target, cache, training, summary).
     """
+    from safetensors.torch import save
+
+    from .base import TRAINING_BUFFERS
+
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in coder.state_dict().items() if k not in TRAINING_BUFFERS}
     write_file(folder / "coder.safetensors", [save(state)])
@@ -47,6 +53,10 @@ def load_coder(folder: Path | str) -> Coder:
     Raises:
         DataError: missing, unreadable, written by a newer version, or weights that do not fit the settings.
     """
+    from safetensors.torch import load_file
+
+    from .base import TRAINING_BUFFERS
+
     folder = Path(folder)
     if not (folder / "config.json").is_file() and (folder / "final" / "config.json").is_file():
         folder = folder / "final"
@@ -100,7 +110,7 @@ def coder_config(document: Mapping[str, Any], where: Path | str) -> CoderConfig:
     if name not in ARCHITECTURES:
         raise DataError(f"{where}: unknown architecture {name!r} (known: {', '.join(ARCHITECTURES)})")
     try:
-        config: CoderConfig = validate(ARCHITECTURES[name].config_class, settings, "coder")
+        config: CoderConfig = validate(ARCHITECTURES.configs()[name], settings, "coder")
     except ConfigError as error:
         raise DataError(f"{where}: {error}") from None
     return config

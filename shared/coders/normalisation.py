@@ -13,12 +13,9 @@ The inverse of W maps the decoder's rows back, so each form folds into the weigh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
-
-Normalise = Literal["scalar", "per_dimension", "whiten"]
 
 
 @dataclass(frozen=True)

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
+from ..config.registry import Registry, tagged
+from .configs.base import CoderConfig
+from .configs.batchtopk import BatchTopKConfig
+from .configs.gated import GatedConfig
+from .configs.jumprelu import JumpReLUConfig
+from .configs.matryoshka import MatryoshkaConfig
+from .configs.relu import ReLUConfig
+from .configs.topk import TopKConfig
 
-from ..config.registry import tagged
-from .base import Coder, CoderConfig
-from .batchtopk import BatchTopK
-from .gated import Gated
-from .jumprelu import JumpReLU
-from .matryoshka import Matryoshka
-from .relu import ReLU
-from .topk import TopK
+if TYPE_CHECKING:
+    import torch
 
-ARCHITECTURES: dict[str, type[Coder]] = {
-    "topk": TopK,
-    "batchtopk": BatchTopK,
-    "matryoshka": Matryoshka,
-    "relu": ReLU,
-    "jumprelu": JumpReLU,
-    "gated": Gated,
-}
+    from .base import Coder
+
+ARCHITECTURES: Registry[type[Coder]] = Registry(
+    __package__,
+    {
+        "topk": (TopKConfig, "topk.TopK"),
+        "batchtopk": (BatchTopKConfig, "batchtopk.BatchTopK"),
+        "matryoshka": (MatryoshkaConfig, "matryoshka.Matryoshka"),
+        "relu": (ReLUConfig, "relu.ReLU"),
+        "jumprelu": (JumpReLUConfig, "jumprelu.JumpReLU"),
+        "gated": (GatedConfig, "gated.Gated"),
+    },
+)
 
 if TYPE_CHECKING:
     AnyCoderConfig = CoderConfig
 else:
-    AnyCoderConfig = tagged({name: coder.config_class for name, coder in ARCHITECTURES.items()}, "architecture")
+    AnyCoderConfig = tagged(ARCHITECTURES.configs(), "architecture")
 
 
 def build_coder(

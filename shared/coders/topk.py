@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .base import Coder, CoderConfig
+from .base import Coder
 from .codes import Codes
+from .configs.base import CoderConfig
+from .configs.topk import TopKConfig
 from .ops import LatentLists, dense_pre, gather_pre, nested_squared_error, sampled_dot
-
-
-@dataclass(frozen=True, kw_only=True)
-class TopKConfig(CoderConfig):
-    """TopK."""
-
-    architecture: Literal["topk"] = "topk"
-    k: int = 16
-    """Latents kept per row."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.k <= self.latents:
-            raise ValueError(f"k must be between 1 and latents = {self.latents}, not {self.k}")
-
-    @property
-    def selects_over(self) -> Literal["row", "batch"]:
-        """Whether k latents are kept in each row, or on average over a batch."""
-        return "row"
 
 
 class TopK(Coder):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ..coders import Codes
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Positions = TypeVar("Positions", NDArray, Tensor)  # type: ignore[type-arg]
+    from ..coders import Codes
+
+Positions = TypeVar("Positions", "NDArray", "Tensor")  # type: ignore[type-arg]
 
 
 def position_bins(position: Positions, ctx: int, bins: int) -> Positions:
@@ -45,6 +46,8 @@ def bos_enrichment(codes: Codes, position: Tensor) -> float | None:
     Returns:
         None if there are no rows of either kind, or the others do not activate.
     """
+    import torch
+
     by_row = codes.values.sum(dim=1, dtype=torch.float64)
     at_zero = position == 0
     n, total, bos = int(at_zero.sum()), float(by_row.sum()), float(by_row[at_zero].sum())

@@ -1,6 +1,6 @@
 """Unions of config classes built from a registry, chosen by a tag.
 
-A registry is a plain dict from names to classes. The config class of each entry is a frozen dataclass with a
+A registry maps names to classes. The config class of each entry is a frozen dataclass with a
 field `architecture` (coders) or `kind` (penalties, samplers, reports, schedules) of type `Literal["name"]` defaulting
 to that name. A union is built from the registry when the module is imported, so that a new entry needs no second list.
 A type checker cannot follow such a union, so it sees the base class instead:
@@ -15,8 +15,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+import importlib
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T", bound=type[Any])
 
 TAGS = ("architecture", "kind")
 
@@ -26,6 +29,48 @@ class Keyed:
     """Marks a `dict[str, union]` whose keys are the default tags of its entries: `{ortsae: {weight: 0.25}}`."""
 
     tag: str
+
+
+class Registry(MutableMapping[str, T]):
+    """Name → class. An entry is the class itself, or its config class and where to import the class from.
+
+    Settings need the config classes only, so that `pipeline status` or a typo is answered without importing torch.
+
+    Args:
+        package: where the paths begin: `__package__`.
+        entries: name → class with a `config_class`, or (config class, "module.Class").
+    """
+
+    def __init__(self, package: str | None, entries: Mapping[str, T | tuple[type, str]]) -> None:
+        self._package = package
+        self._entries = dict(entries)
+
+    def configs(self) -> dict[str, type]:
+        """Name → config class."""
+        return {
+            name: entry[0] if isinstance(entry, tuple) else entry.config_class for name, entry in self._entries.items()
+        }
+
+    def __getitem__(self, name: str) -> T:
+        entry = self._entries[name]
+        if isinstance(entry, tuple):
+            module, _, attribute = entry[1].rpartition(".")
+            found: T = getattr(importlib.import_module(f".{module}", self._package), attribute)
+            self._entries[name] = found
+            return found
+        return entry
+
+    def __setitem__(self, name: str, entry: T) -> None:
+        self._entries[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
 
 def tag_value(cls: type, tag: str) -> str | None:

@@ -26,6 +26,7 @@ __all__ = [
     "dump_yaml",
     "find_settings",
     "identity",
+    "key_paths",
     "load_yaml",
     "merge",
     "presets",
@@ -296,18 +297,18 @@ def _unknown_key(parts: list[str], parent: type | None, cls: type) -> str:
     name = parts[-1]
     known = list(field_types(parent)) if parent else []
     close = did_you_mean(name, known)
-    elsewhere = [path for path in _paths(cls) if path.rsplit(".", 1)[-1] == name and path != ".".join(parts)]
+    elsewhere = [path for path in key_paths(cls) if path.rsplit(".", 1)[-1] == name and path != ".".join(parts)]
     if not close and elsewhere:
         close = f"; did you mean {elsewhere[0]!r}?"
     return f"unknown key{close or '; known: ' + ', '.join(known)}"
 
 
-def _paths(cls: type, prefix: str = "") -> Iterator[str]:
+def key_paths(cls: type, prefix: str = "") -> Iterator[str]:
     """Dotted path of every field below a config class."""
     for name, annotation in field_types(cls).items():
         yield prefix + name
         for inner in shape_of(annotation).classes:
-            yield from _paths(inner, f"{prefix}{name}.")
+            yield from key_paths(inner, f"{prefix}{name}.")
 
 
 def _describe(value: Any) -> str:

@@ -19,20 +19,23 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
 from ..cache.files import make_folder, sync_folder, write_file, write_json
-from ..coders import Coder, load_coder, save_coder
-from ..coders.io import read_coder_config
+from ..coders.io import load_coder, read_coder_config, save_coder
 from ..config.settings import dump_yaml, load_yaml
 from ..errors import DataError, PipelineError, UsageError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..coders import Coder
+
+    Tensors = Mapping[str, Tensor]
+
 CHECKPOINT_VERSION = 1
-Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,8 @@ class Run:
         Args:
             state: JSON-able rest of the training state (position in the data, schedules, random number generators).
         """
+        from safetensors.torch import save
+
         parent = self.path / "checkpoints"
         parent.mkdir(exist_ok=True)
         sweep(parent)
@@ -148,6 +153,8 @@ class Run:
 
     def load_checkpoint(self, path: Path | None = None) -> Checkpoint | None:
         """The newest checkpoint (or the one at `path`); None without checkpoints. Raises DataError if damaged."""
+        from safetensors.torch import load
+
         if path is None:
             found = self.checkpoints()
             if not found:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
 import threading
+import time
 
 import pytest
 
@@ -26,7 +28,7 @@ def test_result_is_the_only_thing_on_stdout() -> None:
     assert json.loads(out.getvalue()) == {"a": 1}
     lines = err.getvalue().splitlines()
     assert lines[:2] == ["reading", "warning: odd"]
-    assert re.fullmatch(r"read: 2/2 \(100%\) rows, \S+/s loss 0.25", lines[2])
+    assert re.fullmatch(r"read: 100% · 2/2 rows · \S+ rows/s · loss 0.25", lines[2])
 
 
 def test_text_without_json() -> None:
@@ -56,9 +58,62 @@ def test_lines_between_and_at_the_end() -> None:
         progress.advance()
         progress.advance(2)
     lines = err.getvalue().splitlines()
-    assert lines[0].startswith("write: 2/4 (50%) shards, ")
-    assert " left" in lines[0]
-    assert lines[-1].startswith("write: 4/4 (100%) shards, ")
+    assert lines[0].startswith("write: 50% · 2/4 shards")
+    assert "left" not in lines[0], "the first units say nothing about the rate"
+    assert lines[-1].startswith("write: 100% · 4/4 shards · ")
+
+
+class Clock:
+    """Stands in for time.monotonic."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_time_left_counts_from_the_first_units_and_follows_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seconds of loading, ten units of a second each, then of four: 80 more take 320 s."""
+    clock, err = Clock(), io.StringIO()
+    monkeypatch.setattr(time, "monotonic", clock)
+    with contextlib.suppress(KeyboardInterrupt), Console(stream=err, interval=1).progress(100, "rows") as progress:
+        for seconds in (10, *[1] * 10, *[4] * 9):
+            clock.now += seconds
+            progress.advance()
+        raise KeyboardInterrupt
+    lines = err.getvalue().splitlines()
+    assert lines[0] == "1% · 1/100 rows"
+    assert lines[10] == "11% · 1m29s left · 11/100 rows · 1 rows/s"
+    assert lines[-1] == "20% · 5m20s left · 20/100 rows · 0.25 rows/s"
+
+
+def test_several_runs_are_rows_of_a_table() -> None:
+    err = io.StringIO()
+    with Console(stream=err, interval=3600).progress(2, "rows", "train") as progress:
+        progress.advance(0, "topk", loss=0.5, FVU=0.25)
+        progress.advance(2, "matryoshka", loss=0.75)
+    assert [line.split() for line in err.getvalue().splitlines()[1:]] == [
+        ["loss", "FVU"],
+        ["topk", "0.5", "0.25"],
+        ["matryoshka", "0.75"],
+    ]
+
+
+@pytest.mark.parametrize("width", [50, 80])
+def test_a_narrow_terminal_cuts_neither_bar_nor_time_left(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    err, clock = Terminal(), Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    with contextlib.suppress(KeyboardInterrupt), Console(stream=err).progress(10**6, "tokens", "train a") as progress:
+        for _ in range(3):
+            clock.now += 5
+            progress.advance(1000, loss=0.5, disk="120 kB/s", tokenise="97%", forward="3%")
+        raise KeyboardInterrupt
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", err.getvalue()).replace("\r", "\n").rstrip().splitlines()[-1]
+    assert "1h23m left" in last
+    assert last.count("━") == 20
+    assert len(last) <= width
 
 
 def test_an_interrupted_count_is_not_shown_as_finished() -> None:
@@ -77,7 +132,7 @@ def test_advance_from_threads() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-    assert err.getvalue().startswith("400/400 (100%)")
+    assert err.getvalue().startswith("100% · 400/400 ")
 
 
 def test_bar_on_a_terminal() -> None:
@@ -91,9 +146,9 @@ def test_bar_on_a_terminal() -> None:
         progress.advance(5, loss=0.25)
     shown = err.getvalue()
     assert "checkpoint [saved]" in shown
-    assert "10/10 (100%) steps" in shown
+    assert "100% · 10/10 steps" in shown
     assert "loss 0.25" in shown
-    assert "inner: 3/3" in shown
+    assert "inner: 100% · 3/3" in shown
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...shared.coders import Coder
-
 if TYPE_CHECKING:
+    from ...shared.coders import Coder
     from ...shared.codes.sparse import SparseCodes
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ...shared.codes.clusters import components
-from ..window.pairs import PairScan, scan_pairs
 from .base import Finding, Histogram, Monitor, MonitorConfig, Seen
+
+if TYPE_CHECKING:
+    from ..window.pairs import PairScan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,9 @@ class CorrelationMonitor(Monitor):
     config: CorrelationConfig
 
     def look(self, seen: Seen) -> Finding:
+        from ...shared.codes.clusters import components
+        from ..window.pairs import scan_pairs
+
         c = self.config
         scan = scan_pairs(
             seen.codes,
@@ -88,6 +91,8 @@ class CorrelationMonitor(Monitor):
 
 def _cosines(seen: Seen, scan: PairScan) -> NDArray[np.float64]:
     """Cosine of the decoder rows of each listed pair."""
+    import torch
+
     w_dec = seen.coder.w_dec.detach()
     ids = torch.from_numpy(np.stack([scan.i, scan.j])).to(w_dec.device)
     rows = torch.nn.functional.normalize(w_dec[ids], dim=2)

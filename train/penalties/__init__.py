@@ -1,35 +1,50 @@
-"""Penalties added to the loss: one per file, one line in PENALTIES. They work with every architecture."""
+"""Penalties added to the loss: one per file, its settings in configs/, one line in PENALTIES.
+
+They work with every architecture.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ...shared.config.registry import keyed
-from .activation_correlation import ActivationCorrelation
-from .base import Penalty, PenaltyConfig, StepBatch
-from .decoder_orthogonality import DecoderOrthogonality
-from .ortsae import OrtSAE
-from .position_diversity import PositionDiversity
-from .self_contrastive import SelfContrastive
-from .topk_pairs import TopkPairs
-from .tracked_pairs import TrackedPairs
+from ...shared.config.registry import Registry, keyed
+from ...shared.lazy import lazily
+from .configs.activation_correlation import ActivationCorrelationConfig
+from .configs.base import PenaltyConfig
+from .configs.decoder_orthogonality import DecoderOrthogonalityConfig
+from .configs.ortsae import OrtSAEConfig
+from .configs.position_diversity import PositionDiversityConfig
+from .configs.self_contrastive import SelfContrastiveConfig
+from .configs.topk_pairs import TopkPairsConfig
+from .configs.tracked_pairs import TrackedPairsConfig
+
+if TYPE_CHECKING:
+    from .base import Penalty, StepBatch
 
 __all__ = ["PENALTIES", "Penalties", "Penalty", "PenaltyConfig", "StepBatch", "build_penalty"]
 
-PENALTIES: dict[str, type[Penalty]] = {
-    "decoder_orthogonality": DecoderOrthogonality,
-    "ortsae": OrtSAE,
-    "activation_correlation": ActivationCorrelation,
-    "position_diversity": PositionDiversity,
-    "topk_pairs": TopkPairs,
-    "tracked_pairs": TrackedPairs,
-    "self_contrastive": SelfContrastive,
-}
+PENALTIES: Registry[type[Penalty]] = Registry(
+    __package__,
+    {
+        "decoder_orthogonality": (DecoderOrthogonalityConfig, "decoder_orthogonality.DecoderOrthogonality"),
+        "ortsae": (OrtSAEConfig, "ortsae.OrtSAE"),
+        "activation_correlation": (ActivationCorrelationConfig, "activation_correlation.ActivationCorrelation"),
+        "position_diversity": (PositionDiversityConfig, "position_diversity.PositionDiversity"),
+        "topk_pairs": (TopkPairsConfig, "topk_pairs.TopkPairs"),
+        "tracked_pairs": (TrackedPairsConfig, "tracked_pairs.TrackedPairs"),
+        "self_contrastive": (SelfContrastiveConfig, "self_contrastive.SelfContrastive"),
+    },
+)
 
 if TYPE_CHECKING:
     Penalties = dict[str, PenaltyConfig]
 else:
-    Penalties = keyed({name: penalty.config_class for name, penalty in PENALTIES.items()})
+    Penalties = keyed(PENALTIES.configs())
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch is imported when it is first used."""
+    return lazily(__name__, name, {"Penalty": "base", "StepBatch": "base"})
 
 
 def build_penalty(config: PenaltyConfig) -> Penalty:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...shared.coders import Coder, Codes
 from ..data.batch import Batch
-from .weights import AnyWeightScheduleConfig, ConstantConfig
+from .configs.base import PenaltyConfig
 
 
 @dataclass(frozen=True)
@@ -50,26 +50,6 @@ class StepBatch:
         rows a few dimensions would."""
         rest = self.rows.position > 0
         return rest if self.massive is None else rest & ~self.massive
-
-
-@dataclass(frozen=True, kw_only=True)
-class PenaltyConfig:
-    """Settings common to all penalties."""
-
-    kind: str
-    """Which penalty: a key of PENALTIES."""
-    weight: float
-    """Weight relative to a reconstruction loss on the FVU scale."""
-    schedule: AnyWeightScheduleConfig = field(default_factory=ConstantConfig)
-    """How the weight changes over training."""
-    every: int = 1
-    """Compute the penalty at every n-th step only (n, 2n, …), with n times the weight."""
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every must be at least 1, not {self.every}")
-        if self.weight < 0:
-            raise ValueError(f"weight must be 0 or more, not {self.weight}")
 
 
 class Penalty(ABC):

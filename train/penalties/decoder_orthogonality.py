@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...shared.coders import Coder, Codes
-from .base import Penalty, PenaltyConfig, StepBatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderOrthogonalityConfig(PenaltyConfig):
-    """Mean squared cosine between decoder rows."""
-
-    kind: Literal["decoder_orthogonality"] = "decoder_orthogonality"
-    weight: float = 0.01
+from .base import Penalty, StepBatch
+from .configs.base import PenaltyConfig
+from .configs.decoder_orthogonality import DecoderOrthogonalityConfig
 
 
 class DecoderOrthogonality(Penalty):

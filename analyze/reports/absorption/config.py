@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..base import ReportConfig
-from .main_latents import F1_JUMP, MAX_K
+
+MAX_K = 10
+"""Largest number of main latents."""
+
+F1_JUMP = 0.03
+"""One more main latent must raise F1 by more than this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +19,7 @@ class AbsorptionConfig(ReportConfig):
     """How much of a label's direction other latents have taken over, for families of labels."""
 
     kind: Literal["absorption"] = "absorption"
+    by_default: ClassVar[bool] = False
     families: tuple[str, ...] | None = None
     """Families of labels; null: all that the cache has (of a cache of prompts: the prompts' own)."""
     rows: int = 20_000

@@ -18,12 +18,7 @@ from ...probes.l1 import fit_l1
 from ...probes.labels import Labels
 from ...probes.scores import Scores, best_threshold, f1, score
 from ...probes.splits import ProbeSplit
-
-MAX_K = 10
-"""Largest number of main latents."""
-
-F1_JUMP = 0.03
-"""One more main latent must raise F1 by more than this."""
+from .config import F1_JUMP, MAX_K
 
 
 @dataclass(frozen=True)

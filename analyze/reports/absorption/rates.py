@@ -30,7 +30,8 @@ from ...probes.intervals import estimate, mean_estimate
 from ...probes.labels import Labels, family_of
 from ...probes.scores import Scores
 from ...probes.splits import ProbeSplit
-from .main_latents import F1_JUMP, MAX_K, KSparse, k_sparse_probes
+from .config import F1_JUMP, MAX_K
+from .main_latents import KSparse, k_sparse_probes
 from .outcome import Absorber, FamilyAbsorption, Gates, LabelAbsorption, Rows
 from .rows import decoder_cosines, row_absorption
 

@@ -22,7 +22,6 @@ class AbsorptionReport(Report[AbsorptionConfig]):
 
     config_class: ClassVar[type[ReportConfig]] = AbsorptionConfig
     title: ClassVar[str] = "Absorption and splitting"
-    by_default: ClassVar[bool] = False
 
     def __init__(self, config: AbsorptionConfig, subject: Subject) -> None:
         super().__init__(config, subject)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -19,25 +19,11 @@ from ....models.splice import Replace
 from ...result import Figure, ReportResult, Table, TableColumn, significant
 from ...stream.batches import StreamBatch
 from ..base import Report, ReportConfig
+from .config import CrossEntropyConfig
 from .splice import Loss, choose_sequences, losses, model_of
 
 IN_PLACE = {"clean": "the model as it is", "coder": "the coder", "mean": "the mean", "zero": "zero"}
 """What is at the target site, and its name in the table of losses."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CrossEntropyConfig(ReportConfig):
-    """The model's loss with the coder spliced in. It runs the model, so this report is made only when requested."""
-
-    kind: Literal["cross_entropy"] = "cross_entropy"
-    sequences: int = 64
-    """Number of sequences of the cache to run, spread evenly."""
-    batch: int = 8
-    """Sequences in one forward pass."""
-
-    def __post_init__(self) -> None:
-        if self.sequences < 1 or self.batch < 1:
-            raise ValueError("sequences and batch are at least 1")
 
 
 class CrossEntropyReport(Report[CrossEntropyConfig]):
@@ -45,7 +31,6 @@ class CrossEntropyReport(Report[CrossEntropyConfig]):
 
     config_class: ClassVar[type[ReportConfig]] = CrossEntropyConfig
     title: ClassVar[str] = "Cross-entropy"
-    by_default: ClassVar[bool] = False
 
     def update(self, batch: StreamBatch) -> None:
         """The model needs whole sequences of tokens, not codes."""

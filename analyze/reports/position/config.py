@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..base import ReportConfig
-from .kernels import EXCLUDED
+
+EXCLUDED = 65535
+"""Marks a row that does not count; every slot is below it."""
 
 
 @dataclass(frozen=True, kw_only=True)

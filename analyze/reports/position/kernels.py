@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....shared.codes.compiled import compiled
-
-EXCLUDED = 65535
-"""Marks a row that does not count; every slot is below it."""
+from .config import EXCLUDED
 
 
 @compiled

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...stream.batches import ShardRows
-from .kernels import EXCLUDED
+from .config import EXCLUDED
 
 
 def shift_slots(

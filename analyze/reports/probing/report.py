@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -14,26 +13,8 @@ from ...result import Chart, Figure, ReportResult, Series, Table, TableColumn, s
 from ...stream.batches import StreamBatch
 from ...subject.subject import Subject
 from ..base import Report, ReportConfig
-from .sparse_probes import KS, SparseProbe, family_means, sparse_probes
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbingConfig(ReportConfig):
-    """How well a few latents predict a label."""
-
-    kind: Literal["probing"] = "probing"
-    families: tuple[str, ...] | None = None
-    """Families of labels; null: all that the cache has (of a cache of prompts: the prompts' own)."""
-    rows: int = 20_000
-    """Number of rows to sample."""
-    min_positives: int = 50
-    """Least number of positive and of negative rows of a label in the sample."""
-    ks: tuple[int, ...] = KS
-    """Numbers of latents."""
-
-    def __post_init__(self) -> None:
-        if self.rows < 100 or self.min_positives < 2 or not self.ks or min(self.ks) < 1:
-            raise ValueError("rows is at least 100, min_positives at least 2, every k at least 1")
+from .config import ProbingConfig
+from .sparse_probes import SparseProbe, family_means, sparse_probes
 
 
 class ProbingReport(Report[ProbingConfig]):
@@ -41,7 +22,6 @@ class ProbingReport(Report[ProbingConfig]):
 
     config_class: ClassVar[type[ReportConfig]] = ProbingConfig
     title: ClassVar[str] = "Sparse probing"
-    by_default: ClassVar[bool] = False
 
     def __init__(self, config: ProbingConfig, subject: Subject) -> None:
         super().__init__(config, subject)

@@ -20,9 +20,7 @@ from ...probes.few import fit_few
 from ...probes.labels import Labels, family_of
 from ...probes.scores import Scores, best_threshold, score
 from ...probes.splits import ProbeSplit
-
-KS = (1, 2, 5)
-"""Numbers of latents."""
+from .config import KS
 
 
 @dataclass(frozen=True)

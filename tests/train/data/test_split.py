@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from sparse_pipeline.shared.cache import Flag
+from sparse_pipeline.shared.cache.heldout import split_rows
 from sparse_pipeline.shared.errors import UsageError
 from sparse_pipeline.shared.hashing import mix
-from sparse_pipeline.train.data import row_batches, split_rows
-from sparse_pipeline.train.data.rows import thin
+from sparse_pipeline.train.data.rows import row_batches, thin
 from tests.synthetic import make_cache, token_table
 
 

@@ -11,9 +11,10 @@ import torch
 
 from sparse_pipeline.shared.cache import Cache, Flag
 from sparse_pipeline.shared.errors import DataError, UsageError
-from sparse_pipeline.train.data import DataConfig, Stream, open_stream
 from sparse_pipeline.train.data.batch import Batch
+from sparse_pipeline.train.data.config import DataConfig
 from sparse_pipeline.train.data.reader import Pool
+from sparse_pipeline.train.data.stream import Stream, open_stream
 from sparse_pipeline.train.samplers import ExcludeBos, Sampler, Uniform, UniformConfig, Window
 from sparse_pipeline.train.samplers.exclude_bos import ExcludeBosConfig
 from tests.synthetic import make_cache

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sparse_pipeline.shared.cache import Cache, Flag
-from sparse_pipeline.train.data import DataConfig, open_stream
+from sparse_pipeline.train.data.config import DataConfig
+from sparse_pipeline.train.data.stream import open_stream
 from sparse_pipeline.train.samplers import Window, build_sampler
 from sparse_pipeline.train.samplers.position_stratified import (
     PositionStratified,

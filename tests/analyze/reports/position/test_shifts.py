@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparse_pipeline.analyze.reports.position.bins import coarse_bins
-from sparse_pipeline.analyze.reports.position.kernels import EXCLUDED
+from sparse_pipeline.analyze.reports.position.config import EXCLUDED
 from sparse_pipeline.analyze.reports.position.shifts import shift_slots
 from sparse_pipeline.analyze.stream.batches import shard_rows
 from sparse_pipeline.shared.cache.heldout import split_rows

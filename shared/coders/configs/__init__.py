@@ -1,0 +1,1 @@
+"""The settings of each architecture. They import no torch: every command reads them."""

@@ -1,0 +1,41 @@
+"""Settings that every architecture has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Normalise = Literal["scalar", "per_dimension", "whiten"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoderConfig:
+    """Settings common to all architectures."""
+
+    architecture: str
+    """Which architecture: a key of ARCHITECTURES."""
+    latents: int = 1024
+    """Dictionary size F."""
+    decoder_norm: Literal["unit", "free"] = "unit"
+    """Decoder rows: kept at unit length, or free."""
+    skip: bool = False
+    """Add a linear path from input to output, W_skip [d_out, d_in], starting at zero (transcoders)."""
+    input_transform: Literal["raw", "rms"] = "raw"
+    """The input as cached, or divided by its root mean square (Gemma Scope's transcoders read resid_mid that way)."""
+    normalise: Normalise = "scalar"
+    """What training divides both sides by, after their mean is subtracted: one scalar, each dimension's own standard
+    deviation, or the square root of the covariance (whiten). docs/architectures.md has the formulas."""
+    whiten_shrinkage: float = 0.01
+    """What whitening adds to every eigenvalue of the covariance, in mean eigenvalues."""
+    aux_k: int | None = None
+    """Dead latents per row that reconstruct the error (AuxK); null: half the output width. 0: off."""
+    aux_coef: float = 1 / 32
+    """Weight α of AuxK."""
+
+    def __post_init__(self) -> None:
+        if self.latents < 1:
+            raise ValueError(f"latents must be at least 1, not {self.latents}")
+        if self.aux_k is not None and self.aux_k < 0:
+            raise ValueError(f"aux_k must be 0 or more, not {self.aux_k}")
+        if not self.whiten_shrinkage > 0:
+            raise ValueError(f"whiten_shrinkage must be positive, not {self.whiten_shrinkage}")

@@ -1,0 +1,1 @@
+"""The settings of each penalty. They import no torch: every command reads them."""
