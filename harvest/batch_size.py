@@ -66,7 +66,7 @@ def probe(job: Job, reader: SiteReader) -> int:
     while device.type == "cuda":
         try:
             shape = (max(1, tokens // job.config.ctx), job.config.ctx)
-            ids = torch.full(shape, job.specials.bos, dtype=torch.long, device=device)
+            ids = torch.full(shape, job.specials.filler, dtype=torch.long, device=device)
             reader.read(ids, None, functools.partial(_keep, kept))
             torch.cuda.synchronize(device)
             break

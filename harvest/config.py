@@ -20,7 +20,7 @@ Storage = Literal["bfloat16", "float32", "fp8", "int8"]
 _RUNTIME = frozenset({"cache_dir", "name", "device", "writers", "buffers"})
 """Settings of where and how the work is done. All others decide the content of the cache."""
 
-_LATER = ("storage_of", "layout", "chunk_rows")
+_LATER = ("bos", "storage_of", "layout", "chunk_rows")
 """Settings newer than the first caches: omitted at their defaults, so that older caches keep name and identity."""
 
 
@@ -51,12 +51,15 @@ class HarvestConfig:
     tokens: int | None = 262_144
     """Rows to harvest (padding included), rounded up to whole sequences; null takes all of a local dataset."""
     ctx: int = 128
-    """Tokens in a sequence, including the leading BOS."""
+    """Tokens in a sequence, including the leading BOS, if there is one."""
     packing: Packing = "concat"
     """How documents fill sequences: concat joins them, document gives each its own sequences (the rest is padding),
     prompts one sequence each, and records the row of the target token (JSON lines of text, target, labels)."""
     cross_document_attention: bool = True
-    """Whether tokens attend to earlier documents of their sequence; false: every document starts anew with a BOS."""
+    """Whether tokens attend to earlier documents of their sequence; false: each starts anew, with its own BOS."""
+    bos: str = "auto"
+    """What begins a sequence: auto is the tokenizer's BOS token, else its CLS token, else nothing; none is nothing (for
+    models that were not trained with one); or a token of the vocabulary, such as <|endoftext|>."""
     separator: Separator = "eos"
     """What ends a document: an EOS token, or nothing."""
     batch_tokens: int | None = 8192

@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..models.checkpoint import ModelCheckpoint, Specials, settled
+from ..models.checkpoint import ModelCheckpoint, settled
+from ..models.tokenizer import Specials
 from ..shared.config.settings import PRESETS
 from ..shared.errors import UsageError
 from .config import HarvestConfig
@@ -46,9 +47,20 @@ def checkpoint_from(facts: dict[str, Any], config: HarvestConfig) -> ModelCheckp
     return settled(config, config.model, _model_config(facts), None)
 
 
-def specials_from(facts: dict[str, Any]) -> Specials:
-    """The ids that packing needs, as config.json states them."""
-    return Specials(int(facts["bos_token_id"]), int(facts["eos_token_id"]), int(facts["pad_token_id"]))
+def specials_from(facts: dict[str, Any], config: HarvestConfig) -> Specials:
+    """The ids that packing needs, as config.json states them.
+
+    Raises:
+        UsageError: `harvest.bos` names a token, which only the tokenizer knows.
+    """
+    if config.bos not in ("auto", "none"):
+        raise UsageError(
+            f"harvest.bos: the id of {config.bos!r} requires the tokenizer of {config.model}; it was not found on this "
+            "machine",
+            hint="--set harvest.bos=auto, or harvest.model=FOLDER with the checkpoint",
+        )
+    bos = int(facts["bos_token_id"]) if config.bos == "auto" else None
+    return Specials(bos, int(facts["eos_token_id"]), int(facts["pad_token_id"]))
 
 
 def refuse_counting(config: HarvestConfig) -> None:

@@ -34,7 +34,7 @@ class Forward:
 
     def warm_up(self) -> None:
         """Runs one batch and drops the result: compiles the model if it is to be compiled, and warms up the device."""
-        ids = np.full((self._job.batch_seqs, self._job.config.ctx), self._job.specials.bos, np.int32)
+        ids = np.full((self._job.batch_seqs, self._job.config.ctx), self._job.specials.filler, np.int32)
         zeros = np.zeros_like(ids)
         block = Block(ids, zeros.astype(np.uint32), zeros.astype(np.uint16), zeros.astype(np.uint8))
         self._run(block, lambda _name, _value: None)

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..models.checkpoint import ModelCheckpoint, Specials
+from ..models.checkpoint import ModelCheckpoint
 from ..models.sites import FAMILIES
+from ..models.tokenizer import Specials, vocabulary_size
 from ..shared.cache.format import default_shard_rows
 from ..shared.errors import UsageError
 from .config import HarvestConfig
-from .data.pack import Block, PackSpec, pack, pack_apart
+from .data.fit import embedded, refuse_unknown
+from .data.pack import Block, PackSpec, TokenDocument, pack, pack_apart
 from .data.tokenise import tokenise
 from .dataset import Dataset
 
@@ -80,10 +82,9 @@ class Job:
     def blocks(self) -> Iterator[Block]:
         """All sequences of the dataset up to the budget, one unit at a time."""
         config, specials = self.config, self.specials
-        assert self.tokenizer is not None
         left = None if config.tokens is None else self.wanted_sequences
         prompts = config.packing == "prompts"
-        tokenised = tokenise(self.dataset.documents(), self.tokenizer, targets=prompts)
+        tokenised = embedded(self.tokenised(), vocabulary_size(self.checkpoint), config.model)
         spec = PackSpec(
             ctx=config.ctx,
             block=self.unit_shards * self.seqs_per_shard,
@@ -103,6 +104,17 @@ class Job:
             yield block
             if left == 0:
                 return
+
+    def tokenised(self) -> Iterator[TokenDocument]:
+        """The tokens of every document."""
+        assert self.tokenizer is not None
+        return tokenise(self.dataset.documents(), self.tokenizer, targets=self.config.packing == "prompts")
+
+    def refuse_unknown(self) -> None:
+        """Reads the first documents. Raises UsageError if the tokenizer does not know what they are made of."""
+        assert self.tokenizer is not None
+        unknown = self.tokenizer.unk_token_id
+        refuse_unknown(self.tokenised(), unknown, self.config.model, self.config.dataset)
 
     @functools.cached_property
     def wanted_sequences(self) -> int:

@@ -9,16 +9,16 @@ import torch
 
 from ..models.capture import SiteReader, count_flops, site_widths
 from ..models.checkpoint import (
+    ModelCheckpoint,
     body_of,
     drop_later_layers,
     empty_model,
     find_checkpoint,
     fingerprint,
-    load_tokenizer,
-    special_tokens,
 )
 from ..models.site_names import Site
 from ..models.sites import resolve_sites
+from ..models.tokenizer import Specials, load_tokenizer, special_tokens, vocabulary_size
 from ..shared.cache import Layout, SiteSpec
 from ..shared.cache.format import default_chunk_rows
 from .batch_size import estimate, recorded
@@ -35,8 +35,15 @@ def prepare(config: HarvestConfig) -> Job:
     """Finds the model and the dataset. Raises UsageError if one of them was not found or does not fit the settings."""
     checkpoint = find_checkpoint(config)
     tokenizer = load_tokenizer(checkpoint, config.model)
-    specials = special_tokens(tokenizer, config.model, config.separator)
-    return _sized(Job(config, checkpoint, tokenizer, specials, open_dataset(config), 0))
+    job = _sized(Job(config, checkpoint, tokenizer, _specials(config, checkpoint, tokenizer), open_dataset(config), 0))
+    job.refuse_unknown()
+    return job
+
+
+def _specials(config: HarvestConfig, checkpoint: ModelCheckpoint, tokenizer: Any) -> Specials:
+    return special_tokens(
+        tokenizer, config.model, vocabulary=vocabulary_size(checkpoint), bos=config.bos, separator=config.separator
+    )
 
 
 @dataclass(frozen=True)
@@ -63,16 +70,19 @@ def prepare_plan(config: HarvestConfig) -> tuple[Job, Sources]:
     if facts is None:
         checkpoint = find_checkpoint(config)
         tokenizer = load_tokenizer(checkpoint, config.model)
-        specials = special_tokens(tokenizer, config.model, config.separator)
+        specials = _specials(config, checkpoint, tokenizer)
         try:
             dataset = open_dataset(config)
         except UnreachableError:
             dataset = unresolved(config)
-        return _sized(Job(config, checkpoint, tokenizer, specials, dataset, 0)), Sources(False, bool(dataset.identity))
+        job = _sized(Job(config, checkpoint, tokenizer, specials, dataset, 0))
+        if is_local(config):
+            job.refuse_unknown()
+        return job, Sources(False, bool(dataset.identity))
     refuse_counting(config)
     # The hub was not needed for the model, so it is not asked about the dataset either.
     dataset = open_dataset(config) if is_local(config) else unresolved(config)
-    job = Job(config, checkpoint_from(facts, config), None, specials_from(facts), dataset, 0)
+    job = Job(config, checkpoint_from(facts, config), None, specials_from(facts, config), dataset, 0)
     return _sized(job), Sources(True, bool(dataset.identity))
 
 
@@ -162,5 +172,5 @@ def cost(job: Job) -> tuple[list[Site], dict[str, int], ModelCost]:
 
 
 def probe_ids(job: Job) -> torch.Tensor:
-    """A short sequence of BOS tokens, [1, n]."""
-    return torch.full((1, min(_PROBE_TOKENS, job.config.ctx)), job.specials.bos, dtype=torch.long)
+    """A short sequence of one token, [1, n]."""
+    return torch.full((1, min(_PROBE_TOKENS, job.config.ctx)), job.specials.filler, dtype=torch.long)

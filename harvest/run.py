@@ -142,7 +142,7 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
 
 def _settled(job: Job, probe: SiteReader, body: nn.Module, path: Path) -> Job:
     """The job after the checks that need the loaded model, with the size of a batch settled."""
-    device, bos = job.checkpoint.device, job.specials.bos
+    device, bos = job.checkpoint.device, job.specials.filler
     vocab, length = int(job.checkpoint.config.get_text_config().vocab_size), min(job.config.ctx, _PROBE_LENGTH)
     check_attention(probe, body, bos, vocab, length, device)
     if job.isolated:
@@ -251,6 +251,11 @@ class _Work:
 
     def _finish(self, n_seq: int, documents_file: str) -> None:
         extra = {
+            "bos": {
+                "setting": self.job.config.bos,
+                "token": self.job.specials.bos_token,
+                "token_id": self.job.specials.bos,
+            },
             "tokenizer": TOKENIZER,
             "tokenizer_sha256": hashlib.sha256((self.writer.path / TOKENIZER).read_bytes()).hexdigest(),
             "documents": documents_summary(self.writer.path, documents_file),

@@ -18,7 +18,7 @@ from .site_names import Site
 from .sites import FAMILIES
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig
 
 
 class ModelSettings(Protocol):
@@ -67,15 +67,6 @@ class ModelCheckpoint:
         return Path(self.source).is_dir()
 
 
-@dataclass(frozen=True)
-class Specials:
-    """Token ids that packing needs. ``bos`` is the tokenizer's BOS, else its CLS, else its EOS token."""
-
-    bos: int
-    eos: int | None
-    pad: int
-
-
 def find_checkpoint(config: ModelSettings) -> ModelCheckpoint:
     """Reads the checkpoint's configuration and settles device, dtype and attention.
 
@@ -85,7 +76,7 @@ def find_checkpoint(config: ModelSettings) -> ModelCheckpoint:
     from transformers import AutoConfig
 
     source = _source(config.model)
-    with _explained(config.model):
+    with explained(config.model, source):
         found = AutoConfig.from_pretrained(source, revision=config.model_revision, trust_remote_code=False)
     return settled(config, source, found, None if Path(source).is_dir() else getattr(found, "_commit_hash", None))
 
@@ -125,7 +116,7 @@ def load_model(checkpoint: ModelCheckpoint, name: str) -> nn.Module:
         UsageError: the weights cannot be loaded (not safetensors, an attention path the model lacks, …).
         DataError: the checkpoint lacks weights of its model class; they would be random numbers.
     """
-    with _explained(name), _without_progress_bar():
+    with explained(name, checkpoint.source), _without_progress_bar():
         model, info = _auto_class(checkpoint).from_pretrained(
             checkpoint.source,
             revision=checkpoint.revision,
@@ -147,7 +138,7 @@ def load_model(checkpoint: ModelCheckpoint, name: str) -> nn.Module:
 
 def empty_model(checkpoint: ModelCheckpoint) -> nn.Module:
     """The same modules without memory for the weights; call it, and the result, under FakeTensorMode."""
-    with _explained(checkpoint.source):
+    with explained(checkpoint.source, checkpoint.source):
         model: nn.Module = _auto_class(checkpoint).from_config(
             checkpoint.config, dtype=checkpoint.dtype, trust_remote_code=False, **_attention_argument(checkpoint)
         )
@@ -170,42 +161,6 @@ def body_of(model: nn.Module) -> nn.Module:
     """The model without its head: calling it reaches every site, and only it goes to the device."""
     body: nn.Module = model.base_model  # type: ignore[assignment]
     return body
-
-
-def load_tokenizer(checkpoint: ModelCheckpoint, name: str) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer.
-
-    Raises:
-        UsageError: it was not found; it cannot be saved as one tokenizer.json, which turns the tokens of a
-            cache into text; or it has more entries than the model has embeddings.
-    """
-    from transformers import AutoTokenizer
-
-    with _explained(name):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            checkpoint.source, revision=checkpoint.revision, trust_remote_code=False
-        )
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise UsageError(
-            f"the tokenizer of {name} ({type(tokenizer).__name__}) cannot be saved as one tokenizer.json",
-            hint="convert it, and save it with the checkpoint",
-        )
-    vocab = checkpoint.config.get_text_config().vocab_size
-    if len(tokenizer) > vocab:
-        raise UsageError(f"the tokenizer of {name} has {len(tokenizer)} entries, the model embeds {vocab}")
-    return tokenizer
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase, name: str, separator: str) -> Specials:
-    """The ids that packing needs. Raises UsageError without a token to begin a sequence, or without a required EOS."""
-    candidates = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id)
-    bos = next((token for token in candidates if token is not None), None)
-    if bos is None:
-        raise UsageError(f"the tokenizer of {name} has no BOS, CLS or EOS token to begin a sequence with")
-    if separator == "eos" and tokenizer.eos_token_id is None:
-        raise UsageError(f"the tokenizer of {name} has no EOS token", hint="--set harvest.separator=none")
-    pad = tokenizer.pad_token_id
-    return Specials(int(bos), tokenizer.eos_token_id, int(bos if pad is None else pad))
 
 
 def fingerprint(checkpoint: ModelCheckpoint) -> str | None:
@@ -291,7 +246,7 @@ def _without_progress_bar() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def explained(name: str, source: str) -> Iterator[None]:
     """Turns the errors of `from_pretrained` into a UsageError that names the model."""
     try:
         yield

@@ -10,15 +10,16 @@ GLOSSARY: dict[str, dict[str, str]] = {
         "`layer_08.mlp_out`. A coder reads one site (the source) and predicts the same or another one (the target).",
         "row": "The activations of one token: one vector per site. Everything that the pipeline counts per token, "
         "it counts in rows.",
-        "sequence": "`ctx` tokens that the model processes together, beginning with BOS. A cache stores whole ones.",
+        "sequence": "`ctx` tokens that the model processes together, beginning with BOS if the cache has one. A cache "
+        "stores whole ones.",
         "shard": "A part of the cache that holds whole sequences, with one file per site: the unit in which rows are "
         "written, verified and read.",
         "cache": "The folder that `pipeline harvest` writes: tokens, documents and activations as a Zarr group. It is "
         "harvested once and read by every training and analysis.",
         "BOS": "The token that begins a sequence (beginning of sequence). With packed text there can be one before "
-        "every document; each of them counts as position 0.",
+        "every document; each of them counts as position 0. `harvest.bos: none` harvests without it.",
         "position 0": "The place of a sequence's first token, and of any BOS inside a sequence. The model's state "
-        "there is one constant vector, so figures are given excluding position 0 and, beside that, including it.",
+        "after a BOS is one constant vector, so figures are given excluding position 0 and, beside that, including it.",
         "massive rows": "The few rows outside position 0 whose norm exceeds 3 times the median. They can hold a third "
         "of a site's variance, so figures have a twin without them. All other rows outside position 0 are ordinary.",
         "outlying dimension": "A dimension of a site whose root mean square over rows is at least 10 times the median "

@@ -216,6 +216,11 @@ def _group(configs: list[TrainConfig]) -> Group:
                 f"{damaged:,} rows of {site} in {cache.path} hold an infinity or a NaN: training would fail",
                 "harvest again with harvest.storage: float32 or another harvest.dtype, or train on another site",
             )
+    if first.sampler.needs_bos and not cache.has_bos:
+        raise UsageError(
+            f"train.sampler: {first.sampler.kind} would exclude nothing, since {cache.path} has no BOS (harvest.bos)",
+            "--set train.sampler.position_zero=true, or another sampler",
+        )
     device = pick_device(first.device)
     with open_stream(cache, sites, first.data, build_sampler(first.sampler), device=device) as stream:
         group = Group(configs, cache.path, widths, device, stream.plan, cache)

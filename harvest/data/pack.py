@@ -1,4 +1,4 @@
-"""Packing documents into sequences of ctx tokens, each beginning with BOS.
+"""Packing documents into sequences of ctx tokens, each beginning with BOS (unless `harvest.bos` is none).
 
 Three policies:
 
@@ -6,6 +6,9 @@ Three policies:
 - joined apart (:func:`pack_apart`, ``alone=False``): the same, but every document begins with a BOS of its own, for a
   model whose attention stays within a document.
 - alone (:func:`pack_apart`, ``alone=True``): every document has sequences of its own, filled up with padding.
+
+Without BOS a document that attends to nothing before it, inside a sequence, has the flag BOS on its first token: the
+flag marks the rows where attention begins (docs/cache-format.md).
 
 The sequences depend on the documents and the settings alone, never on the blocks that were requested before, so a
 resumed harvest gets the same sequences.
@@ -36,15 +39,21 @@ class PackSpec:
         ctx: tokens in a sequence, BOS included.
         block: sequences in a block.
         bos, eos, pad: token ids; every BOS and EOS is flagged, whether packing added it or it was in the text.
+            ``bos`` None: no BOS is added.
         close: add ``eos`` after every document, as its last token.
     """
 
     ctx: int
     block: int
-    bos: int
+    bos: int | None
     eos: int | None
     pad: int
     close: bool
+
+    @property
+    def leading(self) -> int:
+        """Rows before the text of a sequence: 1 with BOS, else 0."""
+        return 0 if self.bos is None else 1
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ class Block:
 
 def pack(documents: Iterable[TokenDocument], spec: PackSpec) -> Iterator[Block]:
     """Yields blocks of ``spec.block`` sequences; the last one may hold fewer, and its last sequence ends in padding."""
-    body = spec.ctx - 1
+    body = spec.ctx - spec.leading
     size = spec.block * body  # rows of a block besides its BOS
     # Rows that fill no block yet. After each document they are fewer than `size`, and they always continue right after
     # the last row that was yielded, so blocks are consecutive cuts of one stream of rows.
@@ -141,7 +150,8 @@ def pack_apart(
 ) -> Iterator[Block]:
     """Yields blocks as :func:`pack` does, of sequences in which every document, or its next part, follows a BOS.
 
-    A single place left at the end of a sequence becomes padding, since a BOS needs a token after it.
+    A single place left at the end of a sequence becomes padding, since a BOS needs a token after it. Without BOS the
+    document, or its next part, stands there as it is.
 
     Args:
         alone: a document begins a new sequence, and the rest of its last one is padding.
@@ -158,14 +168,14 @@ def pack_apart(
         if not len(document.tokens):
             continue
         rest = _rows(document, spec)
-        if one_sequence and len(rest) >= spec.ctx:
+        if one_sequence and len(rest) > spec.ctx - spec.leading:
             raise _too_long(document, len(rest), spec)
-        # A prompt is alone, so its first token is row 1 of a new sequence: row 0 is the BOS.
-        target_row = None if document.target is None else n_sequences * spec.ctx + 1 + document.target
+        # A prompt is alone, so its first token is row 1 of a new sequence: row 0 is the BOS, if there is one.
+        target_row = None if document.target is None else n_sequences * spec.ctx + spec.leading + document.target
         begun.append(document.record(target_row))
         while len(rest):
             rest = open_sequence.add(rest)
-            if open_sequence.room < 2 or alone:
+            if open_sequence.room <= spec.leading or alone:
                 held.append(open_sequence.close())
                 n_sequences += 1
             if len(held) == spec.block:
@@ -186,10 +196,16 @@ class _OpenSequence:
         self._spec = spec
 
     def add(self, rows: TokenRows) -> TokenRows:
-        """Adds a BOS and as many rows as fit behind it, and returns the rest. Needs room for two rows."""
-        part, rest = rows[: self.room - 1], rows[self.room - 1 :]
-        self.parts += [_bos_before(part, self._spec.bos), part]
-        self.room -= 1 + len(part)
+        """Adds a BOS and as many rows as fit behind it, and returns the rest. Needs room for a BOS and a row."""
+        fit = self.room - self._spec.leading
+        part, rest = rows[:fit], rows[fit:]
+        if self._spec.bos is not None:
+            self.parts.append(_bos_before(part, self._spec.bos))
+        elif self.parts:
+            part = part.copy()
+            part[0, 3] |= int(Flag.BOS)
+        self.parts.append(part)
+        self.room -= self._spec.leading + len(part)
         return rest
 
     def close(self) -> TokenRows:
@@ -200,10 +216,11 @@ class _OpenSequence:
 
 
 def _too_long(document: TokenDocument, n_rows: int, spec: PackSpec) -> UsageError:
+    added = [*(["BOS"] if spec.leading else []), *(["EOS"] if spec.close else [])]
     return UsageError(
         f"harvest.ctx: {document.source} has {len(document.tokens)} tokens, and a prompt must fit into one "
-        f"sequence of {spec.ctx} with its BOS{' and EOS' if spec.close else ''}",
-        hint=f"--set harvest.ctx={n_rows + 1} or more",
+        f"sequence of {spec.ctx} with what is added to it ({', '.join(added) or 'nothing'})",
+        hint=f"--set harvest.ctx={n_rows + spec.leading} or more",
     )
 
 
@@ -211,7 +228,7 @@ def _rows(document: TokenDocument, spec: PackSpec) -> TokenRows:
     tokens = document.tokens.astype(np.int64)
     if spec.close and spec.eos is not None:
         tokens = np.append(tokens, spec.eos)
-    flags = np.where(tokens == spec.bos, int(Flag.BOS), 0)
+    flags = np.where(tokens == spec.bos, int(Flag.BOS), 0) if spec.bos is not None else np.zeros_like(tokens)
     if spec.eos is not None and spec.eos != spec.bos:
         flags |= np.where(tokens == spec.eos, int(Flag.EOS), 0)
     elif spec.close:  # one token serves as BOS and EOS (GPT-2): only the one that was added closes the document
@@ -234,9 +251,9 @@ def _bos_before(rows: TokenRows, bos: int) -> TokenRows:
     return first
 
 
-def _after_bos(body: TokenRows, bos: int) -> Block:
-    """[n, ctx − 1, 4] rows → a block, with a BOS before each sequence."""
-    return _block(np.concatenate([_bos_before(body, bos), body], axis=1))
+def _after_bos(body: TokenRows, bos: int | None) -> Block:
+    """[n, ctx − 1, 4] rows → a block, with a BOS before each sequence; without BOS they are [n, ctx, 4]."""
+    return _block(body if bos is None else np.concatenate([_bos_before(body, bos), body], axis=1))
 
 
 def _block(whole: TokenRows) -> Block:

@@ -60,6 +60,11 @@ class Cache:
         return str(self.manifest["identity"])
 
     @property
+    def has_bos(self) -> bool:
+        """Whether its sequences begin with a BOS token (`harvest.bos`); if not, position 0 holds ordinary tokens."""
+        return self.config.get("resolved", {}).get("bos_token_id", 0) is not None
+
+    @property
     def n_seq(self) -> int:
         return self.layout.n_seq
 

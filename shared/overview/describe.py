@@ -64,6 +64,7 @@ def describe_cache(path: Path) -> dict[str, Any]:
         "n_sequences": cache.n_seq,
         "ctx": cache.ctx,
         "n_rows": cache.n_rows,
+        "bos": cache.manifest.get("extra", {}).get("bos"),
         "shards": {"committed": len(cache.shards), "total": cache.layout.n_shards},
         "sites": sites,
         "bytes": folder_bytes(path),
@@ -152,6 +153,9 @@ def describe_text(document: dict[str, Any]) -> str:
             lines += [f"    {massive}"] if massive else []
             rows = site["massive_rows"]
             lines += [] if rows is None else [f"    {_massive_rows_text(rows)}"]
+        if (bos := document["bos"]) is not None:
+            begun = "text, without BOS" if bos["token_id"] is None else f"BOS {bos['token']!r} (id {bos['token_id']})"
+            lines.append(f"  sequences begin with {begun}; harvest.bos: {bos['setting']}")
         lines.append(f"  identity {document['identity']}")
     else:
         lines.append(f"  variant {document['variant']}, architecture {document['architecture']}")

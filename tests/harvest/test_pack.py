@@ -14,7 +14,9 @@ from sparse_pipeline.shared.errors import UsageError
 BOS, EOS, PAD = 2, 1, 0
 
 
-def spec(ctx: int, block: int, close: bool = True, bos: int = BOS, eos: int | None = EOS, pad: int = PAD) -> PackSpec:
+def spec(
+    ctx: int, block: int, close: bool = True, bos: int | None = BOS, eos: int | None = EOS, pad: int = PAD
+) -> PackSpec:
     return PackSpec(ctx=ctx, block=block, bos=bos, eos=eos, pad=pad, close=close)
 
 
@@ -186,4 +188,42 @@ def test_targets_of_prompts_are_rows_of_the_cache() -> None:
     assert (block.documents[1].source, block.documents[1].domain, block.documents[1].labels) == ("p", "d", {"l": 1})
     with pytest.raises(UsageError, match="has 4 tokens, and a prompt must fit into one sequence of 4") as caught:
         list(pack_apart(documents, spec(4, 8, close=False, eos=None), alone=True, one_sequence=True))
+    assert caught.value.hint == "--set harvest.ctx=5 or more"
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_without_bos_sequences_are_the_text_itself(block: int) -> None:
+    documents = made_up(4, 40, 30)
+    stream = [row for document in documents for row in oracle([document], 10_000, close=True)[0][1:] if row[3] != 4]
+    stream = [(t, d, p, f & ~Flag.BOS) for t, d, p, f in stream]  # no token is special as a BOS
+    found = joined(list(pack(documents, spec(8, block, bos=None))))
+    padded = stream + [(PAD, 0, 0, 4)] * (-len(stream) % 8)
+    assert [row for sequence in found for row in sequence] == padded
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_without_bos_a_document_kept_apart_begins_where_attention_does(alone: bool) -> None:
+    documents = [TokenDocument(i, np.full(n, 5, np.int32), target=n - 1) for i, n in enumerate((3, 6, 1))]
+    (block,) = pack_apart(documents, spec(8, 4, close=False, bos=None), alone=alone)
+    first, start = int(Flag.DOC_START), int(Flag.DOC_START | Flag.BOS)
+    if alone:
+        assert block.flags.tolist() == [
+            [first, 0, 0, 4, 4, 4, 4, 4],
+            [first, 0, 0, 0, 0, 0, 4, 4],
+            [first, 4, 4, 4, 4, 4, 4, 4],
+        ]
+        assert [one.target_row for one in block.documents] == [2, 13, 16]
+    else:  # the second document goes on in the next sequence, whose first place is position 0 as it is
+        assert block.flags.tolist() == [[first, 0, 0, start, 0, 0, 0, 0], [0, start, 4, 4, 4, 4, 4, 4]]
+        assert block.doc_id.tolist()[0] == [0, 0, 0, 1, 1, 1, 1, 1]
+
+
+def test_without_bos_a_prompt_may_fill_the_whole_sequence() -> None:
+    how = spec(4, 1, close=False, bos=None)
+    (block,) = pack_apart(
+        [TokenDocument(0, np.arange(4, 8, dtype=np.int32), target=3)], how, alone=True, one_sequence=True
+    )
+    assert block.tokens.tolist() == [[4, 5, 6, 7]]
+    with pytest.raises(UsageError, match="one sequence of 4 with what is added to it .nothing.") as caught:
+        list(pack_apart([TokenDocument(0, np.arange(5, dtype=np.int32))], how, alone=True, one_sequence=True))
     assert caught.value.hint == "--set harvest.ctx=5 or more"

@@ -478,7 +478,7 @@ def test_a_text_that_cannot_be_read_leaves_the_name_free(
     config = config_for(tiny_model, tmp_path / "bad.jsonl", tmp_path / "cache", name="mine")
     with pytest.raises(UsageError):
         harvest(config)
-    assert [file.name for file in cache_path(config).rglob("*")] == [".lock"]
+    assert {file.name for file in cache_path(config).rglob("*")} <= {".lock"}
     good = dataclasses.replace(config, dataset=str(texts_file), tokens=16 * CTX)
     assert harvest(good).shards_written == 2
 
@@ -633,7 +633,7 @@ def test_settings_that_came_later_leave_older_caches_their_names(texts_file: Pat
     before = to_dict(HarvestConfig())
     assert set(before) - set(content_settings(HarvestConfig())) == {
         *("cache_dir", "name", "device", "writers", "buffers"),
-        *("storage_of", "layout", "chunk_rows"),
+        *("bos", "storage_of", "layout", "chunk_rows"),
     }
     assert "layout" in content_settings(HarvestConfig(layout="sharded"))
     assert cache_path(HarvestConfig(layout="sharded")) != cache_path(HarvestConfig())

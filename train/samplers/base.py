@@ -56,6 +56,11 @@ class SamplerConfig:
     to the norm beyond which a row is massive. Evaluation always reads them as they are."""
 
     @property
+    def needs_bos(self) -> bool:
+        """Whether it would do nothing on a cache without BOS."""
+        return False
+
+    @property
     def follows_training(self) -> bool:
         """Whether the rows depend on the training so far: such a run needs a stream of its own."""
         return False

@@ -20,6 +20,10 @@ class ExcludeBosConfig(SamplerConfig):
     position_zero: bool = True
     """Exclude position 0 whatever token it holds, not only BOS tokens: it is the attention sink either way."""
 
+    @property
+    def needs_bos(self) -> bool:
+        return not self.position_zero
+
 
 class ExcludeBos(Sampler):
     """Every row but BOS, in random order."""

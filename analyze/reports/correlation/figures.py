@@ -13,15 +13,20 @@ from .counted import Counted
 from .found import Found
 
 
-def lead(found: Found, config: CorrelationConfig) -> str:
-    """What was found, in two sentences, three where massive rows make pairs."""
+def lead(found: Found, config: CorrelationConfig, *, bos: bool) -> str:
+    """What was found, in two sentences, three where massive rows make pairs.
+
+    Args:
+        bos: sequences begin with a BOS; without one the state at position 0 is not the same in all of them.
+    """
     rest, only_bos, n_clusters = found.rest, found.n_only_with_bos, len(found.clusters)
     first = (
         f"Excluding position 0, {rest.n_above:,} of {rest.n_pairs:,} pairs of latents correlate beyond "
         f"{config.threshold:g}; including it, {found.with_bos.n_above:,} would"
     )
     if only_bos:
-        first += f", {only_bos:,} of which share little but the constant vector at the start of every sequence"
+        shared = "the constant vector at" if bos else "their firing at"
+        first += f", {only_bos:,} of which share little but {shared} the start of every sequence"
     scored = int(found.scored.sum())
     second = (
         f" {len(found.in_cluster):,} of {scored:,} scored latents have a duplicate, in {n_clusters:,} clusters."
@@ -171,8 +176,8 @@ def definitions(config: CorrelationConfig) -> list[tuple[str, str]]:
         ),
         (
             "Excluding position 0",
-            "The first row of every sequence, and any other BOS row, does not count: attention is causal, so the "
-            "model's state there is one constant vector, and every copy of it would count as evidence.",
+            "The first row of every sequence, and any other BOS row, does not count: attention is causal, so with a "
+            "BOS the model's state there is one constant vector, and every copy of it would count as evidence.",
         ),
         (
             "Shuffled null",

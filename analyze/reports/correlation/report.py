@@ -95,7 +95,7 @@ class CorrelationReport(Report[CorrelationConfig]):
         return ReportResult(
             name="correlation",
             title=self.title,
-            lead=lead(found, config),
+            lead=lead(found, config, bos=self.subject.cache.has_bos),
             figures=figures(found, config),
             charts=charts(found, config),
             tables=tables(found, counted, config),

@@ -15,11 +15,12 @@ MAX_BOS_SHARE = 0.2
 """The aim of training against duplicates: at most this share of the top activations at position 0."""
 
 
-def lead(s: PositionScores, top: float | None, top_distinct: float | None) -> str:
-    """What was found, in two sentences.
+def lead(s: PositionScores, top: float | None, top_distinct: float | None, *, bos: bool) -> str:
+    """What was found, in two sentences; a third where the cache has no BOS.
 
     Args:
         top, top_distinct: share of all latents' top activations at position 0, repeats included, and each context once.
+        bos: sequences begin with a BOS.
     """
     distinct = (
         f" ({show(top_distinct, 'percent')} once identical contexts count once)" if top_distinct is not None else ""
@@ -29,6 +30,7 @@ def lead(s: PositionScores, top: float | None, top_distinct: float | None) -> st
         f"{show(float(s.row_share[0]), 'percent')} of the rows{distinct}. {int(s.bos.sum()):,} of {s.n_scored:,} "
         f"scored latents are locked to position 0, {int(s.biased.sum()):,} to another stretch of the sequence; "
         f"{s.n_alive - s.n_scored:,} fire too rarely to be scored."
+        + ("" if bos else " This cache has no BOS: position 0 holds the first token of each sequence, whatever it is.")
     )
 
 

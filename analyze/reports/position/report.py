@@ -114,7 +114,7 @@ class PositionReport(Report[PositionConfig]):
         return ReportResult(
             name="position",
             title=self.title,
-            lead=lead(scores, top, top_distinct),
+            lead=lead(scores, top, top_distinct, bos=cache.has_bos),
             figures=figures(scores, config, top=top, top_distinct=top_distinct),
             charts=charts(scores, counts, config),
             tables=tables(scores),
