@@ -144,6 +144,12 @@ def harvest_command(console: Console, files: tuple[str, ...], sets: tuple[str, .
     help="A named combination, listed below; may be repeated.",
 )
 @click.option("--name", metavar="NAME", help="Name of the run; with several variants NAME-VARIANT.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train N seeds side by side, from train.seed on: NAME-seedN.",
+)
 @click.option("--resume", is_flag=True, help="Resume from the last checkpoint, bit-identical to an uninterrupted run.")
 @_dry_run
 @_settings
@@ -154,6 +160,7 @@ def train_command(
     sets: tuple[str, ...],
     names: tuple[str, ...],
     name: str | None,
+    seeds: int | None,
     resume: bool,
     dry_run: bool,
 ) -> None:
@@ -162,7 +169,7 @@ def train_command(
     Settings: the train section, overridden by the variant. The cache is train.cache, or else the one that `pipeline
     harvest` writes with the same settings; --dry-run plans from that harvest's plan if the cache does not exist yet.
     """
-    configs = train_configs(files, sets, names, name)
+    configs = train_configs(files, sets, names, name, seeds=seeds)
     if not dry_run:
         console.info(f"train: {', '.join(one.run_name for one in configs)} on {configs[0].cache}")
     from .train.loop import plan

@@ -22,7 +22,7 @@ from .shared.console import Console
 from .shared.errors import PipelineError, UsageError
 
 COMPLETE = "_PIPELINE_COMPLETE"
-"""The variable in which a shell asks for its completion script, or for what may follow a command line."""
+"""Set by a shell that wants its completion script, or what may follow a command line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # beside other work, 353 s and 95 s. It is read when torch is loaded, so it must be set before.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network, no line for each of its retries
     if instruction := os.environ.get(COMPLETE):
         sys.exit(shell_complete(cli, {}, "pipeline", COMPLETE, instruction))
     signal.signal(signal.SIGTERM, _interrupt)

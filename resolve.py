@@ -72,11 +72,24 @@ def variants() -> dict[str, Path]:
 def resolve(
     files: Sequence[str] = (), sets: Sequence[str] = (), variant: str | None = None, *, here: bool = True
 ) -> PipelineConfig:
-    """Settings from defaults < settings files < variant < `--set`.
+    """:func:`resolve_seeds` for those who need one run's settings: with the first seed."""
+    return resolve_seeds(files, sets, variant, here=here)[0]
+
+
+def resolve_seeds(
+    files: Sequence[str] = (),
+    sets: Sequence[str] = (),
+    variant: str | None = None,
+    *,
+    seeds: int | None = None,
+    here: bool = True,
+) -> tuple[PipelineConfig, tuple[int, ...]]:
+    """Settings from defaults < settings files < variant < `--set`, and the seeds to train with.
 
     Args:
         files: settings files, presets, or folders of caches and runs, each overriding the ones before.
         sets: `KEY=VALUE` texts.
+        seeds: how many seeds, from train.seed on; None: those that train.seed lists, or the one it is.
         here: without files, read ./pipeline.yaml if it exists.
 
     Raises:
@@ -92,7 +105,27 @@ def resolve(
         settings = settings_of.merge(settings, {"train": _variant_settings(variant)}, cls)
     settings = settings_of.apply_set(settings, sets, cls)
     with _came_from([*sources, *([f"--variant {variant}"] if variant else []), *(f"--set {text}" for text in sets)]):
-        return settings_of.validate(cls, settings)
+        settings, drawn = _seeds(settings, seeds)
+        return settings_of.validate(cls, settings), drawn
+
+
+def _seeds(settings: dict[str, Any], asked: int | None) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """The settings with one seed, and all seeds: those of a list in train.seed, or `asked` of them from it on.
+
+    Raises:
+        ConfigError: the list is empty, has something else than seeds in it, or one twice.
+        UsageError: both are given.
+    """
+    seed = settings["train"].get("seed", 0)
+    if isinstance(seed, list):
+        if asked is not None:
+            raise UsageError(f"--seeds {asked}: train.seed lists its seeds already: {seed}", "give one of the two")
+        if not seed or len(set(map(str, seed))) < len(seed) or not all(type(one) is int for one in seed):
+            raise ConfigError([f"train.seed: expected a seed, or a list of different ones, found {seed}"])
+        return {**settings, "train": {**settings["train"], "seed": seed[0]}}, tuple(seed)
+    if asked is None or type(seed) is not int:
+        return settings, (seed,)
+    return settings, tuple(range(seed, seed + asked))
 
 
 def resolve_sweep(
@@ -143,12 +176,21 @@ def resolve_sweep(
 
 
 def train_configs(
-    files: Sequence[str], sets: Sequence[str], names: Sequence[str], name: str | None = None, *, here: bool = True
+    files: Sequence[str],
+    sets: Sequence[str],
+    names: Sequence[str],
+    name: str | None = None,
+    *,
+    seeds: int | None = None,
+    here: bool = True,
 ) -> list[TrainConfig]:
-    """One training config per variant in `names`, or one for the train section alone; cache and name are filled in.
+    """One training config per variant in `names` and seed, or per seed of the train section alone.
+
+    Cache and name are filled in; with several seeds each run is called NAME-seedN.
 
     Args:
         names: variants.
+        seeds: how many seeds, from train.seed on.
         name: name of the run; with several variants each run is called NAME-VARIANT. Without it, a variant of settings
             whose train.name came from a file (a preset) is called NAME-VARIANT too, so that it is not the run of the
             file itself.
@@ -160,13 +202,20 @@ def train_configs(
         raise UsageError(f"--variant is given twice: {', '.join(names)}", "name each variant once")
     configs = []
     for variant in names or (None,):
-        whole = resolve(files, sets, variant, here=here)
+        whole, drawn = resolve_seeds(files, sets, variant, seeds=seeds, here=here)
         changes: dict[str, Any] = {"cache": cache_to_train_on(whole)}
         if name is not None:
             changes["name"] = name if len(names) < 2 else f"{name}-{variant}"
         elif (named := whole.train.name) and variant and (len(names) > 1 or not _sets_name(sets)):
             changes["name"] = named if named.endswith(f"-{variant}") else f"{named}-{variant}"
-        configs.append(dataclasses.replace(whole.train, **changes))
+        try:
+            config = dataclasses.replace(whole.train, **changes)
+        except ValueError as error:
+            raise UsageError(f"--{error}") from None
+        if len(drawn) == 1:
+            configs.append(config)
+            continue
+        configs += [dataclasses.replace(config, seed=seed, name=f"{config.run_name}-seed{seed}") for seed in drawn]
     return configs
 
 

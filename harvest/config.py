@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ..models.site_names import parse_site
 from ..shared.config.settings import identity, to_dict
+from ..shared.hook_names import from_hook_names
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Attention = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"]
@@ -47,7 +48,8 @@ class HarvestConfig:
     label_columns: tuple[str, ...] = ()
     """Columns with labels of the documents; recorded in the cache's documents.jsonl."""
     sites: tuple[str, ...] = ("layer_02.resid_mid", "layer_02.mlp_out")
-    """Where activations are read: `layer_NN.KIND`, or any `module.path:in` or `module.path:out`."""
+    """Where activations are read: `layer_NN.KIND`, TransformerLens's `blocks.N.hook_KIND`, or any `module.path:in` or
+    `module.path:out`."""
     tokens: int | None = 262_144
     """Rows to harvest (padding included), rounded up to whole sequences; null takes all of a local dataset."""
     ctx: int = 128
@@ -97,6 +99,10 @@ class HarvestConfig:
     """Batches (at least one shard each) that may wait for the disk before the model waits; limits host memory."""
 
     def __post_init__(self) -> None:
+        # One name for one place, so that an alias gives the same cache.
+        object.__setattr__(self, "sites", from_hook_names(*self.sites))
+        aliased = zip(from_hook_names(*self.storage_of), self.storage_of.values(), strict=True)
+        object.__setattr__(self, "storage_of", dict(aliased))
         if not self.sites:
             raise ValueError("sites: expected at least one, such as layer_02.resid_mid")
         if len(set(self.sites)) != len(self.sites):

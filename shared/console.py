@@ -119,6 +119,9 @@ WINDOW = 20.0
 FIRST = 1.0
 """Seconds until the first plain line."""
 
+COUNTS = 45
+"""Cells that a label leaves to share, time left, count and rate."""
+
 BAR = 20
 """Cells of a bar; it keeps them on every terminal."""
 
@@ -207,9 +210,11 @@ class _Counter:
 
         line = Table.grid(padding=(0, 1))
         text = Text(" · ".join([*self.count(), *self.extra()]), no_wrap=True, overflow="ellipsis")
-        text.truncate(max(10, width - BAR - 1 - (len(label) + 1 if label else 0)), overflow="ellipsis")
+        name = Text(label, no_wrap=True)
+        name.truncate(max(8, width - BAR - COUNTS - 2), overflow="ellipsis")
+        text.truncate(max(10, width - BAR - 1 - (name.cell_len + 1 if label else 0)), overflow="ellipsis")
         bar = ProgressBar(total=self.total, completed=self.done, width=BAR)
-        line.add_row(*([Text(label, no_wrap=True)] if label else []), bar, text)
+        line.add_row(*([name] if label else []), bar, text)
         table = self.table()
         return Group(line, *([Text(table, no_wrap=True, overflow="ellipsis")] if table else []))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from ..shared.coders import AnyCoderConfig
 from ..shared.coders.configs.matryoshka import MatryoshkaConfig
+from ..shared.hook_names import from_hook_names
 from .data.config import DataConfig
 from .monitors import Monitors
 from .penalties import Penalties
@@ -102,7 +104,8 @@ class TrainConfig:
     variant: str | None = None
     """Name of the variant these settings came from; set by `--variant`."""
     seed: int = 0
-    """Seed of the initial weights and of the penalties' random numbers; data.seed decides the order of the rows."""
+    """Seed of the initial weights and of the penalties' random numbers; data.seed decides the order of the rows. A
+    list, such as [0, 1, 2], trains one run per seed, side by side."""
     coder: AnyCoderConfig = field(default_factory=MatryoshkaConfig)
     """Architecture, size and sparsity."""
     freeze: tuple[str, ...] = ()
@@ -148,6 +151,12 @@ class TrainConfig:
     """Weights & Biases."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "source", *from_hook_names(self.source))
+        if self.target is not None:
+            object.__setattr__(self, "target", *from_hook_names(self.target))
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", self.name):
+            plain = re.sub(r"[^A-Za-z0-9._+-]+", "-", self.name).strip("-.") or "run"
+            raise ValueError(f"name: expected only letters, digits and . _ + -, found {self.name!r}; try {plain!r}")
         for name in ("min_steps", "log_every", "checkpoint_every", "eval_rows", "monitor_every", "monitor_window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

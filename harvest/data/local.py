@@ -26,7 +26,9 @@ def files_of(path: Path, split: str) -> list[Path]:
     """
     if path.is_file():
         if _kind(path) is None:
-            raise UsageError(f"harvest.dataset: {path} has an unknown suffix; expected {', '.join(READERS)}")
+            raise UsageError(
+                f"harvest.dataset: {path} has an unknown suffix; expected {', '.join(READERS)}", _convert(path)
+            )
         return [path]
     if (
         path / "dataset_dict.json"
@@ -46,6 +48,18 @@ def files_of(path: Path, split: str) -> list[Path]:
     if not files:
         raise UsageError(f"harvest.dataset: no data files found in {path}; expected {', '.join(READERS)}")
     return files
+
+
+def _convert(path: Path) -> str | None:
+    """The command that turns a file of a kind that is not read into one that is; None if there is none to name."""
+    separators = {".csv": ",", ".tsv": "\\t"}
+    if (separator := separators.get(path.suffix.lower())) is None:
+        return "rename a text file to .txt, or write one JSON object a line to a .jsonl file"
+    program = (
+        f"import csv, json; rows = csv.DictReader(open('{path}', newline=''), delimiter='{separator}'); "
+        f"open('{path.with_suffix('.jsonl')}', 'w').writelines(json.dumps(row) + chr(10) for row in rows)"
+    )
+    return f'python -c "{program}"   (then harvest.dataset={path.with_suffix(".jsonl")}, harvest.text_column=COLUMN)'
 
 
 def is_data_file(path: Path) -> bool:

@@ -7,6 +7,7 @@ precedence: defaults < settings files in order < variant < `--set` < dedicated f
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import enum
 import functools
 import hashlib
@@ -224,7 +225,48 @@ def _fill_tags(node: Any, annotation: Any, key: str | None = None) -> Any:
         }
     cls = shape.pick(node)
     known = field_types(cls) if cls else {}
-    return {name: _fill_tags(value, known[name]) if name in known else value for name, value in node.items()}
+    return {
+        name: _fill_tags(forgiven(value, known[name]), known[name]) if name in known else value
+        for name, value in node.items()
+    }
+
+
+_COUNT = re.compile(r"(\d[\d_]*(?:\.\d+)?(?:[eE]\+?\d+)?)\s*([kKMGBT])")
+_TIMES = {"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+
+
+def forgiven(value: Any, annotation: Any) -> Any:
+    """A value as people write it: `1e6`, `1M` or `262_144` for a count, one item for a list of them.
+
+    Only what can mean one thing is read; all else is left for the error that says what was expected.
+    """
+    kinds = _kinds(annotation)
+    if int in kinds and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if int in kinds and isinstance(value, str) and (match := _COUNT.fullmatch(value.strip())):
+        exact = decimal.Decimal(match[1].replace("_", "")) * _TIMES[match[2]]
+        return int(exact) if exact == exact.to_integral_value() else value
+    item = next(
+        (get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple and get_args(kind)[1:] == (...,)), None
+    )
+    if item is None:
+        return value
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return [forgiven(value, item)]
+    return [forgiven(one, item) for one in value] if isinstance(value, list) else value
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The members of a union, or the annotation itself, without Annotated."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [kind for part in get_args(annotation) for kind in _kinds(part)]
+    return [annotation]
+
+
+_OFF = ("off", "none", "constant", "keep")
+"""Choices that mean "nothing of the kind"."""
 
 
 def _problems(failure: Any, settings: Any, cls: type, where: str) -> list[str]:
@@ -284,6 +326,8 @@ def _problem(error: Any, settings: Any, cls: type) -> tuple[str, str]:
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", context["expected"])
         hint = did_you_mean(error["input"], known) if isinstance(error["input"], str) else ""
+        if str(error["input"]).lower() in ("none", "false", "off", "no") and (off := [k for k in known if k in _OFF]):
+            hint = f"; did you mean {off[0]!r}?"
         return path, f"expected {context['expected']}, found {_describe(error['input'])}{hint}"
     if kind == "value_error":
         return path, str(context["error"])

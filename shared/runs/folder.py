@@ -222,7 +222,10 @@ def create_run(runs_dir: Path | str, name: str, config: Mapping[str, Any], prove
     """A new run folder with config.yaml and provenance.json. Raises UsageError when one of that name exists."""
     path = Path(runs_dir) / name
     if "/" in name or name in ("", ".", "..") or name.startswith("."):
-        raise UsageError(f"{name!r} cannot name a run: the name becomes a folder in {runs_dir}")
+        raise UsageError(
+            f"{name!r} cannot name a run: the name becomes a folder in {runs_dir}",
+            f"--name {name.strip('./').replace('/', '-') or 'run'}, or --set train.runs=FOLDER for another place",
+        )
     if (path / "config.yaml").exists():
         raise UsageError(
             f"run {name} already exists in {runs_dir}",

@@ -12,6 +12,7 @@ import pytest
 from sparse_pipeline.resolve import resolve, train_configs
 from sparse_pipeline.shared.codes.positions import position_bins
 from sparse_pipeline.shared.config.settings import presets
+from sparse_pipeline.shared.errors import ConfigError, UsageError
 from sparse_pipeline.train.config import OptimizerConfig, TrainConfig
 from sparse_pipeline.train.penalties.weights import AdaptiveConfig
 from sparse_pipeline.train.schedules import cosine, linear
@@ -203,6 +204,24 @@ def test_a_variant_of_a_preset_is_not_the_run_of_the_preset() -> None:
     assert names(["topk", "relu"], ["train.name=mine"]) == ["mine-topk", "mine-relu"]
     assert names(["topk"], name="mine") == ["mine"]
     assert [config.run_name for config in train_configs([], [], ["topk"], here=False)] == ["topk"]
+
+
+def test_seeds_train_side_by_side() -> None:
+    def names(sets: list[str], variants: list[str], seeds: int | None = None) -> dict[str, int]:
+        return {one.run_name: one.seed for one in train_configs([], sets, variants, seeds=seeds, here=False)}
+
+    assert names(["train.seed=[0, 5]"], ["topk"]) == {"topk-seed0": 0, "topk-seed5": 5}
+    assert names(["train.seed=3"], ["topk", "relu"], 2) == {
+        "topk-seed3": 3, "topk-seed4": 4, "relu-seed3": 3, "relu-seed4": 4,
+    }  # fmt: skip
+    assert names(["train.seed=[7]"], ["topk"]) == {"topk": 7}
+    for wrong in ("[]", "[1, 1]", "[a]", "[true]"):
+        with pytest.raises(ConfigError, match="train.seed: expected a seed, or a list"):
+            names([f"train.seed={wrong}"], ["topk"])
+    with pytest.raises(UsageError, match="lists its seeds already"):
+        names(["train.seed=[0, 1]"], ["topk"], 2)
+    with pytest.raises(UsageError, match="--name: expected only letters.*try 'a-b'"):
+        train_configs([], [], ["topk"], "a/b", here=False)
 
 
 def test_a_decay_that_is_over_stays_where_it_ended() -> None:

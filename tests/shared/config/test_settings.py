@@ -129,8 +129,8 @@ def test_every_problem_at_once_with_its_path_and_what_was_meant() -> None:
     [
         ({"coder": {"architecture": "topk", "k": "48"}}, 'train.coder.k: expected a valid integer, found "48" (text)'),
         (
-            {"coder": {"architecture": "topk", "k": 48.0}},
-            "train.coder.k: expected a valid integer, found 48.0 (a number)",
+            {"coder": {"architecture": "topk", "k": 48.5}},
+            "train.coder.k: expected a valid integer, found 48.5 (a number)",
         ),
         (
             {"coder": {"architecture": "topk", "k": True}},
@@ -265,3 +265,52 @@ def test_commented_yaml_reads_back() -> None:
     assert validate(Whole, parse_yaml(text)) == whole
     assert "    latents: 1024  # Dictionary size F.\n" in text
     assert text.startswith("train:  # How to train.\n  cache: null\n")
+
+
+@dataclass(frozen=True)
+class Written:
+    count: int = 0
+    most: int | None = None
+    rate: float = 0.0
+    sites: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    pair: tuple[float, float] = (0.0, 1.0)
+    mode: Literal["auto"] | bool = "auto"
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "expected"),
+    [
+        ("count", "1e6", 1_000_000),
+        ("count", "262_144", 262_144),
+        ("count", "1M", 1_000_000),
+        ("most", "1.5k", 1500),
+        ("most", "2B", 2_000_000_000),
+        ("most", "null", None),
+        ("rate", "3e-4", 3e-4),
+        ("sites", "layer_02.resid_mid", ("layer_02.resid_mid",)),
+        ("sites", "[a, b]", ("a", "b")),
+        ("sizes", "64", (64,)),
+        ("sizes", "[1k, 2e3]", (1000, 2000)),
+        ("mode", "true", True),
+    ],
+)
+def test_settings_are_read_as_people_write_them(key: str, text: str, expected: Any) -> None:
+    assert getattr(validate(Written, apply_set({}, [f"{key}={text}"])), key) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["count=1.5", "count=0.0001k", "count=1X", "count=M", "count=true", "sites=true", "pair=1", "rate=1M"]
+)
+def test_what_could_mean_anything_else_is_still_an_error(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        validate(Written, apply_set({}, [text]))
+
+
+def test_none_suggests_the_choice_that_means_nothing_of_the_kind() -> None:
+    @dataclass(frozen=True)
+    class Schedule:
+        decay: Literal["cosine", "constant"] = "cosine"
+
+    with pytest.raises(ConfigError, match="did you mean 'constant'"):
+        validate(Schedule, {"decay": "none"})
