@@ -36,13 +36,20 @@ def open_cache(path: Path | str, allow_incomplete: bool = False) -> Cache:
     return opened(Path(path), allow_incomplete=allow_incomplete)
 
 
-def load_coder(path: Path | str) -> Coder:
-    """The coder of a finished run: its folder, or a folder with `coder.safetensors` and `config.json`."""
-    from .shared.coders import load_coder as loaded
-    from .shared.runs.folder import open_run
+def load_coder(path: Path | str, *, layer: int | None = None) -> Coder:
+    """The coder of a run, or of another tool: a folder or file in any format that docs/interop.md lists as read.
 
-    path = Path(path)
-    return loaded(path) if (path / "coder.safetensors").is_file() else open_run(path).load_coder()
+    Args:
+        path: the folder; or hf://owner/name[/folder] on the hub.
+        layer: of a set of transcoders, the one of this layer.
+
+    Raises:
+        DataError: nothing that is read was found there, or it is damaged.
+        UsageError: there are several coders; `layer` chooses one.
+    """
+    from .exchange.load import load_coder as loaded
+
+    return loaded(path, layer=layer)
 
 
 def run_harvest(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from . import completion
+from .exchange.names import FORMAT_NAMES
 from .resolve import cache_to_train_on, pipeline_class, resolve, resolve_sweep, train_configs, unharvested, variants
 from .shared.config import settings as settings_of
 from .shared.config.registry import did_you_mean
@@ -276,6 +277,111 @@ def sweep_command(
     members = [Member(cell.setting, cell.seed, cell.config.path) for cell in cells]
     result = compare_runs(heading, members, whole.analyze, sweep.folder, sweep.plots, console)
     console.result(result.to_dict(), str(result))
+
+
+@cli.command("export")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
+@click.option("--to", type=click.Choice(FORMAT_NAMES), required=True, help="The format: the tool that will load it.")
+@click.option("--threshold", is_flag=True, help="Write TopK as a fitted threshold, also where the format knows k.")
+@click.option(
+    "--layers", type=click.IntRange(min=1), help="circuit-tracer: layers of the model; fills those without a run."
+)
+@click.option("--npz", is_flag=True, help="gemma-scope: the layout of version 1, params.npz.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Cache to fit and measure on; else the run's own.")
+@click.option("--model", metavar="NAME", help="Name of the language model, if the cache has another.")
+@click.option("--rows", type=click.IntRange(min=1), default=4096, show_default=True, help="Rows to measure on.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export in OUT.")
+@_settings
+@_common
+def export_command(
+    console: Console,
+    runs: tuple[str, ...],
+    out: Path,
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    cache: Path | None,
+    **chosen: Any,
+) -> None:
+    """Write coders in another tool's format, on raw activations: normalisation is folded into the weights.
+
+    RUN is a run's folder or its name, or a coder in any format that `pipeline import` reads; OUT is the folder to
+    write. export.json beside the weights says what is exact, what is approximate, and the difference measured on
+    held-out rows. Several runs, one per layer, make one set (circuit-tracer, sparsify).
+    """
+    from .exchange.export import Wanted, export
+    from .exchange.formats import Options
+
+    whole = resolve(files, sets)
+    options = Options(layers=chosen["layers"], threshold=chosen["threshold"], version=1 if chosen["npz"] else 2)
+    wanted = Wanted(
+        to=chosen["to"],
+        out=out,
+        cache=_cache_named(cache, whole.harvest.cache_dir),
+        model=chosen["model"],
+        rows=chosen["rows"],
+        overwrite=chosen["overwrite"],
+        options=options,
+    )
+    result = export([_run_or_path(run, whole.train.runs) for run in runs], wanted, console)
+    console.result(result.to_dict(), str(result))
+
+
+@cli.command("import")
+@click.argument("path", metavar="PATH")
+@click.option("--name", metavar="NAME", help="Name of the run; of several coders, NAME-layer_NN.")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), help="Cache for its reports; the coder is checked against it."
+)
+@click.option("--layer", type=click.IntRange(min=0), help="Only this layer of a set of transcoders.")
+@click.option("--source", metavar="SITE", help="The site it reads, where its metadata do not say.")
+@click.option("--target", metavar="SITE", help="The site it writes, where its metadata do not say.")
+@click.option("--model", metavar="NAME", help="The language model, where its metadata do not say.")
+@click.option(
+    "--input", "input_", type=click.Choice(["raw", "rms"]), help="The input as cached, or divided by its RMS."
+)
+@_settings
+@_common
+def import_command(
+    console: Console,
+    path: str,
+    name: str | None,
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    cache: Path | None,
+    layer: int | None,
+    input_: str | None,
+    **places: str | None,
+) -> None:
+    """Make a run of a coder from another tool, so that reports, comparisons and --ce work on it.
+
+    PATH is a folder or file of SAELens, sparsify, dictionary_learning, Gemma Scope or circuit-tracer, a plain export, a
+    run, or hf://owner/name[/folder]. Its sites and input come from its metadata.
+    """
+    from .exchange.imports import Overrides, import_coders
+
+    whole = resolve(files, sets)
+    found = import_coders(
+        path,
+        whole.train.runs,
+        name=name,
+        cache=_cache_named(cache, whole.harvest.cache_dir),
+        layer=layer,
+        overrides=Overrides(input=cast(Any, input_), **places),
+    )
+    console.result({"runs": [one.to_dict() for one in found]}, "\n".join(map(str, found)))
+
+
+def _cache_named(cache: Path | None, folder: Path) -> Path | None:
+    """A cache given as a path or as a name in `folder`."""
+    from .shared.overview.find import named
+
+    return None if cache is None else named(cache, folder)
+
+
+def _run_or_path(run: str, folder: Path) -> str:
+    """A run given as a name in `folder`, as its path; anything else unchanged."""
+    return run if "://" in run or Path(run).exists() or not (folder / run).is_dir() else str(folder / run)
 
 
 @cli.group("prompts", cls=_Group)

@@ -12,6 +12,7 @@ import torch
 from ..shared.cache import Cache, open_cache
 from ..shared.cache.vocabulary import Vocabulary
 from ..shared.coders import Coder, build_coder
+from ..shared.coders.normalisation import SiteMoments
 from ..shared.errors import DataError, UsageError
 from ..shared.runs.folder import Run, open_run
 from .config import AnalyzeConfig
@@ -136,6 +137,11 @@ def _trained_on(run: Run, cache: Cache) -> Cache | None:
     return found if found.identity == known["identity"] else None
 
 
+def is_imported(final: Mapping[str, Any]) -> bool:
+    """Whether a run came from elsewhere (`pipeline import`) and says nothing of its training."""
+    return "imported" in final and "training" not in final
+
+
 def _check(run: Run, final: dict[str, Any], cache: Cache, given: bool) -> None:
     """Check that the run fits the cache. Raises DataError."""
     for side, width in (("source", final["d_in"]), ("target", final["d_out"])):
@@ -152,7 +158,7 @@ def _check(run: Run, final: dict[str, Any], cache: Cache, given: bool) -> None:
                 f"pipeline inspect {cache.path}",
             )
     trained_on = final.get("cache", {}).get("identity")
-    if not given and trained_on != cache.identity:
+    if not given and trained_on != cache.identity and not is_imported(final):
         raise DataError(
             f"run {run.name} was trained on a cache with identity {str(trained_on)[:12]}…, but {cache.path} now has "
             f"identity {cache.identity[:12]}…",
@@ -161,8 +167,16 @@ def _check(run: Run, final: dict[str, Any], cache: Cache, given: bool) -> None:
 
 
 def _heldout(members: Sequence[tuple[str, Run]]) -> float:
-    """The share of documents that the runs held out."""
-    shares = {name: float(run.final.get("training", {}).get("data", {}).get("heldout", 0.0)) for name, run in members}
+    """The share of documents that the runs held out. Imported runs were trained elsewhere: the others' share serves."""
+    trained = {name: run.final for name, run in members if not is_imported(run.final)}
+    if not trained:
+        raise UsageError(
+            f"{', '.join(name for name, _ in members)}: imported, so no document of the cache is held out",
+            "--set analyze.documents=all",
+        )
+    shares = {
+        name: float(final.get("training", {}).get("data", {}).get("heldout", 0.0)) for name, final in trained.items()
+    }
     for name, share in shares.items():
         if not share:
             raise UsageError(
@@ -202,16 +216,26 @@ def _controls(subjects: Sequence[Subject], members: Sequence[tuple[str, Run]]) -
 
 
 def untrained(subject: Subject, final: dict[str, Any]) -> Coder:
-    """The run's coder before its first step: the same settings, seed and normalisation."""
+    """The run's coder before its first step: the same settings, seed and normalisation. Of an imported run, whose
+    beginning is not known: a fresh coder with its settings and the cache's normalisation."""
     coder = subject.coder
     generator = torch.Generator().manual_seed(int(final.get("training", {}).get("seed", 0)))
     fresh = build_coder(coder.config, coder.d_in, coder.d_out, tied=coder.tied, generator=generator)
     if "w_dec" in final.get("training", {}).get("freeze", ()):  # a frozen decoder is still the one that it began with
         with torch.no_grad():
             fresh.w_dec.copy_(coder.w_dec.cpu())
-    with torch.no_grad():
-        fresh.copy_normalisation(coder)
+    if is_imported(final):  # its normalisation is in its weights: the control takes the cache's
+        source, target = (_moments(subject.cache, site) for site in (subject.source, subject.target))
+        fresh.set_normalisation(source, target)
+    else:
+        with torch.no_grad():
+            fresh.copy_normalisation(coder)
     return fresh.to(subject.device).eval()
+
+
+def _moments(cache: Cache, site: str) -> SiteMoments:
+    stats = cache.stats(site).rest
+    return SiteMoments(torch.from_numpy(stats.mean).double(), torch.from_numpy(stats.var).double())
 
 
 def _agree(a: Subject, b: Subject) -> bool:
