@@ -17,12 +17,16 @@ from torch import Tensor
 
 from ..shared.coders import Coder, CoderConfig, build_coder
 from ..shared.coders.base import RMS_EPS
-from ..shared.coders.batchtopk import BatchTopK, BatchTopKConfig
-from ..shared.coders.gated import Gated, GatedConfig
-from ..shared.coders.jumprelu import JumpReLU, JumpReLUConfig
-from ..shared.coders.matryoshka import Matryoshka, MatryoshkaConfig
-from ..shared.coders.relu import ReLUConfig
-from ..shared.coders.topk import TopK, TopKConfig
+from ..shared.coders.batchtopk import BatchTopK
+from ..shared.coders.configs.batchtopk import BatchTopKConfig
+from ..shared.coders.configs.gated import GatedConfig
+from ..shared.coders.configs.jumprelu import JumpReLUConfig
+from ..shared.coders.configs.matryoshka import MatryoshkaConfig
+from ..shared.coders.configs.relu import ReLUConfig
+from ..shared.coders.configs.topk import TopKConfig
+from ..shared.coders.gated import Gated
+from ..shared.coders.jumprelu import JumpReLU
+from ..shared.coders.topk import TopK
 from ..shared.errors import UsageError
 
 
@@ -244,17 +248,3 @@ def config_of(plain: Plain) -> CoderConfig:
 def is_uniform(theta: Tensor) -> bool:
     """Whether all thresholds are one positive number."""
     return bool((theta == theta[0]).all()) and float(theta[0]) > 0 and math.isfinite(float(theta[0]))
-
-
-__all__ = [
-    "Above",
-    "Activation",
-    "Gate",
-    "KLargest",
-    "Matryoshka",
-    "Plain",
-    "Relu",
-    "coder_of",
-    "config_of",
-    "plain_of",
-]

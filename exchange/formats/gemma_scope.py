@@ -1,8 +1,8 @@
 """Gemma Scope: version 1, `params.npz`; version 2, `params.safetensors` and `config.json`. JumpReLU, raw activations.
 
 Version 1: W_enc [d, F], b_enc, W_dec [F, d], b_dec, threshold [F]; the sites stand in the repository's name
-(`…-pt-res`, `-mlp`, `-att`, `-transcoders`) and the layer in the path, `layer_20/width_16k/average_l0_71`. Its transcoders read
-resid_mid divided by its root mean square, *without* the norm's gain.
+(`…-pt-res`, `-mlp`, `-att`, `-transcoders`) and the layer in the path, `layer_20/width_16k/average_l0_71`. Its
+transcoders read resid_mid divided by its root mean square, *without* the norm's gain.
 
 Version 2: w_enc [d, F], b_enc, w_dec [F, d], b_dec, threshold [F], affine_skip_connection [d_in, d_out] (ŷ += x·A: the
 transpose of every other skip matrix here). config.json names the hook points as `transformers` has them; those of the
