@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +19,16 @@ import click
 
 from . import completion
 from .exchange.names import FORMAT_NAMES
-from .resolve import cache_to_train_on, pipeline_class, resolve, resolve_sweep, train_configs, unharvested, variants
+from .resolve import (
+    analyze_config,
+    cache_to_train_on,
+    pipeline_class,
+    resolve,
+    resolve_sweep,
+    train_configs,
+    unharvested,
+    variants,
+)
 from .shared.config import settings as settings_of
 from .shared.config.registry import did_you_mean
 from .shared.console import Console
@@ -210,13 +222,9 @@ def analyze_command(
     """
     whole = resolve(files, sets)
     only = (*(only or whole.analyze.reports), "cross_entropy") if ce else only
-    from .analyze.config import only_reports
-    from .shared.overview.find import named, run_paths
+    from .shared.overview.find import run_paths
 
-    config = only_reports(whole.analyze, only)
-    if config.cache is not None:
-        config = dataclasses.replace(config, cache=named(config.cache, whole.harvest.cache_dir))
-    paths = run_paths(runs, whole.train.runs)
+    config, paths = analyze_config(whole, only), run_paths(runs, whole.train.runs)
     console.info(f"analyze: {', '.join(path.name for path in paths)}")
     from .analyze.run import analyze as analyzed  # what can be refused was refused before this takes its seconds
 
@@ -382,6 +390,48 @@ def _cache_named(cache: Path | None, folder: Path) -> Path | None:
 def _run_or_path(run: str, folder: Path) -> str:
     """A run given as a name in `folder`, as its path; anything else unchanged."""
     return run if "://" in run or Path(run).exists() or not (folder / run).is_dir() else str(folder / run)
+
+
+@cli.command("ask")
+@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("text", metavar="TEXT")
+@click.option("--top", type=click.IntRange(min=1), default=4, show_default=True, help="Latents of each token.")
+@click.option("--model", metavar="DIR", help="A checkpoint of the model, in place of the one that the cache names.")
+@click.option("--device", default="auto", show_default=True, help="Where the model runs: cpu, cuda, or auto.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write a page.")
+@_settings
+@_common
+def ask_command(
+    console: Console,
+    run: Path,
+    text: str,
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    top: int,
+    model: str | None,
+    device: str,
+    html: Path | None,
+) -> None:
+    """Which latents fire on a new text, token by token.
+
+    RUN is a run's folder or its name, TEXT the text, or - to read it from stdin. The run's own model reads it, after a
+    check that it is the one that was harvested; labels come from the run's newest report in analyze.out.
+    """
+    from .live.answer import table
+    from .live.ask import ask
+    from .live.page import write_page
+    from .shared.coders import load_coder
+    from .shared.overview.find import run_paths
+
+    whole = resolve(files, sets)
+    (folder,) = run_paths([str(run)], whole.train.runs)
+    said = sys.stdin.read() if text == "-" else text
+    answer = ask(folder, load_coder(folder), said, model=model, device=device, reports=whole.analyze.out)
+    if html is not None:
+        write_page(html, answer, top)
+        console.info(f"page: {html}")
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    console.result(answer.to_dict(top), table(answer, top, min(shutil.get_terminal_size().columns, 80), colour))
 
 
 @cli.group("prompts", cls=_Group)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, cast
 
 from .shared.config import settings as settings_of
@@ -70,10 +70,15 @@ def variants() -> dict[str, Path]:
 
 
 def resolve(
-    files: Sequence[str] = (), sets: Sequence[str] = (), variant: str | None = None, *, here: bool = True
+    files: Sequence[str] = (),
+    sets: Sequence[str] = (),
+    variant: str | None = None,
+    *,
+    here: bool = True,
+    changes: Mapping[str, Any] | None = None,
 ) -> PipelineConfig:
     """:func:`resolve_seeds` for those who need one run's settings: with the first seed."""
-    return resolve_seeds(files, sets, variant, here=here)[0]
+    return resolve_seeds(files, sets, variant, here=here, changes=changes)[0]
 
 
 def resolve_seeds(
@@ -83,14 +88,16 @@ def resolve_seeds(
     *,
     seeds: int | None = None,
     here: bool = True,
+    changes: Mapping[str, Any] | None = None,
 ) -> tuple[PipelineConfig, tuple[int, ...]]:
-    """Settings from defaults < settings files < variant < `--set`, and the seeds to train with.
+    """Settings from defaults < settings files < variant < `changes` < `--set`, and the seeds to train with.
 
     Args:
         files: settings files, presets, or folders of caches and runs, each overriding the ones before.
         sets: `KEY=VALUE` texts.
         seeds: how many seeds, from train.seed on; None: those that train.seed lists, or the one it is.
         here: without files, read ./pipeline.yaml if it exists.
+        changes: settings by section, as a file would hold them: the arguments of a function.
 
     Raises:
         ConfigError: the settings are not valid; lists every problem and the sources that were read.
@@ -103,8 +110,14 @@ def resolve_seeds(
         settings = settings_of.merge(settings, _read(source), cls)
     if variant is not None:
         settings = settings_of.merge(settings, {"train": _variant_settings(variant)}, cls)
+    settings = settings_of.merge(settings, plain(changes or {}), cls)
     settings = settings_of.apply_set(settings, sets, cls)
-    with _came_from([*sources, *([f"--variant {variant}"] if variant else []), *(f"--set {text}" for text in sets)]):
+    given = [
+        *([f"--variant {variant}"] if variant else []),
+        *(["arguments"] if changes else []),
+        *(f"--set {text}" for text in sets),
+    ]
+    with _came_from([*sources, *given]):
         settings, drawn = _seeds(settings, seeds)
         return settings_of.validate(cls, settings), drawn
 
@@ -183,6 +196,7 @@ def train_configs(
     *,
     seeds: int | None = None,
     here: bool = True,
+    changes: Mapping[str, Any] | None = None,
 ) -> list[TrainConfig]:
     """One training config per variant in `names` and seed, or per seed of the train section alone.
 
@@ -194,6 +208,7 @@ def train_configs(
         name: name of the run; with several variants each run is called NAME-VARIANT. Without it, a variant of settings
             whose train.name came from a file (a preset) is called NAME-VARIANT too, so that it is not the run of the
             file itself.
+        changes: settings of the section, over the variant's.
 
     Raises:
         UsageError: a variant is given twice.
@@ -202,14 +217,15 @@ def train_configs(
         raise UsageError(f"--variant is given twice: {', '.join(names)}", "name each variant once")
     configs = []
     for variant in names or (None,):
-        whole, drawn = resolve_seeds(files, sets, variant, seeds=seeds, here=here)
-        changes: dict[str, Any] = {"cache": cache_to_train_on(whole)}
+        section = {"train": changes} if changes else None
+        whole, drawn = resolve_seeds(files, sets, variant, seeds=seeds, here=here, changes=section)
+        own: dict[str, Any] = {"cache": cache_to_train_on(whole)}
         if name is not None:
-            changes["name"] = name if len(names) < 2 else f"{name}-{variant}"
+            own["name"] = name if len(names) < 2 else f"{name}-{variant}"
         elif (named := whole.train.name) and variant and (len(names) > 1 or not _sets_name(sets)):
-            changes["name"] = named if named.endswith(f"-{variant}") else f"{named}-{variant}"
+            own["name"] = named if named.endswith(f"-{variant}") else f"{named}-{variant}"
         try:
-            config = dataclasses.replace(whole.train, **changes)
+            config = dataclasses.replace(whole.train, **own)
         except ValueError as error:
             raise UsageError(f"--{error}") from None
         if len(drawn) == 1:
@@ -221,6 +237,21 @@ def train_configs(
 
 def _sets_name(sets: Sequence[str]) -> bool:
     return any(text.partition("=")[0].strip() == "train.name" for text in sets)
+
+
+def analyze_config(whole: PipelineConfig, only: Sequence[str] = ()) -> AnalyzeConfig:
+    """The settings of an analysis, with these reports only if `only` names some, and its cache found by name.
+
+    Raises:
+        UsageError: an unknown report.
+    """
+    from .analyze.config import only_reports
+    from .shared.overview.find import named
+
+    config = only_reports(whole.analyze, only)
+    if config.cache is None:
+        return config
+    return dataclasses.replace(config, cache=named(config.cache, whole.harvest.cache_dir))
 
 
 def unharvested(files: Sequence[str], sets: Sequence[str]) -> dict[Path, Unharvested]:
@@ -259,6 +290,17 @@ def _read(source: str) -> dict[str, Any]:
 
         return frozen_settings(Path(source))
     return settings_of.load_yaml(settings_of.find_settings(source))
+
+
+def plain(value: Any) -> Any:
+    """Arguments as a settings file would hold them: config objects as mappings, paths as text, tuples as lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return settings_of.to_dict(value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def _variant_settings(variant: str) -> dict[str, Any]:

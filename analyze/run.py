@@ -14,12 +14,12 @@ from ..shared.codes.parallel import threads
 from ..shared.config.registry import did_you_mean
 from ..shared.console import Console, duration
 from ..shared.errors import UsageError
+from ..shared.saved_report import SCHEMA
 from .collect import collect_all
 from .compare.runs import compare
 from .compare.sample import SampledCodes
 from .config import AnalyzeConfig
 from .render import write_report
-from .render.document import SCHEMA
 from .render.folder import check_folder, report_folder, standing
 from .render.terminal import headlines
 from .reports import AnyReport

@@ -63,7 +63,7 @@ def load_coders(path: Path | str, *, layer: int | None = None, cache: Cache | No
     parts = found.read(local, layer)
     if not parts:
         raise DataError(f"{local} holds no coder with latents")
-    return [Loaded(coder_of(part.plain), _described(part), found.name, local, {}) for part in parts]
+    return [Loaded(_placed(part), _described(part), found.name, local, {}) for part in parts]
 
 
 def load_coder(path: Path | str, *, layer: int | None = None) -> Coder:
@@ -96,6 +96,13 @@ def _own_folder(path: Path) -> Path | None:
         ),
         None,
     )
+
+
+def _placed(part: Part) -> Coder:
+    """The coder, with the sites that its metadata name."""
+    coder = coder_of(part.plain)
+    coder.source, coder.target = part.facts.source or None, part.facts.target or None
+    return coder
 
 
 def _described(part: Part) -> Facts:

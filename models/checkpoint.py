@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -48,6 +48,7 @@ class ModelCheckpoint:
         causal: loaded by ``AutoModelForCausalLM`` (so that module paths read ``model.layers.…``), else ``AutoModel``.
         device, dtype, attention: resolved from the settings.
         revision: commit of a hub model, None for a folder.
+        setting: name of the setting, for errors.
     """
 
     source: str
@@ -57,6 +58,7 @@ class ModelCheckpoint:
     dtype: torch.dtype
     attention: str | None
     revision: str | None
+    setting: str = "harvest.model"
 
     @property
     def model_type(self) -> str:
@@ -67,21 +69,33 @@ class ModelCheckpoint:
         return Path(self.source).is_dir()
 
 
-def find_checkpoint(config: ModelSettings) -> ModelCheckpoint:
+def find_checkpoint(
+    config: ModelSettings, setting: str = "harvest.model", device_setting: str = "harvest.device"
+) -> ModelCheckpoint:
     """Reads the checkpoint's configuration and settles device, dtype and attention.
+
+    Args:
+        setting, device_setting: what errors call the model and the device.
 
     Raises:
         UsageError: the model or the device was not found, or ctx is longer than the model's context.
     """
     from transformers import AutoConfig
 
-    source = _source(config.model)
-    with explained(config.model, source):
+    source = _source(config.model, setting)
+    with explained(config.model, source, setting):
         found = AutoConfig.from_pretrained(source, revision=config.model_revision, trust_remote_code=False)
-    return settled(config, source, found, None if Path(source).is_dir() else getattr(found, "_commit_hash", None))
+    revision = None if Path(source).is_dir() else getattr(found, "_commit_hash", None)
+    return replace(settled(config, source, found, revision, device_setting), setting=setting)
 
 
-def settled(config: ModelSettings, source: str, found: PreTrainedConfig, revision: str | None) -> ModelCheckpoint:
+def settled(
+    config: ModelSettings,
+    source: str,
+    found: PreTrainedConfig,
+    revision: str | None,
+    device_setting: str = "harvest.device",
+) -> ModelCheckpoint:
     """A checkpoint with device, dtype and attention settled from the settings and its configuration.
 
     Raises:
@@ -97,7 +111,7 @@ def settled(config: ModelSettings, source: str, found: PreTrainedConfig, revisio
             f"harvest.ctx: found {config.ctx}, but {config.model} takes at most {longest} tokens",
             hint=f"--set harvest.ctx={longest}",
         )
-    device = _device(config.device)
+    device = _device(config.device, device_setting)
     return ModelCheckpoint(
         source=source,
         config=found,
@@ -116,7 +130,7 @@ def load_model(checkpoint: ModelCheckpoint, name: str) -> nn.Module:
         UsageError: the weights cannot be loaded (not safetensors, an attention path the model lacks, …).
         DataError: the checkpoint lacks weights of its model class; they would be random numbers.
     """
-    with explained(name, checkpoint.source), _without_progress_bar():
+    with explained(name, checkpoint.source, checkpoint.setting), _without_progress_bar():
         model, info = _auto_class(checkpoint).from_pretrained(
             checkpoint.source,
             revision=checkpoint.revision,
@@ -138,7 +152,7 @@ def load_model(checkpoint: ModelCheckpoint, name: str) -> nn.Module:
 
 def empty_model(checkpoint: ModelCheckpoint) -> nn.Module:
     """The same modules without memory for the weights; call it, and the result, under FakeTensorMode."""
-    with explained(checkpoint.source, checkpoint.source):
+    with explained(checkpoint.source, checkpoint.source, checkpoint.setting):
         model: nn.Module = _auto_class(checkpoint).from_config(
             checkpoint.config, dtype=checkpoint.dtype, trust_remote_code=False, **_attention_argument(checkpoint)
         )
@@ -177,29 +191,27 @@ def fingerprint(checkpoint: ModelCheckpoint) -> str | None:
     return digest.hexdigest()
 
 
-def _source(name: str) -> str:
+def _source(name: str, setting: str) -> str:
     if name == "demo":
         return str(DEMO_MODEL)
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UsageError(f"harvest.model: no config.json in {path}; expected a transformers checkpoint")
+            raise UsageError(f"{setting}: no config.json in {path}; expected a transformers checkpoint")
         return str(path)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UsageError(
-            f"harvest.model: folder not found: {name}", hint="give demo, a checkpoint's folder, or a hub name"
-        )
+        raise UsageError(f"{setting}: folder not found: {name}", hint="give demo, a checkpoint's folder, or a hub name")
     return name
 
 
-def _device(wanted: str) -> torch.device:
+def _device(wanted: str, setting: str) -> torch.device:
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(wanted)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
-            f"harvest.device: found {wanted}, but this machine has {torch.cuda.device_count()} CUDA devices",
-            hint="--set harvest.device=auto",
+            f"{setting}: found {wanted}, but this machine has {torch.cuda.device_count()} CUDA devices",
+            hint="--set harvest.device=auto" if setting == "harvest.device" else f"{setting} auto",
         )
     return device
 
@@ -246,7 +258,7 @@ def _without_progress_bar() -> Iterator[None]:
 
 
 @contextmanager
-def explained(name: str, source: str) -> Iterator[None]:
+def explained(name: str, source: str, setting: str) -> Iterator[None]:
     """Turns the errors of `from_pretrained` into a UsageError that names the model."""
     try:
         yield
@@ -255,6 +267,6 @@ def explained(name: str, source: str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, KeyError) as error:
         text = " ".join(str(error).split())
         raise UsageError(
-            f"harvest.model: cannot load {name!r}: {text}",
+            f"{setting}: cannot load {name!r}: {text}",
             hint="demo, a checkpoint's folder, or a hub name (gated models: `hf auth login` first)",
         ) from error

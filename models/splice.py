@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ..shared.errors import UsageError
+
 Replace = Callable[[Tensor, Tensor], Tensor]
 """(source activations [B, T, d_in], target activations [B, T, d_out]) → the new target activations."""
 
@@ -49,6 +51,8 @@ def spliced(model: nn.Module, source: Place, target: Place, replace: Replace) ->
     def new(y: Tensor) -> Tensor:
         if source.name == target.name:
             keep(y)
+        elif "source" not in seen:
+            raise UsageError(f"the model computes {target.name}, the target, before {source.name}, the source")
         return replace(seen["source"], y).to(y.dtype)
 
     def pre_source(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

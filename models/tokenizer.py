@@ -67,10 +67,10 @@ def load_tokenizer(checkpoint: ModelCheckpoint, name: str) -> PreTrainedTokenize
     folder = Path(checkpoint.source)
     if folder.is_dir() and _FILES.isdisjoint(path.name for path in folder.iterdir()):
         raise UsageError(
-            f"harvest.model: no tokenizer in {folder}: expected tokenizer.json, tokenizer.model or a vocab file",
+            f"{checkpoint.setting}: no tokenizer in {folder}: expected tokenizer.json, tokenizer.model or a vocab file",
             hint="copy the files of the model's tokenizer there: tokenizer.json and tokenizer_config.json",
         )
-    with explained(name, checkpoint.source):
+    with explained(name, checkpoint.source, checkpoint.setting):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             checkpoint.source, revision=checkpoint.revision, trust_remote_code=False
         )
@@ -82,8 +82,8 @@ def load_tokenizer(checkpoint: ModelCheckpoint, name: str) -> PreTrainedTokenize
     known, embedded = len(tokenizer), vocabulary_size(checkpoint)
     if 2 * known < embedded and known + _PADDED < embedded:
         raise UsageError(
-            f"harvest.model: the tokenizer of {name} ({type(tokenizer).__name__}) has {known:,} tokens, the model "
-            f"embeds {embedded:,}: it is incomplete, or another model's",
+            f"{checkpoint.setting}: the tokenizer of {name} ({type(tokenizer).__name__}) has {known:,} tokens, the "
+            f"model embeds {embedded:,}: it is incomplete, or another model's",
             hint="copy the tokenizer.json that was published with the model into its folder",
         )
     return tokenizer

@@ -19,7 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("harvest", "train", "analyze", "exchange", "models", "shared")
+PACKAGES = ("harvest", "train", "analyze", "exchange", "live", "models", "shared")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 PYTHON = [*SOURCES, *sorted(set(ROOT.glob("*.py")) - {ROOT / "setup.py"})]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...shared.console import Console
+from ...shared.saved_report import SCHEMA
 from ..compare.runs import Comparison
 from ..config import AnalyzeConfig
 from ..subject.analysed import Analysed
-from .document import SCHEMA, build_document
+from .document import build_document
 from .folder import check_folder
 from .html import write_html
 from .latents import write_tables

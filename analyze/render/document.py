@@ -8,13 +8,11 @@ from typing import Any
 
 from ...shared.config.settings import to_dict
 from ...shared.provenance import provenance
+from ...shared.saved_report import SCHEMA, SCHEMA_VERSION
 from ..compare.runs import Comparison
 from ..config import AnalyzeConfig
 from ..result import plain
 from ..subject.analysed import Analysed
-
-SCHEMA = "sparse-coder-analysis"
-SCHEMA_VERSION = 1
 
 
 def build_document(

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ...shared.saved_report import SCHEMA, SCHEMA_VERSION
 from ..result import plain
 from ..subject.analysed import Analysed
-from .document import SCHEMA, SCHEMA_VERSION
 
 
 def write_tables(folder: Path, one: Analysed) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
+from ...models.text import encode
 from ...shared.errors import UsageError
 from .documents import Document
 from .pack import TokenDocument
@@ -52,14 +53,7 @@ def tokenise(
 def _encode(
     documents: list[Document], first: int, tokenizer: PreTrainedTokenizerBase, targets: bool
 ) -> Iterator[TokenDocument]:
-    encoded = tokenizer(
-        [document.text for document in documents],
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_offsets_mapping=targets,
-        split_special_tokens=True,
-        verbose=False,
-    )
+    encoded = encode(tokenizer, [document.text for document in documents], offsets=targets)
     for offset, (document, ids) in enumerate(zip(documents, encoded["input_ids"], strict=True)):
         target = _target(document, len(ids), encoded["offset_mapping"][offset]) if targets else None
         yield TokenDocument(

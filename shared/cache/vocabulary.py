@@ -19,10 +19,13 @@ class Vocabulary:
 
     Args:
         path: tokenizer.json, or None.
+        tokenizer: one that is loaded already, of `tokenizers`, in place of the file.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, tokenizer: Any = None) -> None:
         self.path = path
+        if tokenizer is not None:
+            self._tokenizer = tokenizer
         self._pieces = _Pieces(self._spell)
 
     @classmethod
@@ -34,7 +37,7 @@ class Vocabulary:
     @property
     def known(self) -> bool:
         """Whether there is a tokenizer."""
-        return self.path is not None
+        return self.path is not None or "_tokenizer" in vars(self)
 
     @cached_property
     def _tokenizer(self) -> Any:

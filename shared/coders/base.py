@@ -92,6 +92,10 @@ class Coder(nn.Module, ABC):
         """Tokens without firing after which a latent counts as dead; None: never (AuxK stays off)."""
         self.selection_dtype: torch.dtype | None = None
         """Where an architecture selects latents: the dtype of that one matrix product; None: the parameters' own."""
+        self.source: str | None = None
+        """Site of a language model that it reads, such as `layer_08.resid_mid`; None where nothing says which."""
+        self.target: str | None = None
+        """Site that it reconstructs: the source itself for an SAE."""
 
     input_mean: Tensor
     input_scale: Tensor
@@ -217,7 +221,10 @@ class Coder(nn.Module, ABC):
     # Encoding and decoding
 
     def encode(self, x: Tensor) -> Codes:
-        """Codes of raw activations [B, d_in]."""
+        """Codes of raw activations [B, d_in], any float dtype; they are normalised here.
+
+        The activations of other shapes, such as [batch, tokens, d_in], are flattened first: `x.flatten(0, -2)`.
+        """
         return self.encode_normalised(self.normalise_input(x))
 
     def decode(self, codes: Codes, x: Tensor | None = None) -> Tensor:

@@ -79,6 +79,7 @@ def load_coder(folder: Path | str) -> Coder:
         ]
         raise DataError(f"{path} does not hold the coder that config.json describes:\n" + "\n".join(lines))
     coder.load_state_dict(state, strict=False)
+    coder.source, coder.target = document.get("source"), document.get("target")
     return coder.eval()
 
 
