@@ -2,6 +2,7 @@
 # make test     install the development tools too, and run the tests (under eight minutes on two cores)
 # make lint     formatting and style (ruff), types (mypy), import contracts (import-linter)
 # make format   apply the formatting and the fixes that ruff can make
+# make gpu      the checks of a CUDA device, at most 8 minutes (make gpu-wheels first, where pip reaches no package index)
 # make clean    remove .venv and everything that the tools have cached
 
 PYTHON ?= python3
@@ -18,7 +19,15 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-
 # its own errors before.
 BYTES  := $(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 
-.PHONY: demo test lint format clean
+# make gpu: on a machine whose own Python has torch, transformers, numba and the like but no package index, WHEELS holds the
+# rest, made by `make gpu-wheels` on another machine; the repository and that folder are all that must be copied there.
+WHEELS     ?= wheels
+GPU_PYTHON ?= 3.12
+GPU_NEEDS  := zarr numcodecs donfig google-crc32c ruamel.yaml datasets dill multiprocess xxhash
+OUT        ?= device-check
+DOWNLOAD    = $(BIN)/python -m pip download --quiet --only-binary=:all: --python-version $(GPU_PYTHON) --dest $(WHEELS)
+
+.PHONY: demo test lint format gpu gpu-wheels clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -37,6 +46,21 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+gpu-wheels: | $(BIN)/python
+	$(DOWNLOAD) --no-deps $(GPU_NEEDS)
+	$(DOWNLOAD) pydantic
+
+# The import name is a link to this folder; the wheels are unpacked beside it. The machine's Python stays as it is.
+ifneq ($(wildcard $(WHEELS)),)
+gpu:
+	@mkdir -p build/gpu && ln -sfn ../.. build/gpu/sparse_pipeline
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target build/gpu $(WHEELS)/*.whl
+	PYTHONPATH=build/gpu:. $(PYTHON) -m benchmarks.device --out $(OUT) --budget 470
+else
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.device --out $(OUT) --budget 470
+endif
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is required; choose one with make PYTHON=...")'

@@ -71,24 +71,34 @@ def disk_rate(folder: Path, n_bytes: int) -> float:
     return written / taken
 
 
-def corpus_file(folder: Path) -> Path:
-    """The demo corpus as JSON lines, so that collecting it from the Python installation is not timed."""
+def corpus_file(folder: Path, characters: int = 0) -> Path:
+    """The demo corpus as JSON lines, so that collecting it from the Python installation is not timed.
+
+    Args:
+        characters: repeat it until there are so many.
+    """
     from sparse_pipeline.harvest.demo import corpus
 
     path = folder / "corpus.jsonl"
+    texts = [document.text for document in corpus.documents()]
     with path.open("w", encoding="utf-8") as file:
-        for document in corpus.documents():
-            file.write(json.dumps({"text": document.text}) + "\n")
+        for text in texts * max(1, -(-characters // sum(map(len, texts)))):
+            file.write(json.dumps({"text": text}) + "\n")
     return path
 
 
-def gemma_2_2b(folder: Path, layers: int = 26) -> Path:
-    """A checkpoint of Gemma-2-2B's shape with random weights, and the demo's tokenizer."""
+def gemma_2_2b(folder: Path, layers: int = 26, device: str = "cuda", **shape: Any) -> Path:
+    """A checkpoint of Gemma-2-2B's shape with random weights, and the demo's tokenizer.
+
+    Args:
+        device: where the weights are drawn.
+        shape: fields of the config that differ from Gemma-2-2B's.
+    """
     from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
     path = folder / "gemma-2-2b-shape"
-    config = Gemma2Config(num_hidden_layers=layers, dtype=torch.bfloat16)
-    with torch.device("cuda"):
+    config = Gemma2Config(num_hidden_layers=layers, dtype=torch.bfloat16, **shape)
+    with torch.device(device):
         model = Gemma2ForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(path)
     AutoTokenizer.from_pretrained(DEMO_MODEL).save_pretrained(path)

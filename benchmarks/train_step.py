@@ -36,7 +36,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +88,22 @@ class Data:
     """Inputs and targets, resident, the same for everyone: a low-rank signal and noise, so that selection is spread."""
 
     shape: Shape
+    seed: int = 0
     x: list[Tensor] = field(init=False)
     y: list[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        s, g = self.shape, torch.Generator().manual_seed(0)
-        base = torch.randn(256, s.width, generator=g) / 16
+        s, g = self.shape, torch.Generator(self.shape.device).manual_seed(self.seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=g, device=s.device)
+
+        base = normal(256, s.width) / 16
         self.x, self.y = [], []
         for _ in range(BATCHES):
-            x = torch.randn(s.batch, 256, generator=g) @ base + 0.3 * torch.randn(s.batch, s.width, generator=g)
-            self.x.append(x.to(s.device))
-            self.y.append((torch.tanh(x.roll(1, -1)) + 0.1 * x).to(s.device))
+            x = normal(s.batch, 256) @ base + 0.3 * normal(s.batch, s.width)
+            self.x.append(x)
+            self.y.append(torch.tanh(x.roll(1, -1)) + 0.1 * x)
 
 
 @dataclass(frozen=True)
@@ -127,8 +132,12 @@ def ours(work: str, fused: str) -> Callable[[Shape, Data], Step]:
     return build
 
 
-def our_trainee(s: Shape, data: Data, work: str, fused: str) -> Trainee:
-    """A run before its first step, normalised by the statistics of a small cache of the first batch's rows."""
+def our_trainee(s: Shape, data: Data, work: str, fused: str, **settings: Any) -> Trainee:
+    """A run before its first step, normalised by the statistics of a small cache of the first batch's rows.
+
+    Args:
+        settings: other settings of training than this benchmark's.
+    """
     transcoder = "transcoder" in work
     coder = (
         MatryoshkaConfig(latents=s.latents, k=s.k, groups=s.groups)
@@ -146,6 +155,7 @@ def our_trainee(s: Shape, data: Data, work: str, fused: str) -> Trainee:
         fused=fused,  # type: ignore[arg-type]
         checkpoint_every=10**9,
     )
+    config = replace(config, **settings)
     with tempfile.TemporaryDirectory() as folder:
         cache = small_cache(Path(folder) / "cache", data)
         trainee = new_trainee(config, cache, 10**9, cache.n_rows, torch.device(s.device))
@@ -191,7 +201,7 @@ def our_batch(x: Tensor, y: Tensor) -> Batch:
         pos_in_doc=zeros,
         doc_id=zeros,
         flags=zeros.to(torch.uint8),
-        row=torch.arange(n),
+        row=zeros,  # the small cache has fewer rows than a large batch
     )
 
 

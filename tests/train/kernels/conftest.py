@@ -28,8 +28,10 @@ def device() -> torch.device:
         pytest.skip("Triton is not installed (the extra `kernels`)")
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if where.type == "cpu":
+        from tests.interpreter import replace_language_once
         from tests.train.kernels.probe import interpreter_problem
 
+        replace_language_once()
         problem = interpreter_problem()
         if problem is not None:
             pytest.skip(f"Triton's interpreter does not work here: {problem}")
