@@ -32,6 +32,7 @@ from .resolve import (
 from .shared.config import settings as settings_of
 from .shared.config.registry import did_you_mean
 from .shared.console import Console
+from .shared.deadline import seconds_of, time_limit
 from .shared.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -115,6 +116,18 @@ def _settings(function: F) -> F:
     return files(sets(function))
 
 
+def _limited(function: F) -> F:
+    """Adds --time-limit."""
+
+    @functools.wraps(function)
+    def run(limit: str | None, **options: Any) -> Any:
+        with time_limit(None if limit is None else seconds_of(limit)):
+            return function(**options)
+
+    described = "Save and stop after this long (90s, 45m, 2h30m), with exit code 130; the same command resumes."
+    return cast(F, click.option("--time-limit", "limit", metavar="TIME", help=described)(run))
+
+
 _dry_run = click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 _path = click.argument(
     "path", type=click.Path(path_type=Path), metavar="PATH", shell_complete=completion.CACHES_AND_RUNS
@@ -126,6 +139,7 @@ VARIANTS = "\b\n" + textwrap.fill(f"Variants: {', '.join(variants())}.", 76, bre
 @cli.command("harvest")
 @_dry_run
 @_settings
+@_limited
 @_common
 def harvest_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...], dry_run: bool) -> None:
     """Run the model once and write its activations to a cache, or resume one.
@@ -166,6 +180,7 @@ def harvest_command(console: Console, files: tuple[str, ...], sets: tuple[str, .
 @click.option("--resume", is_flag=True, help="Resume from the last checkpoint, bit-identical to an uninterrupted run.")
 @_dry_run
 @_settings
+@_limited
 @_common
 def train_command(
     console: Console,
@@ -224,7 +239,7 @@ def analyze_command(
     only = (*(only or whole.analyze.reports), "cross_entropy") if ce else only
     from .shared.overview.find import run_paths
 
-    config, paths = analyze_config(whole, only), run_paths(runs, whole.train.runs)
+    config, paths = analyze_config(whole, only), run_paths(runs, whole.train.runs, console.warn)
     console.info(f"analyze: {', '.join(path.name for path in paths)}")
     from .analyze.run import analyze as analyzed  # what can be refused was refused before this takes its seconds
 
@@ -238,6 +253,7 @@ def analyze_command(
 @click.option("--only", multiple=True, metavar="SETTING", help="Train only this setting; may be repeated.")
 @_dry_run
 @_settings
+@_limited
 @_common
 def sweep_command(
     console: Console,
@@ -463,6 +479,7 @@ def prompts_first_letter(console: Console, tokenizer: Path, out: Path, words: in
 
 @cli.command("demo")
 @_settings
+@_limited
 @_common
 def demo_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """Harvest, train and analyze on the embedded model and text: no download, no account, no GPU.
@@ -553,20 +570,39 @@ def inspect_command(console: Console, path: Path, files: tuple[str, ...], sets: 
 
 @cli.command("verify")
 @_path
+@click.option("--repair", is_flag=True, help="Drop what is damaged, and say what the next command computes again.")
+@click.option("--no-source", is_flag=True, help="Do not derive a cache's tokens again from a dataset on this machine.")
 @_settings
 @_common
-def verify_command(console: Console, path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
-    """Check every checksum and count of a cache, or every tensor of a run. PATH is its folder or its name."""
-    from .shared.cache import verify_cache
+def verify_command(
+    console: Console, path: Path, files: tuple[str, ...], sets: tuple[str, ...], repair: bool, no_source: bool
+) -> None:
+    """Check every file of a cache or a run. PATH is its folder or its name.
+
+    Statistics are computed again from the activations, tokens and documents from the dataset, and everything else is
+    compared with what it follows from.
+    """
+    from .harvest.check import checked_against_source
+    from .shared.cache.repair import repair_cache
+    from .shared.cache.verify import verify_cache
     from .shared.overview.find import kind_of
+    from .shared.runs.repair import repair_run
     from .shared.runs.verify import verify_run
 
     path = _existing(path, files, sets)
-    report = verify_run(path, console) if kind_of(path) == "run" else verify_cache(path, console)
-    console.result(report.to_dict(), str(report))
-    if not report.ok:
-        if report.hint:
-            console.info(f"next: {report.hint}")
+    further = (lambda report: report) if no_source else checked_against_source
+    if repair:
+        is_run = kind_of(path) == "run"
+        mended = repair_run(path, console) if is_run else repair_cache(path, console, further)
+        console.result(mended.to_dict(), str(mended))
+        ok, step = mended.ok, mended.next
+    else:
+        report = verify_run(path, console) if kind_of(path) == "run" else further(verify_cache(path, console))
+        console.result(report.to_dict(), str(report))
+        ok, step = report.ok, report.hint
+    if step:
+        console.info(f"next: {step}")
+    if not ok:
         raise SystemExit(DataError.exit_code)
 
 

@@ -6,7 +6,6 @@ imported before a command needs it, so `pipeline --help` answers at once.
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
 import signal
@@ -19,7 +18,9 @@ from click.shell_completion import shell_complete
 
 from .commands import cli
 from .shared.console import Console
+from .shared.deadline import stop_signals
 from .shared.errors import PipelineError, UsageError
+from .shared.explain import explained
 
 COMPLETE = "_PIPELINE_COMPLETE"
 """Set by a shell that wants its completion script, or what may follow a command line."""
@@ -35,12 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network, no line for each of its retries
     if instruction := os.environ.get(COMPLETE):
         sys.exit(shell_complete(cli, {}, "pipeline", COMPLETE, instruction))
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in stop_signals()[1:]:
+        signal.signal(number, _interrupt)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """A scheduler's SIGTERM means the same as Ctrl-C: stop at the next safe point."""
+    """SIGTERM and SIGHUP mean the same as Ctrl-C: stop at the next safe point."""
     raise KeyboardInterrupt
 
 
@@ -72,7 +74,11 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
-        return _failed(arguments, f"{type(error).__name__}: {error}", _after_failure(error, arguments), 1)
+        known = explained(error, shlex.join(["pipeline", *arguments]))
+        if known is not None:
+            return _failed(arguments, known.message, known.hint, known.exit_code)
+        debug = shlex.join(["pipeline", *arguments, "--debug"])
+        return _failed(arguments, f"{type(error).__name__}: {error}", f"{debug}   (shows where)", 1)
     return 0
 
 
@@ -113,9 +119,3 @@ def _after_interrupt(arguments: list[str]) -> str | None:
         return None
     extra = ["--resume"] if arguments[0] == "train" and "--resume" not in arguments else []
     return shlex.join(["pipeline", *arguments, *extra])
-
-
-def _after_failure(error: Exception, arguments: list[str]) -> str:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "free some space, then run the same command again"
-    return shlex.join(["pipeline", *arguments, "--debug"]) + "   (shows where)"

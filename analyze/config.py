@@ -45,6 +45,8 @@ class AnalyzeConfig:
     """Compare the latents of several runs: CKA, CCA, matching."""
     baseline: str | None = None
     """Run whose setting the before/after table compares the others with; null: the first run given."""
+    checksums: bool = True
+    """Compare each chunk file with the checksum in its commit when it is first read."""
     processes: int = 1
     """Processes that share the pass, each with shards and pair sums of its own (CPU only)."""
     device: str = "auto"

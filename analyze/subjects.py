@@ -81,7 +81,7 @@ def _cache_of(run: Run, config: AnalyzeConfig) -> tuple[Path, str | None]:
 
 def subjects_of(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeConfig) -> list[Subject]:
     """The runs on one cache and their controls."""
-    cache = open_cache(path, identity=_cache_of(members[0][1], config)[1])
+    cache = open_cache(path, identity=_cache_of(members[0][1], config)[1], checksums=config.checksums)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"analyze.device is {device}, but no CUDA device was found", "--set analyze.device=cpu")

@@ -20,11 +20,14 @@ from ..shared.cache import CacheWriter, Layout
 from ..shared.cache.commits import load_commit
 from ..shared.cache.documents import DocumentWriter, documents_name, documents_summary
 from ..shared.cache.files import make_folder, read_json, sync_folder, write_file
-from ..shared.cache.format import MANIFEST
+from ..shared.cache.format import HISTORY, MANIFEST
+from ..shared.cache.growth import read_head
+from ..shared.cache.reader import read_sequences
 from ..shared.console import Console, count, duration, si, size
 from ..shared.errors import DataError, PipelineError
 from ..shared.provenance import provenance
 from . import batch_size
+from .check import TOKENIZER, tokenizer_content
 from .config import HarvestConfig, cache_path
 from .data.pack import Block
 from .data.tokenise import Ahead
@@ -37,9 +40,6 @@ from .stages import Stages
 from .units import Unit, dataset_units, stored_units
 
 _PROBE_LENGTH = 32
-
-TOKENIZER = "tokenizer/tokenizer.json"
-"""File of the tokenizer in a cache: it turns tokens into text without the model."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,12 @@ def _settled(job: Job, probe: SiteReader, body: nn.Module, path: Path) -> Job:
 
 
 def _keep_tokenizer(path: Path, job: Job) -> None:
+    """The model's tokenizer beside the arrays; that of an unfinished cache is compared with the model's own."""
     file = path / TOKENIZER
-    if not file.exists():
-        assert job.tokenizer is not None
+    content = tokenizer_content(job)
+    if not file.exists() or (not (path / MANIFEST).exists() and file.read_bytes() != content):
         file.parent.mkdir(exist_ok=True)
-        write_file(file, [job.tokenizer.backend_tokenizer.to_str(pretty=False).encode()])
+        write_file(file, [content])
         sync_folder(file.parent)
         sync_folder(path)
 
@@ -175,17 +176,14 @@ class _Work:
     def run(self) -> None:
         """Computes and writes every missing shard, then finishes the cache.
 
-        Units come from the cache if it holds all tokens already (it grows by sites, or only the manifest is missing),
-        and else from the dataset, whose committed part is tokenised again to check that it is unchanged.
+        Units come from the cache if a finished generation of it holds all tokens (it grows by sites), and else from the
+        dataset, whose committed part is tokenised again: what is committed must be what the dataset gives.
         """
         job, writer = self.job, self.writer
         missing = writer.missing_shards()
         planned = writer.layout
         documents_file = documents_name(writer.parts.last_longer)
-        stored = (writer.path / documents_file).exists() and all(map(writer.has_tokens, range(planned.n_shards)))
-        if stored and not missing:  # killed between the last commit and the manifest
-            self._finish(_sequences_committed(writer), documents_file)
-            return
+        stored = self._tokens_vouched_for(documents_file)
         self._check_disk()
         names = {name for shard in missing for name in writer.missing_sites(shard)}
         shapes = replace(planned, sites=tuple(site for site in planned.sites if site.name in names))
@@ -263,6 +261,14 @@ class _Work:
         }
         self.writer.finish(n_seq, extra)
 
+    def _tokens_vouched_for(self, documents_file: str) -> bool:
+        """Whether an earlier generation was finished with all tokens and documents of this one."""
+        writer = self.writer
+        if not (writer.path / MANIFEST).exists() or not (writer.path / documents_file).exists():
+            return False
+        finished = len(read_head(writer.path / MANIFEST).get(HISTORY, []))
+        return finished >= writer.parts.last_longer and all(map(writer.has_tokens, range(writer.layout.n_shards)))
+
     def _check_committed(self, shards: list[tuple[int, slice]], block: Block) -> None:
         """Checks that the dataset still has the tokens that were committed; otherwise the rest would be other text."""
         for shard, cut in shards:
@@ -274,6 +280,14 @@ class _Work:
                     f"tokens (sha256 {expected[:12]}…, now {found[:12]}…)",
                     hint="restore the dataset, or harvest under another name (--set harvest.name=…)",
                 )
+            kept = read_sequences(self.writer.path, self.writer.parts, shard)
+            for name in ("doc_id", "pos_in_doc", "flags"):
+                ours = getattr(block, name)[cut]
+                if not np.array_equal(kept[name][: len(ours)], ours):
+                    raise DataError(
+                        f"shard {shard} of {self.writer.path} holds other values of {name} than its tokens give",
+                        hint="this program packs otherwise: harvest under another name (--set harvest.name=…)",
+                    )
 
     def _check_disk(self) -> None:
         needed = self.writer.missing_bytes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -39,3 +41,26 @@ class DataError(PipelineError):
     """A cache or run that is missing, incomplete, damaged, or has different settings (exit code 3)."""
 
     exit_code = 3
+
+
+class VersionError(DataError):
+    """A cache or run that another version of the program wrote: whole, but not for this one (exit code 3)."""
+
+
+class DamagedError(DataError):
+    """A file that is missing, or is not what it was when it was written (exit code 3)."""
+
+
+def command(*words: object) -> str:
+    """A `pipeline` command that can be pasted into a shell."""
+    return shlex.join(["pipeline", *map(str, words)])
+
+
+_PARTS = ("plan.json", "acts.zarr", "commits", "config.yaml", "checkpoints", "final")
+
+
+def repair_command(path: Path) -> str:
+    """The command that repairs the cache or run that a file is in (or whose folder ``path`` is)."""
+    folders = (path, *path.parents[:3])
+    found = next((folder for folder in folders if any((folder / name).exists() for name in _PARTS)), path)
+    return command("verify", found, "--repair")

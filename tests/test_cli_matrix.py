@@ -71,7 +71,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 
 def test_inspect_cache(cli: Cli, here: Path) -> None:
     document = cli("inspect", "cache/demo")
-    assert document["format_version"] == 1
+    assert document["format_version"] == 3
     assert document["complete"] is True
     assert (document["n_tokens"], document["n_sequences"], document["ctx"]) == (12_288, 192, 64)
     sites = {name: (site["shape"], site["logical_dtype"]) for name, site in document["sites"].items()}

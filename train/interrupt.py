@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: finish the step, save, stop."""
+"""Ctrl-C, SIGTERM and SIGHUP during training: finish the step, save, stop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from ..shared.deadline import stop_signals
 
 
 class Interrupt:
@@ -23,12 +25,12 @@ class Interrupt:
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Record SIGINT and SIGTERM in the yielded object; outside the main thread, signals keep their handlers."""
+    """Record the signals that ask for a stop in the yielded object; outside the main thread, signals keep their handlers."""
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
-    before = {number: signal.signal(number, interrupt.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, interrupt.handle) for number in stop_signals()}
     try:
         yield interrupt
     finally:

@@ -75,6 +75,8 @@ def train_group(group: Group, runs: Mapping[Path, Run], console: Console, interr
                         failures[id(session)] = failure
             progress.advance(len(rows))
             stopping = interrupt.requested or bool(failures)
+            if stopping or any(session.checkpoint_due for session in sessions):
+                stream.check()
             for session in sessions:
                 if id(session) not in failures and (stopping or session.checkpoint_due):
                     session.save(stream)

@@ -207,7 +207,7 @@ def _trained_on(config: TrainConfig) -> str | None:
 def _group(configs: list[TrainConfig]) -> Group:
     first = configs[0]
     assert first.cache is not None
-    cache = open_cache(first.cache, identity=_trained_on(first))
+    cache = open_cache(first.cache, identity=_trained_on(first), checksums=first.data.checksums)
     widths = {name: spec.width for name, spec in cache.sites.items()}
     sites = _checked_sites(configs, cache.path, widths)
     for site in sites:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...shared.cache.files import sync_folder, sync_tree
 from ...shared.console import Console
 from ...shared.saved_report import SCHEMA
 from ..compare.runs import Comparison
@@ -43,9 +44,11 @@ def write_report(
         below.mkdir()
         write_tables(below, one)
     write_html(partial, document, analysed, console)
+    sync_tree(partial)
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
+    sync_folder(folder.parent)
     if old.exists():
         shutil.rmtree(old)
     return folder / "index.html"

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ...shared.cache.files import sync_folder, write_file
 from .markdown import to_markdown
 
 
@@ -30,5 +31,6 @@ def write_comparison(document: dict[str, Any], folder: Path) -> list[Path]:
         "comparison.json": json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n",
     }
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_file(folder / name, [text.encode()])
+    sync_folder(folder)
     return [folder / name for name in texts]

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...shared.cache.files import write_file
 from ...shared.config.settings import identity, to_dict
 from ...shared.console import Console
 from ...shared.runs.folder import Run, open_run
@@ -167,7 +168,7 @@ def measure_runs(
         if document is None:
             console.info(f"analyze {place} of {len(members)}: {member.run.name}")
             document = {"key": key, **_measure(member, own, console)}
-            kept.write_text(json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1), encoding="utf-8")
+            write_file(kept, [json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1).encode()])
         said, untrained = _figures(document["figures"]), document["untrained"]
         found.append(
             Measured(

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from ..lazy import lazily
 from .commits import CommitRecord
 from .format import FORMAT_VERSION, Flag, Layout, SiteSpec, positions
+from .problems import Problem
 from .stats import Moments, SiteStats
 
 if TYPE_CHECKING:
     from .reader import Cache, open_cache
-    from .verify import Problem, VerifyReport, verify_cache
+    from .verify import VerifyReport, verify_cache
     from .writer import CacheWriter
 
 __all__ = [
@@ -34,7 +35,6 @@ __all__ = [
 _WITH_TORCH = {
     "Cache": "reader",
     "open_cache": "reader",
-    "Problem": "verify",
     "VerifyReport": "verify",
     "verify_cache": "verify",
     "CacheWriter": "writer",

@@ -1,54 +1,116 @@
-"""The Zarr side of a cache: array metadata, written by Zarr itself, so that any Zarr v3 reader opens the chunks."""
+"""The Zarr side of a cache: array metadata, so that any Zarr v3 reader opens the chunks.
+
+Every document follows from the layout alone, byte by byte. So a damaged one is found by comparison and written again
+without a harvest. The tests read them with Zarr itself.
+"""
 
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .files import read_json, sync_folder, write_file
-from .format import ARRAYS, FORMAT_NAME, TOKEN_ARRAYS, Layout, StoredArray
+from .files import read_file, sync_folder, write_file
+from .format import ARRAYS, FORMAT_NAME, FORMAT_VERSION, TOKEN_ARRAYS, Layout, StoredArray
 
 METADATA = "zarr.json"
 
 
-def create_arrays(path: Path, layout: Layout) -> None:
-    """Creates the group and every array that does not exist yet; existing ones stay unchanged.
+def metadata_files(layout: Layout) -> dict[str, bytes]:
+    """Path below ``acts.zarr`` → content, of the group and of every array.
 
     Codecs are ``bytes(little)`` and ``crc32c`` and no compressor, so a chunk file is the array's memory from byte 0 and
     four bytes of checksum. A sharded one is the same memory and an index (:class:`shared.cache.format.StoredArray`).
     """
-    import zarr  # reading a cache never needs it, and it takes a third of a second to import
-    from zarr.codecs import Crc32cCodec
-
-    root = path / ARRAYS
-    if not (root / METADATA).exists():
-        attributes = {"format": FORMAT_NAME, "format_version": layout.format_version}
-        zarr.create_group(store=root, zarr_format=3, attributes=attributes)
-        _sync(root)
+    group = {
+        "attributes": {"format": FORMAT_NAME, "format_version": FORMAT_VERSION},
+        "zarr_format": 3,
+        "node_type": "group",
+    }
     described = _attributes(layout)
-    for array in layout.arrays.values():
-        if (root / array.name / METADATA).exists():
+    return {METADATA: _bytes(group)} | {
+        f"{name}/{METADATA}": _bytes(_document(array, described.get(name, {}))) for name, array in layout.arrays.items()
+    }
+
+
+def write_metadata(path: Path, layout: Layout, *, keep: bool = False) -> list[Path]:
+    """Writes every metadata file that is not as the layout has it, whole and synced; what it wrote.
+
+    Args:
+        keep: leave files that exist as they are.
+    """
+    root = path / ARRAYS
+    root.mkdir(exist_ok=True)
+    written = []
+    for name, content in metadata_files(layout).items():
+        file = root / name
+        if (file.exists() and keep) or (file.is_file() and file.read_bytes() == content):
             continue
-        zarr.create_array(
-            store=root,
-            name=array.name,
-            zarr_format=3,
-            shape=array.shape,
-            chunks=array.chunk or array.shard,
-            shards=array.shard if array.chunk else None,
-            dtype=array.dtype,
-            fill_value=array.fill,
-            dimension_names=_dimensions(array),
-            attributes=described.get(array.name, {}),
-            compressors=None if array.chunk else (Crc32cCodec(),),  # said outright: the default would be zstd
-            filters=None,
-            chunk_key_encoding={"name": "default", "separator": "."},
-        )
-        _sync(root / array.name)
-    sync_folder(root)
+        file.parent.mkdir(exist_ok=True)
+        write_file(file, [content])
+        sync_folder(file.parent)
+        written.append(file)
+    if written:
+        sync_folder(root)
+        sync_folder(path)
+    return written
+
+
+def metadata_problems(path: Path, layouts: Sequence[Layout]) -> list[tuple[Path, str, str, bytes]]:
+    """Metadata files that no layout describes: (file, found, expected, content expected).
+
+    Args:
+        layouts: the shapes that the arrays may have, the expected ones first. There are several while a growth, or the
+            end of a harvest whose data ended early, is in progress.
+    """
+    problems = []
+    allowed = [metadata_files(layout) for layout in layouts]
+    names = dict.fromkeys(name for files in allowed for name in files)
+    for name in names:
+        contents = [files[name] for files in allowed if name in files]
+        file = path / ARRAYS / name
+        try:
+            found = read_file(file)
+        except DataError as error:
+            problems.append((file, error.message, "array metadata", contents[0]))
+            continue
+        if found not in contents:
+            problems.append((file, *_difference(found, contents[0]), contents[0]))
+    return problems
+
+
+def _difference(found: bytes, expected: bytes) -> tuple[str, str]:
+    """The first key in which two metadata files differ, or their bytes."""
+    try:
+        there, wanted = json.loads(found), json.loads(expected)
+        for key, value in wanted.items():
+            if there.get(key) != value:
+                return f"{key} {json.dumps(there.get(key))}", json.dumps(value)
+    except (ValueError, RecursionError, AttributeError):
+        pass
+    return "metadata with other bytes", "those that follow from the layout"
+
+
+def _bytes(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=2).encode()
+
+
+def _document(array: StoredArray, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "shape": list(array.shape),
+        "data_type": array.dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(array.shard)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": float(array.fill) if array.dtype.kind == "f" else array.fill,
+        "codecs": _codecs(array),
+        "attributes": dict(attributes),
+        "dimension_names": list(_dimensions(array)),
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    }
 
 
 def _dimensions(array: StoredArray) -> tuple[str, ...]:
@@ -75,46 +137,6 @@ def _attributes(layout: Layout) -> dict[str, dict[str, Any]]:
     return found
 
 
-def resize_arrays(path: Path, layout: Layout) -> None:
-    """Updates the length of every array, for a cache that ended early or grew; no chunk changes."""
-    root = path / ARRAYS
-    for name, array in layout.arrays.items():
-        metadata = read_json(root / name / METADATA)
-        if metadata["shape"][0] != array.shape[0]:
-            metadata["shape"][0] = array.shape[0]
-            write_file(root / name / METADATA, [json.dumps(metadata, indent=2).encode()])
-            sync_folder(root / name)
-
-
-def metadata_problems(path: Path, layout: Layout, growing: bool = False) -> list[tuple[Path, str, str]]:
-    """Arrays whose ``zarr.json`` does not describe the layout's chunk files: (file, found, expected).
-
-    Args:
-        growing: a growth is in progress, which may have made the arrays longer.
-    """
-    problems = []
-    for name, array in layout.arrays.items():
-        file = path / ARRAYS / name / METADATA
-        expected = {
-            "shape": list(array.shape),
-            "data_type": array.dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(array.shard)}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            "codecs": _codecs(array),
-        }
-        try:
-            metadata = read_json(file)
-        except DataError as error:
-            problems.append((file, error.message, "array metadata"))
-            continue
-        if growing and metadata.get("shape", [0])[0] >= array.shape[0]:
-            metadata["shape"] = [array.shape[0], *metadata["shape"][1:]]
-        for key, value in expected.items():
-            if metadata.get(key) != value:
-                problems.append((file, f"{key} {json.dumps(metadata.get(key))}", json.dumps(value)))
-    return problems
-
-
 def _codecs(array: StoredArray) -> list[dict[str, Any]]:
     """As Zarr writes them: bytes and their checksum, or contiguous chunks with a checked index behind them."""
     plain: dict[str, Any] = {"name": "bytes"}
@@ -132,9 +154,3 @@ def _codecs(array: StoredArray) -> list[dict[str, Any]]:
 
 
 _TOKEN_NAMES = {array.name for array in TOKEN_ARRAYS}
-
-
-def _sync(folder: Path) -> None:
-    with (folder / METADATA).open("rb") as file:
-        os.fsync(file.fileno())
-    sync_folder(folder)

@@ -5,18 +5,22 @@ renamed to their names, their folders are fsynced, and the commit is written in 
 steps leaves chunk files without a commit, which nobody reads; it never leaves a commit without its chunk files.
 
 A cache that grew by sites has further commits for its earlier shards (shared.cache.growth).
+
+A commit carries the sha256 of its own file, and the identity of the cache it belongs to: neither a flipped bit nor a
+commit copied from elsewhere can vouch for anything.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from ..errors import DataError
-from .files import read_json
+from ..errors import DataError, repair_command
+from ..schemas import Commit, checked
+from .files import read_sealed
 from .format import ARRAYS, COMMITS, commit_name, shard_of_commit
 from .stats import SiteStats
 
@@ -34,6 +38,7 @@ class CommitRecord:
     """The content of one commit file.
 
     Attributes:
+        identity: of the generation of the cache that it belongs to.
         shard: its index.
         sequences: sequences written; only the last shard may hold fewer than the chunk has room for.
         tokens: rows that are not padding.
@@ -42,6 +47,7 @@ class CommitRecord:
         stats: site → statistics of this shard.
     """
 
+    identity: str
     shard: int
     sequences: int
     tokens: int
@@ -51,6 +57,7 @@ class CommitRecord:
 
     def to_dict(self) -> dict[str, Any]:
         return {
+            "identity": self.identity,
             "shard": self.shard,
             "sequences": self.sequences,
             "tokens": self.tokens,
@@ -62,6 +69,7 @@ class CommitRecord:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
         return cls(
+            identity=str(value["identity"]),
             shard=int(value["shard"]),
             sequences=int(value["sequences"]),
             tokens=int(value["tokens"]),
@@ -84,39 +92,65 @@ def commits_of(path: Path) -> set[tuple[int, int]]:
     return {found for name in names if (found := shard_of_commit(name)) is not None}
 
 
-def load_commit(path: Path, shard: int, part: int = 0) -> CommitRecord:
+def load_commit(path: Path, shard: int, part: int = 0, identity: str | None = None) -> CommitRecord:
     """Reads one commit file.
 
+    Args:
+        identity: of the generation that it must belong to; None: any.
+
     Raises:
-        DataError: the file is missing, or is not a commit of this shard.
+        DataError: the file is missing or damaged, or is not the commit of this shard of this cache.
     """
     file = commit_path(path, shard, part)
-    value = read_json(file)
     try:
-        record = CommitRecord.from_dict(value)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{file} is not a commit of this format: {error!r}", hint=f"pipeline verify {path}") from None
-    if record.shard != shard:
-        raise DataError(f"{file} commits shard {record.shard}, expected {shard}", hint=f"pipeline verify {path}")
+        record = CommitRecord.from_dict(_read(file, shard, identity))
+    except DataError as error:
+        if error.hint is not None:
+            raise
+        raise DataError(f"{file} is not a commit of this format: {error.message}", repair_command(path)) from None
     return record
 
 
-def load_shard(path: Path, shard: int, parts: Iterable[int]) -> CommitRecord:
+def load_checksums(path: Path, shard: int, owners: Mapping[int, str]) -> dict[str, int]:
+    """Path below ``acts.zarr`` → CRC-32C of the payload, of all parts of a shard. Raises DataError as `load_commit`."""
+    found: dict[str, int] = {}
+    for part, identity in owners.items():
+        files = _read(commit_path(path, shard, part), shard, identity)["files"]
+        found |= {name: int(file["crc32c"], 16) for name, file in files.items()}
+    return found
+
+
+def _read(file: Path, shard: int, identity: str | None) -> dict[str, Any]:
+    value = checked(Commit, read_sealed(file), file)
+    if value["shard"] != shard:
+        raise DataError(f"{file} commits shard {value['shard']}, expected {shard}", repair_command(file))
+    if identity is not None and value["identity"] != identity:
+        raise DataError(
+            f"{file} belongs to another cache: identity {value['identity']}, expected {identity}", repair_command(file)
+        )
+    return value
+
+
+def load_shard(path: Path, shard: int, owners: Mapping[int, str]) -> CommitRecord:
     """All parts of a shard as one record.
 
+    Args:
+        owners: part → identity of the generation that it belongs to (shared.cache.growth.Parts.owners).
+
     Raises:
-        DataError: a part is missing or is not a commit of this shard, or the parts belong to different tokens.
+        DataError: a part is missing, damaged or not a commit of this shard, or the parts belong to different tokens.
     """
-    records = [load_commit(path, shard, part) for part in parts]
-    whole = records[0]
-    for part, record in zip(list(parts)[1:], records[1:], strict=True):
-        if (record.sequences, record.tokens_sha256) != (whole.sequences, whole.tokens_sha256):
+    records = {part: load_commit(path, shard, part, identity) for part, identity in owners.items()}
+    whole, *more = records.items()
+    merged = whole[1]
+    for part, record in more:
+        if (record.sequences, record.tokens_sha256) != (merged.sequences, merged.tokens_sha256):
             raise DataError(
-                f"{commit_path(path, shard, part)} and {commit_path(path, shard)} belong to different tokens",
-                hint=f"pipeline verify {path}",
+                f"{commit_path(path, shard, part)} and {commit_path(path, shard, whole[0])} belong to different tokens",
+                repair_command(path),
             )
-        whole = replace(whole, files={**whole.files, **record.files}, stats={**whole.stats, **record.stats})
-    return whole
+        merged = replace(merged, files={**merged.files, **record.files}, stats={**merged.stats, **record.stats})
+    return merged
 
 
 def size_problems(path: Path, expected: Mapping[str, int]) -> list[tuple[Path, str, str]]:
@@ -130,13 +164,24 @@ def size_problems(path: Path, expected: Mapping[str, int]) -> list[tuple[Path, s
     for folder in [*root.iterdir()] if root.is_dir() else []:
         if folder.is_dir():
             with os.scandir(folder) as entries:
-                found |= {f"{folder.name}/{entry.name}": entry.stat().st_size for entry in entries}
+                found |= {f"{folder.name}/{entry.name}": _size(entry) for entry in entries}
     problems = []
     for name, wanted in expected.items():
         size = found.get(name)
         if size != wanted:
-            problems.append((root / name, "no file" if size is None else f"{size:,} bytes", f"{wanted:,} bytes"))
+            problems.append(
+                (
+                    root / name,
+                    "no file" if size is None else "no regular file" if size < 0 else f"{size:,} bytes",
+                    f"{wanted:,} bytes",
+                )
+            )
     return problems
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    """Bytes of a regular file; of anything else (a link, a pipe) -1, which no chunk file has."""
+    return entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else -1
 
 
 def check_sizes(path: Path, expected: Mapping[str, int]) -> None:
@@ -145,6 +190,4 @@ def check_sizes(path: Path, expected: Mapping[str, int]) -> None:
     if problems:
         file, found, wanted = problems[0]
         more = f" (and {len(problems) - 1} more files)" if len(problems) > 1 else ""
-        raise DataError(
-            f"{file} has the wrong size: found {found}, expected {wanted}{more}", hint=f"pipeline verify {path}"
-        )
+        raise DataError(f"{file} has the wrong size: found {found}, expected {wanted}{more}", repair_command(path))

@@ -18,8 +18,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
-from .files import PARTIAL, explained_full_disk, read_json, sync_folder
+from ..errors import DataError, repair_command
+from .files import PARTIAL, explained_full_disk, inside, read_sealed, sync_folder
+from .first_touch import compare_sha256_once
 from .format import MANIFEST
 
 DOCUMENTS = "documents.jsonl"
@@ -61,24 +62,29 @@ def read_documents(cache: Path | str) -> Iterator[DocumentRecord]:
     """The documents of a cache folder in the order of their ids; none if the cache has no such file.
 
     Raises:
-        DataError: a line does not follow the format.
+        DataError: the file is not the one that the manifest names, or a line does not follow the format.
     """
-    path = Path(cache) / _current(Path(cache))
+    path = _current(Path(cache))
     if not path.is_file():
         return
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                found = json.loads(line)
-                yield DocumentRecord(
-                    int(found["doc_id"]),
-                    str(found.get("source", "")),
-                    str(found.get("domain") or ""),
-                    dict(found.get("labels") or {}),
-                    found.get("target_row"),
-                )
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise DataError(f"{path}:{number} is not a document: {error}", f"pipeline verify {cache}") from None
+                yield _record(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise DataError(f"{path}:{number} is not a document: {error}", repair_command(path)) from None
+
+
+def _record(found: Mapping[str, Any]) -> DocumentRecord:
+    target = found.get("target_row")
+    labels = dict(found.get("labels") or {})
+    if not (target is None or (type(target) is int and 0 <= target < 1 << 48)):
+        raise ValueError(f"target_row {target!r} is no row")
+    if any(isinstance(value, (list, dict)) for value in labels.values()):
+        raise ValueError("a label is text, a number, a boolean or null")
+    return DocumentRecord(
+        int(found["doc_id"]), str(found.get("source", "")), str(found.get("domain") or ""), labels, target
+    )
 
 
 def domains_of(cache: Path | str) -> dict[int, str]:
@@ -163,8 +169,13 @@ def documents_summary(cache: Path, name: str = DOCUMENTS) -> dict[str, Any]:
     return {"file": name, "documents": count, "sha256": data.hexdigest()}
 
 
-def _current(cache: Path) -> str:
+def _current(cache: Path) -> Path:
     """The file named in the manifest: a cache that grew has a new file beside the old one."""
-    manifest = read_json(cache / MANIFEST) if (cache / MANIFEST).is_file() else {}
+    manifest = read_sealed(cache / MANIFEST) if (cache / MANIFEST).is_file() else {}
     listed = manifest.get("extra", {}).get("documents")
-    return str(listed["file"]) if isinstance(listed, dict) and "file" in listed else DOCUMENTS
+    if not isinstance(listed, dict) or "file" not in listed:
+        return inside(cache, DOCUMENTS)
+    path = inside(cache, listed["file"])
+    if "sha256" in listed:
+        compare_sha256_once(path, str(listed["sha256"]))
+    return path

@@ -6,30 +6,55 @@ reached the disk. The rename itself survives a power cut only once its folder is
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import google_crc32c
 import numpy as np
 
-from ..errors import DataError, PipelineError, UsageError
+from ..errors import DamagedError, PipelineError, UsageError, VersionError, repair_command
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+SEAL = "seal"
+"""Key of a sealed JSON file: the sha256 of the file with this value replaced by 64 zeros."""
+
+_NO_SEAL = "0" * 64
 
 PARTIAL = ".partial"
 """Suffix of a file that is being written. No reader opens one; a writer deletes leftovers when it starts."""
 
 
 def crc32c(data: np.ndarray | bytes, start: int = 0) -> int:
-    """CRC-32C (Castagnoli) of the bytes, continued from ``start``."""
+    """CRC-32C (Castagnoli) of the bytes, continued from ``start``. An array's are computed without the GIL."""
+    extend = _crc32c_extend()
+    if extend is not None and isinstance(data, np.ndarray) and data.size:
+        flat = data.reshape(-1).view(np.uint8)
+        return extend(start, flat.ctypes.data, flat.size)
     # the C extension takes any read-only or plain contiguous buffer; its annotation says bytes
     return int(google_crc32c.extend(start, data))
+
+
+@cache
+def _crc32c_extend() -> Callable[[int, int, int], int] | None:
+    """The C function behind google_crc32c, which holds the GIL while it calls it; None where it is not exported."""
+    with suppress(OSError, AttributeError, ImportError):
+        from google_crc32c import _crc32c
+
+        extend = ctypes.CDLL(_crc32c.__file__).crc32c_extend
+        extend.restype, extend.argtypes = ctypes.c_uint32, (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t)
+        return cast(Callable[[int, int, int], int], extend)
+    return None
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:
@@ -73,18 +98,106 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def read_json(path: Path) -> Any:
-    """Parses a JSON file of a cache.
+def read_file(path: Path, hint: str | None = None) -> bytes:
+    """The bytes of a regular file of a cache or run.
+
+    A folder somebody else made may hold a pipe or a device under any name; opening one could wait forever.
+
+    Args:
+        hint: the command to run next; None: the one that repairs the cache or run that the file is in.
 
     Raises:
-        DataError: the file is missing or is not JSON.
+        DamagedError: it is missing, is not a regular file, or the system cannot read it.
     """
+    hint = hint or repair_command(path)
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing", hint=f"pipeline verify {path.parent}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}", hint=f"pipeline verify {path.parent}") from None
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise DamagedError(f"{path} is not a regular file", hint)
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DamagedError(f"{path} is missing", hint) from None
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read: {error.strerror}", hint) from None
+
+
+def read_json(path: Path, hint: str | None = None) -> Any:
+    """Parses a JSON file of a cache or run. Raises DamagedError: as :func:`read_file`, or it is not JSON."""
+    return _parsed(path, read_file(path, hint), hint)
+
+
+def sealed_bytes(value: Mapping[str, Any]) -> bytes:
+    """The JSON document with its seal: a file that proves itself, whatever else is damaged."""
+    blank = json_bytes({**value, SEAL: _NO_SEAL})
+    place = f'"{SEAL}": "%s"'
+    return blank.replace((place % _NO_SEAL).encode(), (place % hashlib.sha256(blank).hexdigest()).encode(), 1)
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """As :func:`write_json`, with a seal."""
+    write_file(path, [sealed_bytes(value)])
+    sync_folder(path.parent)
+
+
+def read_sealed(path: Path, hint: str | None = None, version: int | None = None) -> dict[str, Any]:
+    """A sealed JSON file, without its seal.
+
+    Args:
+        version: the `format_version` that it must have; earlier ones had no seal.
+
+    Raises:
+        VersionError: it has another.
+        DamagedError: as :func:`read_json`, or the bytes are not those that were sealed.
+    """
+    data = read_file(path, hint)
+    parsed = _parsed(path, data, hint)
+    value: dict[str, Any] = parsed if isinstance(parsed, dict) else {}
+    seal = value.pop(SEAL, None)
+    if seal is None and version is not None and value.get("format_version") != version:
+        raise _other_version(path, value, version)
+    if not isinstance(seal, str) or len(seal) != len(_NO_SEAL) or not seal.isascii():
+        raise DamagedError(
+            f"{path} is damaged: it carries no sha256 of itself ({SEAL!r})", hint or repair_command(path)
+        )
+    found = hashlib.sha256(data.replace(seal.encode(), _NO_SEAL.encode())).hexdigest()
+    if found != seal:
+        raise DamagedError(f"{path} is damaged: sha256 {found}, expected {seal}", hint or repair_command(path))
+    if version is not None and value.get("format_version") != version:
+        raise _other_version(path, value, version)
+    return value
+
+
+def _other_version(path: Path, value: Mapping[str, Any], version: int) -> VersionError:
+    return VersionError(
+        f"{path} has format version {value.get('format_version')!r}, expected {version}",
+        "read it with the program version that wrote it, or make it again",
+    )
+
+
+def _parsed(path: Path, data: bytes, hint: str | None) -> Any:
+    try:
+        return json.loads(data, parse_constant=_not_json)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is not valid JSON: {error}", hint or repair_command(path)) from None
+
+
+def _not_json(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def inside(folder: Path, name: object) -> Path:
+    """The path of a file that a document in ``folder`` names.
+
+    Raises:
+        DamagedError: the name is not that of a regular file below the folder, links resolved.
+    """
+    if not isinstance(name, str) or not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DamagedError(f"{folder}: {name!r} does not name a file in this folder", repair_command(folder))
+    path = folder / name
+    if path.exists() and not (path.is_file() and path.resolve().is_relative_to(folder.resolve())):
+        raise DamagedError(f"{path} is not a regular file in {folder}", repair_command(folder))
+    return path
 
 
 def sync_folder(folder: Path) -> None:
@@ -96,6 +209,16 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Makes a folder and everything below it survive a power cut."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 @contextmanager
 def explained_full_disk(path: Path, needed: int, partial: Path | None = None) -> Iterator[None]:
     """Turns "no space left on device" into a PipelineError with the numbers; removes the partial file on any error."""
@@ -105,6 +228,8 @@ def explained_full_disk(path: Path, needed: int, partial: Path | None = None) ->
         if partial is not None:
             partial.unlink(missing_ok=True)
         if error.errno not in _FULL:
+            if error.errno is not None and error.filename is None:
+                error.filename = str(path)
             raise
         free = shutil.disk_usage(path.parent).free
         raise PipelineError(

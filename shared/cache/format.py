@@ -1,4 +1,4 @@
-"""Cache format, versions 1 and 2: names, shapes and sizes. The written specification is docs/cache-format.md."""
+"""The cache format: names, shapes and sizes. The written specification is docs/cache-format.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, VersionError
 from .files import crc32c
 
 Quantised = Literal["fp8", "int8"]
@@ -25,14 +25,12 @@ CODES: dict[str, np.dtype[np.generic]] = {"fp8": np.dtype("u1"), "int8": np.dtyp
 SCALE = np.dtype("<f4")
 
 FORMAT_NAME = "activation-cache"
-FORMAT_VERSION = 1
-"""The version written, unless a reader of version 1 would misread the cache."""
+FORMAT_VERSION = 3
+"""The version that this code reads and writes."""
 
-NEWER = 2
-"""The version of caches with quantised sites or the sharding codec, and of caches that have grown."""
-
-VERSIONS = (FORMAT_VERSION, NEWER)
-"""Versions that this code reads."""
+MOST_SHARDS = 10_000_000
+MOST_NUMBERS = 1 << 31
+"""Bounds that no real cache comes near; a layout beyond them is refused before anything is computed from it."""
 
 PLAN = "plan.json"
 MANIFEST = "manifest.json"
@@ -217,7 +215,7 @@ class SiteSpec:
         return self.width * STORED[self.logical_dtype].itemsize
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-able; without ``quantised`` where it is not, as version 1 has it."""
+        """Plain JSON-able; without ``quantised`` where it is not."""
         return {key: value for key, value in asdict(self).items() if key != "quantised" or value is not None}
 
     @classmethod
@@ -225,7 +223,7 @@ class SiteSpec:
         unknown = set(value) - {entry.name for entry in fields(cls)}
         if unknown:
             raise DataError(
-                f"a site of the cache has fields that format version {VERSIONS[-1]} does not know: {unknown}"
+                f"a site of the cache has fields that format version {FORMAT_VERSION} does not know: {unknown}"
             )
         return cls(**value)
 
@@ -268,15 +266,14 @@ class Layout:
                 f"a chunk holds whole sequences, and a shard whole chunks: chunk_rows {self.chunk_rows} is no multiple "
                 f"of ctx {self.ctx}, or does not divide shard_rows {self.shard_rows}"
             )
+        if self.n_shards > MOST_SHARDS or self.shard_rows * max([1, *(s.width for s in self.sites)]) > MOST_NUMBERS:
+            raise UsageError(
+                f"{self.n_shards:,} shards of {self.shard_rows:,} rows: a cache has at most {MOST_SHARDS:,} shards, "
+                f"and a chunk at most {MOST_NUMBERS:,} numbers"
+            )
         names = [site.name for site in self.sites]
         if len(set(names)) != len(names):
             raise UsageError(f"a site is named twice: {', '.join(sorted(names))}")
-
-    @property
-    def format_version(self) -> int:
-        """The lowest version that has what the layout needs."""
-        new = self.chunk_rows or any(site.quantised for site in self.sites)
-        return NEWER if new else FORMAT_VERSION
 
     @property
     def n_rows(self) -> int:
@@ -341,14 +338,18 @@ class Layout:
         return self.n_shards * sum(self.files_of(0).values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-able; without ``chunk_rows`` where it is 0, as version 1 has it."""
+        """Plain JSON-able; without ``chunk_rows`` where it is 0."""
         found = asdict(self) | {"sites": [site.to_dict() for site in self.sites]}
         return {key: value for key, value in found.items() if key != "chunk_rows" or value}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Layout:
-        sites = tuple(SiteSpec.from_dict(site) for site in value["sites"])
-        return cls(value["n_seq"], value["ctx"], value["shard_rows"], sites, value.get("chunk_rows", 0))
+        """The layout in a plan or manifest. Raises DataError where it describes no possible cache."""
+        try:
+            sites = tuple(SiteSpec.from_dict(site) for site in value["sites"])
+            return cls(value["n_seq"], value["ctx"], value["shard_rows"], sites, value.get("chunk_rows", 0))
+        except UsageError as error:
+            raise DataError(f"not the layout of a cache: {error.message}") from None
 
 
 def default_shard_rows(ctx: int) -> int:
@@ -381,10 +382,9 @@ def shard_of_commit(name: str) -> tuple[int, int] | None:
 def check_version(path: object, head: Mapping[str, Any]) -> None:
     """Raises a DataError unless the plan or manifest is of the format and the version this code reads."""
     found = (head.get("format"), head.get("format_version"))
-    if found[0] != FORMAT_NAME or found[1] not in VERSIONS:
-        raise DataError(
-            f"{path} is {found[0]!r} of version {found[1]!r}, expected {FORMAT_NAME!r} of version "
-            f"{' or '.join(map(str, VERSIONS))}",
+    if found != (FORMAT_NAME, FORMAT_VERSION):
+        raise VersionError(
+            f"{path} is {found[0]!r} of version {found[1]!r}, expected {FORMAT_NAME!r} of version {FORMAT_VERSION}",
             hint="read it with the program version that wrote it, or harvest again",
         )
 

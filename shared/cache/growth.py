@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..config.settings import identity
-from ..errors import DataError
+from ..errors import DataError, command, repair_command
+from ..schemas import Manifest, Plan, checked
 from .commits import commits_of
-from .files import read_json
+from .files import read_sealed
 from .format import (
     FORMAT_NAME,
+    FORMAT_VERSION,
     HISTORY,
     MANIFEST,
-    NEWER,
     PLAN,
     TOKEN_ARRAYS,
     Layout,
@@ -76,12 +77,25 @@ class Parts:
 
     def of(self, shard: int) -> dict[int, tuple[str, ...]]:
         """Part → its arrays. Part 0: its first arrays, including tokens; part g: those added by generation g."""
-        born = next(g for g, size in enumerate(self._shards) if shard < size)
+        born = self._born(shard)
         found = {0: (*(array.name for array in TOKEN_ARRAYS), *self._arrays(self.generations[born].sites))}
         for generation in range(born + 1, len(self.generations)):
             if added := set(self.generations[generation].sites) - set(self.generations[generation - 1].sites):
                 found[generation] = self._arrays(added)
         return found
+
+    def owners(self, shard: int, site: str | None = None) -> dict[int, str]:
+        """Part → identity of the generation that wrote it.
+
+        Args:
+            site: only the parts that hold this array.
+        """
+        born = self._born(shard)
+        return {
+            part: self.generations[max(part, born)].identity
+            for part, arrays in self.of(shard).items()
+            if site is None or site in arrays
+        }
 
     def files(self, shard: int, part: int) -> dict[str, int]:
         """Path below ``acts.zarr`` → bytes of the chunk files of a part."""
@@ -97,18 +111,27 @@ class Parts:
         return {shard: parts for shard, parts in found.items() if parts}
 
     def committed(self, commits: Collection[tuple[int, int]]) -> list[int]:
-        """The shards whose every part has a commit, in order."""
-        lacking = self.missing(commits)
-        return [shard for shard in range(self.layout.n_shards) if shard not in lacking]
+        """The shards whose every part has a commit, in order.
+
+        As `expected_files`, in the time that the commits take: a layout may claim any number of shards.
+        """
+        return [shard for shard in self._shards_in(commits) if all((shard, part) in commits for part in self.of(shard))]
 
     def expected_files(self, commits: Collection[tuple[int, int]]) -> dict[str, int]:
         """Chunk files named by the commits, with their bytes."""
         found: dict[str, int] = {}
-        for shard in range(self.layout.n_shards):
+        for shard in self._shards_in(commits):
             for part in self.of(shard):
                 if (shard, part) in commits:
                     found |= self.files(shard, part)
         return found
+
+    def _shards_in(self, commits: Collection[tuple[int, int]]) -> list[int]:
+        return sorted({shard for shard, _ in commits if shard < self.layout.n_shards})
+
+    def _born(self, shard: int) -> int:
+        """The generation that added the shard."""
+        return next(g for g, size in enumerate(self._shards) if shard < size)
 
     def sequences(self, shard: int) -> int:
         """Sequences in the shard; fewer than it has room for at the end of a generation."""
@@ -192,13 +215,33 @@ def read_plans(path: Path) -> list[dict[str, Any]]:
     """The plans of a cache, parsed.
 
     Raises:
-        DataError: a plan has an unknown format version.
+        DataError: a plan is damaged or has another format version.
     """
-    plans: list[dict[str, Any]] = []
-    for file in plan_files(path):
-        plans.append(read_json(file))
-        check_version(path, plans[-1])
-    return plans
+    return [read_head(file) for file in plan_files(path)]
+
+
+def read_head(file: Path) -> dict[str, Any]:
+    """A plan or manifest: sealed, of this format version, of the right shape.
+
+    Raises:
+        DataError: it is not.
+    """
+    head = read_sealed(file, version=FORMAT_VERSION)
+    check_version(file, head)
+    head = checked(Manifest if file.name == MANIFEST else Plan, head, file)
+    try:
+        sizes = [0, *(one.n_seq for one in generations_of(head))]
+        layout = Layout.from_dict(head["layout"])
+    except DataError as error:
+        raise DataError(f"{file}: {error.message}", repair_command(file)) from None
+    if sizes != sorted(sizes) or layout.n_seq != sizes[-1]:
+        raise DataError(f"{file}: its generations have {sizes[1:]} sequences, expected growth", repair_command(file))
+    return head
+
+
+def copy_of(plan: Path) -> Path:
+    """The second copy of a plan. Everything else follows from the plans and the source; a lost plan from nothing."""
+    return plan.with_name(f".{plan.name}.copy")
 
 
 def generations_of(head: Mapping[str, Any]) -> tuple[Generation, ...]:
@@ -226,7 +269,7 @@ def stand(
     if not plans:
         plan = _plan(layout, config, provenance, ())
         return Standing(plan, path / PLAN, layout, generations_of(plan))
-    manifest = read_json(path / MANIFEST) if (path / MANIFEST).exists() else None
+    manifest = read_head(path / MANIFEST) if (path / MANIFEST).exists() else None
     done = -1 if manifest is None else len(manifest.get(HISTORY, []))
     for index in reversed(range(len(plans))):
         here = _standing(path, plans, index, manifest)
@@ -243,9 +286,14 @@ def stand(
     if obstacle is not None:
         raise DataError(
             f"{path} {obstacle}:\n" + "\n".join(f"  {line}" for line in lines),
-            hint=f"pipeline inspect {path} shows its config; harvest under another name, or with that config",
+            hint=f"{command('inspect', path)} shows its config; harvest under another name, or with that config",
         )
     return _grown(path, last, layout, config, provenance)
+
+
+def standing_of(path: Path, plans: Sequence[dict[str, Any]], manifest: dict[str, Any] | None) -> Standing:
+    """The latest generation of a cache, finished or not."""
+    return _standing(path, plans, len(plans) - 1, manifest)
 
 
 def is_empty(path: Path) -> bool:
@@ -258,7 +306,7 @@ def _plan(
 ) -> dict[str, Any]:
     found: dict[str, Any] = {
         "format": FORMAT_NAME,
-        "format_version": NEWER if history else layout.format_version,
+        "format_version": FORMAT_VERSION,
         "identity": identity(config),
         "config": dict(config),
         "layout": layout.to_dict(),

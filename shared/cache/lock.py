@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import shlex
+import stat
 import time
 from pathlib import Path
 
-from ..errors import PipelineError
+from ..errors import DataError, PipelineError
 from .format import LOCK
 
 _WAIT_SECONDS = 30.0
@@ -25,16 +28,16 @@ class WriterLock:
         self.folder = folder
         self.shared = world > 1
         self._rank_file = folder / f"{LOCK}-{rank}" if self.shared else None
-        self._descriptors = [_open(folder / LOCK)]
+        self._descriptors = [open_lock(folder / LOCK)]
         try:
-            self.is_first = _try(self._descriptors[0], fcntl.LOCK_EX)
+            self.is_first = try_lock(self._descriptors[0], fcntl.LOCK_EX, folder / LOCK)
             if not self.is_first:
                 if not self.shared:
                     raise self._busy(folder / LOCK)
                 self._wait_shared()
             if self._rank_file is not None:
-                self._descriptors.append(_open(self._rank_file))
-                if not _try(self._descriptors[1], fcntl.LOCK_EX):
+                self._descriptors.append(open_lock(self._rank_file))
+                if not try_lock(self._descriptors[1], fcntl.LOCK_EX, self._rank_file):
                     raise self._busy(self._rank_file)
         except BaseException:
             self._close()
@@ -43,7 +46,7 @@ class WriterLock:
     def set_up_done(self) -> None:
         """Lets the other ranks in: the folder is set up."""
         if self.shared and self.is_first:
-            _try(self._descriptors[0], fcntl.LOCK_SH)
+            try_lock(self._descriptors[0], fcntl.LOCK_SH, self.folder / LOCK)
 
     def release(self) -> None:
         if self._descriptors and self._rank_file is not None:
@@ -57,7 +60,7 @@ class WriterLock:
 
     def _wait_shared(self) -> None:
         deadline = time.monotonic() + _WAIT_SECONDS
-        while not _try(self._descriptors[0], fcntl.LOCK_SH):
+        while not try_lock(self._descriptors[0], fcntl.LOCK_SH, self.folder / LOCK):
             if time.monotonic() > deadline:
                 raise self._busy(self.folder / LOCK)
             time.sleep(0.05)
@@ -69,13 +72,41 @@ class WriterLock:
         )
 
 
-def _open(file: Path) -> int:
-    return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+def open_lock(file: Path) -> int:
+    """A descriptor of a lock file, created if it does not exist, never cut or followed through a link.
+
+    Raises:
+        DataError: the name is taken by a link, a folder or a pipe.
+        PipelineError: the file cannot be created.
+    """
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(file, flags, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise DataError(
+                f"{file} is not a regular file, expected a lock file", shlex.join(["rm", "-r", str(file)])
+            ) from None
+        raise PipelineError(
+            f"{file} cannot be created: {error.strerror}", f"make {file.parent} writable, or choose another folder"
+        ) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DataError(f"{file} is not a regular file, expected a lock file", shlex.join(["rm", str(file)]))
+    return descriptor
 
 
-def _try(descriptor: int, mode: int) -> bool:
+def try_lock(descriptor: int, mode: int, file: Path) -> bool:
+    """Whether the lock was free. Raises PipelineError where the filesystem has no locks."""
     try:
         fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+            raise
+        raise PipelineError(
+            f"the filesystem of {file} has no locks ({error.strerror}), so two writers could not be kept apart",
+            "put harvest.cache_dir and train.runs on a local disk, or mount the filesystem with locks",
+        ) from None
     return True

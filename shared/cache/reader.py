@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config.registry import did_you_mean
-from ..errors import DataError, UsageError
-from .commits import check_sizes, commits_of, load_commit, load_shard
-from .files import read_json
-from .format import ARRAYS, MANIFEST, PLAN, TOKEN_ARRAYS, Layout, SiteSpec, check_version
-from .growth import Generation, Parts, generations_of, plan_files, read_plans
+from ..errors import DataError, UsageError, command, repair_command
+from ..schemas import Massive, checked
+from .commits import check_sizes, commits_of, load_checksums, load_commit, load_shard
+from .first_touch import compare_once
+from .format import ARRAYS, MANIFEST, PLAN, TOKEN_ARRAYS, Layout, SiteSpec
+from .growth import Generation, Parts, generations_of, plan_files, read_head, read_plans
 from .outliers import SiteOutliers, find_outliers
 from .quantise import CODE_DTYPES, dequantise
 from .rows import rest_rows
@@ -40,6 +41,7 @@ class Cache:
         shards: the committed shards, in order (all of them unless the cache is incomplete).
         complete: the cache is finished and every shard is committed.
         parts: which commit covers which arrays.
+        checksums: compare each chunk file with its commit when it is first read.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class Cache:
     shards: list[int] = field(repr=False)
     complete: bool
     parts: Parts = field(repr=False)
+    checksums: bool = True
 
     @property
     def config(self) -> dict[str, Any]:
@@ -105,7 +108,7 @@ class Cache:
         if site not in self.sites:
             raise UsageError(
                 f"no site {site!r} in {self.path}; its sites: {', '.join(self.sites)}",
-                hint=f"pipeline inspect {self.path}",
+                hint=command("inspect", self.path),
             )
         return self.sites[site]
 
@@ -147,6 +150,24 @@ class Cache:
             )
         return self.path / ARRAYS / self.layout.arrays[array].file(shard), 0
 
+    def compare(self, array: str, shard: int, beyond_memory: bool = False) -> None:
+        """Compares a chunk file with its commit, the first time that this process reads it.
+
+        Args:
+            array: as for :meth:`chunk_file`.
+            beyond_memory: drop the file from the system's cache behind the reading.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        stored = self.layout.arrays[array]
+        if shard not in self._crc:
+            self._crc[shard] = load_checksums(self.path, shard, self.parts.owners(shard))
+        crc = self._crc[shard].get(stored.file(shard))
+        if crc is None:
+            raise DataError(f"no commit of shard {shard} of {self.path} lists {array}", repair_command(self.path))
+        compare_once(self.path / ARRAYS / stored.file(shard), stored, crc, beyond_memory)
+
     @property
     def identities(self) -> tuple[str, ...]:
         """Every identity of the cache: before each growth, and the present one."""
@@ -157,12 +178,12 @@ class Cache:
         spec = self.spec(site)
         if site not in self._stats:
             if "statistics" in self.manifest:
-                self._stats[site] = SiteStats.from_dict(self.manifest["statistics"][site])
+                kept = self.manifest["statistics"].get(site)
+                found = iter([self._fitting(SiteStats.from_dict(kept) if kept else None, spec)])
             else:
-                found = (
-                    load_shard(self.path, shard, self._parts_with(site, shard)).stats[site] for shard in self.shards
-                )
-                self._stats[site] = merge_stats(found, spec.width, self.ctx)
+                records = (load_shard(self.path, n, self.parts.owners(n, site)) for n in self.shards)
+                found = (self._fitting(one.stats.get(site), spec) for one in records)
+            self._stats[site] = merge_stats(found, spec.width, self.ctx)
         return self._stats[site]
 
     def outliers(self, site: str) -> SiteOutliers:
@@ -173,9 +194,25 @@ class Cache:
             self._outliers[site] = (
                 find_outliers(rest, self._counted(site), lambda rows: self.rows(site, rows))
                 if kept is None
-                else SiteOutliers.from_dict(kept, rest)
+                else self._outliers_from(kept, site)
             )
         return self._outliers[site]
+
+    def _outliers_from(self, kept: dict[str, Any], site: str) -> SiteOutliers:
+        found = SiteOutliers.from_dict(checked(Massive, kept, self.path / MANIFEST), self.stats(site).rest)
+        width = self.spec(site).width
+        inside = not len(found.rows) or (found.rows.min() >= 0 and found.rows.max() < self.n_rows)
+        if not inside or found.massive.sum.shape != (width,) or any(d >= width for d in found.dimensions):
+            raise DataError(
+                f"{self.path / MANIFEST}: massive rows of {site} outside the cache", repair_command(self.path)
+            )
+        return found
+
+    def _fitting(self, stats: SiteStats | None, spec: SiteSpec) -> SiteStats:
+        """Statistics of a site, if they have its width. Raises DataError."""
+        if stats is None or not stats.fits(spec.width, self.ctx):
+            raise DataError(f"{self.path} holds no statistics that fit {spec.name}", repair_command(self.path))
+        return stats
 
     def massive_rows(self, sites: Sequence[str]) -> NDArray[np.bool_]:
         """[n_rows]: rows that are massive at any of the sites."""
@@ -196,6 +233,10 @@ class Cache:
         return {}
 
     @cached_property
+    def _crc(self) -> dict[int, dict[str, int]]:
+        return {}
+
+    @cached_property
     def _outliers(self) -> dict[str, SiteOutliers]:
         return {}
 
@@ -203,13 +244,12 @@ class Cache:
     def _shard_set(self) -> frozenset[int]:
         return frozenset(self.shards)
 
-    def _parts_with(self, site: str, shard: int) -> list[int]:
-        return [part for part, arrays in self.parts.of(shard).items() if site in arrays]
-
     def _stored(self, name: str, shard: int) -> NDArray[Any]:
         """The rows of one shard of an array as they are stored, mapped."""
         file, offset = self.chunk_file(name, shard)
         array = self.layout.arrays[name]
+        if self.checksums:
+            self.compare(name, shard)
         shape = (len(self.layout.rows_of(shard)), *array.shape[1:])
         with file.open("rb") as handle:
             mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -220,6 +260,8 @@ class Cache:
         out = np.full((self.n_seq, self.ctx), array.fill, array.dtype)
         for shard in self.shards:
             seqs = self.layout.seqs_of(shard)
+            if self.checksums:
+                self.compare(array.name, shard)
             file = self.path / ARRAYS / array.file(shard)
             out[seqs.start : seqs.stop] = np.fromfile(file, array.dtype, len(seqs) * self.ctx).reshape(
                 len(seqs), self.ctx
@@ -236,9 +278,11 @@ def massive_entry(cache: Cache) -> dict[str, Any]:
 def read_sequences(path: Path, parts: Parts, shard: int) -> dict[str, NDArray[Any]]:
     """The token arrays of a committed shard by name, [sequences, ctx]; excluding the padding of a short shard."""
     shape = (parts.sequences(shard), parts.layout.ctx)
+    crc = load_checksums(path, shard, {0: parts.owners(shard)[0]})
     found = {}
     for name in (array.name for array in TOKEN_ARRAYS):
         array = parts.layout.arrays[name]
+        compare_once(path / ARRAYS / array.file(shard), array, crc[array.file(shard)])
         found[name] = np.fromfile(path / ARRAYS / array.file(shard), array.dtype, math.prod(shape)).reshape(shape)
     return found
 
@@ -261,42 +305,44 @@ def _logical(stored: Mapping[str, NDArray[Any]], spec: SiteSpec) -> Tensor:
     return logical_rows({name: torch.from_numpy(values) for name, values in stored.items()}, spec)
 
 
-def open_cache(path: Path | str, allow_incomplete: bool = False, identity: str | None = None) -> Cache:
-    """Opens a cache folder and checks the size of every committed file (for checksums: ``pipeline verify``).
+def open_cache(
+    path: Path | str, allow_incomplete: bool = False, identity: str | None = None, checksums: bool = True
+) -> Cache:
+    """Opens a cache folder and checks the seals of its documents and the size of every committed file.
 
     Args:
         path: the cache folder.
         allow_incomplete: open an unfinished cache too; its shards without a commit read as padding.
         identity: if the cache has grown, open its generation with this identity. An unknown identity is ignored:
             compare with the identity of the opened cache.
+        checksums: compare each chunk file with its commit when this process first reads it.
 
     Raises:
-        DataError: no cache found, it is incomplete or has another version, or a chunk file is missing or truncated.
+        DataError: no cache found, it is incomplete or has another version, or one of its files is damaged.
     """
     path = Path(path)
-    if not (path / PLAN).exists():
-        raise _no_cache(path)
     finished = (path / MANIFEST).exists()
-    head = read_json(path / MANIFEST if finished else plan_files(path)[-1])
-    check_version(path, head)
-    try:
-        generations = generations_of(head)
-        if finished and identity in (earlier := [one.identity for one in generations[:-1]]):
-            head, generations = _as_it_was(path, head, generations[: earlier.index(str(identity)) + 1])
-        layout = replace(Layout.from_dict(head["layout"]), n_seq=generations[-1].n_seq)
-    except (KeyError, TypeError) as error:
-        raise DataError(f"the layout in {path} cannot be read: {error!r}", hint=f"pipeline verify {path}") from None
+    if not (path / PLAN).exists():
+        if finished or (path / ARRAYS).is_dir():
+            raise DataError(f"{path / PLAN} is missing", repair_command(path))
+        raise _no_cache(path)
+    head = read_head(path / MANIFEST if finished else plan_files(path)[-1])
+    generations = generations_of(head)
+    if finished and identity in (earlier := [one.identity for one in generations[:-1]]):
+        head, generations = _as_it_was(path, head, generations[: earlier.index(str(identity)) + 1])
+    layout = replace(Layout.from_dict(head["layout"]), n_seq=generations[-1].n_seq)
     parts, commits = Parts(layout, generations), commits_of(path)
     shards = parts.committed(commits)
-    missing = sorted(set(range(layout.n_shards)) - set(shards))
+    missing = layout.n_shards - len(shards)
     if not allow_incomplete and (missing or not finished):
-        found = f"{layout.n_shards - len(missing)} of {layout.n_shards} shards are committed"
-        gap = f" (shard {missing[0]} is not)" if missing else ", but it is not finished"
+        first = next((n for n, shard in enumerate(shards) if n != shard), len(shards))
+        found = f"{len(shards)} of {layout.n_shards} shards are committed"
+        gap = f" (shard {first} is not)" if missing else ", but it is not finished"
         raise DataError(
-            f"{path} is incomplete: {found}{gap}", hint="run the same harvest again: it writes what is missing"
+            f"{path} is incomplete: {found}{gap}", f"{command('harvest', '-c', path)} writes what is missing"
         )
     check_sizes(path, parts.expected_files(commits))
-    return Cache(path, head, layout, shards, finished and not missing, parts)
+    return Cache(path, head, layout, shards, finished and not missing, parts, checksums)
 
 
 def _no_cache(path: Path) -> DataError:
@@ -314,6 +360,7 @@ def _as_it_was(
     """The head of an earlier generation: its plan and counts. Without statistics: those are summed when requested."""
     plan = read_plans(path)[len(generations) - 1]
     parts = Parts(replace(Layout.from_dict(plan["layout"]), n_seq=generations[-1].n_seq), generations)
-    n_tokens = sum(load_commit(path, shard).tokens for shard in range(parts.layout.n_shards))
+    owners = [parts.owners(shard)[0] for shard in range(parts.layout.n_shards)]
+    n_tokens = sum(load_commit(path, shard, 0, owner).tokens for shard, owner in enumerate(owners))
     facts = {"n_seq": parts.layout.n_seq, "n_tokens": n_tokens, "bytes": parts.layout.bytes_on_disk()}
     return plan | facts | {"layout": parts.layout.to_dict(), "extra": manifest.get("extra", {})}, generations

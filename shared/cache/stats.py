@@ -127,6 +127,12 @@ class SiteStats:
             self.nonfinite + other.nonfinite,
         )
 
+    def fits(self, width: int, ctx: int) -> bool:
+        """Whether its vectors have these lengths."""
+        per_dimension = (self.first.sum, self.first.sum_sq, self.rest.sum, self.rest.sum_sq)
+        per_place = (self.position_n, self.position_sum_norm)
+        return {v.shape for v in per_dimension} == {(width,)} and {v.shape for v in per_place} == {(ctx,)}
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "first": self.first.to_dict(),

@@ -1,45 +1,36 @@
-"""Reads every byte of a cache and checks it against the commits and the manifest."""
+"""Reads every byte of a cache and settles what is true of it, from the payloads up.
+
+Whoever wrote a record, it is believed only as far as something independent agrees: a sealed file with its own sha256,
+a payload with the CRC-32C in its commit, a commit's counts and statistics with those computed again from the payload,
+the manifest with the sum over the commits, array metadata with the layout, a plan with its copy.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import shlex
-import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..config.settings import identity
-from ..console import Console, Progress, count
-from ..errors import DataError
+from ..console import Console, count
+from ..errors import DataError, VersionError, command
 from .arrays import metadata_problems
-from .commits import CommitRecord, commit_path, commits_of, load_commit, load_shard, size_problems
-from .files import crc32c, read_json
-from .format import ARRAYS, MANIFEST, PLAN, TOKEN_ARRAYS, Layout, check_version
-from .growth import Parts, generations_of, plan_files
+from .commits import CommitRecord, commit_path, commits_of
+from .files import inside, read_file
+from .format import HISTORY, MANIFEST, PLAN, Layout, plan_name
+from .growth import Parts, copy_of, generations_of, read_head, standing_of
+from .problems import Problem
 from .reader import Cache, massive_entry
-from .rows import first_rows, text_rows
+from .shard_check import Checked, ShardChecker
 from .stats import SiteStats
 
 READERS = 4
 
-
-@dataclass(frozen=True)
-class Problem:
-    """One file that does not match the cache's records."""
-
-    path: Path
-    found: str
-    expected: str
-    beside: bool = False  # a file beside the arrays: documents, tokenizer
-
-    def __str__(self) -> str:
-        return f"{self.path}: found {self.found}, expected {self.expected}"
+MOST_LISTED = 1000
+"""Missing commits that are listed one by one."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,7 @@ class VerifyReport:
         problems: all damage found; being unfinished is not a problem.
         shards: committed shards that were read.
         bytes: bytes of chunk files that were read.
-        remove: files to delete so that the same harvest writes the damaged parts again.
+        notes: what was not checked, and why.
     """
 
     path: Path
@@ -60,7 +51,7 @@ class VerifyReport:
     problems: tuple[Problem, ...]
     shards: int
     bytes: int
-    remove: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -68,11 +59,12 @@ class VerifyReport:
 
     @property
     def hint(self) -> str | None:
-        """The commands that repair the cache: the harvest writes only the missing files."""
+        """The command to run next."""
         if self.ok:
             return None
-        remove = f"{shlex.join(['rm', *map(str, self.remove)])} && " if self.remove else ""
-        return f"{remove}{shlex.join(['pipeline', 'harvest', '-c', str(self.path)])}"
+        if all(problem.lasting for problem in self.problems):
+            return self.problems[0].advice or command("inspect", self.path)
+        return command("verify", self.path, "--repair")
 
     def to_dict(self) -> dict[str, Any]:
         problems = [{"path": str(p.path), "found": p.found, "expected": p.expected} for p in self.problems]
@@ -83,6 +75,7 @@ class VerifyReport:
             "shards": self.shards,
             "bytes": self.bytes,
             "problems": problems,
+            "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
@@ -90,167 +83,152 @@ class VerifyReport:
         lines = [
             f"{self.path}: {count(self.shards, 'shard')}, {self.bytes:,} bytes read, {state}",
             *map(str, self.problems),
+            *(f"not checked: {note}" for note in self.notes),
         ]
         return "\n".join([*lines, "ok" if self.ok else count(len(self.problems), "problem")])
 
 
 def verify_cache(path: Path | str, console: Console | None = None) -> VerifyReport:
-    """Checks sizes, checksums, token hashes, counts, array metadata, statistics and the manifest of a cache.
-
-    Where nothing else is wrong, the massive rows in the manifest are found again and compared.
+    """Checks every file of a cache. Where nothing else is wrong, massive rows are found again and compared too.
 
     Raises:
-        DataError: no cache with a known format version at ``path``, or its plan cannot be read.
+        DataError: no cache at ``path``, or its format version is unknown.
     """
     path = Path(path)
-    if not (path / PLAN).exists():
-        raise DataError(f"no cache at {path}", hint="pipeline harvest writes one; pipeline status lists caches")
-    finished = (path / MANIFEST).exists()
-    plans = plan_files(path)
-    head = read_json(path / MANIFEST if finished else plans[-1])
-    check_version(path, head)
-    layout = Layout.from_dict(head["layout"])
-    parts, commits = Parts(layout, generations_of(head)), commits_of(path)
-    growing = finished and len(plans) > len(parts.generations)
-    shards = sorted({shard for shard, _ in commits if shard < layout.n_shards})
-    missing = parts.missing(commits)
-
-    # a writer that was stopped while it created the arrays creates the rest on its next start
-    problems = [Problem(*item) for item in metadata_problems(path, layout, growing)] if finished or shards else []
-    if head.get("identity") != identity(head["config"]):
-        problems.append(Problem(path / PLAN, f"identity {head.get('identity')}", identity(head["config"])))
-    if finished:
-        lacking = [commit_path(path, shard, part) for shard in missing for part in missing[shard]]
-        problems += [Problem(file, "no commit", "one for every shard") for file in lacking]
-    wrong_size = [Problem(*item) for item in size_problems(path, parts.expected_files(commits))]
-    problems += wrong_size
-
-    skip = {problem.path for problem in wrong_size}
+    if not any((path / name).exists() for name in (PLAN, MANIFEST, copy_of(path / PLAN).name)):
+        raise DataError(f"no cache at {path}", command("status"))
+    problems: list[Problem] = []
+    plans = _plans(path, problems)
+    manifest = _manifest(path, plans, problems)
+    if not plans:
+        return VerifyReport(path, False, tuple(problems), 0, 0)
+    here = standing_of(path, plans, manifest)
+    parts, commits = here.parts, commits_of(path)
+    done = None if manifest is None else Parts(Layout.from_dict(manifest["layout"]), generations_of(manifest))
+    for file, head in ((path / plan_name(n), plan) for n, plan in enumerate(plans)):
+        if head["identity"] != identity(head["config"]):
+            advice = "the config was changed by hand: restore it, or harvest under another name"
+            expected = identity(head["config"])
+            problems.append(Problem(file, f"identity {head['identity']}", expected, lasting=True, advice=advice))
+    if done is not None:
+        problems += _lacking(path, done, commits)
+    shards = sorted({shard for shard, _ in commits if shard < parts.layout.n_shards})
     total = sum(parts.expected_files(commits).values())
-    records: dict[int, CommitRecord] = {}
     with (console or Console(quiet=True)).progress(total, "B", "verify") as progress:
-        reader = _ShardReader(path, parts, commits, skip, finished, progress)
+        checker = ShardChecker(path, parts, commits, here.finished, progress.advance)
         with ThreadPoolExecutor(READERS) as pool:
-            for shard, (record, found) in zip(shards, pool.map(reader.check, shards), strict=True):
-                problems += found
-                if record is not None:
-                    records[shard] = record
-    if finished and len(records) == layout.n_shards and not missing:
-        problems += _manifest_problems(path, parts, head, [records[shard] for shard in shards])
+            found = dict(zip(shards, pool.map(checker.check, shards), strict=True))
+    problems += [problem for one in found.values() for problem in one.problems]
+    # a writer that was stopped while it created the arrays writes the rest on its next start
+    if shards or manifest is not None:
+        shapes = _shapes(here.layout, parts, done, found)
+        problems += [Problem(*item[:3], write=item[3]) for item in metadata_problems(path, shapes)]
+    complete = done is not None and here.finished and not any(problem.missing for problem in problems)
+    if done is not None and manifest is not None:
+        if complete and not any(one.problems for one in found.values()):
+            problems += _manifest_problems(path, done, manifest, [_merged(found[n], done) for n in shards])
+        problems += _side_file_problems(path, manifest.get("extra", {}))
         if not problems:
-            problems += _massive_problems(path, parts, head)
-    if finished:
-        problems += _side_file_problems(path, head.get("extra", {}))
-    remove = _to_remove(path, parts, commits, problems)
-    return VerifyReport(path, finished and not missing, tuple(problems), len(shards), reader.bytes, remove)
+            problems += _massive_problems(path, done, manifest)
+    return VerifyReport(path, complete, tuple(problems), len(shards), checker.bytes)
 
 
-def _to_remove(
-    path: Path, parts: Parts, commits: Collection[tuple[int, int]], problems: Sequence[Problem]
-) -> tuple[Path, ...]:
-    """Files to delete: the commits of damaged chunks, and any other damaged file.
-
-    A damaged file beside the arrays also requires a new manifest, which holds its hash. Missing files and the plan are
-    never listed.
-    """
-    vouching: dict[Path, Path] = {}
-    for shard in range(parts.layout.n_shards):
-        for part in parts.of(shard):
-            if (shard, part) in commits:
-                chunks = parts.files(shard, part)
-                vouching |= {path / ARRAYS / name: commit_path(path, shard, part) for name in chunks}
-    found = [vouching.get(problem.path, problem.path) for problem in problems]
-    if any(problem.beside for problem in problems):
-        found.append(path / MANIFEST)
-    return tuple(file for file in dict.fromkeys(found) if file.exists() and file.name != PLAN)
-
-
-class _ShardReader:
-    """Checks one shard at a time, from several threads."""
-
-    def __init__(
-        self,
-        path: Path,
-        parts: Parts,
-        commits: Collection[tuple[int, int]],
-        skip: set[Path],
-        finished: bool,
-        progress: Progress,
-    ) -> None:
-        self.path, self.layout, self.skip, self.finished, self.progress = path, parts.layout, skip, finished, progress
-        self.parts, self.commits = parts, commits
-        self.bytes = 0
-        self._lock = threading.Lock()
-
-    def check(self, shard: int) -> tuple[CommitRecord | None, list[Problem]]:
-        there = [part for part in self.parts.of(shard) if (shard, part) in self.commits]
-        for part in there:
-            file = commit_path(self.path, shard, part)
+def _plans(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:
+    """The plans, generation by generation, each from whichever copy is sound; none from a lost one on."""
+    plans: list[dict[str, Any]] = []
+    while (file := path / plan_name(len(plans))).exists() or copy_of(file).exists():
+        sound: dict[Path, dict[str, Any]] = {}
+        damaged: dict[Path, str] = {}
+        for one in (file, copy_of(file)):
             try:
-                found = load_commit(self.path, shard, part)
+                sound[one] = read_head(one)
+            except VersionError:
+                raise
             except DataError as error:
-                return None, [Problem(file, error.message, "a commit")]
-            if names := set(found.files) ^ set(self.parts.files(shard, part)):
-                other = f"another set of chunk files ({', '.join(sorted(names))})"
-                return found, [Problem(file, other, "the layout's")]
-        try:
-            record = load_shard(self.path, shard, there)
-        except DataError as error:
-            return None, [Problem(commit_path(self.path, shard, there[-1]), error.message, "the same tokens")]
-        problems: list[Problem] = []
-        payloads: dict[str, NDArray[np.uint8]] = {}
-        for array in self.layout.arrays.values():
-            file, chunk = self.path / ARRAYS / array.file(shard), record.files.get(array.file(shard))
-            if chunk is None or file in self.skip:
-                continue
-            data = np.fromfile(file, np.uint8)
-            payload, trailer = data[: array.payload_bytes], data[array.payload_bytes :].tobytes()
-            actual, expected_trailer = crc32c(payload), array.trailer(chunk.crc32c)
-            if actual != chunk.crc32c:
-                problems.append(Problem(file, f"crc32c {actual:08x}", f"{chunk.crc32c:08x}"))
-            elif trailer != expected_trailer:
-                problems.append(Problem(file, f"a trailer of {trailer.hex()}", expected_trailer.hex()))
-            elif array.name in _TOKEN_NAMES:
-                payloads[array.name] = payload
-            with self._lock:
-                self.bytes += len(data)
-            self.progress.advance(len(data))
-        return record, problems + list(self._count_problems(record, payloads))
-
-    def _count_problems(self, record: CommitRecord, payloads: dict[str, NDArray[np.uint8]]) -> Iterator[Problem]:
-        file = commit_path(self.path, record.shard)
-        expected = self.parts.sequences(record.shard)
-        # in an unfinished cache the data may end within this shard
-        if record.sequences > expected or (self.finished and record.sequences != expected):
-            yield Problem(file, f"{record.sequences} sequences", f"{expected}")
-        rows = record.sequences * self.layout.ctx
-        tokens = payloads.get("tokens")
-        if tokens is not None:
-            digest = hashlib.sha256(tokens[: rows * 4].tobytes()).hexdigest()
-            if digest != record.tokens_sha256:
-                yield Problem(file, f"a token slice with sha256 {record.tokens_sha256}", digest)
-        flags = payloads.get("flags")
-        if flags is not None:
-            first = int(first_rows(flags[:rows], self.layout.ctx).sum())
-            counted = int(text_rows(flags[:rows]).sum())
-            if counted != record.tokens:
-                yield Problem(file, f"{record.tokens} tokens", f"{counted}")
-            for site, stats in record.stats.items():
-                if not first - stats.nonfinite <= stats.first.n <= first:
-                    yield Problem(file, f"{stats.first.n} rows of {site} at position 0", f"{first}")
-        for site, stats in record.stats.items():
-            if stats.all.n + stats.nonfinite != record.tokens or int(stats.position_n.sum()) != stats.all.n:
-                yield Problem(file, f"{stats.all.n} + {stats.nonfinite} rows of {site} counted", f"{record.tokens}")
+                damaged[one] = error.message
+        if not sound or len({str(plan) for plan in sound.values()}) > 1:
+            found = "two plans that differ" if sound else damaged[file]
+            advice = f"write {file} again: run the harvest with the settings of this cache under another name, copy it"
+            problems.append(Problem(file, found, "a plan", lasting=True, advice=advice))
+            return []
+        good = next(iter(sound))
+        problems += [Problem(one, found, "the plan", write=read_file(good)) for one, found in damaged.items()]
+        plans.append(sound[good])
+    return plans
 
 
-_TOKEN_NAMES = {array.name for array in TOKEN_ARRAYS}
+def _manifest(path: Path, plans: Sequence[dict[str, Any]], problems: list[Problem]) -> dict[str, Any] | None:
+    """The manifest if it is sound and belongs to one of the plans."""
+    file = path / MANIFEST
+    if not file.exists():
+        return None
+    try:
+        manifest = read_head(file)
+    except VersionError:
+        raise
+    except DataError as error:
+        problems.append(Problem(file, error.message, "a manifest", drop=(file,)))
+        return None
+    if not plans:
+        return None
+    generation = len(manifest.get(HISTORY, []))
+    if generation >= len(plans):
+        problems.append(Problem(file, f"generation {generation}", f"one of {len(plans)} plans", drop=(file,)))
+        return None
+    plan = plans[generation]
+    for key in ("identity", "config", "provenance", HISTORY):
+        if manifest.get(key) != plan.get(key):
+            problems.append(Problem(file, f"a {key} that differs", f"that of {plan_name(generation)}", drop=(file,)))
+            return None
+    there, planned = dict(manifest["layout"]), dict(plan["layout"])
+    if there | {"n_seq": 0} != planned | {"n_seq": 0} or there["n_seq"] > planned["n_seq"]:
+        problems.append(Problem(file, "another layout", f"that of {plan_name(generation)}", drop=(file,)))
+        return None
+    return manifest
+
+
+def _lacking(path: Path, done: Parts, commits: set[tuple[int, int]]) -> Iterator[Problem]:
+    """Commits that a finished generation must have."""
+    if done.layout.n_shards > len({shard for shard, _ in commits}) + MOST_LISTED:
+        found = f"{len(commits):,} commits"
+        yield Problem(path / MANIFEST, found, f"{done.layout.n_shards:,} shards", missing=True)
+        return
+    for shard, lacking in done.missing(commits).items():
+        for part in lacking:
+            yield Problem(commit_path(path, shard, part), "no commit", "one for every shard", missing=True)
+
+
+def _shapes(layout: Layout, parts: Parts, done: Parts | None, found: Mapping[int, Checked]) -> list[Layout]:
+    """The layouts that array metadata may follow: the finished generation's, and those on the way to the next."""
+    shapes = [] if done is None else [done.layout]
+    if done is not None and done.layout == layout:
+        return shapes
+    shapes.append(layout)
+    for generation in parts.generations[:-1]:
+        kept = tuple(site for site in layout.sites if site.name in generation.sites)
+        shapes.append(replace(layout, n_seq=generation.n_seq, sites=kept))
+    last = max(found, default=None)
+    record = None if last is None else found[last].records.get(0)
+    if last is not None and record is not None:  # the data ended here, and the harvest stopped before the manifest
+        shapes.append(replace(layout, n_seq=last * layout.seqs_per_shard + record.sequences))
+    return shapes
+
+
+def _merged(one: Checked, done: Parts) -> CommitRecord:
+    """All parts of a shard that belong to the finished generation, as one record."""
+    shard = one.records[0].shard
+    whole = one.records[0]
+    for part in list(done.of(shard))[1:]:
+        record = one.records[part]
+        whole = replace(whole, files={**whole.files, **record.files}, stats={**whole.stats, **record.stats})
+    return whole
 
 
 def side_files(extra: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(name, sha256) of each file beside the arrays that a manifest's ``extra`` names."""
     documents = extra.get("documents")
     if isinstance(documents, Mapping) and "sha256" in documents:  # other programs may write other entries
-        yield str(documents["file"]), str(documents["sha256"])
+        yield str(documents.get("file")), str(documents["sha256"])
     if "tokenizer" in extra and "tokenizer_sha256" in extra:
         yield str(extra["tokenizer"]), str(extra["tokenizer_sha256"])
 
@@ -258,15 +236,20 @@ def side_files(extra: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _side_file_problems(path: Path, extra: Mapping[str, Any]) -> Iterator[Problem]:
     """Checks the files beside the arrays against the manifest: documents and tokenizer."""
     for name, expected in side_files(extra):
-        file = path / name
+        # documents are written by the pass over the dataset that ends with the manifest
+        again = (path / MANIFEST,) if name != extra.get("tokenizer") else ()
         try:
-            with file.open("rb") as data:
-                digest = hashlib.file_digest(data, "sha256").hexdigest()
-        except FileNotFoundError:
-            yield Problem(file, "no file", f"sha256 {expected}", beside=True)
+            file = inside(path, name)
+        except DataError as error:
+            yield Problem(path / MANIFEST, error.message, "a file in this folder", drop=(path / MANIFEST,))
+            continue
+        try:
+            digest = hashlib.sha256(read_file(file)).hexdigest()
+        except DataError as error:
+            yield Problem(file, error.message, f"sha256 {expected}", drop=(file, *again), beside=True)
             continue
         if digest != expected:
-            yield Problem(file, f"sha256 {digest}", f"{expected}", beside=True)
+            yield Problem(file, f"sha256 {digest}", expected, drop=(file, *again), beside=True)
 
 
 def _massive_problems(path: Path, parts: Parts, manifest: dict[str, Any]) -> Iterator[Problem]:
@@ -274,10 +257,12 @@ def _massive_problems(path: Path, parts: Parts, manifest: dict[str, Any]) -> Ite
     if (kept := manifest.get("massive")) is None:
         return
     without = {key: value for key, value in manifest.items() if key != "massive"}
-    found = massive_entry(Cache(path, without, parts.layout, list(range(parts.layout.n_shards)), True, parts))
+    shards = list(range(parts.layout.n_shards))
+    found = massive_entry(Cache(path, without, parts.layout, shards, True, parts, checksums=False))
+    file = path / MANIFEST
     for site in sorted(found.keys() | kept.keys()):
         if kept.get(site) != found.get(site):
-            yield Problem(path / MANIFEST, f"massive rows of {site} that differ", "those of its rows")
+            yield Problem(file, f"massive rows of {site} that differ", "those of its rows", drop=(file,))
 
 
 def _manifest_problems(
@@ -285,9 +270,10 @@ def _manifest_problems(
 ) -> Iterator[Problem]:
     file, layout = path / MANIFEST, parts.layout
     digest = hashlib.sha256()
+    records = [record for record in records if record.shard < layout.n_shards]
     for record in records:
         for part in parts.of(record.shard):
-            digest.update(commit_path(path, record.shard, part).read_bytes())
+            digest.update(read_file(commit_path(path, record.shard, part)))
     facts = {
         "commits_sha256": digest.hexdigest(),
         "n_seq": layout.n_seq,
@@ -296,10 +282,10 @@ def _manifest_problems(
     }
     for key, expected in facts.items():
         if manifest.get(key) != expected:
-            yield Problem(file, f"{key} {manifest.get(key)}", f"{expected}")
+            yield Problem(file, f"{key} {manifest.get(key)}", f"{expected}", drop=(file,))
     for site in layout.sites:
         total = SiteStats.zeros(site.width, layout.ctx)
         for record in records:
             total = total + record.stats[site.name]
         if manifest["statistics"].get(site.name) != total.to_dict():
-            yield Problem(file, f"statistics of {site.name} that differ", "the sum over the commits")
+            yield Problem(file, f"statistics of {site.name} that differ", "the sum over the commits", drop=(file,))

@@ -8,7 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, repair_command
+from .files import inside
+from .first_touch import compare_sha256_once
 from .reader import Cache
 
 TOKENIZER = "tokenizer.json"
@@ -31,7 +33,10 @@ class Vocabulary:
     @classmethod
     def of(cls, cache: Cache) -> Vocabulary:
         """The tokenizer in the cache's folder; without one, ids."""
-        path = cache.path / str(cache.manifest.get("extra", {}).get("tokenizer", TOKENIZER))
+        extra = cache.manifest.get("extra", {})
+        path = inside(cache.path, extra.get("tokenizer", TOKENIZER))
+        if path.is_file() and "tokenizer_sha256" in extra:
+            compare_sha256_once(path, str(extra["tokenizer_sha256"]))
         return cls(path if path.is_file() else None)
 
     @property
@@ -46,7 +51,7 @@ class Vocabulary:
         try:
             return Tokenizer.from_file(str(self.path))
         except Exception as error:  # the library raises a bare Exception
-            raise DataError(f"{self.path} is not a tokenizer: {error}", "harvest the cache again") from None
+            raise DataError(f"{self.path} is not a tokenizer: {error}", repair_command(Path(str(self.path)))) from None
 
     @cached_property
     def _byte_level(self) -> bool:

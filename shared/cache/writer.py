@@ -22,22 +22,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import DataError, UsageError
-from .arrays import create_arrays, resize_arrays
-from .commits import ChunkFile, CommitRecord, check_sizes, commit_path, commits_of, load_commit, load_shard
+from ..errors import DataError, UsageError, command
+from .arrays import write_metadata
+from .commits import (
+    ChunkFile,
+    CommitRecord,
+    check_sizes,
+    commit_path,
+    commits_of,
+    load_checksums,
+    load_commit,
+    load_shard,
+)
 from .files import (
     as_bytes,
     crc32c,
     explained_full_disk,
-    json_bytes,
     make_folder,
     partial_files,
+    read_file,
+    sealed_bytes,
     sync_folder,
     write_file,
-    write_json,
+    write_sealed,
 )
 from .format import ARRAYS, COMMITS, LOCK, MANIFEST, PLAN, STORED, TOKEN_ARRAYS, Layout, SiteSpec
-from .growth import Parts, Standing, is_empty, stand
+from .growth import Parts, Standing, copy_of, is_empty, stand
 from .lock import WriterLock
 from .quantise import dequantise, quantise
 from .reader import Cache, massive_entry
@@ -109,10 +119,13 @@ class CacheWriter:
                 _set_up(path, standing)
             commits = commits_of(path)
             check_sizes(path, standing.parts.expected_files(commits))
+            for shard, part in commits:  # what is built on must be this cache's own, and whole
+                if shard < standing.layout.n_shards and (owner := standing.parts.owners(shard).get(part)):
+                    load_checksums(path, shard, {part: owner})
             if not standing.latest and standing.parts.missing(commits):
                 raise DataError(
                     f"{path} has grown since it had this config, and some of its shards have no commit",
-                    hint=f"pipeline harvest -c {path} writes them with its present config",
+                    hint=f"{command('harvest', '-c', path)} writes them with its present config",
                 )
             lock.set_up_done()
             return cls(path, standing, lock, rank, world)
@@ -212,8 +225,10 @@ class CacheWriter:
             measured[site.name] = site_stats(stored, self.layout.ctx, flags)
         for folder in sorted({(self.path / ARRAYS / name).parent for name in files}):
             sync_folder(folder)
-        record = CommitRecord(shard, n_seq, int(text_rows(flags).sum()), digest, files, measured)
-        write_json(commit_path(self.path, shard, part), record.to_dict())
+        record = CommitRecord(
+            self.parts.owners(shard)[part], shard, n_seq, int(text_rows(flags).sum()), digest, files, measured
+        )
+        write_sealed(commit_path(self.path, shard, part), record.to_dict())
         return record
 
     def finish(self, n_seq: int | None = None, extra: Mapping[str, Any] | None = None) -> Path:
@@ -231,7 +246,7 @@ class CacheWriter:
         parts = self._final_parts(n_seq)
         layout = parts.layout
         n_tokens, digest, totals = self._merged(parts)
-        resize_arrays(self.path, layout)
+        write_metadata(self.path, layout)
         manifest = self._plan | {
             "layout": layout.to_dict(),
             "n_seq": layout.n_seq,
@@ -246,8 +261,8 @@ class CacheWriter:
         )
         # The manifest goes last: a reader that finds it finds everything it names. Finishing a finished cache again
         # computes the same manifest, and then must not touch the file.
-        if not (self.path / MANIFEST).exists() or (self.path / MANIFEST).read_bytes() != json_bytes(manifest):
-            write_json(self.path / MANIFEST, manifest)
+        if not (self.path / MANIFEST).exists() or read_file(self.path / MANIFEST) != sealed_bytes(manifest):
+            write_sealed(self.path / MANIFEST, manifest)
         self.layout, self.parts, self.complete = layout, parts, True
         self.close()
         return self.path / MANIFEST
@@ -282,10 +297,10 @@ class CacheWriter:
         n_tokens = 0
         digest = hashlib.sha256()
         for shard in range(parts.layout.n_shards):
-            of_shard = parts.of(shard)
-            for part in of_shard:
-                digest.update(commit_path(self.path, shard, part).read_bytes())
-            record = load_shard(self.path, shard, of_shard)
+            owners = parts.owners(shard)
+            for part in owners:
+                digest.update(read_file(commit_path(self.path, shard, part)))
+            record = load_shard(self.path, shard, owners)
             expected = parts.sequences(shard)
             if record.sequences != expected:
                 raise DataError(
@@ -337,7 +352,7 @@ def _refuse_foreign_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise DataError(f"{path} is a file, expected a cache folder", hint="choose another cache name")
     if path.is_dir() and not (path / PLAN).exists():
-        ours = {PLAN, COMMITS, ARRAYS, LOCK}
+        ours = {PLAN, copy_of(path / PLAN).name, COMMITS, ARRAYS, LOCK}
         foreign = sorted(p.name for p in path.iterdir() if p.name not in ours and not p.name.startswith((LOCK, PLAN)))
         if foreign or commits_of(path):
             raise DataError(
@@ -348,24 +363,27 @@ def _refuse_foreign_folder(path: Path) -> None:
 
 def _set_up(path: Path, standing: Standing) -> None:
     """What one writer does for all: sweeps leftovers, then the plan before the arrays, so that a folder with arrays
-    always says what they are of."""
+    always says what they are of. Everything is on disk before the first shard."""
     if standing.replaces:
         _clear(path)
     for leftover in partial_files(path):
         leftover.unlink(missing_ok=True)
     (path / COMMITS).mkdir(exist_ok=True)
-    if not standing.file.exists():
-        write_json(standing.file, standing.plan)
-        sync_folder(path.parent)
+    for file in (standing.file, copy_of(standing.file)):
+        if not file.exists():
+            write_sealed(file, standing.plan)
+    sync_folder(path)
+    sync_folder(path.parent)
     with explained_full_disk(path, standing.layout.bytes_on_disk()):
-        create_arrays(path, standing.layout)
+        # arrays may already be longer than this generation, if a growth stopped, so those there stay as they are
+        write_metadata(path, standing.layout, keep=bool(commits_of(path)))
 
 
 def _clear(path: Path) -> None:
     """Removes a cache without commits. The plan goes last: until then, a second try clears the folder again."""
     for folder in (ARRAYS, COMMITS, "tokenizer"):
         shutil.rmtree(path / folder, ignore_errors=True)
-    for file in (*path.glob("documents*.jsonl*"), path / PLAN):
+    for file in (*path.glob("documents*.jsonl*"), copy_of(path / PLAN), path / PLAN):
         file.unlink(missing_ok=True)
     sync_folder(path)
 

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from ..cache.files import sync_folder, write_file, write_json
+from ..cache.files import read_file, read_sealed, sync_folder, write_file, write_sealed
 from ..config.settings import to_dict, validate
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DamagedError, DataError, command, repair_command
+from ..schemas import Final, checked
 from .configs.base import CoderConfig
 from .registry import ARCHITECTURES, build_coder
 
 if TYPE_CHECKING:
     from .base import Coder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def save_coder(coder: Coder, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
-    """Write `folder`/coder.safetensors, then config.json (written last, it marks the pair as complete).
+    """Write `folder`/coder.safetensors, then config.json with its sha256 (written last: the pair is complete).
 
     Args:
         extra: more keys for config.json (source, target, cache, training, summary).
@@ -33,7 +34,8 @@ def save_coder(coder: Coder, folder: Path, extra: Mapping[str, Any] | None = Non
 
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in coder.state_dict().items() if k not in TRAINING_BUFFERS}
-    write_file(folder / "coder.safetensors", [save(state)])
+    weights = save(state)
+    write_file(folder / "coder.safetensors", [weights])
     document = {
         "format_version": FORMAT_VERSION,
         "architecture": coder.config.architecture,
@@ -41,10 +43,12 @@ def save_coder(coder: Coder, folder: Path, extra: Mapping[str, Any] | None = Non
         "d_in": coder.d_in,
         "d_out": coder.d_out,
         "tied": coder.tied,
+        "sha256": hashlib.sha256(weights).hexdigest(),
         **(extra or {}),
     }
     sync_folder(folder)
-    write_json(folder / "config.json", document)
+    write_sealed(folder / "config.json", document)
+    sync_folder(folder.parent)
 
 
 def load_coder(folder: Path | str) -> Coder:
@@ -53,7 +57,7 @@ def load_coder(folder: Path | str) -> Coder:
     Raises:
         DataError: missing, unreadable, written by a newer version, or weights that do not fit the settings.
     """
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     from .base import TRAINING_BUFFERS
 
@@ -64,12 +68,16 @@ def load_coder(folder: Path | str) -> Coder:
     config = coder_config(document, folder)
     coder = build_coder(config, document["d_in"], document["d_out"], tied=document["tied"])
     path = folder / "coder.safetensors"
+    weights = read_file(path, _remedy(folder))
+    found_sum = hashlib.sha256(weights).hexdigest()
+    if found_sum != document["sha256"]:
+        raise DamagedError(
+            f"{path} is damaged: sha256 {found_sum}, config.json has {document['sha256']}", _remedy(folder)
+        )
     try:
-        state = load_file(path)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing", "pipeline train --resume writes it again") from None
-    except SafetensorError as error:
-        raise DataError(f"{path} cannot be read: {error}", "pipeline train --resume writes it again") from None
+        state = load(weights)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise DamagedError(f"{path} cannot be read: {error}", _remedy(folder)) from None
     expected = {name: tuple(value.shape) for name, value in coder.state_dict().items() if name not in TRAINING_BUFFERS}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if found != expected:
@@ -77,38 +85,34 @@ def load_coder(folder: Path | str) -> Coder:
         lines = [
             f"{name}: found {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}" for name in wrong
         ]
-        raise DataError(f"{path} does not hold the coder that config.json describes:\n" + "\n".join(lines))
+        message = f"{path} does not hold the coder that config.json describes:\n" + "\n".join(lines)
+        raise DataError(message, _remedy(folder))
     coder.load_state_dict(state, strict=False)
     coder.source, coder.target = document.get("source"), document.get("target")
     return coder.eval()
 
 
 def read_coder_config(folder: Path) -> dict[str, Any]:
-    """config.json of a finished coder. Raises DataError when absent, unreadable or of a newer format."""
+    """config.json of a finished coder. Raises DataError when absent, damaged or of another format."""
     path = folder / "config.json"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"{folder} holds no finished coder (no config.json)", "pipeline status lists runs and their state"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-    if not isinstance(document, dict) or not {"format_version", "coder", "d_in", "d_out", "tied"} <= document.keys():
-        raise DataError(f"{path} is not the config.json of a coder")
-    if document["format_version"] > FORMAT_VERSION:
-        raise DataError(
-            f"{path} has format version {document['format_version']}, this program reads up to {FORMAT_VERSION}",
-            "install a newer version of the program",
-        )
-    return document
+    if not path.exists():
+        raise DataError(f"{folder} holds no finished coder (no config.json)", command("status"))
+    document = read_sealed(path, _remedy(folder), FORMAT_VERSION)
+    return checked(Final, document, path, _remedy(folder))
+
+
+def _remedy(folder: Path) -> str:
+    """What to do about a damaged coder: that of a run is written again, an exported one must come from its source."""
+    if folder.name == "final":
+        return repair_command(folder)
+    return f"copy {folder} again from where it came: nothing in it can repair it"
 
 
 def coder_config(document: Mapping[str, Any], where: Path | str) -> CoderConfig:
     """The coder's settings in a config.json document."""
     settings = document["coder"]
     name = settings.get("architecture")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise DataError(f"{where}: unknown architecture {name!r} (known: {', '.join(ARCHITECTURES)})")
     try:
         config: CoderConfig = validate(ARCHITECTURES.configs()[name], settings, "coder")

@@ -9,6 +9,7 @@ import functools
 import io
 import re
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.emitter import Emitter
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from ruamel.yaml.representer import SafeRepresenter
 
-from ..errors import ConfigError, UsageError
+from ..errors import ConfigError, UsageError, command
+
+MOST_BYTES, MOST_NESTED, MOST_ALIASES = 1 << 20, 50, 100
+"""Bounds of a settings file: characters, depth, uses of an anchor."""
 
 _OTHER_IN_YAML_1_1 = re.compile(
     r"yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?"
@@ -96,16 +101,31 @@ def parse_yaml(text: str, where: str = "text", hint: str | None = None) -> Any:
     Raises:
         ConfigError: the text is not YAML, or not plain data; with line and column.
     """
+    if len(text) > MOST_BYTES:
+        raise ConfigError([f"{where}: more than {MOST_BYTES:,} characters, which no settings file has"], hint)
     reader = YAML(typ="safe", pure=True)
     reader.Constructor = _Constructor
     try:
+        _check_bounds(reader.parse(text))
+        reader = YAML(typ="safe", pure=True)
+        reader.Constructor = _Constructor
         return reader.load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
         raise ConfigError([f"{place}: {error.problem or error.context}"], hint) from None
-    except (YAMLError, ValueError) as error:
-        raise ConfigError([f"{where}: {error}"], hint) from None
+    except (YAMLError, ValueError, RecursionError, TypeError, AttributeError, IndexError, KeyError) as error:
+        raise ConfigError([f"{where}: {str(error) or type(error).__name__}"], hint) from None
+
+
+def _check_bounds(events: Iterable[Any]) -> None:
+    """Raises ValueError for a document that would grow: aliases multiply, and deep nesting exhausts the stack."""
+    depth = aliases = 0
+    for event in events:
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        aliases += isinstance(event, AliasEvent)
+        if depth > MOST_NESTED or aliases > MOST_ALIASES:
+            raise ValueError(f"nested more than {MOST_NESTED} deep, or more than {MOST_ALIASES} aliases")
 
 
 def load_yaml(path: Path | str) -> dict[str, Any]:
@@ -117,18 +137,33 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"settings file {path} is not a regular file", "-c FILE, or -c PRESET")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise UsageError(f"settings file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read settings file {path}: {error}") from None
-    hint = f"pipeline config validate -c {path} checks it"
-    data = parse_yaml(text, str(path), hint)
-    if data is None:
+    except OSError as error:
+        raise UsageError(f"cannot read settings file {path}: {error.strerror}") from None
+    return parse_mapping(data, path, command("config", "validate", "-c", path))
+
+
+def parse_mapping(data: bytes, path: Path, hint: str | None = None) -> dict[str, Any]:
+    """The mapping in the bytes of a YAML file.
+
+    Raises:
+        ConfigError: it is not YAML, holds something other than a mapping, or is beyond the bounds of a settings file.
+    """
+    hint = f"{hint} checks it" if hint else None
+    try:
+        found = parse_yaml(data.decode("utf-8"), str(path), hint)
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path} is not UTF-8 text: {error}"], hint) from None
+    if found is None:
         return {}
-    if not isinstance(data, dict):
-        raise ConfigError([f"{path}: expected a mapping at the top, found {type(data).__name__}"], hint)
-    return data
+    if not isinstance(found, dict):
+        raise ConfigError([f"{path}: expected a mapping at the top, found {type(found).__name__}"], hint)
+    return found
 
 
 def dump_yaml(data: Any) -> str:

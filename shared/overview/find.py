@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cache.files import read_json
 from ..cache.format import ARRAYS, MANIFEST, PLAN
-from ..cache.growth import plan_files
+from ..cache.growth import plan_files, read_head
 from ..config.registry import did_you_mean
-from ..config.settings import load_yaml
-from ..errors import DataError, UsageError
+from ..errors import DataError, PipelineError, UsageError, command, repair_command
 from ..runs.folder import open_run
 
 
@@ -41,7 +39,7 @@ def folder_bytes(path: Path) -> int:
     for file in path.rglob("*"):
         try:
             total += file.stat().st_size if file.is_file() else 0
-        except FileNotFoundError:
+        except OSError:
             continue
     return total
 
@@ -54,25 +52,39 @@ def frozen_settings(path: Path) -> dict[str, Any]:
     """
     kind = kind_of(path)
     if kind == "cache":
-        settings = read_json(plan_files(path)[-1])["config"].get("harvest", {})
+        plans = plan_files(path)
+        if not plans:
+            raise DataError(f"{path / PLAN} is missing", repair_command(path))
+        settings = read_head(plans[-1])["config"].get("harvest", {})
         return {"harvest": {**settings, "cache_dir": str(path.parent), "name": path.name}}
     if kind == "run":
-        return {"train": load_yaml(path / "config.yaml")}
+        return {"train": open_run(path, allow_incomplete=True).config}
     raise UsageError(f"-c {path}: the folder is neither a cache nor a run", "pipeline status lists caches and runs")
 
 
-def run_paths(names: Sequence[str], folder: Path) -> list[Path]:
+def run_paths(names: Sequence[str], folder: Path, warn: Callable[[str], None] = lambda text: None) -> list[Path]:
     """Run folders from paths or names in `folder`; without names, every finished run in `folder`.
+
+    Args:
+        warn: told of each run that is damaged, and left out.
 
     Raises:
         DataError: a name is not found, or there is no finished run.
     """
     if names:
         return [Path(name) if Path(name).is_dir() else _below(name, folder) for name in names]
-    found = [path for path in sorted(folder.glob("*/config.yaml")) if open_run(path.parent, True).complete]
+    found = []
+    for path in sorted(path for path in folder.glob("*/") if kind_of(path) == "run"):
+        try:
+            run = open_run(path, allow_incomplete=True)
+            if run.complete:
+                run.load_coder()
+                found.append(path)
+        except PipelineError as error:
+            warn(f"left out, since it is damaged: {error.message} ({command('verify', path, '--repair')})")
     if not found:
         raise DataError(f"no finished run in {folder}", "pipeline train")
-    return [path.parent for path in found]
+    return found
 
 
 def _below(name: str, folder: Path) -> Path:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..cache.commits import commits_of
-from ..cache.files import read_json
-from ..cache.format import MANIFEST, Layout
-from ..cache.growth import Parts, generations_of, plan_files
+from ..cache.format import MANIFEST, PLAN, Layout
+from ..cache.growth import Parts, generations_of, plan_files, read_head
 from ..console import si, size
-from ..errors import DataError
+from ..errors import DataError, PipelineError, command
 from ..runs.folder import fvu_label, open_run
 from ..text_table import text_table
 from .find import folder_bytes, kind_of
@@ -38,9 +37,10 @@ class Status:
             rows.append(("run", entry["path"], _state(entry), size(entry["bytes"]), result))
         if not rows:
             return f"no caches and no runs yet\nnext: {self.next}"
+        damaged = [f"damaged: {entry['problem']}" for entry in (*self.caches, *self.runs) if entry["problem"]]
         table = text_table(rows, ("", "name", "state", "size", ""), left=range(5))
         steps = [entry["next"] for entry in (*self.caches, *self.runs)]
-        return "\n".join([table, *(f"next: {step}" for step in dict.fromkeys([*steps, self.next]) if step)])
+        return "\n".join([table, *damaged, *(f"next: {step}" for step in dict.fromkeys([*steps, self.next]) if step)])
 
 
 def _state(entry: dict[str, Any]) -> str:
@@ -73,7 +73,10 @@ def status(cache_dir: Path, runs_dir: Path, trained_on: Path | None = None) -> S
 
 
 def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+    try:
+        return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+    except PermissionError as error:
+        raise PipelineError(f"{parent} cannot be listed: {error.strerror}", "change its permissions") from None
 
 
 def cache_entry(path: Path) -> dict[str, Any]:
@@ -92,19 +95,21 @@ def cache_entry(path: Path) -> dict[str, Any]:
     try:
         finished = (path / MANIFEST).is_file()
         plans = plan_files(path)
-        head = read_json(path / MANIFEST if finished else plans[-1])
+        if not plans:
+            raise DataError(f"{path / PLAN} is missing")
+        head = read_head(path / MANIFEST if finished else plans[-1])
         parts = Parts(Layout.from_dict(head["layout"]), generations_of(head))
         total, done = parts.layout.n_shards, len(parts.committed(commits_of(path)))
         entry["progress"] = f"{done} of {total} shards"
         entry["complete"] = finished and done == total
         entry["growing"] = finished and len(plans) > len(parts.generations)
         entry["n_tokens"] = head["n_tokens"] if finished else None
-    except (DataError, KeyError, TypeError) as error:
+    except (DataError, OSError) as error:
         entry["problem"] = str(error)
-        entry["next"] = f"pipeline verify {path}"
+        entry["next"] = command("verify", path)
     else:
         settled = entry["complete"] and not entry["growing"]
-        entry["next"] = None if settled else f"pipeline harvest -c {path}"
+        entry["next"] = None if settled else command("harvest", "-c", path)
     return entry
 
 
@@ -128,9 +133,9 @@ def run_entry(path: Path) -> dict[str, Any]:
         entry["progress"] = f"at {last[-1].name}" if last else "no checkpoint yet"
         summary = run.summary if run.complete else {}
         entry |= {"fvu": summary.get("fvu"), "evaluated_on": summary.get("evaluated_on")}
-    except DataError as error:
+    except (PipelineError, OSError) as error:
         entry["problem"] = str(error)
-        entry["next"] = f"pipeline verify {path}"
+        entry["next"] = command("verify", path)
     else:
-        entry["next"] = None if entry["complete"] else f"pipeline train -c {path} --resume"
+        entry["next"] = None if entry["complete"] else command("train", "-c", path, "--resume")
     return entry

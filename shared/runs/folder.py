@@ -1,12 +1,16 @@
 """The run folder: everything that training hands to analysis.
 
-    runs/<name>/  config.yaml  provenance.json  metrics.jsonl
+    runs/<name>/  config.yaml  provenance.json  metrics.jsonl  (.config.yaml.copy  .provenance.json.copy)
                   checkpoints/step_00000500/{coder.safetensors, optimizer.safetensors, state.json}
                   samples/  anti_duplication_logs/
                   final/{coder.safetensors, config.json}
 
 A checkpoint is complete or absent: it is written into a temporary folder, synced and renamed. A run is complete when
 final/config.json exists, which is written last.
+
+Nothing vouches for itself: provenance.json, state.json and final/config.json carry a seal (shared.cache.files);
+the first holds the sha256 of config.yaml, the others those of the tensors and of every file beside them. config.yaml
+and provenance.json follow from nothing else, so each is stored twice.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,10 +28,15 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from ..cache.files import make_folder, sync_folder, write_file, write_json
+from ..cache.files import make_folder, read_file, read_sealed, sealed_bytes, sync_folder, write_file, write_sealed
+from ..cache.lock import open_lock, try_lock
 from ..coders.io import load_coder, read_coder_config, save_coder
-from ..config.settings import dump_yaml, load_yaml
-from ..errors import DataError, PipelineError, UsageError
+from ..config.settings import dump_yaml
+from ..config.yaml import parse_mapping
+from ..errors import ConfigError, DamagedError, DataError, PipelineError, UsageError, command, repair_command
+from ..explain import naming
+from ..schemas import Provenance, State, checked
+from .records import Records, records_of, sync_all, wrong_records
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,17 +45,23 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, Tensor]
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
+CONFIG, PROVENANCE, METRICS = "config.yaml", "provenance.json", "metrics.jsonl"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory: the step, tensors of coder and optimizer, and the rest of the training state."""
+    """A checkpoint in memory: the step, tensors of coder and optimizer, and the rest of the training state.
+
+    Attributes:
+        files: the run's other files at that step.
+    """
 
     step: int
     coder: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    files: Records
 
 
 class Run:
@@ -71,11 +87,10 @@ class Run:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Package versions, commit and cache at the start of the run."""
-        try:
-            document: dict[str, Any] = json.loads((self.path / "provenance.json").read_bytes())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.path / 'provenance.json'} cannot be read: {error}") from None
+        """Package versions, commit and cache at the start of the run. Raises DataError if it is damaged."""
+        file = self.path / PROVENANCE
+        document = checked(Provenance, read_sealed(file), file)
+        del document["config_sha256"]
         return document
 
     # metrics
@@ -83,31 +98,41 @@ class Run:
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl. Numbers must be finite or None."""
         line = json.dumps(dict(metrics), ensure_ascii=False, allow_nan=False)
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with naming(self.path / METRICS), (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics.jsonl, in order, excluding a last line that a killed process left unfinished."""
-        try:
-            lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        except FileNotFoundError:
+        return [value for _, value in self._metric_lines()]
+
+    def _metric_lines(self) -> list[tuple[bytes, dict[str, Any]]]:
+        file = self.path / METRICS
+        if not file.exists():
             return []
-        try:
-            return [json.loads(line) for line in lines if line.endswith("\n")]
-        except ValueError as error:
-            raise DataError(f"{self.path / 'metrics.jsonl'} is not JSON lines: {error}") from None
+        found = []
+        for number, line in enumerate(read_file(file).splitlines(keepends=True), 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{file}:{number} is not JSON lines: {error}", repair_command(file)) from None
+            if not isinstance(value, dict):
+                raise DataError(f"{file}:{number} is not JSON lines: expected an object", repair_command(file))
+            found.append((line, value))
+        return found
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines after `step`: a resumed run logs again what a killed one logged after its last checkpoint."""
-        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-        write_file(self.path / "metrics.jsonl", [text.encode()])
+        kept = [line for line, value in self._metric_lines() if step and value.get("step", 0) <= step]
+        write_file(self.path / METRICS, [b"".join(kept)])
+        sync_folder(self.path)
 
     # checkpoints
 
     def checkpoints(self) -> list[Path]:
         """Folders of the checkpoints, oldest first."""
-        return sorted((self.path / "checkpoints").glob("step_*"))
+        return sorted(one for one in (self.path / "checkpoints").glob("step_*") if one.is_dir())
 
     def save_checkpoint(
         self,
@@ -126,8 +151,10 @@ class Run:
 
         parent = self.path / "checkpoints"
         parent.mkdir(exist_ok=True)
+        sync_folder(self.path)
         sweep(parent)
         final, partial = parent / f"step_{step:08d}", parent / f".step_{step:08d}.partial"
+        sync_all(self.path)  # what the state vouches for is on disk before it
         partial.mkdir()
         files = {
             "coder.safetensors": save({name: _plain(value) for name, value in coder_state.items()}),
@@ -140,15 +167,16 @@ class Run:
             "step": step,
             "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
             "state": dict(state),
+            "files": records_of(self.path),
         }
-        write_json(partial / "state.json", document)
-        if final.exists():  # the same step again, after a resume: bit-identical
-            shutil.rmtree(final)
+        write_sealed(partial / "state.json", document)
+        if final.exists():  # the same step again, after a resume
+            remove_folder(final)
         partial.rename(final)
         sync_folder(parent)
         if keep is not None:
             for old in self.checkpoints()[: -max(keep, 1)]:
-                shutil.rmtree(old)
+                remove_folder(old)
         return final
 
     def load_checkpoint(self, path: Path | None = None) -> Checkpoint | None:
@@ -160,24 +188,37 @@ class Run:
             if not found:
                 return None
             path = found[-1]
-        remedy = f"delete {path} to go back to the checkpoint before it, then pipeline train -c {self.path} --resume"
-        try:
-            document = json.loads((path / "state.json").read_bytes())
-            version = document["format_version"]
-            if version > CHECKPOINT_VERSION:
-                raise DataError(f"{path} has format version {version}, this program reads up to {CHECKPOINT_VERSION}")
-            tensors = {}
-            for name, expected in document["sha256"].items():
-                data = (path / name).read_bytes()
-                found_sum = hashlib.sha256(data).hexdigest()
-                if found_sum != expected:
-                    raise DataError(f"{path / name} is damaged: sha256 {found_sum}, expected {expected}", remedy)
+        remedy = command("verify", self.path, "--repair")
+        document = read_sealed(path / "state.json", remedy, CHECKPOINT_VERSION)
+        checked(State, document, path / "state.json", remedy)
+        names = ("coder.safetensors", "optimizer.safetensors")
+        if f"step_{document['step']:08d}" != path.name or set(document["sha256"]) != set(names):
+            raise DataError(f"{path} holds the checkpoint of step {document['step']}", remedy)
+        config = document["files"].get(CONFIG, {}).get("sha256")
+        if config != hashlib.sha256(read_file(self.path / CONFIG)).hexdigest():
+            raise DataError(f"{path} belongs to another run: its {CONFIG} differs", remedy)
+        tensors = {}
+        for name in names:
+            data = read_file(path / name, remedy)
+            found_sum = hashlib.sha256(data).hexdigest()
+            if found_sum != document["sha256"][name]:
+                raise DataError(
+                    f"{path / name} is damaged: sha256 {found_sum}, expected {document['sha256'][name]}", remedy
+                )
+            try:
                 tensors[name] = load(data)
-            return Checkpoint(
-                document["step"], tensors["coder.safetensors"], tensors["optimizer.safetensors"], document["state"]
+            except (ValueError, KeyError, SafetensorError) as error:
+                raise DataError(f"checkpoint {path} cannot be read: {error}", remedy) from None
+        return Checkpoint(document["step"], tensors[names[0]], tensors[names[1]], document["state"], document["files"])
+
+    def check_records(self, checkpoint: Checkpoint) -> None:
+        """Raises DataError when metrics or logs before a checkpoint are not those that it was saved with."""
+        wrong = [name for name in wrong_records(self.path, checkpoint.files) if not name.startswith("samples/")]
+        if wrong:
+            raise DataError(
+                f"{self.path / wrong[0]} is damaged: not as it was at step {checkpoint.step:,}",
+                command("verify", self.path, "--repair"),
             )
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise DataError(f"checkpoint {path} cannot be read: {error}", remedy) from None
 
     # the end
 
@@ -188,7 +229,19 @@ class Run:
             summary: {"steps", "tokens", "fvu", "fvu_with_bos", "l0", "dead", "seconds"}.
             extra: {"source", "target", "cache": {"path", "identity"}, "training": {…}}.
         """
-        save_coder(coder, self.path / "final", {**(extra or {}), "summary": dict(summary)})
+        sync_all(self.path)
+        files = records_of(self.path)
+        save_coder(coder, self.path / "final", {**(extra or {}), "summary": dict(summary), "files": files})
+
+    def drop_damaged_final(self) -> bool:
+        """Removes final/ if it is damaged, so that the run can be finished again; whether it was."""
+        if self.complete:
+            try:
+                self.load_coder()
+            except DamagedError:
+                remove_folder(self.path / "final")
+                return True
+        return False
 
     @property
     def final(self) -> dict[str, Any]:
@@ -208,14 +261,15 @@ class Run:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run for writing. Raises PipelineError when another process trains it; released even by kill -9."""
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+        descriptor = open_lock(self.path / ".lock")
+        try:
+            if not try_lock(descriptor, fcntl.LOCK_EX, self.path / ".lock"):
                 raise PipelineError(
                     f"run {self.name} is being trained by another process", "wait for it, or train under another --name"
-                ) from None
+                )
             yield
+        finally:
+            os.close(descriptor)
 
 
 def create_run(runs_dir: Path | str, name: str, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> Run:
@@ -232,27 +286,46 @@ def create_run(runs_dir: Path | str, name: str, config: Mapping[str, Any], prove
             "pipeline train --resume continues it; --name starts another",
         )
     make_folder(path, "train.runs")
-    write_json(path / "provenance.json", dict(provenance))
-    write_file(path / "config.yaml", [dump_yaml(dict(config)).encode()])
-    sync_folder(path)
-    sync_folder(path.parent)
+    settings = dump_yaml(dict(config)).encode()
+    made_with = sealed_bytes({**provenance, "config_sha256": hashlib.sha256(settings).hexdigest()})
+    for name, data in ((PROVENANCE, made_with), (CONFIG, settings)):
+        for file in (copy_of(path / name), path / name):
+            write_file(file, [data])
+    for folder in (path, path.parent, path.parent.absolute().parent):
+        sync_folder(folder)
     return Run(path, dict(config))
+
+
+def copy_of(file: Path) -> Path:
+    """The second copy of a file that follows from nothing else."""
+    return file.with_name(f".{file.name}.copy")
 
 
 def open_run(path: Path | str, allow_incomplete: bool = False) -> Run:
     """An existing run.
 
     Raises:
-        DataError: the folder is not a run, or (unless `allow_incomplete`) the run is not finished.
+        DataError: the folder is not a run, its settings are damaged, or (unless `allow_incomplete`) it is not finished.
     """
     path = Path(path)
-    if not (path / "config.yaml").is_file():
-        raise DataError(f"{path} is not a run (no config.yaml)", "pipeline status lists runs")
-    run = Run(path, load_yaml(path / "config.yaml"))
+    if not (path / CONFIG).exists():
+        if copy_of(path / CONFIG).exists():
+            raise DataError(f"{path / CONFIG} is missing", command("verify", path, "--repair"))
+        raise DataError(f"{path} is not a run (no {CONFIG})", command("status"))
+    settings = read_file(path / CONFIG)
+    expected = checked(Provenance, read_sealed(path / PROVENANCE), path / PROVENANCE)["config_sha256"]
+    if hashlib.sha256(settings).hexdigest() != expected:
+        raise DataError(
+            f"{path / CONFIG} is not the file that the run was started with", command("verify", path, "--repair")
+        )
+    try:
+        run = Run(path, parse_mapping(settings, path / CONFIG))
+    except ConfigError as error:
+        raise DataError(error.message, command("verify", path, "--repair")) from None
     if not run.complete and not allow_incomplete:
         reached = run.checkpoints()
         where = f"its last checkpoint is {reached[-1].name}" if reached else "it has no checkpoint yet"
-        raise DataError(f"run {run.name} is not finished: {where}", f"pipeline train -c {path} --resume")
+        raise DataError(f"run {run.name} is not finished: {where}", command("train", "-c", path, "--resume"))
     return run
 
 
@@ -263,8 +336,18 @@ def fvu_label(evaluated_on: str | None) -> str:
 
 def sweep(folder: Path) -> None:
     """Delete the leftovers of an interrupted writer from a checkpoint folder."""
-    for leftover in folder.glob(".step_*.partial"):
+    for leftover in folder.glob(".step_*"):
         shutil.rmtree(leftover)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder: first its name, so that a half-removed one is never taken for a whole one."""
+    aside = folder.with_name(f".{folder.name}.removed")
+    if aside.exists():
+        shutil.rmtree(aside)
+    folder.rename(aside)
+    sync_folder(folder.parent)
+    shutil.rmtree(aside)
 
 
 def _plain(value: Tensor) -> Tensor:

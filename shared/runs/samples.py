@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cache.files import read_json, sync_folder, write_file
-from ..errors import DataError
+from ..errors import DataError, repair_command
 
 FOLDER = "samples"
 SAMPLES = "samples.json"
@@ -121,18 +121,18 @@ def load_samples(run: Path | str) -> SampleSet:
         DataError: the run has no samples, or the file is damaged.
     """
     path = Path(run) / FOLDER / SAMPLES
+    if not path.exists():
+        raise DataError(
+            f"{run} has no samples ({path.name} is missing)", "pipeline train --set train.samples={} collects them"
+        )
+    found = read_json(path)
     try:
-        found = json.loads(path.read_bytes())
         if found["format_version"] > FORMAT_VERSION:
             raise DataError(f"{path} has format version {found['format_version']}, this program reads {FORMAT_VERSION}")
         latents = tuple(_latent(entry) for entry in found["latents"])
         return SampleSet(found["step"], found["collections"], found["settings"], latents)
-    except FileNotFoundError:
-        raise DataError(
-            f"{run} has no samples ({path.name} is missing)", "pipeline train --set train.samples={} collects them"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a samples file: {error}", "pipeline train --resume writes it again") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not a samples file: {error}", repair_command(path)) from None
 
 
 def samples_summary(run: Path | str) -> dict[str, Any] | None:
@@ -140,7 +140,9 @@ def samples_summary(run: Path | str) -> dict[str, Any] | None:
     folder = Path(run) / FOLDER
     if not (folder / STATISTICS).is_file():
         return None
-    found: dict[str, Any] = read_json(folder / STATISTICS)
+    found = read_json(folder / STATISTICS)
+    if not isinstance(found, dict):
+        raise DataError(f"{folder / STATISTICS} is not of this format", repair_command(folder))
     return {**found, "table": str(folder / TABLE)}
 
 

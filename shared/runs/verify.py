@@ -1,17 +1,43 @@
-"""Checks a run: reads every tensor, the metrics and the samples."""
+"""Checks a run: every file against what vouches for it."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..console import Console, Progress, count
-from ..errors import DataError
-from .folder import Run, open_run
+from ..cache.files import read_file, read_sealed
+from ..config.yaml import parse_mapping
+from ..console import Console, count
+from ..errors import ConfigError, DataError, command
+from ..schemas import Provenance, checked
+from .folder import CONFIG, PROVENANCE, Checkpoint, Run, copy_of
+from .records import wrong_records
 from .samples import load_samples, samples_summary
+
+
+@dataclass
+class Damage:
+    """What of a run is damaged.
+
+    Attributes:
+        problems: a line for each.
+        write: file → the content it must have, known from its copy.
+        checkpoints: folders that are damaged.
+        final: final/ is damaged.
+        samples: files of samples/ that are damaged.
+        records: metrics or logs that are damaged: what follows from them is computed again.
+        lasting: config.yaml or provenance.json and its copy are damaged.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    write: dict[Path, bytes] = field(default_factory=dict)
+    checkpoints: list[Path] = field(default_factory=list)
+    final: bool = False
+    samples: list[Path] = field(default_factory=list)
+    records: list[Path] = field(default_factory=list)
+    lasting: bool = False
 
 
 @dataclass(frozen=True)
@@ -23,6 +49,7 @@ class RunReport:
     checkpoints: int
     tensors: int
     problems: list[str]
+    damage: Damage = field(repr=False, default_factory=Damage)
 
     @property
     def ok(self) -> bool:
@@ -30,11 +57,10 @@ class RunReport:
 
     @property
     def hint(self) -> str | None:
-        return (
-            None
-            if self.ok
-            else f"delete the files and checkpoints named above, then pipeline train -c {self.path} --resume"
-        )
+        """The command to run next."""
+        if self.ok:
+            return None
+        return command("verify", self.path, "--repair")
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -54,54 +80,108 @@ class RunReport:
 
 
 def verify_run(path: Path, console: Console | None = None) -> RunReport:
-    """Read every tensor: checkpoints are checked against their sha256, the finished coder against its settings.
+    """Read every file: settings against their copies, tensors and records against the sha256 that vouches for them.
 
     Raises:
         DataError: the folder is not a run.
     """
-    run = open_run(path, allow_incomplete=True)
-    problems: list[str] = []
+    if not any((path / name).exists() for name in (CONFIG, copy_of(path / CONFIG).name, "checkpoints", "final")):
+        raise DataError(f"{path} is not a run (no {CONFIG})", command("status"))
+    damage = Damage()
+    run = _opened(path, damage)
+    if run is None:
+        return RunReport(path, False, 0, 0, damage.problems, damage)
     folders = run.checkpoints()
+    tensors, newest = 0, None
     with (console or Console(quiet=True)).progress(len(folders) + run.complete, "files", "verify") as progress:
-        tensors = _read_checkpoints(run, folders, problems, progress)
-        if run.complete:
-            tensors += _read_coder(run, problems, progress)
-    readers: list[Callable[[], object]] = [run.metrics]
-    if samples_summary(path) is not None:
-        readers.append(lambda: load_samples(path))
-    for read in readers:
-        with _noted(problems):
-            read()
-    return RunReport(path, run.complete, len(folders), tensors, problems)
+        for folder in folders:
+            try:
+                checkpoint = run.load_checkpoint(folder)
+            except DataError as error:
+                damage.checkpoints.append(folder)
+                damage.problems.append(error.message)
+            else:
+                newest = checkpoint
+                tensors += len(checkpoint.coder) + len(checkpoint.optimizer) if checkpoint else 0
+            progress.advance()
+        if (path / "final").exists():
+            tensors += _read_final(run, damage)
+            progress.advance()
+    _check_records(run, newest, damage)
+    return RunReport(path, run.complete, len(folders), tensors, damage.problems, damage)
 
 
-@contextlib.contextmanager
-def _noted(problems: list[str]) -> Iterator[None]:
-    """Adds a DataError to `problems` instead of raising it: one damaged file must not hide the others."""
+def _opened(path: Path, damage: Damage) -> Run | None:
+    """The run, with its settings and provenance from whichever copies are sound."""
+    good: dict[str, bytes] = {}
+    expected: str | None = None
+    for name in (PROVENANCE, CONFIG):
+        for file in (path / name, copy_of(path / name)):
+            try:
+                if name == PROVENANCE:
+                    found = checked(Provenance, read_sealed(file), file)["config_sha256"]
+                    data = read_file(file)
+                    expected = expected or found
+                else:
+                    data = read_file(file)
+                    if hashlib.sha256(data).hexdigest() != expected:
+                        raise DataError(f"{file} is damaged: not the sha256 in {PROVENANCE}")
+                if good.setdefault(name, data) != data:
+                    raise DataError(f"{file} differs from its copy")
+            except DataError as error:
+                damage.problems.append(error.message)
+                damage.write[file] = b""
+    damage.lasting = len(good) < 2
+    damage.write = {} if damage.lasting else {f: good[_named(f)] for f in damage.write}
+    if damage.lasting:
+        return None
     try:
-        yield
-    except DataError as error:
-        problems.append(str(error))
+        settings = parse_mapping(good[CONFIG], path / CONFIG)
+    except ConfigError as error:
+        damage.problems.append(error.message)
+        damage.lasting = True
+        return None
+    return Run(path, settings)
 
 
-def _read_checkpoints(run: Run, folders: list[Path], problems: list[str], progress: Progress) -> int:
-    """Number of tensors read from the checkpoints."""
-    tensors = 0
-    for folder in folders:
-        with _noted(problems):
-            checkpoint = run.load_checkpoint(folder)
-            tensors += len(checkpoint.coder) + len(checkpoint.optimizer) if checkpoint else 0
-        progress.advance()
-    return tensors
+def _named(file: Path) -> str:
+    return file.name.removeprefix(".").removesuffix(".copy") if file.name.endswith(".copy") else file.name
 
 
-def _read_coder(run: Run, problems: list[str], progress: Progress) -> int:
+def _read_final(run: Run, damage: Damage) -> int:
     """Number of tensors read from the finished coder; all must be finite."""
-    tensors = 0
-    with _noted(problems):
+    try:
         state = run.load_coder().state_dict()
-        tensors = len(state)
-        wrong = [name for name, value in state.items() if not bool(value.isfinite().all())]
-        problems += [f"{run.path / 'final'}: {name} holds an infinity or NaN" for name in wrong]
-    progress.advance()
-    return tensors
+    except DataError as error:
+        if run.complete or (run.path / "final" / "config.json").exists():
+            damage.final = True
+            damage.problems.append(error.message)
+        return 0
+    for name, value in state.items():
+        if not bool(value.isfinite().all()):
+            damage.final = True
+            damage.problems.append(f"{run.path / 'final'}: {name} holds an infinity or NaN")
+    return len(state)
+
+
+def _check_records(run: Run, newest: Checkpoint | None, damage: Damage) -> None:
+    """Metrics, logs and samples: of a finished run as at its end, else as at its newest checkpoint."""
+    files = None if newest is None else newest.files
+    finished = run.complete and not damage.final
+    if finished:
+        files = run.final.get("files", {})
+    written = {file.name for file in damage.write}
+    for name in wrong_records(run.path, files or {}):
+        if name in written or (not finished and name.startswith("samples/")):
+            continue  # of an unfinished run samples may be newer than its checkpoint, and are written again
+        (damage.samples if name.startswith("samples/") else damage.records).append(run.path / name)
+        damage.problems.append(f"{run.path / name} is damaged: not the sha256 recorded with the run")
+    if damage.records or damage.samples:
+        return
+    try:
+        run.metrics()
+        if samples_summary(run.path) is not None:
+            load_samples(run.path)
+    except DataError as error:
+        damage.problems.append(error.message)
+        damage.records.append(run.path / "metrics.jsonl")

@@ -38,6 +38,7 @@ from sparse_pipeline.shared.errors import ConfigError, DataError, UsageError
 from sparse_pipeline.shared.runs.folder import create_run, open_run
 from sparse_pipeline.train.normalisation import moments_of
 from tests.analyze.planted import CTX, N_SEQ, SOURCE, TARGET, Planted, planted
+from tests.sealed import reseal
 from tests.synthetic import make_cache
 
 HOSTILE = ["</script><script>window.hacked=1</script>", "<img src=x onerror=window.hacked=1>", "a|b`c*", "\u2028", "\n"]
@@ -378,11 +379,11 @@ def test_refusals(made: Planted, run: Path, tmp_path: Path) -> None:
         ({"cache": {"path": str(made.cache.path), "identity": "x" * 64}}, "identity"),
         ({"source": "layer_09.resid_mid"}, "layer_09.resid_mid"),
     ):
-        final.write_text(json.dumps({**document, **change}))
+        reseal(final, lambda found, change=change: found.update({**document, **change}))
         with pytest.raises(DataError, match=message):
             analyze([run], config)
     narrow = make_cache(tmp_path / "narrow", 4, 8, {SOURCE: 16, TARGET: 16})
-    final.write_text(json.dumps(document))
+    reseal(final, lambda found: found.update(document))
     with pytest.raises(DataError, match="width 64"):
         analyze([run], AnalyzeConfig(out=tmp_path / "reports", cache=narrow.path))
     assert not (tmp_path / "reports").exists()
@@ -422,9 +423,7 @@ def test_another_cache_is_measured_by_the_training_caches_mean(made: Planted, tm
     assert "the training cache." in document["runs"][0]["reports"]["global"]["figures"]["fvu"]["definition"]
 
     final = path / "final" / "config.json"
-    text = json.loads(final.read_text())
-    text["cache"]["path"] = str(tmp_path / "gone")
-    final.write_text(json.dumps(text))
+    reseal(final, lambda document: document["cache"].update(path=str(tmp_path / "gone")))
     result = analyze([path], config)
     assert result.runs[0]["fvu"] == pytest.approx(fvu(other, rest, "rest"), rel=1e-6)
     document = json.loads((result.report.parent / "report.json").read_text())

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparse_pipeline.harvest.check import checked_against_source
 from sparse_pipeline.harvest.config import HarvestConfig
 from sparse_pipeline.harvest.dataset import open_dataset
 from sparse_pipeline.harvest.run import harvest
@@ -26,10 +26,12 @@ from sparse_pipeline.models.site_names import format_site
 from sparse_pipeline.models.sites import FAMILIES, resolve_sites
 from sparse_pipeline.shared.cache import Cache, open_cache, verify_cache
 from sparse_pipeline.shared.cache.documents import DocumentRecord, read_documents
+from sparse_pipeline.shared.cache.repair import repair_cache
 from sparse_pipeline.shared.errors import DataError, UsageError
 from tests.harvest.conftest import CTX, make_texts
 from tests.harvest.test_capture import LAYERS, random_model
 from tests.harvest.test_run import config_for, contents
+from tests.sealed import reseal
 
 SITES = ("layer_01.resid_mid", "layer_01.mlp_out")
 
@@ -168,6 +170,9 @@ def test_documents_are_named(tiny_model: Path, tmp_path: Path) -> None:
     assert harvest(config).shards_written == 0
     assert contents(path) == before
     (path / "documents.jsonl").write_text('{"doc_id": 0}\n{"source": "x"}\n')
+    with pytest.raises(DataError, match=r"documents\.jsonl is damaged"):
+        list(read_documents(path))
+    reseal(path / "manifest.json", lambda manifest: manifest["extra"].pop("documents"))
     with pytest.raises(DataError, match=r"documents\.jsonl:2 is not a document"):
         list(read_documents(path))
 
@@ -206,12 +211,52 @@ def test_verify_finds_a_flipped_bit_beside_the_arrays(
         report = verify_cache(path)
         assert [problem.path for problem in report.problems] == [file]
         assert report.problems[0].expected.endswith(said[name])
-        named = [file, path / "manifest.json"] if file.exists() else [path / "manifest.json"]
-        assert report.hint == f"{shlex.join(['rm', *map(str, named)])} && pipeline harvest -c {path}"
+        assert report.hint == f"pipeline verify {path} --repair"
+        assert repair_cache(path).again[0] == file.name
+        assert harvest(config).shards_written == 0
+        assert verify_cache(path).ok
+        assert file.read_bytes() == whole
+
+
+def test_what_is_whole_but_not_of_the_source_is_found_and_repaired(
+    tiny_model: Path, texts_file: Path, tmp_path: Path
+) -> None:
+    """Sound by every checksum: rows of another text, another tokenizer, other documents."""
+    config = config_for(tiny_model, texts_file, tmp_path / "a")
+    path = harvest(config).path
+    whole = contents(path)
+    assert checked_against_source(verify_cache(path)).ok
+    lines = [json.loads(line) for line in texts_file.read_text(encoding="utf-8").splitlines()]
+    other_texts = tmp_path / "other.jsonl"
+    other_texts.write_text("".join(json.dumps({**one, "text": one["text"][::-1]}) + "\n" for one in lines))
+    other = harvest(config_for(tiny_model, other_texts, tmp_path / "b")).path
+    identity = open_cache(path).identity
+    for file in other.glob("acts.zarr/*/c.2*"):
+        (path / file.relative_to(other)).write_bytes(file.read_bytes())
+    (path / "commits/000002.json").write_bytes((other / "commits/000002.json").read_bytes())
+    reseal(path / "commits/000002.json", lambda commit: commit.update(identity=identity))
     (path / "manifest.json").unlink()
-    assert harvest(config).shards_written == 0
     assert verify_cache(path).ok
-    assert file.read_bytes() == whole
+    (problem,) = checked_against_source(verify_cache(path)).problems
+    assert problem.found == "tokens of other text"
+    with pytest.raises(DataError, match="has changed: shard 2"):
+        harvest(config)
+    assert repair_cache(path, further=checked_against_source).again == ("1 shard",)
+    harvest(config)
+    (path / "tokenizer/tokenizer.json").write_text("{}")
+    reseal(path / "manifest.json", lambda m: m["extra"].update(tokenizer_sha256=hashlib.sha256(b"{}").hexdigest()))
+    assert verify_cache(path).ok
+    (problem,) = checked_against_source(verify_cache(path)).problems
+    assert problem.found == "another tokenizer"
+    repair_cache(path, further=checked_against_source)
+    (path / "manifest.json").unlink()  # its sha256 was of the other tokenizer
+    harvest(config)
+    assert contents(path) == whole
+    texts_file_gone = checked_against_source(verify_cache(other))
+    assert (texts_file_gone.ok, texts_file_gone.notes) == (True, ())
+    other_texts.unlink()
+    (note,) = checked_against_source(verify_cache(other)).notes
+    assert "is not on this machine" in note
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

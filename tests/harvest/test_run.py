@@ -35,6 +35,7 @@ from sparse_pipeline.shared.config.settings import to_dict, validate
 from sparse_pipeline.shared.console import size
 from sparse_pipeline.shared.errors import ConfigError, DataError, PipelineError, UsageError
 from tests.harvest.conftest import CTX, make_texts
+from tests.sealed import reseal
 
 ALL_SITES = tuple(format_site(layer, kind) for layer in range(3) for kind in FAMILIES["gemma2"].kinds)
 
@@ -62,8 +63,9 @@ def contents(path: Path) -> dict[str, bytes]:
         if not file.is_file():
             continue
         data = file.read_bytes()
-        if file.name in ("plan.json", "manifest.json"):
-            data = json.dumps({key: value for key, value in json.loads(data).items() if key != "provenance"}).encode()
+        if file.name in ("plan.json", ".plan.json.copy", "manifest.json"):
+            plain = {key: value for key, value in json.loads(data).items() if key not in ("provenance", "seal")}
+            data = json.dumps(plain).encode()
         found[str(file.relative_to(path))] = data
     return found
 
@@ -425,9 +427,7 @@ def test_a_changed_model_or_dataset_is_refused(tiny_model: Path, texts_file: Pat
     (path / "manifest.json").unlink()
     (path / "commits" / "000005.json").unlink()
     job = prepare(config)
-    plan_file = json.loads((path / "plan.json").read_text())
-    plan_file["config"]["resolved"]["dataset"] = job.dataset.identity
-    (path / "plan.json").write_text(json.dumps(plan_file))
+    reseal(path / "plan.json", lambda plan: plan["config"]["resolved"].update(dataset=job.dataset.identity))
     with pytest.raises(DataError, match="has changed: shard 0"):
         harvest(config)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ from sparse_pipeline.train.penalties.topk_pairs import TopkPairsConfig
 from sparse_pipeline.train.samplers import build_sampler
 from sparse_pipeline.train.step.autograd import train_step
 from sparse_pipeline.train.step.begin import new_trainee
+from tests.sealed import reseal
 from tests.synthetic import make_cache, sparse_acts, token_table
 from tests.train.conftest import MATRYOSHKA, SOURCE, TARGET, TOPK
 
@@ -386,18 +388,25 @@ def test_a_run_in_training_is_locked(config: MakeConfig) -> None:
         refused([made], PipelineError, "being trained by another process", resume=True)
 
 
+def start_with(config: Path, text: str) -> None:
+    """As if the run had been started with these settings."""
+    config.write_text(text, encoding="utf-8")
+    digest = hashlib.sha256(config.read_bytes()).hexdigest()
+    reseal(config.with_name("provenance.json"), lambda document: document.update(config_sha256=digest))
+
+
 def test_a_run_from_before_a_setting_came_into_being_goes_on(config: MakeConfig) -> None:
     made = config()
     train_runs([made])
     file = made.path / "config.yaml"
     text = file.read_text(encoding="utf-8")
     assert "grad_clip: 1.0" in text
-    file.write_text(text.replace("  grad_clip: 1.0\n", ""), encoding="utf-8")
+    start_with(file, text.replace("  grad_clip: 1.0\n", ""))
     before = weights(made)
     train_runs([made], resume=True)
     assert weights(made) == before
     with pytest.raises(DataError, match="grad_clip"):
         train_runs([config(optimizer=OptimizerConfig(grad_clip=2.0))], resume=True)
-    file.write_text(text + "gone: 1\n", encoding="utf-8")
+    start_with(file, text + "gone: 1\n")
     with pytest.raises(DataError, match="gone: the run has 1, this config has none"):
         train_runs([made], resume=True)

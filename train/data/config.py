@@ -30,6 +30,8 @@ class DataConfig:
     """Pools to read ahead during training; each takes the memory of a pool."""
     resident: Literal["auto"] | bool = "auto"
     """Keep all rows of the run's sites in memory (with CUDA: on the device); auto: if they fit. Affects speed only."""
+    checksums: bool = True
+    """Compare each chunk file with the checksum in its commit when a process first reads it, in the background."""
     memory_gb: float | None = None
     """Largest total memory of the pools, in GB; null: half of the free memory at the start."""
 

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...shared.cache import Cache, SiteSpec
+from ...shared.cache.first_touch import Comparisons
 from ...shared.cache.reader import logical_rows, stored_dtype
-from ...shared.errors import DataError
+from ...shared.errors import DataError, repair_command
 
 SEGMENT_BYTES = 8 << 20
 """Neighbouring blocks are read together up to this size: long enough for any disk, short enough for many threads."""
@@ -104,6 +105,9 @@ class BlockReader:
             blocks of 590 kB, 30 % of a file at a time: with reading ahead, it read 1.93 times the requested bytes).
         staging_bytes: read through host buffers of this size even if the pools lie on the CPU; None: only for a device,
             with STAGING_BYTES.
+
+    Attributes:
+        comparisons: of the chunk files read so far with their commits; None: switched off.
     """
 
     def __init__(
@@ -118,6 +122,9 @@ class BlockReader:
     ) -> None:
         self.cache, self.sites, self.device = cache, tuple(sites), device
         self._beyond_memory = beyond_memory
+        self.comparisons = None
+        if cache.checksums:
+            self.comparisons = Comparisons(lambda name, shard: cache.compare(name, shard, beyond_memory))
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="block-reader")
         self._cancelled = threading.Event()
         names = [name for site in self.sites for name in cache.spec(site).arrays]
@@ -151,6 +158,8 @@ class BlockReader:
     def close(self) -> None:
         self._cancelled.set()
         self._threads.shutdown(wait=True, cancel_futures=True)
+        if self.comparisons is not None:
+            self.comparisons.close()
 
     def _read(
         self, segments: Sequence[Segment], views: dict[str, NDArray[np.uint8]], base_slot: int
@@ -170,6 +179,8 @@ class BlockReader:
         if self._cancelled.is_set():
             raise ClosedError
         path, offset = self.cache.chunk_file(name, shard)
+        if self.comparisons is not None:
+            self.comparisons.touch(name, shard)
         size = self._row_bytes[name]
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -186,7 +197,7 @@ class BlockReader:
                     if count == 0:
                         raise DataError(
                             f"{path} has {os.fstat(descriptor).st_size:,} bytes, expected {at + len(target):,} or more",
-                            hint=f"pipeline verify {self.cache.path}",
+                            hint=repair_command(self.cache.path),
                         )
                     target, at = target[count:], at + count
                 if self._beyond_memory:

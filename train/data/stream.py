@@ -270,6 +270,12 @@ class Stream:
         self._handed_out = (step + 1, self._next)  # one assignment: an interrupt finds the old position or the new one
         return batch
 
+    def check(self) -> None:
+        """Returns when every chunk file read so far is known to be as its commit says: before anything that depends on
+        the rows is kept. Raises DataError."""
+        if self._reader is not None and self._reader.comparisons is not None:
+            self._reader.comparisons.wait()
+
     def close(self) -> None:
         """Stops the threads and lets go of the pools."""
         if self._reader is not None:
@@ -307,6 +313,8 @@ class Stream:
             found = self._ahead.popleft().result()
             drawn = self._draw(found, self._control(found.at)) if isinstance(found, _Read) else found
             self.waited_seconds += time.perf_counter() - began
+            if self._reader is not None and self._reader.comparisons is not None:
+                self._reader.comparisons.poll()
             if drawn.at != self._next[:2]:
                 self._next = StreamPosition(*drawn.at, 0)
             self._current = drawn

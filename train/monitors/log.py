@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ...shared.cache.files import read_json, write_file
 from .watch import MonitorReport
 
 FOLDER = "anti_duplication_logs"
@@ -27,7 +28,7 @@ class DuplicationLog:
             if int(file.stem.removeprefix("step_")) > step:
                 file.unlink()
             else:
-                self._rows.append(_row(json.loads(file.read_bytes())))
+                self._rows.append(_row(read_json(file)))
         if self._rows:
             self._write_table()
 
@@ -36,7 +37,7 @@ class DuplicationLog:
         self.path.mkdir(exist_ok=True)
         document = report.to_dict()
         text = json.dumps(document, indent=1, allow_nan=False)
-        (self.path / f"step_{report.step:08d}.json").write_text(text + "\n", encoding="utf-8")
+        write_file(self.path / f"step_{report.step:08d}.json", [(text + "\n").encode()])
         self._rows.append(_row(document))
         self._write_table()
 
@@ -44,7 +45,7 @@ class DuplicationLog:
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
         lines = [columns, ["---:"] * len(columns), *([_cell(row.get(name)) for name in columns] for row in self._rows)]
         text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-        (self.path / TABLE).write_text(text, encoding="utf-8")
+        write_file(self.path / TABLE, [text.encode()])
 
 
 def _row(document: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from ...shared.cache.outliers import SiteOutliers
 from ...shared.config.settings import to_dict, validate
 from ...shared.errors import ConfigError, DataError, UsageError
 from ...shared.provenance import provenance
-from ...shared.runs.folder import Run, create_run, fvu_label, open_run
+from ...shared.runs.folder import Run, copy_of, create_run, fvu_label, open_run
+from ...shared.runs.records import wrong_records
 from ..config import OPERATIONAL, TrainConfig
 from ..data.batch import Batch
 from ..data.stream import Stream
@@ -31,7 +32,7 @@ from ..step.trainee import Trainee
 from . import checkpoint
 from .tracking import Tracker
 
-OPERATIONAL_DATA = ("workers", "prefetch", "resident", "memory_gb")
+OPERATIONAL_DATA = ("workers", "prefetch", "resident", "memory_gb", "checksums")
 """Data settings that a resumed run may change: the position in a checkpoint fixes the order of the rows."""
 
 
@@ -226,6 +227,8 @@ def existing_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
 def open_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
     """The folder of every run, by path: created, or with `resume` the existing one. Raises: as `existing_runs`."""
     found = existing_runs(groups, resume)
+    for run in found.values():
+        run.drop_damaged_final()  # written again from the last checkpoint
     for group in groups:
         for config in group.configs:
             if config.path not in found:
@@ -236,7 +239,7 @@ def open_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
 
 def is_run(path: Path) -> bool:
     """Whether a folder holds a run."""
-    return (path / "config.yaml").is_file()
+    return (path / "config.yaml").exists() or copy_of(path / "config.yaml").exists()
 
 
 def begin(group: Group, config: TrainConfig, run: Run) -> Session:
@@ -244,11 +247,14 @@ def begin(group: Group, config: TrainConfig, run: Run) -> Session:
     trainee = new_trainee(config, group.cache, group.steps, group.stream.rows_per_epoch, group.device)
     saved = run.load_checkpoint()
     if saved is not None:
+        run.check_records(saved)
         checkpoint.restore(run, trainee, saved)
     run.rewind_metrics(trainee.step)
     position = None if saved is None else saved.state["position"]
     duplicates = DuplicationLog(run.path, trainee.step) if config.monitors else None
     samples = None if trainee.samples is None else SampleWriter(run.path, trainee.samples, group.cache)
+    if samples is not None and saved is not None and wrong_records(run.path, saved.files):
+        samples.write(saved.step)  # lost, or of a later step that a killed run did not save
     return Session(trainee, run, Tracker(config.wandb, run), position, duplicates, samples)
 
 

@@ -30,6 +30,7 @@ from sparse_pipeline.shared.console import Console
 from sparse_pipeline.shared.errors import DataError
 from sparse_pipeline.shared.runs.folder import Run, create_run
 from tests.analyze.planted import Planted, planted, run_extra
+from tests.sealed import reseal
 
 HEADING = Heading(
     name="s",
@@ -225,7 +226,7 @@ def copy_of(run: Path, folder: Path) -> Path:
     """The run again, as one that says it is nested."""
     shutil.copytree(run, folder)
     config = folder / "final" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "architecture": "matryoshka"}))
+    reseal(config, lambda document: document.update(architecture="matryoshka"))
     return folder
 
 

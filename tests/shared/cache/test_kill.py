@@ -34,6 +34,6 @@ def test_killed_at_any_moment_the_finished_cache_is_byte_identical(quick_folder:
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
     assert result["wrong"] == []
-    # 2 shards of 5 chunk files and a commit, the plan, the manifest, and the arrays that Zarr sets up
-    assert result["files"] == 2 * 6 + 2 + 6 + 1
+    # 2 shards of 5 chunk files and a commit; the plan twice, the manifest; metadata of the group and 5 arrays; the lock
+    assert result["files"] == 2 * 6 + 3 + 6 + 1
     assert result["kills"] > 150 // step

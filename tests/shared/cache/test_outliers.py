@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from sparse_pipeline.shared.cache import Flag, open_cache
 from sparse_pipeline.shared.cache.outliers import FACTOR, SiteOutliers
 from sparse_pipeline.shared.overview.describe import describe, describe_text
+from tests.sealed import reseal
 from tests.synthetic import make_cache, place_and_position, sparse_acts, token_table
 
 SITE, WIDTH, PLANTED = "layer_01.resid_mid", 32, 7
@@ -96,10 +96,7 @@ def test_inspect_shows_them(tmp_path: Path) -> None:
 
 def test_a_manifest_without_them_shows_none(tmp_path: Path) -> None:
     cache, _, _ = planted(tmp_path)
-    file = cache.path / "manifest.json"
-    manifest = json.loads(file.read_text())
-    del manifest["massive"]
-    file.write_text(json.dumps(manifest))
+    reseal(cache.path / "manifest.json", lambda manifest: manifest.pop("massive"))
     document = describe(cache.path)
     assert document["sites"][SITE]["massive_rows"] is None
     assert "massive row" not in describe_text(document)

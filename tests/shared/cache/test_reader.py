@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 
 from sparse_pipeline.shared.cache import Cache, open_cache
 from sparse_pipeline.shared.errors import DataError, UsageError
+from tests.sealed import reseal
 from tests.shared.cache.folders import contents
 from tests.synthetic import make_cache, sparse_acts, token_table
 
@@ -95,16 +95,17 @@ def test_no_cache_of_that_name_lists_those_beside_it(cache: Cache) -> None:
 
 
 def test_a_deleted_commit(cache: Cache) -> None:
+    tokens = cache.tokens
     (cache.path / "commits/000003.json").unlink()
     with pytest.raises(DataError, match=r"is incomplete: 4 of 5 shards are committed \(shard 3 is not\)") as caught:
         open_cache(cache.path)
-    assert caught.value.hint == "run the same harvest again: it writes what is missing"
+    assert caught.value.hint == f"pipeline harvest -c {cache.path} writes what is missing"
     part = open_cache(cache.path, allow_incomplete=True)
     assert not part.complete
     assert part.shards == [0, 1, 2, 4]
     assert (part.flags[48:64] == 4).all()
     assert not part.tokens[48:64].any()
-    np.testing.assert_array_equal(part.tokens[64:], cache.tokens[64:])
+    np.testing.assert_array_equal(part.tokens[64:], tokens[64:])
     with pytest.raises(DataError, match="shard 3"):
         part.chunk(SITE, 3)
 
@@ -125,7 +126,7 @@ def test_a_truncated_chunk(cache: Cache, name: str) -> None:
     with pytest.raises(DataError) as caught:
         open_cache(cache.path)
     assert caught.value.message == f"{file} has the wrong size: found {size - 100:,} bytes, expected {size:,} bytes"
-    assert caught.value.hint == f"pipeline verify {cache.path}"
+    assert caught.value.hint == f"pipeline verify {cache.path} --repair"
 
 
 def test_a_missing_chunk(cache: Cache) -> None:
@@ -138,14 +139,13 @@ def test_a_missing_chunk(cache: Cache) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"format_version": 3}, "is 'activation-cache' of version 3, expected 'activation-cache' of version 1 or 2"),
-        ({"format": "shards"}, "is 'shards' of version 1"),
-        ({"layout": {"n_seq": 70}}, "the layout in .* cannot be read"),
+        ({"format_version": 2}, "is 'activation-cache' of version 2, expected 'activation-cache' of version 3"),
+        ({"format": "shards"}, "is 'shards' of version 3"),
+        ({"layout": {"n_seq": 70}}, "manifest.json is not of this format: layout.ctx: Field required"),
     ],
 )
 def test_another_format(cache: Cache, change: dict, says: str) -> None:
-    manifest = json.loads((cache.path / "manifest.json").read_bytes())
-    (cache.path / "manifest.json").write_text(json.dumps(manifest | change))
+    reseal(cache.path / "manifest.json", lambda manifest: manifest.update(change))
     with pytest.raises(DataError, match=says):
         open_cache(cache.path)
 

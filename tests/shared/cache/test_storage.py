@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,10 @@ import pytest
 import torch
 import zarr
 
-from sparse_pipeline.shared.cache import Layout, SiteSpec, open_cache, verify_cache
+from sparse_pipeline.shared.cache import Layout, SiteSpec, verify_cache
 from sparse_pipeline.shared.cache.format import ARRAYS, default_chunk_rows
 from sparse_pipeline.shared.cache.quantise import Quantised, dequantise, quantise
-from sparse_pipeline.shared.errors import DataError, UsageError
+from sparse_pipeline.shared.errors import UsageError
 from tests.synthetic import make_cache, sparse_acts, token_table
 
 SITE = "layer_01.resid_mid"
@@ -218,24 +217,6 @@ def test_a_short_shard_and_a_damaged_index_of_the_sharded_layout(tmp_path: Path)
         assert (problem.path, problem.found.split()[1]) == (file, "trailer")
         whole_file[at] ^= 1
         file.write_bytes(whole_file)
-
-
-@pytest.mark.parametrize("changes", [{"quantised": {SITE: "fp8"}}, {"chunk_rows": 64}])
-def test_what_a_reader_of_version_1_would_misread_is_version_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
-) -> None:
-    made = make_cache(tmp_path / "new", 32, 16, **changes)
-    plain = make_cache(tmp_path / "plain", 32, 16)
-    for path, version in ((made.path, 2), (plain.path, 1)):
-        for file in ("plan.json", "manifest.json"):
-            assert json.loads((path / file).read_bytes())["format_version"] == version
-        assert zarr.open_group(path / ARRAYS, mode="r").attrs["format_version"] == version
-    assert set(plain.layout.to_dict()) == {"n_seq", "ctx", "shard_rows", "sites"}
-    assert "quantised" not in plain.layout.to_dict()["sites"][0]
-    monkeypatch.setattr("sparse_pipeline.shared.cache.format.VERSIONS", (1,))
-    with pytest.raises(DataError, match="'activation-cache' of version 2, expected 'activation-cache' of version 1"):
-        open_cache(made.path)
-    open_cache(plain.path)
 
 
 def test_impossible_storages_and_chunks_are_refused() -> None:

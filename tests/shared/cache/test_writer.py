@@ -16,6 +16,7 @@ import zarr
 
 from sparse_pipeline.shared.cache import CacheWriter, Layout, SiteSpec, open_cache, verify_cache
 from sparse_pipeline.shared.errors import DataError, PipelineError
+from tests.sealed import reseal
 from tests.shared.cache.folders import contents
 from tests.synthetic import TokenTable, make_cache, sparse_acts, token_table, write_missing
 
@@ -54,7 +55,7 @@ def test_zarr_reads_the_same_bits(tmp_path: Path, table: TokenTable, acts) -> No
         assert group[name].chunks == (256, width)
         assert group[name].attrs["logical_dtype"] == "bfloat16"
         assert torch.equal(torch.from_numpy(group[name][:]).view(torch.bfloat16), acts[name])
-    assert dict(group.attrs) == {"format": "activation-cache", "format_version": 1}
+    assert dict(group.attrs) == {"format": "activation-cache", "format_version": 3}
 
 
 def test_a_float32_site_is_stored_as_it_is(tmp_path: Path, table: TokenTable, acts) -> None:
@@ -248,9 +249,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_cache_of_another_version_is_refused(tmp_path: Path) -> None:
     begin(tmp_path / "c").close()
-    plan = json.loads((tmp_path / "c/plan.json").read_bytes())
-    (tmp_path / "c/plan.json").write_text(json.dumps(plan | {"format_version": 3}))
-    with pytest.raises(DataError, match="of version 3, expected 'activation-cache' of version 1 or 2"):
+    reseal(tmp_path / "c/plan.json", lambda plan: plan.update(format_version=2))
+    with pytest.raises(DataError, match="of version 2, expected 'activation-cache' of version 3"):
         begin(tmp_path / "c")
 
 
@@ -287,7 +287,7 @@ def test_a_disk_that_is_full_from_the_start(tmp_path: Path, monkeypatch) -> None
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("sparse_pipeline.shared.cache.writer.create_arrays", full)
+        patched.setattr("sparse_pipeline.shared.cache.writer.write_metadata", full)
         with pytest.raises(PipelineError, match=r"the disk is full: .* needs 119,160 bytes"):
             begin(tmp_path / "c")
     assert verify_cache(tmp_path / "c").ok  # nothing was promised

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from sparse_pipeline.shared.coders import build_coder, load_coder, save_coder
 from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
 from sparse_pipeline.shared.coders.normalisation import SiteMoments
 from sparse_pipeline.shared.errors import DataError
+from tests.sealed import reseal
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_missing_and_damaged_coders_are_refused(folder: Path) -> None:
     weights = folder / "final" / "coder.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-4])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"coder\.safetensors is damaged: sha256"):
         load_coder(folder)
     weights.unlink()
     with pytest.raises(DataError, match="is missing"):
@@ -51,22 +51,24 @@ def test_missing_and_damaged_coders_are_refused(folder: Path) -> None:
 
 def test_weights_that_do_not_fit_are_listed(folder: Path) -> None:
     path = folder / "final" / "config.json"
-    document = json.loads(path.read_text())
-    document["coder"]["latents"] = 24
-    path.write_text(json.dumps(document))
+    reseal(path, lambda document: document["coder"].update(latents=24))
     with pytest.raises(DataError, match=r"w_enc: found \(16, 5\), expected \(24, 5\)"):
         load_coder(folder)
 
 
 def test_a_newer_format_or_an_unknown_architecture_is_refused(folder: Path) -> None:
     path = folder / "final" / "config.json"
-    document = json.loads(path.read_text())
-    path.write_text(json.dumps({**document, "format_version": 99}))
-    with pytest.raises(DataError, match="format version 99"):
-        load_coder(folder)
-    path.write_text(json.dumps({**document, "coder": {**document["coder"], "architecture": "other"}}))
-    with pytest.raises(DataError, match="unknown architecture 'other'"):
-        load_coder(folder)
+    sound = path.read_bytes()
+    for change, message in (
+        ({"format_version": 99}, "format version 99, expected 2"),
+        ({"coder": {"architecture": "other"}}, "unknown architecture 'other'"),
+        ({"d_in": -1}, "is not of this format: d_in"),
+        ({"tied": 1}, "is not of this format: tied"),
+    ):
+        reseal(path, lambda document, change=change: document.update(change))
+        with pytest.raises(DataError, match=message):
+            load_coder(folder)
+        path.write_bytes(sound)
     path.write_text("{}")
-    with pytest.raises(DataError, match="not the config"):
+    with pytest.raises(DataError, match="has format version None, expected 2"):
         load_coder(folder)

@@ -77,7 +77,7 @@ def test_load_yaml(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a mapping at the top, found list"):
         load_yaml(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
         load_yaml(path)
     with pytest.raises(UsageError, match="does not exist"):
         load_yaml(tmp_path / "b.yaml")

@@ -25,7 +25,7 @@ def test_describe_cache(tmp_path: Path) -> None:
     assert padding > 0
     expected: dict[str, Any] = {
         "kind": "cache",
-        "format_version": 1,
+        "format_version": 3,
         "complete": True,
         "n_tokens": cache.n_rows - padding,
         "n_sequences": 64,
@@ -85,4 +85,4 @@ def test_samples_are_described_and_verified(tmp_path: Path) -> None:
     assert "samples: 1,234 of 7 latents after step 9" in describe_text(document)
     assert verify_run(run.path).ok
     (run.path / "samples/samples.json").write_text("{")
-    assert "samples.json is not a samples file" in verify_run(run.path).problems[0]
+    assert "samples.json is not valid JSON" in verify_run(run.path).problems[0]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from sparse_pipeline.shared.config.settings import load_yaml
 from sparse_pipeline.shared.errors import DataError, PipelineError, UsageError
 from sparse_pipeline.shared.runs import folder
 from sparse_pipeline.shared.runs.folder import Run, create_run, open_run
+from tests.sealed import reseal
 
 CONFIG = {"seed": 1, "optimizer": {"lr": 3e-4}, "target": None}
 
@@ -111,7 +111,7 @@ def test_a_save_that_dies_anywhere_leaves_the_checkpoint_before_it(
         if stage == "rename":
             patch.setattr(Path, "rename", die)
         elif stage == "state":
-            patch.setattr(folder, "write_json", die)
+            patch.setattr(folder, "write_sealed", die)
         else:
             real, calls = folder.write_file, iter(range(9))
             wanted = 0 if stage == "first file" else 1
@@ -142,12 +142,13 @@ def test_a_damaged_checkpoint_is_refused_with_a_way_back(run: Run) -> None:
     with pytest.raises(DataError, match="is damaged") as caught:
         run.load_checkpoint()
     assert caught.value.hint is not None
-    assert f"delete {path}" in caught.value.hint
-    (path / "state.json").write_text("{")
-    with pytest.raises(DataError, match="cannot be read"):
-        run.load_checkpoint()
-    (path / "state.json").write_text(json.dumps({"format_version": 99}))
+    assert caught.value.hint == f"pipeline verify {run.path} --repair"
+    state = path / "state.json"
+    reseal(state, lambda document: document.update(format_version=99))
     with pytest.raises(DataError, match="format version 99"):
+        run.load_checkpoint()
+    state.write_text("{")
+    with pytest.raises(DataError, match="is not valid JSON"):
         run.load_checkpoint()
 
 

@@ -53,7 +53,11 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         load_samples(tmp_path)
     assert "train.samples" in str(raised.value.hint)
     path = save_samples(tmp_path, some())
-    for text, message in (("{", "not a samples file"), ('{"format_version": 2}', "format version 2")):
+    for text, message in (
+        ("{}", "not a samples file"),
+        ("{", "not valid JSON"),
+        ('{"format_version": 2}', "format version 2"),
+    ):
         path.write_text(text)
         with pytest.raises(DataError, match=message):
             load_samples(tmp_path)
