@@ -22,7 +22,7 @@ from ..shared.cache.documents import DocumentWriter, documents_name, documents_s
 from ..shared.cache.files import make_folder, read_json, sync_folder, write_file
 from ..shared.cache.format import HISTORY, MANIFEST
 from ..shared.cache.growth import read_head
-from ..shared.cache.reader import read_sequences
+from ..shared.cache.reader import open_cache, read_sequences
 from ..shared.console import Console, count, duration, si, size
 from ..shared.errors import DataError, PipelineError
 from ..shared.provenance import provenance
@@ -40,6 +40,9 @@ from .stages import Stages
 from .units import Unit, dataset_units, stored_units
 
 _PROBE_LENGTH = 32
+
+NONFINITE_SHARE = 0.01
+"""Share of rows with an infinity or a NaN beyond which a harvest has failed."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
             if not writer.complete:
                 work.run()
     finished = writer.layout
+    _refuse_nonfinite(path)
     commits = [load_commit(path, shard) for shard in range(finished.n_shards)]
     massive = read_json(path / MANIFEST).get("massive", {})
     return HarvestResult(
@@ -138,6 +142,19 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
         stages=work.stages.shares(),
         massive_rows={site: int(found["n_rows"]) for site, found in massive.items()},
     )
+
+
+def _refuse_nonfinite(path: Path) -> None:
+    """Raises PipelineError where a finished cache is mostly of no use."""
+    cache = open_cache(path)
+    for site in cache.sites:
+        stats = cache.stats(site)
+        total = stats.all.n + stats.nonfinite
+        if stats.nonfinite > NONFINITE_SHARE * total:
+            raise PipelineError(
+                f"{path} is finished, but {stats.nonfinite:,} of {total:,} rows of {site} hold an infinity or a NaN",
+                "--set harvest.dtype=float32 --set harvest.name=OTHER harvests again",
+            )
 
 
 def _settled(job: Job, probe: SiteReader, body: nn.Module, path: Path) -> Job:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "zarr", "numpy", "sparse-coder-pipeline")
+PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy", "sparse-coder-pipeline")
 
 
 def provenance() -> dict[str, object]:

@@ -133,6 +133,9 @@ class TrainConfig:
     """Refuse a run that would take fewer steps."""
     log_every: int = 50
     """Steps between lines of metrics.jsonl."""
+    diverged: Literal["stop", "warn"] = "warn"
+    """What happens when a run diverges (a batch with an FVU above 10, a loss 1000 times the first, or activations near
+    the limit of float32). Either way a note stays in the run, which `pipeline status` shows."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     keep_checkpoints: int | None = 2
@@ -208,6 +211,7 @@ OPERATIONAL = (
     "variant",
     "log_every",
     "checkpoint_every",
+    "diverged",
     "keep_checkpoints",
     "wandb",
     "device",

@@ -14,10 +14,11 @@ from ..shared.cache.format import MANIFEST
 from ..shared.coders import build_coder
 from ..shared.config.registry import did_you_mean
 from ..shared.console import count, si, size
-from ..shared.errors import DataError, UsageError
+from ..shared.errors import UsageError
 from ..shared.runs.folder import open_run
 from .config import TrainConfig, with_precision
 from .data.estimate import estimate_stream
+from .data.health import check_trainable
 from .data.stream import StreamPlan, open_stream
 from .samplers import build_sampler
 from .step.fused import refusal
@@ -210,12 +211,9 @@ def _group(configs: list[TrainConfig]) -> Group:
     cache = open_cache(first.cache, identity=_trained_on(first), checksums=first.data.checksums)
     widths = {name: spec.width for name, spec in cache.sites.items()}
     sites = _checked_sites(configs, cache.path, widths)
-    for site in sites:
-        if damaged := cache.stats(site).nonfinite:
-            raise DataError(
-                f"{damaged:,} rows of {site} in {cache.path} hold an infinity or a NaN: training would fail",
-                "harvest again with harvest.storage: float32 or another harvest.dtype, or train on another site",
-            )
+    for config in configs:
+        check_trainable(cache, config.source, "source")
+        check_trainable(cache, config.target_site, "target")
     if first.sampler.needs_bos and not cache.has_bos:
         raise UsageError(
             f"train.sampler: {first.sampler.kind} would exclude nothing, since {cache.path} has no BOS (harvest.bos)",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,13 @@ def metadata_problems(path: Path, layouts: Sequence[Layout]) -> list[tuple[Path,
 
 def _difference(found: bytes, expected: bytes) -> tuple[str, str]:
     """The first key in which two metadata files differ, or their bytes."""
-    try:
-        there, wanted = json.loads(found), json.loads(expected)
-        for key, value in wanted.items():
+    there: Any = None
+    with suppress(ValueError, RecursionError):
+        there = json.loads(found)
+    if isinstance(there, dict):
+        for key, value in json.loads(expected).items():
             if there.get(key) != value:
                 return f"{key} {json.dumps(there.get(key))}", json.dumps(value)
-    except (ValueError, RecursionError, AttributeError):
-        pass
     return "metadata with other bytes", "those that follow from the layout"
 
 

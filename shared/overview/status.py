@@ -38,6 +38,7 @@ class Status:
         if not rows:
             return f"no caches and no runs yet\nnext: {self.next}"
         damaged = [f"damaged: {entry['problem']}" for entry in (*self.caches, *self.runs) if entry["problem"]]
+        damaged += [f"diverged: {entry['path']}: {entry['note']}" for entry in self.runs if entry["note"]]
         table = text_table(rows, ("", "name", "state", "size", ""), left=range(5))
         steps = [entry["next"] for entry in (*self.caches, *self.runs)]
         return "\n".join([table, *damaged, *(f"next: {step}" for step in dict.fromkeys([*steps, self.next]) if step)])
@@ -122,6 +123,7 @@ def run_entry(path: Path) -> dict[str, Any]:
         "progress": "",
         "fvu": None,
         "evaluated_on": None,
+        "note": None,
         "bytes": folder_bytes(path),
         "next": None,
         "problem": None,
@@ -131,6 +133,7 @@ def run_entry(path: Path) -> dict[str, Any]:
         entry["complete"] = run.complete
         last = run.checkpoints()
         entry["progress"] = f"at {last[-1].name}" if last else "no checkpoint yet"
+        entry["note"] = str((run.note or {}).get("diverged") or "") or None
         summary = run.summary if run.complete else {}
         entry |= {"fvu": summary.get("fvu"), "evaluated_on": summary.get("evaluated_on")}
     except (PipelineError, OSError) as error:

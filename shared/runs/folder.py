@@ -36,7 +36,7 @@ from ..config.yaml import parse_mapping
 from ..errors import ConfigError, DamagedError, DataError, PipelineError, UsageError, command, repair_command
 from ..explain import naming
 from ..schemas import Provenance, State, checked
-from .records import Records, records_of, sync_all, wrong_records
+from .records import NOTE, Records, records_of, sync_all, wrong_records
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +92,20 @@ class Run:
         document = checked(Provenance, read_sealed(file), file)
         del document["config_sha256"]
         return document
+
+    @property
+    def note(self) -> dict[str, Any] | None:
+        """What training noticed: `step` and `diverged`, in words. Raises DataError if it is damaged."""
+        file = self.path / NOTE
+        return read_sealed(file) if file.exists() else None
+
+    def write_note(self, note: Mapping[str, Any] | None) -> None:
+        """Sets the note, or removes it."""
+        if note is None:
+            (self.path / NOTE).unlink(missing_ok=True)
+            sync_folder(self.path)
+        else:
+            write_sealed(self.path / NOTE, note)
 
     # metrics
 

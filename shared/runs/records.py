@@ -17,10 +17,13 @@ from ..errors import DataError
 Records = Mapping[str, Mapping[str, Any]]
 """Path below the run's folder → {"bytes", "sha256"}."""
 
+NOTE = "note.json"
+"""What training noticed about a run: that it diverged."""
+
 GROWING = "metrics.jsonl"
 """Lines are appended to it, so a record covers its first bytes."""
 
-_FILES = ("config.yaml", "provenance.json", GROWING)
+_FILES = ("config.yaml", "provenance.json", NOTE, GROWING)
 _FOLDERS = ("samples", "anti_duplication_logs")
 _PIECE = 1 << 20
 

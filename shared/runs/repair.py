@@ -62,6 +62,8 @@ def repair_run(path: Path, console: Console | None = None) -> RunRepair:
         damage = found.damage
         if damage.lasting:
             lost = f"write {path / CONFIG} again from the settings of the run: no sound copy is left"
+            if damage.imported:
+                lost = f"import the coder again: {path} was not trained here"
             return RunRepair(path, found, (), (), (), lost)
         for file, content in damage.write.items():
             if file.is_dir() and not file.is_symlink():

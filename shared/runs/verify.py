@@ -29,6 +29,7 @@ class Damage:
         samples: files of samples/ that are damaged.
         records: metrics or logs that are damaged: what follows from them is computed again.
         lasting: config.yaml or provenance.json and its copy are damaged.
+        imported: the run was imported: training cannot write its coder again.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -38,6 +39,7 @@ class Damage:
     samples: list[Path] = field(default_factory=list)
     records: list[Path] = field(default_factory=list)
     lasting: bool = False
+    imported: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def verify_run(path: Path, console: Console | None = None) -> RunReport:
             tensors += _read_final(run, damage)
             progress.advance()
     _check_records(run, newest, damage)
+    damage.lasting = damage.imported and damage.final
     return RunReport(path, run.complete, len(folders), tensors, damage.problems, damage)
 
 
@@ -119,9 +122,10 @@ def _opened(path: Path, damage: Damage) -> Run | None:
         for file in (path / name, copy_of(path / name)):
             try:
                 if name == PROVENANCE:
-                    found = checked(Provenance, read_sealed(file), file)["config_sha256"]
+                    found = checked(Provenance, read_sealed(file), file)
                     data = read_file(file)
-                    expected = expected or found
+                    expected = expected or str(found["config_sha256"])
+                    damage.imported = "imported" in found
                 else:
                     data = read_file(file)
                     if hashlib.sha256(data).hexdigest() != expected:

@@ -39,7 +39,9 @@ def check_trainable(cache: Cache, site: str, role: str) -> None:
     if not rows.sum.any() and rms == 0:
         raise DataError(f"{where} is zero in every row: there is nothing to learn", other)
     if rms < SMALLEST:
-        raise DataError(f"{where} has a root mean square of {rms:.3g}: squares of such numbers vanish in float32", other)
+        raise DataError(
+            f"{where} has a root mean square of {rms:.3g}: squares of such numbers vanish in float32", other
+        )
     # of float64 sums, whose rounding leaves about 1e-16 of the mean square
     if float(stats.rest.var.sum()) <= 1e-12 * stats.rest.mean_sq_norm and stats.rest.n > 1:
         raise DataError(f"{where} is the same in every row outside position 0: its variance is zero", other)

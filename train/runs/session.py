@@ -14,13 +14,14 @@ from ...shared.cache.concentration import concentration_note
 from ...shared.cache.format import differences
 from ...shared.cache.outliers import SiteOutliers
 from ...shared.config.settings import to_dict, validate
-from ...shared.errors import ConfigError, DataError, UsageError
+from ...shared.errors import ConfigError, DataError, PipelineError, UsageError
 from ...shared.provenance import provenance
 from ...shared.runs.folder import Run, copy_of, create_run, fvu_label, open_run
 from ...shared.runs.records import wrong_records
 from ..config import OPERATIONAL, TrainConfig
 from ..data.batch import Batch
 from ..data.stream import Stream
+from ..divergence import divergence
 from ..evaluate import Evaluation
 from ..monitors.log import DuplicationLog
 from ..monitors.watch import MonitorReport
@@ -96,6 +97,7 @@ class Session:
         position: the stream position of the checkpoint it resumes from; None: from the beginning.
         duplicates: writes the monitors' reports. samples: writes the activation samples.
         report: the monitors' report after the step just done, for its line of metrics.
+        first_loss: of the run's first line of metrics.
         clock: (time, seconds waited for data, tokens) at the last line of metrics.
     """
 
@@ -106,6 +108,7 @@ class Session:
     duplicates: DuplicationLog | None = None
     samples: SampleWriter | None = None
     report: MonitorReport | None = field(default=None, repr=False)
+    first_loss: float | None = None
     clock: tuple[float, float, int] | None = field(default=None, repr=False)
 
     @property
@@ -163,10 +166,24 @@ class Session:
             "tokens_per_second": tokens / seconds if seconds > 0 else None,
             "wait_share": waited / seconds if seconds > 0 else None,
         }
+        reason = divergence(line, self.first_loss, _largest(result))
+        self.first_loss = line["loss"] if self.first_loss is None else self.first_loss
         self.run.log(line)
+        if reason is not None:
+            self.diverged(reason)
         self.tracker.log(line, self.report.histograms if self.report else {})
         self.report = None
         return line
+
+    def diverged(self, reason: str) -> None:
+        """Notes the first divergence in the run's folder. Raises PipelineError where the settings say stop."""
+        if self.run.note is None:
+            self.run.write_note({"step": self.step, "diverged": reason})
+        if self.trainee.config.diverged == "stop":
+            raise PipelineError(
+                f"run {self.run.name} diverged at step {self.step:,}: {reason}",
+                "lower train.optimizer.lr or a penalty's weight; --set train.diverged=warn trains on",
+            )
 
     def save(self, stream: Stream) -> None:
         """Write a checkpoint and the samples so far, unless this step is saved already."""
@@ -250,12 +267,21 @@ def begin(group: Group, config: TrainConfig, run: Run) -> Session:
         run.check_records(saved)
         checkpoint.restore(run, trainee, saved)
     run.rewind_metrics(trainee.step)
+    if run.note is not None and run.note.get("step", 0) > trainee.step:
+        run.write_note(None)
     position = None if saved is None else saved.state["position"]
     duplicates = DuplicationLog(run.path, trainee.step) if config.monitors else None
     samples = None if trainee.samples is None else SampleWriter(run.path, trainee.samples, group.cache)
     if samples is not None and saved is not None and wrong_records(run.path, saved.files):
         samples.write(saved.step)  # lost, or of a later step that a killed run did not save
-    return Session(trainee, run, Tracker(config.wandb, run), position, duplicates, samples)
+    first = next((line.get("loss") for line in run.metrics()), None)
+    return Session(trainee, run, Tracker(config.wandb, run), position, duplicates, samples, first_loss=first)
+
+
+def _largest(result: StepResult) -> float:
+    """The largest activation of a step."""
+    value = result.codes().values
+    return float(value.max()) if value.numel() else 0.0
 
 
 @contextlib.contextmanager

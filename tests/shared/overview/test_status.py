@@ -53,4 +53,4 @@ def test_status_survives_damage(tmp_path: Path) -> None:
     found = status(tmp_path / "cache", tmp_path / "runs")
     assert found.caches[0]["next"] == f"pipeline verify {cache.path}"
     assert found.runs[0]["next"] == f"pipeline verify {run.path}"
-    assert str(found).count("damaged") == 2
+    assert str(found).count("damaged: ") == 2
