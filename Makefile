@@ -1,5 +1,6 @@
 # make demo     install into .venv, then harvest, train and analyze on the embedded model (about three minutes)
 # make test     install the development tools too, and run the tests (under eight minutes on two cores)
+# make interop  install other tools into an environment of their own, and load the exports with them (tests/interop)
 # make lint     formatting and style (ruff), types (mypy), import contracts (import-linter)
 # make format   apply the formatting and the fixes that ruff can make
 # make gpu      the checks of a CUDA device, at most 8 minutes (make gpu-wheels first, where pip reaches no package index)
@@ -7,6 +8,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+INTEROP ?= .venv-interop
 # An exact release first: pip accepts a CPU wheel of it, where the open range of pyproject.toml would download the
 # newest build with gigabytes of CUDA libraries. Another release: make TORCH="torch==2.9.1" demo
 TORCH  ?= torch==2.13.0
@@ -27,7 +29,7 @@ GPU_NEEDS  := zarr numcodecs donfig google-crc32c ruamel.yaml datasets dill mult
 OUT        ?= device-check
 DOWNLOAD    = $(BIN)/python -m pip download --quiet --only-binary=:all: --python-version $(GPU_PYTHON) --dest $(WHEELS)
 
-.PHONY: demo test lint format gpu gpu-wheels clean
+.PHONY: demo test interop lint format gpu gpu-wheels clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -35,6 +37,17 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST)
+
+interop: $(INTEROP)/.installed
+	HF_HUB_OFFLINE=1 $(INTEROP)/bin/python -m pytest -q tests/interop
+
+# --no-deps: the tools pin other releases of shared packages; transformer-lens comes with its own.
+$(INTEROP)/.installed: tests/interop/requirements.txt pyproject.toml setup.py
+	$(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip --disable-pip-version-check install --quiet "$(TORCH)"
+	$(INTEROP)/bin/python -m pip --disable-pip-version-check install --quiet --editable ".[interop]"
+	$(INTEROP)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r tests/interop/requirements.txt
+	@touch $@
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -78,5 +91,5 @@ $(VENV)/.installed-dev: pyproject.toml setup.py | $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEROP) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
