@@ -89,11 +89,27 @@ def commands(command: click.Command, path: tuple[str, ...] = ("pipeline",)) -> I
 BEGIN = "<!-- from here on: written by docs/generate.py from studies/results -->"
 
 
+LEADING = ("gemma-3-270m", "gemma-3-270m-dead", "gemma-3-270m-wide")
+"""Studies of a real model: they come first, with the columns of COMPACT, so that a table fits a screen."""
+
+COMPACT = (
+    "fvu", "fvu_without_massive", "fvu_dims", "dead", "n_pairs_above", "n_pairs_above_without_massive", "step_ms",
+)  # fmt: skip
+
+
+def place(path: Path) -> tuple[bool, str, bool, str]:
+    """Where the results in studies/results/STUDY/SIZE/ come on the page."""
+    study, size = path.parts[-3:-1]
+    return study not in LEADING, study, size != "demo", size
+
+
 def results(folder: Path) -> Iterator[str]:
     """One section per study that has results, one part per size: the tables, the plots, the command."""
     study = ""
-    for path in sorted(folder.glob("*/*/comparison.json"), key=lambda p: (p.parts[-3], p.parts[-2] != "demo", p)):
+    for path in sorted(folder.glob("*/*/comparison.json"), key=place):
         document = json.loads(path.read_bytes())
+        if path.parts[-3] in LEADING:
+            document["columns"] = [column for column in document["columns"] if column["key"] in COMPACT]
         if path.parts[-3] != study:
             study = path.parts[-3]
             yield f"## {document['title']}\n\n{document['about'].strip()}"

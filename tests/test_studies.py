@@ -34,15 +34,25 @@ def test_every_study_resolves_in_every_size(path: Path, size: str | None) -> Non
     assert whole.analyze.documents == "heldout"
     assert whole.analyze.controls, "the untrained coder stands beside"
     assert all(cell.config.data.heldout > 0 for cell in cells)
-    assert whole.sweep.harvest == (size is None), "only the embedded model's cache is written on the way"
+    embedded = size is None and path.stem != REAL
+    assert whole.sweep.harvest == embedded, "only the embedded model's cache is written on the way"
     assert all(cell.config.runs == Path("runs") for cell in cells)
-    if size is not None:
+    if path.stem == REAL:
+        layer = "layer_09" if size is None else size.replace("-", "_", 1)[:8]
+        assert {cell.config.source for cell in cells} == {f"{layer}.resid_mid"}
+        transcoder = size is not None and size.endswith("transcoder")
+        assert {cell.config.target for cell in cells} == {f"{layer}.mlp_out" if transcoder else None}
+        assert {(cell.config.coder.latents, getattr(cell.config.coder, "k", 0)) for cell in cells} == {(4096, 32)}
+    elif size is not None:
         expected = "layer_03.resid_mid", 2048 if path.stem == "anti-duplication" else 1024, 16
         for cell in cells:
             k = getattr(cell.config.coder, "k", 16)
             assert (cell.config.source, cell.config.coder.latents, k) == expected
         assert {cell.config.target for cell in cells} <= {None, "layer_03.mlp_out"}
 
+
+REAL = "gemma-3-270m"
+"""The study of a real model, whose cache takes an hour: it has no size that trains on the embedded one."""
 
 SOURCES = ("anti-duplication", "layer8-transcoder", "self-contrastive", "topk-pairs")
 

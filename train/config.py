@@ -69,6 +69,24 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReseedConfig:
+    """Re-seeding: dead latents, and duplicates that a penalty merges, start again on the rows explained worst."""
+
+    every: int = 50
+    """Steps between looks for dead latents."""
+    silent: int = 50_000
+    """Tokens without firing after which a latent is re-seeded."""
+    until: float = 0.85
+    """Share of the run after which no latent is re-seeded: a new one needs time to learn."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.silent < 1:
+            raise ValueError(f"every and silent must be at least 1, not {self.every} and {self.silent}")
+        if not 0 < self.until <= 1:
+            raise ValueError(f"until: a share in (0, 1], not {self.until}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WandbConfig:
     """Weights & Biases, in addition to the run folder, which is complete without it."""
 
@@ -129,6 +147,8 @@ class TrainConfig:
     dead_after: int | None = None
     """Tokens without firing after which a latent counts as dead; null: 10 million, or one epoch or half of the
     run if that is shorter."""
+    reseed: ReseedConfig | None = None
+    """Re-seed dead latents, and duplicates that a penalty merges; {}: with the default settings; null: never."""
     min_steps: int = 100
     """Refuse a run that would take fewer steps."""
     log_every: int = 50
@@ -181,6 +201,20 @@ class TrainConfig:
         if self.target is None and self.coder.skip:
             raise ValueError("coder.skip: a skip connection requires a transcoder; it lets an SAE copy its input")
 
+        self._check_reseed()
+
+    def _check_reseed(self) -> None:
+        """Raises ValueError where re-seeding cannot do what the settings say."""
+        merging = [name for name, penalty in self.penalties.items() if getattr(penalty, "merge", None) is not None]
+        if self.reseed is None and merging:
+            raise ValueError(f"penalties.{merging[0]}.merge frees latents for re-seeding: set reseed: {{}}")
+        if self.reseed is None:
+            return
+        if self.coder.architecture not in RESEEDED:
+            raise ValueError(f"reseed: for {', '.join(RESEEDED)}, not {self.coder.architecture}")
+        if self.freeze:
+            raise ValueError(f"reseed: changes {', '.join(self.freeze)}, which freeze keeps")
+
     @property
     def target_site(self) -> str:
         """The site that is reconstructed."""
@@ -203,6 +237,9 @@ def with_precision(config: TrainConfig, device: str) -> TrainConfig:
         return config
     return replace(config, precision="bfloat16" if device == "cuda" else "float32")
 
+
+RESEEDED = ("topk", "batchtopk", "matryoshka")
+"""Architectures whose latents are re-seeded: those with no parameter of a latent besides its two rows and its bias."""
 
 OPERATIONAL = (
     "cache",

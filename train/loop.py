@@ -20,6 +20,7 @@ from .plan import Group, TrainPlan, plan
 from .runs.session import RunSummary, Session, begin, open_runs, summarise, trackers_closed
 from .samplers import build_sampler
 from .step.autograd import train_step
+from .step.reseed import reseed
 
 __all__ = ["RunSummary", "TrainPlan", "plan", "train"]
 
@@ -94,6 +95,7 @@ def _step(session: Session, rows: Batch, stream: Stream) -> dict[str, Any]:
     due = session.log_due
     with session.trainee.clock.running():
         result = train_step(session.trainee, rows, measure=due)
+        reseed(session.trainee, rows)
         if stream.sampler.config.follows_training:
             stream.sampler.observe(bos_enrichment(result.codes(), rows.position))
         session.look(result, rows)

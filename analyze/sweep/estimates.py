@@ -170,10 +170,10 @@ def _estimates(runs: Sequence[Mapping[str, Figure]], keys: Sequence[str]) -> dic
 
 
 def _against(members: Sequence[Measured], base: Sequence[Measured]) -> dict[str, Any]:
-    """Relative change of FVU and of time per step, paired by seed."""
+    """Relative change of the FVU, of its mean over dimensions and of the time per step, paired by seed."""
     before = {one.member.seed: one for one in base}
     out = {}
-    for key in ("fvu", "step_ms"):
+    for key in ("fvu", "fvu_dims", "step_ms"):
         pairs = [(before[one.member.seed].value(key), one.value(key)) for one in members if one.member.seed in before]
         changes = [float(b) / float(a) - 1 for a, b in pairs if a and b is not None]
         if changes and len(changes) == len(members):

@@ -10,6 +10,9 @@ from ...shared.text_table import text_table
 from ..result import show
 from .estimates import ABSORPTION
 
+CHANGES = {"fvu": "FVU", "fvu_dims": "FVU per dim.", "step_ms": "time"}
+"""Changes against the baseline that have a column, by key."""
+
 PROBING = "probing_auc_"
 """Keys of sparse probing begin so; with absorption, these figures have a table of their own."""
 
@@ -59,16 +62,15 @@ def settings_table(document: dict[str, Any], columns: Sequence[dict[str, Any]], 
         columns: those of the document's to show.
         against: also the changes against the baseline.
     """
-    against = against and any(row["against"] for row in document["settings"])
+    shown = {key for row in document["settings"] for key in row["against"]} if against else set()
+    changes = {key: name for key, name in CHANGES.items() if key in shown}
     header = ["setting", "seeds", *(column["label"] for column in columns)]
     rows = settings_rows(document, columns)
-    if against:
-        header += [f"FVU vs. {document['baseline']}", f"time vs. {document['baseline']}"]
+    header += [f"{name} vs. {document['baseline']}" for name in changes.values()]
     for cells, row in zip(rows, document["settings"], strict=True):
         if row["role"] == "control":
             cells[0] = f"*{cells[0]}*"
-        if against:
-            cells += [change(row["against"].get("fvu")), change(row["against"].get("step_ms"))]
+        cells += [change(row["against"].get(key)) for key in changes]
     return markdown_table(header, rows)
 
 

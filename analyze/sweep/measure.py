@@ -66,7 +66,12 @@ HELD_OUT = (
         sweep=True,
     ),
 )
-"""What training measures on held-out documents; these override the figures of the reports with the same keys."""
+"""What training measures on held-out documents; these override the figures of the reports with the same keys, except
+REPORTED."""
+
+REPORTED = ("dead",)
+"""Figures of training that a report's own, where there is one, overrides: a latent that fires on none of the report's
+rows is dead whatever `dead_after` was, so settings with different `dead_after` compare."""
 
 TRAINING = (
     Figure("steps", "steps", None, "Steps of training.", "integer"),
@@ -220,12 +225,14 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def with_training(run: Run, said: dict[str, Figure]) -> dict[str, Figure]:
-    """All figures of a run, by key: FVU, L0 and dead latents as training measured them on held-out documents, which
-    override the reports' own; the reports' other figures; what training cost.
+    """All figures of a run, by key: FVU and L0 as training measured them on held-out documents, which override the
+    reports' own; the reports' other figures; what training cost.
 
     A twin that training did not measure stays the report's.
     """
-    ours = {figure.key: figure for figure in heldout_figures(run)}
+    ours = {
+        figure.key: figure for figure in heldout_figures(run) if not (figure.key in REPORTED and figure.key in said)
+    }
     for key, figure in ours.items():
         if key in said:
             twins = {twin: getattr(said[key], twin) for twin in TWINS if getattr(figure, twin) is None}

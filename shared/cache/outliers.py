@@ -6,8 +6,9 @@ third of the variance. Whatever is averaged over rows is then mostly about them,
 position 0, massive, and ordinary rows.
 
 The rule: a row is massive when it is text outside position 0, its norm exceeds FACTOR times the median norm of such
-rows at its site, and, where the site has outlying dimensions (shared/cache/massive.py), its largest |x| lies in one of
-them. The median is exact; finding it takes 8 bytes of memory for each row.
+rows at its site, and its largest |x| lies in an outlying dimension of the site (shared/cache/massive.py). So a site
+without outlying dimensions has no massive rows: a row that is long in many dimensions says more, not something else.
+The median is exact; finding it takes 8 bytes of memory for each row.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def find_outliers(
     for start in range(0, len(candidates), ROWS_AT_ONCE):
         some = candidates[start : start + ROWS_AT_ONCE]
         x = rows_of(some).double().numpy()
-        confirmed = np.isin(np.abs(x).argmax(axis=1), dimensions) if dimensions else np.ones(len(x), np.bool_)
+        confirmed = np.isin(np.abs(x).argmax(axis=1), dimensions)
         kept.append(some[confirmed])
         massive = massive + _moments(x[confirmed])
     return SiteOutliers(median, np.concatenate(kept), subtract(rest, massive), massive, dimensions, rest)

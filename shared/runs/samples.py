@@ -32,6 +32,7 @@ class Sample:
         position: in the sequence, 0 for every BOS. pos_in_doc: in the document. doc_id: the document. row: the row.
         step: the update before which it was sampled.
         context: token ids around the peak, of one sequence and one document. peak: where among them the peak is.
+        ordinary: the row is neither at position 0 nor massive.
         text: the context as text, the peak in «».
     """
 
@@ -44,6 +45,7 @@ class Sample:
     step: int
     context: tuple[int, ...]
     peak: int
+    ordinary: bool
     text: str
 
 
@@ -53,20 +55,22 @@ class LatentSamples:
 
     Attributes:
         kept: samples that training kept; `mean` is their mean activation. Only some of them may be saved.
+        max: the largest activation on an ordinary row; 0 where no sample is of one.
         specialised: what its samples share (token, document or domain, or both), or general, or rare.
         samples: the saved ones, strongest first.
     """
 
     latent: int
     kept: int
+    max: float
     mean: float
     specialised: str
     samples: tuple[Sample, ...]
 
     @property
-    def max(self) -> float:
-        """The largest activation."""
-        return self.samples[0].value
+    def strongest(self) -> Sample:
+        """The strongest sample on an ordinary row; where none is saved, the strongest of all."""
+        return next((sample for sample in self.samples if sample.ordinary), self.samples[0])
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class SampleSet:
     Attributes:
         step: updates done at the time of writing. collections: batches sampled until then.
         settings: the `train.samples` settings.
-        latents: strongest first.
+        latents: strongest first, by their largest activation on ordinary rows.
     """
 
     step: int

@@ -34,6 +34,7 @@ SPLIT = (8, 9)  # one direction, never together
 ANTIPODAL = (10, 11)  # opposite directions, never together
 RARE, DEAD = 12, 13
 ONE_TOKEN = 14  # fires on one token only
+OUTLYING = 400  # the dimension of the target in which half of the rows with the strongest codes are massive
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ def planted(path: Path, seed: int = 0, packing: str = "concat") -> Planted:
     w_dec[ANTIPODAL[1]] = -w_dec[ANTIPODAL[0]] + 0.1 * w_dec[ANTIPODAL[1]]
     w_dec /= np.linalg.norm(w_dec, axis=1, keepdims=True)
     y = (z @ w_dec + 0.02 * rng.standard_normal((n, D_OUT)).astype(np.float32)).astype(np.float32)
+    strongest = np.argsort(-np.where(first, 0, z.max(axis=1)), kind="stable")
+    y[strongest[:40:2], OUTLYING] = 40
     cache = make_cache(
         path, N_SEQ, CTX, acts={SOURCE: torch.from_numpy(z), TARGET: torch.from_numpy(y)}, table=table, shard_rows=1240
     )

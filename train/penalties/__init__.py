@@ -19,9 +19,9 @@ from .configs.topk_pairs import TopkPairsConfig
 from .configs.tracked_pairs import TrackedPairsConfig
 
 if TYPE_CHECKING:
-    from .base import Penalty, StepBatch
+    from .base import Merges, Penalty, StepBatch
 
-__all__ = ["PENALTIES", "Penalties", "Penalty", "PenaltyConfig", "StepBatch", "build_penalty"]
+__all__ = ["PENALTIES", "Merges", "Penalties", "Penalty", "PenaltyConfig", "StepBatch", "build_penalty"]
 
 PENALTIES: Registry[type[Penalty]] = Registry(
     __package__,
@@ -44,7 +44,7 @@ else:
 
 def __getattr__(name: str) -> Any:
     """What needs torch is imported when it is first used."""
-    return lazily(__name__, name, {"Penalty": "base", "StepBatch": "base"})
+    return lazily(__name__, name, {"Merges": "base", "Penalty": "base", "StepBatch": "base"})
 
 
 def build_penalty(config: PenaltyConfig) -> Penalty:

@@ -52,6 +52,16 @@ class StepBatch:
         return rest if self.massive is None else rest & ~self.massive
 
 
+@dataclass(frozen=True)
+class Merges:
+    """Duplicates to merge: keep, gone [m] latents, each of `gone` once and none of them in `keep`; ratio [m] the codes
+    of the one that goes, in those of its keeper."""
+
+    keep: Tensor
+    gone: Tensor
+    ratio: Tensor
+
+
 class Penalty(ABC):
     """A differentiable scalar that training adds to the loss, called as penalty(batch, coder, codes).
 
@@ -75,6 +85,10 @@ class Penalty(ABC):
         Called only when a line is logged, so keep device tensors until then: reading one makes the host wait.
         """
         return {}
+
+    def take_merges(self) -> Merges | None:
+        """Duplicates that the last call found to be one latent; asked after each step where `train.reseed` is set."""
+        return None
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that a resumed run needs to be bit-identical (moving averages and the like)."""

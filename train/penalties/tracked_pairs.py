@@ -17,7 +17,7 @@ is Pearson's r under these weights. A batch adds `rows` to the first sum like an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +27,7 @@ from torch import Tensor
 from ...shared.coders import Coder, Codes
 from ..window.codes import CodeWindow
 from ..window.pairs import PairScan, scan_pairs
-from .base import Penalty, StepBatch
+from .base import Merges, Penalty, StepBatch
 from .configs.base import PenaltyConfig
 from .configs.tracked_pairs import TrackedPairsConfig
 
@@ -52,6 +52,7 @@ class TrackedPairs(Penalty):
         self._window = CodeWindow(config.window)
         self._tracked: tuple[PairIds, TrackedSums] | None = None
         self._due = False
+        self._merges: Merges | None = None
 
     def __call__(self, batch: StepBatch, coder: Coder, codes: Codes) -> Tensor:
         c = self.config
@@ -73,9 +74,18 @@ class TrackedPairs(Penalty):
             excess = (r.abs() - c.threshold).relu()
             value = excess.square().sum() / codes.n_latents
             pull = 2 * excess * r.sign() / codes.n_latents * (sums.rows / here.sums.rows.clamp_min(1))
-            gradient = here.gradient(sums, pairs, r, pull, codes.values)
+            moved = self._moved(sums, pairs)
+            gradient = here.gradient(sums, pairs, r, pull, moved, like=codes.values)
         self._tracked = pairs, sums
         return _Known.apply(codes.values, value, gradient)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _moved(self, sums: TrackedSums, pairs: PairIds) -> tuple[Tensor, Tensor]:
+        """By how much the left and the right latent of each pair is moved, [P] each: 1 or 0."""
+        if self.config.push == "both":
+            ones = torch.ones_like(sums.cross)
+            return ones, ones
+        left = (sums.square[pairs.left] < sums.square[pairs.right]).to(sums.cross)
+        return left, 1 - left
 
     def _until_nomination(self, step: int) -> int:
         """How many more batches this penalty sees before the next nomination: 0 at the last of a window."""
@@ -95,9 +105,21 @@ class TrackedPairs(Penalty):
         )
         self._window.clear()
         self._tracked = None
+        if c.merge is not None:
+            self._merges = duplicates(scan, c.merge, like)
         if len(scan.r):
             pairs, sums = _begun(scan, like)
             self._tracked = pairs, sums.scaled(share)
+
+    def take_merges(self) -> Merges | None:
+        merges, self._merges = self._merges, None
+        if merges is not None and self._tracked is not None:
+            pairs, sums = self._tracked
+            going = torch.isin(pairs.ids, merges.gone)
+            stay = ~(going[pairs.left] | going[pairs.right])
+            left = PairIds(pairs.ids, pairs.left[stay], pairs.right[stay])
+            self._tracked = (left, replace(sums, cross=sums.cross[stay])) if bool(stay.any()) else None
+        return merges
 
     def metrics(self) -> dict[str, float]:
         """How many pairs are tracked, in how many latents, and the largest |r| of them."""
@@ -111,6 +133,7 @@ class TrackedPairs(Penalty):
         }
 
     def state(self) -> dict[str, Tensor]:
+        # merges need no state: they are taken in the step that finds them
         kept = self._window.state() | {"due": torch.tensor(self._due)}
         for part in self._tracked or ():
             kept |= {field.name: getattr(part, field.name) for field in fields(part)}
@@ -166,6 +189,29 @@ class TrackedSums:
         return (self.cross - self.total[left] * self.mean()[right]) * scale[left] * scale[right]
 
 
+def duplicates(scan: PairScan, threshold: float, like: Tensor) -> Merges | None:
+    """Which latents go: of each pair with r above the threshold, the strongest pairs first, the one with the smaller
+    Σ z², unless a latent of the pair is in another already. None where there is no such pair."""
+    energy, used = scan.moments.sum_sq, set[int]()
+    keep, gone, ratio = [], [], []
+    for p in np.argsort(-scan.r, kind="stable"):
+        if scan.r[p] <= threshold:
+            break
+        i, j = int(scan.i[p]), int(scan.j[p])
+        if i in used or j in used:
+            continue
+        used |= {i, j}
+        strong, weak = (i, j) if energy[i] >= energy[j] else (j, i)
+        keep.append(strong)
+        gone.append(weak)
+        ratio.append(float(scan.moments.sum[weak] / scan.moments.sum[strong]))
+    if not keep:
+        return None
+    device = like.device
+    ratios = torch.tensor(ratio, device=device).to(like)
+    return Merges(torch.tensor(keep, device=device), torch.tensor(gone, device=device), ratios)
+
+
 def _begun(scan: PairScan, like: Tensor) -> tuple[PairIds, TrackedSums]:
     """The pairs a scan found, and their sums over its window: Σ z_i z_j is solved from r, means and deviations."""
     ids, place = np.unique(np.concatenate([scan.i, scan.j]), return_inverse=True)
@@ -199,7 +245,9 @@ class Firings:
     mine: Tensor
     theirs: Tensor
 
-    def gradient(self, sums: TrackedSums, pairs: PairIds, r: Tensor, pull: Tensor, values: Tensor) -> Tensor:
+    def gradient(
+        self, sums: TrackedSums, pairs: PairIds, r: Tensor, pull: Tensor, moved: tuple[Tensor, Tensor], *, like: Tensor
+    ) -> Tensor:
         """Σ_p pull_p · ∂r_p/∂z, in the shape of the codes' values.
 
         With s = 1/√(rows · variance): ∂r/∂z_i = s_i s_j (z_j − mean_j) − r s_i² (z_i − mean_i) on every row; only the
@@ -217,17 +265,19 @@ class Firings:
             pairs: the pairs.
             r: [P].
             pull: [P] derivative of the penalty by r.
-            values: [B, K] of the codes.
+            moved: [P] each, factors of what the left and the right latent of a pair receive.
+            like: [B, K] the codes' values.
         """
         left, right, mean, scale = pairs.left, pairs.right, sums.mean(), sums.scale()
         joint, own = pull * scale[left] * scale[right], pull * r
+        (joint_left, own_left), (joint_right, own_right) = ((joint * factor, own * factor) for factor in moved)
         nothing = torch.zeros_like(mean)
-        offset = nothing.index_add(0, left, joint * mean[right]).index_add_(0, right, joint * mean[left])
-        slope = nothing.index_add(0, left, own).index_add_(0, right, own) * scale * scale
+        offset = nothing.index_add(0, left, joint_left * mean[right]).index_add_(0, right, joint_right * mean[left])
+        slope = nothing.index_add(0, left, own_left).index_add_(0, right, own_right) * scale * scale
         per_entry = (slope * mean - offset)[self.which] - slope[self.which] * self.value
-        per_entry.index_add_(0, self.mine, joint[self.pair] * self.value[self.theirs])
-        per_entry.index_add_(0, self.theirs, joint[self.pair] * self.value[self.mine])
-        return torch.zeros_like(values).index_put_(self.place, per_entry)
+        per_entry.index_add_(0, self.mine, joint_left[self.pair] * self.value[self.theirs])
+        per_entry.index_add_(0, self.theirs, joint_right[self.pair] * self.value[self.mine])
+        return torch.zeros_like(like).index_put_(self.place, per_entry)
 
 
 class _Known(torch.autograd.Function):

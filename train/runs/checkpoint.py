@@ -43,6 +43,8 @@ def save(run: Run, trainee: Trainee, position: Mapping[str, Any]) -> None:
         "position": dict(position),
         "penalties": penalty_state,
         "untrained": trainee.untrained,
+        "reseeded": trainee.reseeded,
+        "merged": trainee.merged,
     }
     run.save_checkpoint(trainee.step, trainee.coder.state_dict(), tensors, state, trainee.config.keep_checkpoints)
 
@@ -73,6 +75,7 @@ def restore(run: Run, trainee: Trainee, checkpoint: Checkpoint) -> None:
     trainee.step, trainee.tokens = checkpoint.step, state["tokens"]
     trainee.clock = StepClock(device, state["seconds"])
     trainee.untrained = dict(state["untrained"])
+    trainee.reseeded, trainee.merged = state["reseeded"], state["merged"]
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

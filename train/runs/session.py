@@ -72,7 +72,12 @@ class RunSummary:
 
     def __str__(self) -> str:
         fvu = fvu_label(self.evaluated_on)
-        pairs = ((fvu, self.fvu), ("including position 0", self.fvu_with_bos), ("untrained", self.fvu_untrained))
+        pairs = (
+            (fvu, self.fvu),
+            ("per dimension", self.fvu_dims),
+            ("including position 0", self.fvu_with_bos),
+            ("untrained", self.fvu_untrained),
+        )
         figures = ", ".join(f"{label} {value:.4f}" for label, value in pairs if value is not None)
         l0 = "" if self.l0 is None else f", L0 {self.l0:.1f}"
         work = f"{self.steps:,} steps in {self.seconds:.1f} s"
@@ -158,6 +163,7 @@ class Session:
             **{name: float(value.detach()) for name, value in result.terms.values.items()},
             **{f"{name}/weight": weight for name, weight in result.terms.weights.items()},
             **trainee.objective.metrics(),
+            **({} if trainee.config.reseed is None else {"reseeded": trainee.reseeded, "merged": trainee.merged}),
             **result.measures,
             **stream.sampler.metrics(),
             **(self.report.figures if self.report else {}),

@@ -1,4 +1,4 @@
-"""Keeping the strongest activations of each latent while it trains, with a cap on those at position 0."""
+"""Keeping the strongest activations of each latent while it trains, with a cap on those at position 0 or massive."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ Index = NDArray[np.int64]
 class Kept:
     """Samples of every latent, strongest first; value 0 where there are fewer.
 
-    Of equally strong ones the lower row comes first, and position 0 last.
+    Of equally strong ones the lower row comes first, and one set apart last.
 
     Attributes:
-        value, row, step, key, bos: [F, K]. key: equal for equal contexts. bos: the sample lies at position 0.
+        value, row, step, key, apart: [F, K]. key: equal for equal contexts. apart: the sample is of no ordinary row: it
+            lies at position 0 or on a massive row.
     """
 
     value: NDArray[np.float32]
     row: Index
     step: NDArray[np.int32]
     key: NDArray[np.uint64]
-    bos: NDArray[np.bool_]
+    apart: NDArray[np.bool_]
 
     @property
     def count(self) -> Index:
@@ -45,32 +46,46 @@ class Kept:
         count: Index = (self.value > 0).sum(axis=1)
         return count
 
+    @property
+    def largest(self) -> NDArray[np.float32]:
+        """The largest sample of each latent on an ordinary row [F]; 0 where it has none."""
+        largest: NDArray[np.float32] = np.where(self.apart, np.float32(0), self.value).max(axis=1)
+        return largest
+
 
 class SampleCollector:
-    """The largest activations of each latent so far, at most a share of them at position 0.
+    """The largest activations of each latent so far, at most a share of them at position 0 or on massive rows.
 
     What is kept follows from all activations that were shown, in whatever order they came: of each latent the
-    `per_latent` largest with distinct contexts, where position 0 is skipped once it has its share of them. Position 0
-    has a list of its own, as long as its largest share. `kept` decides by the other list how many of these count, so
-    the cap holds at every moment, also while there are few.
+    `per_latent` largest with distinct contexts, where rows set apart (position 0, massive rows) are skipped once they
+    have their share of them. They have a list of their own, as long as their largest share. `kept` decides by the other
+    list how many of these count, so the cap holds at every moment, also while there are few.
 
     Args:
         total_steps: of the run.
-        max_bos_share: largest share at position 0, where the settings leave it open.
+        max_bos_share: largest share of the rows set apart, where the settings leave it open.
+        massive: [n_rows] which rows of the cache are massive; None: none is.
     """
 
     def __init__(
-        self, config: SamplesConfig, cache: Cache, n_latents: int, total_steps: int, max_bos_share: float
+        self,
+        config: SamplesConfig,
+        cache: Cache,
+        n_latents: int,
+        total_steps: int,
+        max_bos_share: float,
+        massive: NDArray[np.bool_] | None = None,
     ) -> None:
         self.config, self.total_steps = config, total_steps
         self.max_bos_share = max_bos_share if config.max_bos_share is None else config.max_bos_share
         self.collections = 0
         self._cache = cache
+        self._massive = massive
         from ...shared.codes.best import Best  # numba, which a run without samples need not load
 
-        most_bos = share_of(config.per_latent, self.max_bos_share)
+        most_apart = share_of(config.per_latent, self.max_bos_share)
         self._rest = Best(n_latents, config.per_latent, distinct=config.distinct, payload=np.int32)
-        self._bos = Best(n_latents, most_bos, distinct=config.distinct, payload=np.int32)
+        self._apart = Best(n_latents, most_apart, distinct=config.distinct, payload=np.int32)
 
     @property
     def n_latents(self) -> int:
@@ -88,12 +103,14 @@ class SampleCollector:
         found = codes.detach().entries()
         strong = found.value > self.config.threshold
         row, latent, value = (part[strong].cpu().numpy() for part in found)
-        bos = (rows.position == 0).cpu().numpy()
+        apart = (rows.position == 0).cpu().numpy()
         cache_row = rows.row.cpu().numpy()
+        if self._massive is not None:
+            apart |= self._massive[cache_row]
         tokens, flags = self._cache.tokens.reshape(-1), self._cache.flags.reshape(-1)
         key = context_hashes(tokens, flags, self._cache.ctx, cache_row, self.config.context)
-        first = bos[row]
-        for best, mine in ((self._rest, ~first), (self._bos, first)):
+        aside = apart[row]
+        for best, mine in ((self._rest, ~aside), (self._apart, aside)):
             here = row[mine]
             best.offer_unsorted(
                 latent[mine],
@@ -117,23 +134,23 @@ class SampleCollector:
     def kept(self, limit: int | None = None) -> Kept:
         """The samples as they are now: the `limit` strongest of each latent, all of them if None, under the cap."""
         limit = min(limit or self.config.per_latent, self.config.per_latent)
-        rest, bos = self._rest, self._bos
+        rest, apart = self._rest, self._apart
         n_rest = rest.kept
-        n_bos = np.zeros_like(n_rest)
-        for place in range(min(bos.score.shape[1], share_of(limit, self.max_bos_share))):
-            score = bos.score[:, place, None]
+        n_apart = np.zeros_like(n_rest)
+        for place in range(min(apart.score.shape[1], share_of(limit, self.max_bos_share))):
+            score = apart.score[:, place, None]
             ahead = (rest.score >= score).sum(axis=1)
-            n_bos += (score[:, 0] > 0) & (ahead + place < limit)
-        n_bos = np.minimum(n_bos, beside(n_rest, self.max_bos_share))
-        n_rest = np.minimum(n_rest, limit - n_bos)
+            n_apart += (score[:, 0] > 0) & (ahead + place < limit)
+        n_apart = np.minimum(n_apart, beside(n_rest, self.max_bos_share))
+        n_rest = np.minimum(n_rest, limit - n_apart)
         places = np.arange(rest.score.shape[1])
-        shown = np.hstack([places < n_rest[:, None], places[: bos.score.shape[1]] < n_bos[:, None]])
-        parts = ((best.score, best.row, best.payload, best.key) for best in (rest, bos))
+        shown = np.hstack([places < n_rest[:, None], places[: apart.score.shape[1]] < n_apart[:, None]])
+        parts = ((best.score, best.row, best.payload, best.key) for best in (rest, apart))
         value, row, step, key = (np.hstack(pair) for pair in zip(*parts, strict=True))
         value = np.where(shown, value, 0.0)
         order = np.argsort(-value, axis=1, kind="stable")[:, :limit]
-        is_bos = shown & (np.arange(shown.shape[1]) >= len(places))
-        take = [np.take_along_axis(part, order, axis=1) for part in (value, row, step, key, is_bos)]
+        is_apart = shown & (np.arange(shown.shape[1]) >= len(places))
+        take = [np.take_along_axis(part, order, axis=1) for part in (value, row, step, key, is_apart)]
         return Kept(take[0].astype(np.float32), take[1], take[2], take[3], take[4])
 
     # A resumed run
@@ -141,7 +158,7 @@ class SampleCollector:
     def state(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint keeps."""
         found = {"collections": torch.tensor(self.collections)}
-        for name, best in (("rest", self._rest), ("bos", self._bos)):
+        for name, best in (("rest", self._rest), ("apart", self._apart)):
             found |= {f"{name}.{part}": tensor for part, tensor in _tensors(best).items()}
         return found
 
@@ -149,7 +166,7 @@ class SampleCollector:
         """Restore what `state` returned."""
         self.collections = int(state["collections"])
         _restore(self._rest, state, "rest")
-        _restore(self._bos, state, "bos")
+        _restore(self._apart, state, "apart")
 
 
 def _tensors(best: Best) -> dict[str, Tensor]:
@@ -173,7 +190,7 @@ def share_of(n: int, share: float) -> int:
 
 
 def beside(n_rest: Index, share: float) -> Index:
-    """How many samples at position 0 may stand beside `n_rest` others: the largest b ≤ share · (b + n_rest)."""
+    """How many samples set apart may stand beside `n_rest` others: the largest b ≤ share · (b + n_rest)."""
     if share >= 1:
         return np.full_like(n_rest, np.iinfo(np.int64).max)
     most: Index = (share * n_rest / (1 - share) + 1e-9).astype(np.int64)

@@ -22,9 +22,11 @@ class SamplesConfig:
     distinct: bool = True
     """Keep one sample of each context, the strongest; false: keep repeats."""
     max_bos_share: float | None = None
-    """Largest share of a latent's samples that may lie at position 0; null: the sampler's, 0.2 where it has none."""
+    """Largest share of a latent's samples that may lie at position 0 or on massive rows; null: the sampler's, 0.2 where
+    it has none."""
     save_latents: int | None = 100
-    """Most latents written to samples.json, those with the largest activations; null: all that have samples."""
+    """Most latents written to samples.json, those with the largest activations on ordinary rows; null: all that have
+    samples."""
     save_per_latent: int | None = 10
     """Most samples written of each, the strongest under the same cap; null: all that are kept."""
 

@@ -45,7 +45,8 @@ class SampleWriter:
         kept = collector.kept()
         verdict = self._verdicts(kept)
         saved = kept if config.save_per_latent is None else collector.kept(config.save_per_latent)
-        strongest = np.argsort(-kept.value[:, 0], kind="stable")
+        # by ordinary rows: position 0 and massive rows would fill the list with one context; then latents with no other
+        strongest = np.lexsort((-kept.value[:, 0], -kept.largest))
         chosen = strongest[kept.value[strongest, 0] > 0][: config.save_latents]
         latents = tuple(self._latent(int(i), kept, saved, str(verdict[i])) for i in chosen)
         settings = {**asdict(config), "max_bos_share": collector.max_bos_share}
@@ -60,7 +61,8 @@ class SampleWriter:
     def _latent(self, i: int, kept: Kept, saved: Kept, verdict: str) -> LatentSamples:
         n = int(kept.count[i])
         samples = tuple(self._sample(saved, i, s) for s in range(int(saved.count[i])))
-        return LatentSamples(i, n, float(kept.value[i, :n].mean(dtype=np.float64)), verdict, samples)
+        largest = float(kept.largest[i])
+        return LatentSamples(i, n, largest, float(kept.value[i, :n].mean(dtype=np.float64)), verdict, samples)
 
     def _sample(self, saved: Kept, i: int, s: int) -> Sample:
         row = int(saved.row[i, s])
@@ -78,6 +80,7 @@ class SampleWriter:
             step=int(saved.step[i, s]),
             context=context,
             peak=peak,
+            ordinary=not saved.apart[i, s],
             text="".join(f"«{piece(t)}»" if place == peak else piece(t) for place, t in enumerate(context)),
         )
 
@@ -111,7 +114,7 @@ class SampleWriter:
         values = kept.value[there].astype(np.float64)
         unique = len(np.unique(kept.key[there]))
         names, latents = np.unique(verdict, return_counts=True)
-        at_bos = (kept.bos.sum(axis=1) / np.maximum(count, 1))[count > 0]
+        apart = (kept.apart.sum(axis=1) / np.maximum(count, 1))[count > 0]
         return {
             "latents": {"all": len(count), "with_samples": len(some)},
             "samples": {
@@ -129,9 +132,9 @@ class SampleWriter:
                 "max": float(values.max()) if total else None,
             },
             "contexts": {"unique": unique, "diversity_percent": 100 * unique / total if total else None},
-            "position_0": {
-                "share": int(kept.bos.sum()) / total if total else None,
-                "largest_share_of_a_latent": float(at_bos.max()) if total else None,
+            "position_0_or_massive": {
+                "share": int(kept.apart.sum()) / total if total else None,
+                "largest_share_of_a_latent": float(apart.max()) if total else None,
             },
             "specialisation": {str(name): int(n) for name, n in zip(names, latents, strict=True)},
         }
@@ -140,7 +143,7 @@ class SampleWriter:
 def table(statistics: dict[str, Any], samples: SampleSet) -> str:
     """The figures and the strongest latents, as Markdown."""
     s, per = statistics["samples"], statistics["samples"]["per_latent"]
-    activation, contexts, position = statistics["activation"], statistics["contexts"], statistics["position_0"]
+    activation, contexts, apart = (statistics[name] for name in ("activation", "contexts", "position_0_or_massive"))
     specialised = ", ".join(f"{n:,} {name}" for name, n in statistics["specialisation"].items())
     figures = [
         ("batches looked at", _show(statistics["collections"])),
@@ -150,8 +153,8 @@ def table(statistics: dict[str, Any], samples: SampleSet) -> str:
         ("activation: mean, range", f"{_show(activation['mean'])}, {_range(activation)}"),
         ("unique contexts", _show(contexts["unique"])),
         ("context diversity, %", _show(contexts["diversity_percent"])),
-        ("share at position 0", _show(position["share"])),
-        ("largest share of a latent at position 0", _show(position["largest_share_of_a_latent"])),
+        ("share at position 0 or massive", _show(apart["share"])),
+        ("largest such share of a latent", _show(apart["largest_share_of_a_latent"])),
         ("specialised or general", specialised),
     ]
     lines = [f"# Activation samples after step {statistics['step']:,}", "", "| | |", "|---|---:|"]
@@ -159,7 +162,7 @@ def table(statistics: dict[str, Any], samples: SampleSet) -> str:
     lines += ["", "| latent | max | mean | samples | specialised | strongest sample |", "|---:|---:|---:|---:|---|---|"]
     for latent in samples.latents[:SHOWN]:
         head = f"| {latent.latent} | {latent.max:.4g} | {latent.mean:.4g} | {latent.kept} | {latent.specialised} |"
-        lines.append(f"{head} {_cell(latent.samples[0].text)} |")
+        lines.append(f"{head} {_cell(latent.strongest.text)} |")
     return "\n".join(lines) + "\n"
 
 

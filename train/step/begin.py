@@ -20,7 +20,7 @@ DEAD_AFTER = 10_000_000
 no latent of a short run could ever count as dead."""
 
 MAX_BOS_SHARE = 0.2
-"""Largest share of samples at position 0, where neither their settings nor the sampler give one."""
+"""Largest share of samples at position 0 or on massive rows, where neither their settings nor the sampler give one."""
 
 
 def new_trainee(
@@ -74,7 +74,8 @@ def new_trainee(
         )
     if config.samples is not None:
         share = getattr(config.sampler, "max_bos_share", MAX_BOS_SHARE)
-        trainee.samples = SampleCollector(config.samples, cache, coder.n_latents, total_steps, share)
+        massive = cache.massive_rows(sorted({config.source, config.target_site}))
+        trainee.samples = SampleCollector(config.samples, cache, coder.n_latents, total_steps, share, massive)
     return trainee
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ...shared.coders import Coder, Codes
-from ..penalties import Penalty, PenaltyConfig, StepBatch, build_penalty
+from ..penalties import Merges, Penalty, PenaltyConfig, StepBatch, build_penalty
 from ..penalties.weights import WeightSchedule, build_schedule
 
 
@@ -85,6 +85,11 @@ class Objective:
             value = None if schedule.metric is None else figures.get(schedule.metric)
             if value is not None:
                 schedule.observe(value)
+
+    def take_merges(self) -> Merges | None:
+        """The duplicates that a penalty wants merged after this step; those of the first penalty that names any."""
+        found = [merges for penalty in self.penalties.values() if (merges := penalty.take_merges()) is not None]
+        return found[0] if found else None
 
     def metrics(self) -> dict[str, float]:
         """The penalties' further numbers to log, as name/number."""

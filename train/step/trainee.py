@@ -54,6 +54,7 @@ class Trainee:
         watch: its monitors; None: it has none.
         samples: its strongest activations so far; None: none are collected.
         fused: the fused step; None: autograd trains this coder.
+        reseeded, merged: latents re-seeded so far, and duplicates merged.
     """
 
     config: TrainConfig
@@ -74,6 +75,8 @@ class Trainee:
     watch: Watch | None = None
     samples: SampleCollector | None = None
     fused: FusedStep | None = None
+    reseeded: int = 0
+    merged: int = 0
 
     def inputs(self, rows: Batch) -> tuple[Tensor, Tensor]:
         """Source [B, d_in] and target [B, d_out] activations of a batch; massive rows scaled to the threshold's norm

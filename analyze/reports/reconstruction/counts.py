@@ -126,15 +126,15 @@ class Counts:
         Args:
             rows: of the shard.
             codes: [R, F], none on rows that are not kept.
-            errors: ‖y − ŷ‖² [R] of each prefix.
-            about_rest, about_all: ‖y − ȳ‖² [R] about the two means.
+            errors: ‖y − ŷ‖² of each prefix, of the K rows that are kept [K].
+            about_rest, about_all: ‖y − ȳ‖² about the two means [K].
         """
-        position, keep, ctx = rows.position[rows.keep], rows.keep, len(self.rows)
+        position, ctx = rows.position[rows.keep], len(self.rows)
         self.rows += np.bincount(position, minlength=ctx)
         for sums, values in zip(
             (*self.error, self.variance_rest, self.variance_all), (*errors, about_rest, about_all), strict=True
         ):
-            sums += np.bincount(position, values[keep], ctx)
+            sums += np.bincount(position, values, ctx)
         at_first, n = np.repeat(rows.first, codes.l0), self.fired.shape[1]
         self.fired[0] += np.bincount(codes.latents[at_first], minlength=n)
         self.fired[1] += np.bincount(codes.latents[~at_first], minlength=n)

@@ -48,45 +48,50 @@ class ReconstructionReport(Report[ReconstructionConfig]):
     def update(self, batch: StreamBatch) -> None:
         if batch.y is None or batch.y_hat is None:
             raise ValueError("the global report needs reconstructions")
-        y, subject, rows = batch.y.double(), self.subject, batch.rows
-        squared, about_rest = (y - batch.y_hat.double()).square(), (y - self.mean_rest).square()
+        subject, rows = self.subject, batch.rows
+        # Held-out documents are a few rows of a shard: nothing is computed for the others.
+        kept = torch.from_numpy(np.flatnonzero(rows.keep)).to(batch.y.device)
+        y, y_hat = batch.y[kept].double(), batch.y_hat[kept]
+        squared, about_rest = (y - y_hat.double()).square(), (y - self.mean_rest).square()
         self.counts.add(
             rows,
             batch.codes,
-            errors=self._errors(batch, batch.y, batch.y_hat, squared),
+            errors=self._errors(batch, y, y_hat, squared),
             about_rest=_row_sums(about_rest),
             about_all=_row_sums((y - self.mean_all).square()),
         )
-        self.counts.rest.add(squared, about_rest, rows.rest)
+        self.counts.rest.add(squared, about_rest, rows.rest[rows.keep])
         if subject.has_massive:
             ordinary = rows.rest & ~subject.massive_target[rows.start : rows.start + len(rows)]
-            self.counts.ordinary.add(squared, (y - self.mean_ordinary).square(), ordinary)
+            self.counts.ordinary.add(squared, (y - self.mean_ordinary).square(), ordinary[rows.keep])
             self.counts.add_massive(batch.codes, subject.massive_of(rows))
 
     def _errors(self, batch: StreamBatch, y: Tensor, y_hat: Tensor, squared: Tensor) -> list[NDArray[np.float64]]:
-        """‖y − ŷ‖² of every row [R] for each prefix of the dictionary, the whole dictionary last.
+        """‖y − ŷ‖² of the K rows that count [K] for each prefix of the dictionary, the whole dictionary last.
 
         Args:
-            squared: (y − ŷ)² of the whole dictionary [R, d_out], float64.
+            y: [K, d_out], float64.
+            y_hat: [K, d_out].
+            squared: (y − ŷ)² of the whole dictionary [K, d_out], float64.
         """
         out = [_row_sums(squared)]
         if len(self.prefixes) > 1:
             coder, codes = self.subject.coder, batch.codes
             w_dec = coder.raw_directions(coder.w_dec.detach()).float().cpu()
             missing = torch.zeros_like(y_hat, device="cpu")
-            row = np.repeat(np.arange(codes.n_rows), codes.l0)
+            row = np.repeat(np.arange(len(y)), codes.l0[batch.rows.keep])
             # From the outermost group inwards: ŷ of a prefix is ŷ of the next longer one less the latents between them.
             # `missing` is the sum of all groups taken off so far, so each code is decoded once.
             for low, high in zip(self.prefixes[-2::-1], self.prefixes[:0:-1], strict=True):
                 inside = (codes.latents >= low) & (codes.latents < high)
-                starts = np.searchsorted(row[inside], np.arange(codes.n_rows))
+                starts = np.searchsorted(row[inside], np.arange(len(y)))
                 missing += weighted_rows(
                     torch.from_numpy(codes.values[inside]),
                     torch.from_numpy(codes.latents[inside].astype(np.int64)),
                     w_dec,
                     offsets=torch.from_numpy(starts),
                 )
-                out.append(_row_sums((y.double().cpu() - (y_hat.cpu() - missing).double()).square()))
+                out.append(_row_sums((y.cpu() - (y_hat.cpu() - missing).double()).square()))
         return out[::-1]
 
     def merge(self, other: Self) -> None:

@@ -15,8 +15,9 @@ class Collected:
     """Per latent [F], over all rows under analysis.
 
     Attributes:
-        top: its largest activations, identical contexts once, with the activations around them.
-        ordinary: its largest activation excluding position 0 and massive rows.
+        top: its largest activations on ordinary rows (neither at position 0 nor massive), identical contexts once, with
+            the activations around them.
+        apart: its largest activation at position 0 or on a massive row, likewise.
         raw: its largest activations, repeats included.
         sample: a uniform sample of its firings, excluding position 0, with the activations around them.
         histogram: [F, bins] of its activations, see kernels.py.
@@ -27,7 +28,7 @@ class Collected:
     """
 
     top: Keeper
-    ordinary: Keeper
+    apart: Keeper
     raw: Keeper
     sample: Keeper
     histogram: NDArray[np.int64]

@@ -14,7 +14,7 @@ class TopActivationsConfig(ReportConfig):
 
     kind: Literal["top_activations"] = "top_activations"
     top: int = 20
-    """Examples with the largest activation, identical contexts once."""
+    """Examples with the largest activation on ordinary rows, identical contexts once."""
     bands: int = 4
     """Quantile bands of the activation distribution that are shown, strongest first …"""
     per_band: int = 3

@@ -19,7 +19,7 @@ class Panels:
     """Examples of one latent, as blocks for its panel.
 
     An example is [value, sequence, position, document, index of the peak, tokens, heat]; heat is 0 … 99 of the latent's
-    largest activation, "" where the latent is silent throughout.
+    largest activation on ordinary rows, "" where the latent is silent throughout.
     """
 
     def __init__(
@@ -41,28 +41,34 @@ class Panels:
             self.by_token.setdefault(int(self.tokens[row]), []).append(row)
 
     def __call__(self, latent: int) -> list[dict[str, Any]]:
-        top = self.collected.top
-        n = int(top.kept_of(latent))
-        if not n:
+        if not self.s.fired[latent]:
             return self._lens(latent)
-        heat = self._heat(latent, top)
         groups = [
-            {
-                "title": "Top activations",
-                "note": "identical contexts once",
-                "items": [self._example(latent, top, k, heat[k]) for k in range(n)],
-            }
+            *self._strongest(latent, self.collected.top, "Top activations", "ordinary rows, identical contexts once"),
+            *self._bands(latent),
+            *self._strongest(latent, self.collected.apart, "Position 0 or massive", "the strongest of those rows"),
         ]
-        groups += self._bands(latent)
         silent = self._silent(latent)
         if silent:
             groups.append({"title": "Silent on the same token", "note": "does not fire here", "items": silent})
-        largest = float(top.value[latent, 0])
         return [
-            {"type": "examples", "max": largest, "groups": groups},
+            {"type": "examples", "max": self._scale(latent), "groups": groups},
             self._histogram(latent),
             *self._lens(latent),
         ]
+
+    def _strongest(self, latent: int, keeper: Keeper, title: str, note: str) -> list[dict[str, Any]]:
+        """What a keeper holds of a latent, as a group of examples; none where it holds nothing."""
+        n = int(keeper.kept_of(latent))
+        if not n:
+            return []
+        heat = self._heat(latent, keeper)
+        return [{"title": title, "note": note, "items": [self._example(latent, keeper, k, heat[k]) for k in range(n)]}]
+
+    def _scale(self, latent: int) -> float:
+        """The activation drawn at full strength: the largest on ordinary rows, or of all where it fires on none."""
+        ordinary = float(self.s.largest_ordinary[latent])
+        return ordinary if np.isfinite(ordinary) else float(self.s.largest[latent])
 
     def _histogram(self, latent: int) -> dict[str, Any]:
         """Its activations, from the first bin that holds any to the last."""
@@ -102,9 +108,9 @@ class Panels:
         ]
 
     def _heat(self, latent: int, keeper: Keeper) -> list[list[int]]:
-        """The activations around each kept entry of a latent, 0 … 99 of its largest."""
-        largest = max(float(self.collected.top.value[latent, 0]), 1e-30)
-        heat: list[list[int]] = np.ceil(keeper.heat_of(latent) * (99 / largest)).clip(0, 99).astype(np.int8).tolist()
+        """The activations around each kept entry of a latent, 0 … 99 of the one drawn at full strength."""
+        scale = 99 / self._scale(latent)
+        heat: list[list[int]] = np.ceil(keeper.heat_of(latent) * scale).clip(0, 99).astype(np.int8).tolist()
         return heat
 
     def _example(self, latent: int, keeper: Keeper, k: int, heat: list[int]) -> list[Any]:

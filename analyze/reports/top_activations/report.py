@@ -1,8 +1,9 @@
 """Top activations: what each latent fires on, in context, and how its samples spread.
 
-Per latent: its largest activations with identical contexts once, examples from each quarter of its activation
-distribution, and rows with its favourite tokens on which it stays silent. All are gathered in the one pass: the largest
-by a bounded list, the quarters from a uniform sample of its firings, the silent ones from a uniform sample of rows.
+Per latent: its largest activations on ordinary rows with identical contexts once, examples from each quarter of its
+activation distribution, and rows with its favourite tokens on which it stays silent. All are gathered in the one pass:
+the largest by a bounded list, the quarters from a uniform sample of its firings, the silent ones from a uniform sample
+of rows.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class TopActivationsReport(Report[TopActivationsConfig]):
         n = subject.n_latents
         window = (config.before, config.after)
         self.top = Keeper(n, config.top, distinct=True, context=config.before, window=window)
-        self.ordinary = Keeper(n, 1, context=config.before)
+        self.apart = Keeper(n, 1, context=config.before, window=window)
         self.raw = Keeper(n, config.raw_top, context=config.before)
         self.sample = Keeper(n, config.sample, by="sample", context=config.before, window=window)
         self.histogram = np.zeros((n, OCTAVES * PER_OCTAVE), np.int64)
@@ -74,9 +75,9 @@ class TopActivationsReport(Report[TopActivationsConfig]):
             value_histogram(starts, values, self.histogram, first, stop)
 
         over_latents(count, codes.fired)
-        self.top.add(codes, rows)
         massive = self.subject.massive_of(rows)
-        self.ordinary.add(codes, rows, only=rows.rest & ~massive)
+        self.top.add(codes, rows, only=rows.rest & ~massive)
+        self.apart.add(codes, rows, only=rows.first | massive)
         self.raw.add(codes, rows)
         self.rows_massive += int(massive.sum())
         at_massive = np.repeat(massive, codes.l0)
@@ -90,7 +91,7 @@ class TopActivationsReport(Report[TopActivationsConfig]):
 
     def merge(self, other: Self) -> None:
         self.top.merge(other.top)
-        self.ordinary.merge(other.ordinary)
+        self.apart.merge(other.apart)
         self.raw.merge(other.raw)
         self.sample.merge(other.sample)
         self.histogram += other.histogram
@@ -125,7 +126,7 @@ class TopActivationsReport(Report[TopActivationsConfig]):
     def _collected(self) -> Collected:
         return Collected(
             top=self.top,
-            ordinary=self.ordinary,
+            apart=self.apart,
             raw=self.raw,
             sample=self.sample,
             histogram=self.histogram,

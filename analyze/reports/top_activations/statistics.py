@@ -94,10 +94,8 @@ class Statistics:
         with np.errstate(invalid="ignore", divide="ignore"):
             return cls(
                 fired=fired,
-                largest=np.where(alive, collected.top.value[:, 0].astype(np.float64), np.nan),
-                largest_ordinary=np.where(
-                    collected.ordinary.kept > 0, collected.ordinary.value[:, 0].astype(np.float64), np.nan
-                ),
+                largest=np.fmax(_largest(collected.top), _largest(collected.apart)),
+                largest_ordinary=_largest(collected.top),
                 mean=collected.sum / fired,
                 density=(fired - collected.fired_first) / max(1, rest_rows),
                 density_all=fired / max(1, collected.rows),
@@ -121,6 +119,11 @@ def _density_ordinary(collected: Collected) -> NDArray[np.float64]:
     fired = collected.fired - collected.fired_first - collected.fired_massive
     share: NDArray[np.float64] = fired / max(1, collected.rows - collected.rows_first - collected.rows_massive)
     return share
+
+
+def _largest(keeper: Keeper) -> NDArray[np.float64]:
+    """The largest activation that is kept of each latent [F]; NaN where none is."""
+    return np.where(keeper.kept > 0, keeper.value[:, 0].astype(np.float64), np.nan)
 
 
 def _labels(sample: Keeper, of_row: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -70,7 +70,7 @@ def _ranking(collected: Collected, s: Statistics, contexts: Contexts) -> tuple[l
     Latents that peak in the same context share one entry: the strongest, and the `others` by strength.
     """
     order = np.argsort(-np.nan_to_num(s.largest_ordinary, nan=-1.0), kind="stable")
-    rows, keys = collected.ordinary.row[:, 0], collected.ordinary.key[:, 0]
+    rows, keys = collected.top.row[:, 0], collected.top.key[:, 0]
     by_context: dict[int, list[int]] = {}
     for i in order[: int(np.isfinite(s.largest_ordinary).sum())].tolist():
         by_context.setdefault(int(keys[i]), []).append(i)

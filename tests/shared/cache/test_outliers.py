@@ -19,7 +19,8 @@ SITE, WIDTH, PLANTED = "layer_01.resid_mid", 32, 7
 
 
 def planted(tmp_path: Path, outlying: bool = True):
-    """A cache in which every 97th row is massive in one dimension, which also carries most of the variance."""
+    """A cache in which every 97th row is massive in one dimension, which also carries most of the variance; or, without
+    an outlying dimension, as long in all of them."""
     table = token_table(64, 16, packing="document")
     acts = sparse_acts(table, {SITE: WIDTH})
     x = acts[SITE].float()
@@ -27,7 +28,10 @@ def planted(tmp_path: Path, outlying: bool = True):
     if outlying:
         x[:, PLANTED] += torch.from_numpy(rng.standard_normal(len(x)).astype(np.float32)) * 40
     rows = np.arange(33, len(x), 97)
-    x[rows, PLANTED if outlying else 3] = 900
+    if outlying:
+        x[rows, PLANTED] = 900
+    else:
+        x[rows] += 250
     x[50] = 0.5 * x[50] + 250  # as large, but in no single dimension
     acts[SITE] = x.bfloat16()
     return make_cache(tmp_path / "cache", table=table, acts=acts), table, acts[SITE].double().numpy()
@@ -44,10 +48,10 @@ def test_massive_rows_and_their_shares_are_those_of_numpy(tmp_path: Path, outlyi
     rms = np.sqrt((x[rest] ** 2).mean(0))
     outlying_dims = np.flatnonzero(rms >= 10 * np.median(rms))
     massive = rest & (norm > FACTOR * median)
-    if len(outlying_dims):
-        massive &= np.isin(np.abs(x).argmax(1), outlying_dims)
-    assert set(found.dimensions) == set(outlying_dims.tolist())
     assert massive.sum() > 3
+    massive &= np.isin(np.abs(x).argmax(1), outlying_dims)
+    assert set(found.dimensions) == set(outlying_dims.tolist())
+    assert (massive.sum() > 3) == outlying == bool(len(outlying_dims))
     np.testing.assert_array_equal(found.rows, np.flatnonzero(massive))
     assert found.median_norm == pytest.approx(median, rel=1e-6)
     ordinary = x[rest & ~massive]

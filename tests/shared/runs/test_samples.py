@@ -22,17 +22,22 @@ from sparse_pipeline.shared.runs.samples import (
 def some() -> SampleSet:
     rng = np.random.default_rng(0)
     samples = tuple(
-        Sample(float(np.float32(value)), 7, 3, 11, 2, 19, 400, (5, 6, 7, 8), 2, 'ein "« Wort»"\n\t| ␣ \u2028')
-        for value in sorted(rng.random(5), reverse=True)
+        Sample(
+            float(np.float32(value)), 7, 3, 11, 2, 19, 400, (5, 6, 7, 8), 2, place > 1, 'ein "« Wort»"\n\t| ␣ \u2028'
+        )
+        for place, value in enumerate(sorted(rng.random(5), reverse=True))
     )
-    latents = (LatentSamples(12, 40, 0.1, "token + domain", samples), LatentSamples(3, 1, 2.5, "rare", samples[:1]))
+    first = LatentSamples(12, 40, samples[2].value, 0.1, "token + domain", samples)
+    latents = (first, LatentSamples(3, 1, 0.0, 2.5, "rare", samples[:1]))
     return SampleSet(800, 8, {"every": 100, "max_bos_share": 0.2}, latents)
 
 
 def test_they_come_back_as_they_were(tmp_path: Path) -> None:
     path = save_samples(tmp_path, some())
     assert load_samples(tmp_path) == some()
-    assert load_samples(str(tmp_path))[3].max == some().latents[1].samples[0].value
+    found = load_samples(str(tmp_path))
+    assert found[12].strongest.value == found[12].max
+    assert found[3].strongest == some().latents[1].samples[0]  # none of an ordinary row: the strongest of all
     with pytest.raises(KeyError):
         some()[4]
     document = json.loads(path.read_text(encoding="utf-8"))  # plain JSON, one line for each latent

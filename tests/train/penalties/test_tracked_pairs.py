@@ -48,6 +48,28 @@ def test_value_and_gradient_are_the_closed_forms_where_the_batch_is_the_window(c
     assert bool((expected[active] != 0).any())
 
 
+def test_pushing_the_weaker_latent_alone_is_the_closed_form_with_the_other_held_constant(case: Case) -> None:
+    penalty = build(push="weaker")
+    case.value(penalty, step=1)
+    case.values.requires_grad_()
+    (found,) = torch.autograd.grad(case.value(penalty, step=2), case.values)
+    z = Codes(case.values, case.latents, 9).dense()[case.position > 0]
+    energy = z.detach().square().sum(0)
+    total = case.values.sum() * 0
+    for i in range(9):
+        for j in range(i + 1, 9):
+            if not bool(((z[:, i] > 0) & (z[:, j] > 0)).any()):
+                continue
+            weak, strong = (i, j) if energy[i] < energy[j] else (j, i)
+            pair = torch.stack([z[:, weak], z[:, strong].detach()])
+            total = total + (torch.corrcoef(pair)[0, 1].abs() - 0.05).relu().square() / 9
+    (expected,) = torch.autograd.grad(total, case.values)
+    active = case.values.detach() > 0
+    torch.testing.assert_close(found[active], expected[active], rtol=1e-9, atol=1e-12)
+    (other,) = torch.autograd.grad(hinge(case.values, case, 0.05), case.values)
+    assert not torch.allclose(other[active], expected[active])
+
+
 @pytest.mark.parametrize(("every", "memory"), [(1, 3), (2, 3), (1, 2), (2, 6)])
 def test_r_is_that_of_the_window_and_of_the_batches_since_the_latest_weighing_most(every: int, memory: int) -> None:
     penalty = build(period=100, window=3, memory=memory, start=100, threshold=0.1, every=every)

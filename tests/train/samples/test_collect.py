@@ -59,7 +59,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Entry]]:
             entries[int(latent)].append(Entry(float(dense[place, latent]), int(rows.row[place]), step))
         real(self, step, codes, rows)
         kept = self.kept()
-        assert (kept.bos.sum(axis=1) <= self.max_bos_share * kept.count + 1e-9).all()
+        assert (kept.apart.sum(axis=1) <= self.max_bos_share * kept.count + 1e-9).all()
         assert (kept.count <= self.config.per_latent).all()
 
     monkeypatch.setattr(SampleCollector, "collect", watched)
@@ -142,9 +142,12 @@ def test_the_saved_ones_are_the_strongest_under_the_same_cap(
     train_runs([made])
     found = load_samples(made.path)
     by_latent = {i: best(repetitive, entries, samples, 0.2, 20) for i, entries in seen.items()}
-    strongest = sorted((i for i in by_latent if by_latent[i]), key=lambda i: (-by_latent[i][0].value, i))
+    largest = {i: max((e.value for e in entries if e.row % 16), default=0.0) for i, entries in by_latent.items()}
+    strongest = sorted((i for i in by_latent if by_latent[i]), key=lambda i: (-largest[i], -by_latent[i][0].value, i))
     assert [latent.latent for latent in found.latents] == strongest[:5]
     for latent in found.latents:
+        assert latent.max == largest[latent.latent]
+        assert all(s.ordinary == (s.position > 0) for s in latent.samples)
         want = best(repetitive, seen[latent.latent], samples, 0.2, 6)
         assert [Entry(s.value, s.row, s.step) for s in latent.samples] == want
         assert sum(s.position == 0 for s in latent.samples) <= 0.2 * len(latent.samples)
@@ -177,15 +180,35 @@ def test_the_cap_holds_at_every_moment_and_what_is_kept_only_gets_stronger(repet
     for step, (codes, rows) in enumerate(batches(repetitive, 40, at_bos=0.7), 1):
         made.collect(step, codes, rows)
         kept = made.kept()
-        assert (kept.bos.sum(axis=1) * 5 <= kept.count).all()
-        assert ((kept.row % 16 == 0) & (kept.value > 0) == kept.bos).all()
+        assert (kept.apart.sum(axis=1) * 5 <= kept.count).all()
+        assert ((kept.row % 16 == 0) & (kept.value > 0) == kept.apart).all()
         assert (np.diff(kept.value, axis=1) <= 0).all()
         if before is not None:
             assert (kept.value.sum(axis=1) >= before.value.sum(axis=1) - 1e-4).all()
         before = kept
     assert before is not None
     assert (before.count == 10).any()
-    assert before.bos.any()
+    assert before.apart.any()
+
+
+def test_massive_rows_are_set_apart_like_position_0(repetitive: Cache) -> None:
+    """Both fall under one cap, and a latent's largest sample is that of an ordinary row."""
+    massive = np.zeros(repetitive.n_rows, np.bool_)
+    massive[5::16] = True
+    config = SamplesConfig(per_latent=10, context=3)
+    made = SampleCollector(config, repetitive, 40, 1000, 0.2, massive)
+    ordinary = np.zeros(40)
+    for codes, rows in batches(repetitive, 40, at_bos=0.2):
+        strong = codes.values * (1 + 9 * torch.from_numpy(massive)[rows.row])[:, None]
+        made.collect(1, Codes(strong, None, 40), rows)
+        aside = (rows.row % 16 == 0) | torch.from_numpy(massive)[rows.row]
+        ordinary = np.maximum(ordinary, strong[~aside].amax(0).numpy())
+        kept = made.kept()
+        assert (kept.apart.sum(axis=1) * 5 <= kept.count).all()
+        assert (((kept.row % 16 == 0) | massive[kept.row]) & (kept.value > 0) == kept.apart).all()
+    assert (kept.apart & massive[kept.row]).any()
+    assert (kept.value[:, 0] > kept.largest).any(), "a massive row is the strongest of some latent"
+    np.testing.assert_allclose(kept.largest, ordinary)
 
 
 def test_the_order_in_which_batches_come_does_not_matter(repetitive: Cache) -> None:
@@ -196,7 +219,7 @@ def test_the_order_in_which_batches_come_does_not_matter(repetitive: Cache) -> N
         for codes, rows in order:
             made.collect(1, codes, rows)
         kept.append(made.kept())
-    for name in ("value", "row", "key", "bos"):
+    for name in ("value", "row", "key", "apart"):
         np.testing.assert_array_equal(getattr(kept[0], name), getattr(kept[1], name))
 
 

@@ -86,7 +86,7 @@ def test_a_bos_within_a_sequence_is_at_position_0(tmp_path: Path) -> None:
     inside = {s.row for s in samples} & bos - set(range(0, cache.n_rows, 16))
     assert inside
     statistics = json.loads((config.path / "samples/statistics.json").read_bytes())
-    assert statistics["position_0"]["share"] == pytest.approx(np.mean([s.row in bos for s in samples]))
+    assert statistics["position_0_or_massive"]["share"] == pytest.approx(np.mean([s.row in bos for s in samples]))
 
 
 def test_figures_are_those_of_the_samples(run: Path) -> None:
@@ -109,8 +109,8 @@ def test_figures_are_those_of_the_samples(run: Path) -> None:
     assert activation["mean"] == pytest.approx(values.mean())
     assert statistics["contexts"]["unique"] == len(contexts)
     assert statistics["contexts"]["diversity_percent"] == pytest.approx(100 * len(contexts) / len(samples))
-    assert statistics["position_0"]["share"] == pytest.approx(np.mean([s.position == 0 for s in samples]))
-    assert statistics["position_0"]["largest_share_of_a_latent"] == pytest.approx(max(shares))
+    assert statistics["position_0_or_massive"]["share"] == pytest.approx(np.mean([s.position == 0 for s in samples]))
+    assert statistics["position_0_or_massive"]["largest_share_of_a_latent"] == pytest.approx(max(shares))
     verdicts = [latent.specialised for latent in found.latents] + ["none"] * (64 - len(found.latents))
     assert statistics["specialisation"] == {name: verdicts.count(name) for name in sorted(set(verdicts))}
 

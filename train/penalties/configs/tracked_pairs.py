@@ -27,13 +27,21 @@ class TrackedPairsConfig(PenaltyConfig):
     """Batches that r averages over after the nomination. A longer memory pushes pairs further apart than needed."""
     start: int = 200
     """Steps before the first nomination."""
-    min_fired: int = 20
+    min_fired: int = 10
     """Rows of the window (excluding position 0) that a latent must fire on."""
-    min_both: int = 10
+    min_both: int = 4
     """Rows of the window that both latents of a pair must fire on."""
+    push: Literal["both", "weaker"] = "both"
+    """Which latents of a pair the penalty moves: both, or only the one with the smaller Σ z²; the other keeps the
+    shared activation."""
+    merge: float | None = None
+    """r in the window from which two latents count as one: `train.reseed` then merges them, and starts the weaker
+    anew. null: no merging."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.merge is not None and not self.threshold <= self.merge < 1:
+            raise ValueError(f"merge: null or a correlation from the threshold {self.threshold} to 1, not {self.merge}")
         if not 0 <= self.threshold < 1:
             raise ValueError(f"threshold: a correlation in [0, 1), not {self.threshold}")
         if not 0 <= self.margin <= self.threshold:

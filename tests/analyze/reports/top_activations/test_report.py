@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.analyze import planted as truth
 from tests.analyze.planted import World
@@ -28,6 +29,7 @@ def test_statistics_of_the_samples(world: World) -> None:
     made, data = world.made, world.document["runs"][0]["reports"]["top_activations"]["data"]
     in_document, context = made.table.pos_in_doc.reshape(-1), made.context
     kept, values, distinct, shares, lengths = [], [], 0, [], []
+    ordinary = ordinary_rows(world)
     for i in np.flatnonzero((made.z > 0).any(axis=0)):
         rows_of = [int(row) for row in np.argsort(-made.z[:, i], kind="stable") if made.z[row, i] > 0]
         different = {context(row) for row in rows_of[:100]}
@@ -35,9 +37,10 @@ def test_statistics_of_the_samples(world: World) -> None:
         values += made.z[rows_of[:100], i].tolist()
         distinct += len(different)
         shares.append(len(different) / kept[-1])
-        first_of = {context(row): row for row in reversed(rows_of)}  # the largest of each context
+        first_of = {context(row): row for row in reversed(rows_of) if ordinary[row]}  # the largest of each context
         shown = sorted(first_of.values(), key=rows_of.index)[:20]
-        lengths.append([int(in_document[row]) + 1 for row in shown])
+        if shown:
+            lengths.append([int(in_document[row]) + 1 for row in shown])
     samples = data["samples"]
     assert (samples["total"], samples["per_latent"]["max"]) == (sum(kept), 100)
     assert samples["per_latent"]["mean"] == pytest.approx(sum(kept) / truth.F)
@@ -49,12 +52,18 @@ def test_statistics_of_the_samples(world: World) -> None:
     assert (length["min"], length["max"]) == (min(map(min, lengths)), max(map(max, lengths)))
 
 
+def ordinary_rows(world: World) -> NDArray[np.bool_]:
+    """Neither at position 0 nor massive [n_rows]; the cache has rows of all three classes."""
+    massive = world.made.cache.massive_rows([truth.SOURCE, truth.TARGET])
+    assert massive.any()
+    return world.rows("rest") & ~massive
+
+
 def test_strongest_latents_are_ranked_without_position_0_and_massive_rows(world: World) -> None:
     """By their largest activation on ordinary rows; a context in which several peak is one entry."""
     made, report = world.made, world.document["runs"][0]["reports"]["top_activations"]
-    massive = made.cache.massive_rows([truth.SOURCE, truth.TARGET])
-    assert massive.any()
-    z = np.where((world.rows("rest") & ~massive)[:, None], made.z, 0)
+    ordinary = ordinary_rows(world)
+    z = np.where(ordinary[:, None], made.z, 0)
     peaks: dict[object, list[int]] = {}
     alive = np.flatnonzero(z.max(0) > 0)
     for i in alive[np.argsort(-z.max(0)[alive], kind="stable")].tolist():
@@ -69,12 +78,12 @@ def test_strongest_latents_are_ranked_without_position_0_and_massive_rows(world:
     assert not {i for i in truth.BOS_LOCKED if ranking[0]["latent"] == i}
     found = world.table("latents")
     np.testing.assert_allclose(np.array(found["max_ordinary"])[alive], z.max(0)[alive], rtol=1e-6)
-    fires = (made.z[world.rows("rest") & ~massive] > 0).mean(0)
+    fires = (made.z[ordinary] > 0).mean(0)
     np.testing.assert_allclose(found["density_without_massive"], fires)
 
 
-def test_examples_are_the_largest_with_identical_contexts_once(world: World) -> None:
-    made = world.made
+def test_examples_are_the_largest_of_ordinary_rows_with_identical_contexts_once(world: World) -> None:
+    made, ordinary = world.made, ordinary_rows(world)
     with gzip.open(world.folder / "latents.jsonl.gz", "rt") as file:
         latents = [json.loads(line) for line in file]
     tokens = made.table.tokens.reshape(-1)
@@ -83,16 +92,21 @@ def test_examples_are_the_largest_with_identical_contexts_once(world: World) -> 
         seen, expected = set(), []
         for row in np.argsort(-made.z[:, i], kind="stable"):
             context = made.context(int(row))
-            if made.z[row, i] > 0 and context not in seen and len(expected) < 20:
+            if ordinary[row] and made.z[row, i] > 0 and context not in seen and len(expected) < 20:
                 seen.add(context)
                 expected.append(int(row))
-        items = groups[0]["items"]
+        by_title = {group["title"]: group["items"] for group in groups}
+        items = by_title.get("Top activations", [])
         assert [item["sequence"] * truth.CTX + item["position"] for item in items] == expected
+        aside = made.z[world.rows("all") & ~ordinary, i]
+        apart = by_title.get("Position 0 or massive", [])
+        assert [item["value"] for item in apart] == pytest.approx([aside.max()] if aside.any() else [], rel=1e-3)
         for item, row in zip(items, expected, strict=True):
             assert item["value"] == pytest.approx(float(made.z[row, i]), rel=1e-3)
             assert item["token_id"] == tokens[row]
             around = made.z[row - item["peak"] : row - item["peak"] + len(item["tokens"]), i]
-            np.testing.assert_allclose(item["activations"], around, atol=float(made.z[:, i].max()) / 99 + 1e-3)
+            largest = float(made.z[ordinary, i].max())
+            np.testing.assert_allclose(item["activations"], around.clip(max=largest), atol=largest / 99 + 1e-3)
         silent = next((g for g in groups if g["title"].startswith("Silent")), {"items": []})
         for item in silent["items"]:
             assert made.z[item["sequence"] * truth.CTX + item["position"], i] == 0
