@@ -177,8 +177,10 @@ def test_gemma3_uses_what_works_on_it(preset: str, target: str) -> None:
     assert found.harvest == whole(SAE).harvest, "the two share a cache"
     only(config, source="layer_09.resid_mid", target_site=target)
     only(config.coder, architecture="topk", latents=4096, k=32, normalise="per_dimension")
-    only(config.sampler, kind="uniform", massive="exclude")
-    assert config.penalties == resolve(variant="topk-tracked-pairs", here=False).train.penalties
+    only(config.sampler, kind="uniform", massive="clip")
+    recommended = resolve(variant="topk-reseed", here=False).train
+    assert config.reseed is not None
+    assert (config.penalties, config.reseed) == (recommended.penalties, recommended.reseed)
     assert config.data.batch_size == 1024
     assert int(found.harvest.tokens * (1 - config.data.heldout) * config.data.epochs) // 1024 == 979
 
