@@ -33,6 +33,9 @@ from sparse_pipeline.models.folder import DEMO_MODEL
 from sparse_pipeline.models.sites import resolve_sites
 from sparse_pipeline.shared.console import Console, si, size
 
+LOGITS_TOKENS = 8192
+"""Tokens in a call that computes logits: 8,192 rows of Gemma-2's vocabulary take 4 GB in bfloat16."""
+
 
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
@@ -118,9 +121,10 @@ def forwards(config: HarvestConfig, compiled: bool, repeats: int) -> tuple[dict[
     drop_later_layers(cut, checkpoint.model_type, sites)
     body = body_of(cut).to(device)
 
-    def plain() -> None:
+    def plain() -> None:  # a few sequences at a time: logits of a large vocabulary fill the memory of a device
         with torch.inference_mode():
-            full(input_ids=ids, use_cache=False)
+            for part in ids.split(max(1, LOGITS_TOKENS // ids.shape[1])):
+                full(input_ids=part, use_cache=False)
 
     def cut_pass(reader_class: type[SiteReader]) -> Callable[[], None]:
         def work() -> None:

@@ -13,6 +13,7 @@ from ..shared.errors import UsageError
 from .site_names import Site
 
 _ISOLATION_ERROR = _SAME_ATTENTION = 0.05  # relative; rounding in bfloat16 stays far below it
+_TIGHT_CAP = 1.0
 
 Sink = Callable[[str, Tensor], None]
 
@@ -198,6 +199,8 @@ def check_attention(
 ) -> None:
     """Checks the model's attention path against its plain one (eager): the same activations up to rounding.
 
+    A soft cap of 50 hardly moves usual scores, so a path that drops it would pass: both run with a cap that moves all.
+
     Raises:
         UsageError: they differ; the path may lack soft-capping or a sliding window.
     """
@@ -207,9 +210,10 @@ def check_attention(
     ids = (torch.arange(length) * 7919 + 11) % vocab
     ids[0] = bos
     found: dict[str, dict[str, Tensor]] = {chosen: {}, "eager": {}}
-    for path, values in found.items():
-        body.set_attn_implementation(path)  # type: ignore[operator]
-        reader.read(ids[None].to(device), None, _into(values))
+    with _soft_caps(body, _TIGHT_CAP):
+        for path, values in found.items():
+            body.set_attn_implementation(path)  # type: ignore[operator]
+            reader.read(ids[None].to(device), None, _into(values))
     body.set_attn_implementation(chosen)  # type: ignore[operator]
     for name, value in found["eager"].items():
         off = float((found[chosen][name] - value).norm() / value.norm().clamp_min(1e-30))
@@ -219,6 +223,20 @@ def check_attention(
                 "was trained with",
                 hint="--set harvest.attention=eager",
             )
+
+
+@contextmanager
+def _soft_caps(body: nn.Module, cap: float) -> Iterator[None]:
+    """Every attention module that caps its scores caps them at this value instead."""
+    name = "attn_logit_softcapping"
+    capped = [(module, old) for module in body.modules() if (old := getattr(module, name, None)) is not None]
+    for module, _ in capped:
+        setattr(module, name, cap)
+    try:
+        yield
+    finally:
+        for module, old in capped:
+            setattr(module, name, old)
 
 
 def site_widths(reader: SiteReader, ids: Tensor) -> dict[str, int]:

@@ -128,6 +128,50 @@ def test_a_wrong_attention_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
             check_attention(reader, body, 2, 96, 16, torch.device("cpu"))
 
 
+def test_a_path_without_soft_caps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the model's own cap of 50 this path differs from eager by less than rounding."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.models.gemma2 import modeling_gemma2
+
+    model = random_model("gemma2")
+    body = body_of(model)
+    with torch.no_grad():
+        for layer in body.layers:  # type: ignore[union-attr]
+            layer.self_attn.q_proj.weight.mul_(50)  # type: ignore[union-attr]
+    attention = body.layers[0].self_attn  # type: ignore[union-attr,index]
+    assert attention.attn_logit_softcapping == 50  # type: ignore[union-attr]
+    eager = modeling_gemma2.eager_attention_forward
+
+    def path(keep: bool) -> Any:
+        def attend(
+            module: Any,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            _mask: Any,
+            softcap: float | None = None,
+            **kwargs: Any,
+        ) -> Any:
+            n = query.shape[2]
+            far = torch.ones(n, n, dtype=torch.bool).tril(-(kwargs["sliding_window"] or n))
+            causal = -1e9 * (torch.ones(n, n).triu(1) + far)  # a path of this name is given no mask in eager's form
+            return eager(module, query, key, value, causal[None, None], softcap=softcap if keep else None, **kwargs)
+
+        return attend
+
+    sites = resolve_sites(("layer_00.attn_out",), model, "gemma2")
+    for cls in (type(model), type(body)):
+        monkeypatch.setattr(cls, "_supports_sdpa", True)
+    model.set_attn_implementation("sdpa")  # type: ignore[operator]
+    with SiteReader(model, body, sites) as reader:
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", path(keep=True))
+        check_attention(reader, body, 2, 96, 16, torch.device("cpu"))
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", path(keep=False))
+        with pytest.raises(UsageError, match=r"at layer_00.attn_out sdpa differs by .*% from eager"):
+            check_attention(reader, body, 2, 96, 16, torch.device("cpu"))
+    assert attention.attn_logit_softcapping == 50  # type: ignore[union-attr]
+
+
 def test_batch_size_by_memory(
     tiny_model: Path, texts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
