@@ -396,6 +396,50 @@ def import_command(
     console.result({"runs": [one.to_dict() for one in found]}, "\n".join(map(str, found)))
 
 
+@cli.command("publish")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.argument("repo", metavar="REPO")
+@click.option("--yes", is_flag=True, help="Upload to the Hugging Face hub; without it the folder is only written.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; else published/NAME.")
+@click.option("--report", type=click.Path(path_type=Path), help="Folder of a report whose figures the card shows.")
+@click.option("--licence", metavar="ID", help="Licence of the base model, as the hub names it; else from its name.")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Cache to fit and measure on; else the run's own.")
+@click.option("--model", metavar="NAME", help="Name of the language model, if the cache has another.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier folder of this command.")
+@_settings
+@_common
+def publish_command(
+    console: Console,
+    runs: tuple[str, ...],
+    repo: str,
+    yes: bool,
+    out: Path | None,
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    cache: Path | None,
+    **chosen: Any,
+) -> None:
+    """Write coders with a model card for the Hugging Face hub, and upload them with --yes.
+
+    RUN is a run's folder or its name, or a coder in any format that `pipeline import` reads; REPO is owner/name on the
+    hub. Each coder is written in three formats. README.md has its figures and controls, the base model's licence, and
+    the code that loads it.
+    """
+    from .exchange.publish import Publication, publish
+
+    whole = resolve(files, sets)
+    folder = out or Path("published") / repo.rpartition("/")[2]
+    place = "" if out is None else f" --out {out}"
+    result = publish(
+        [_run_or_path(run, whole.train.runs) for run in runs],
+        Publication(repo=repo, out=folder, upload=yes, cache=_cache_named(cache, whole.harvest.cache_dir), **chosen),
+        f"pipeline publish {' '.join(runs)} {repo}{place} --overwrite --yes",
+        console,
+    )
+    console.result(result.to_dict(), str(result))
+
+
 def _cache_named(cache: Path | None, folder: Path) -> Path | None:
     """A cache given as a path or as a name in `folder`."""
     from .shared.overview.find import named
