@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .harvest.config import HarvestConfig
     from .harvest.run import HarvestResult
     from .live.attach import Attached, Mode
-    from .shared.cache.reader import Cache
+    from .shared.cache.view import CacheView
     from .shared.coders.base import Coder
     from .shared.console import Console
     from .shared.saved_report import SavedReport
@@ -50,8 +50,8 @@ __all__ = [
 C = TypeVar("C")
 
 
-def open_cache(path: Path | str, allow_incomplete: bool = False) -> Cache:
-    """An activation cache, memory-mapped.
+def open_cache(path: Path | str, allow_incomplete: bool = False) -> CacheView:
+    """An activation cache, memory-mapped: `chunk`, `rows`, `batches`, `dataset`, `documents`, `group`, `stats`.
 
     Args:
         path: its folder, or its name in harvest.cache_dir.
@@ -61,8 +61,9 @@ def open_cache(path: Path | str, allow_incomplete: bool = False) -> Cache:
         DataError: it is missing, incomplete or in another format.
     """
     from .shared.cache.reader import open_cache as opened
+    from .shared.cache.view import CacheView
 
-    return opened(_find(path, "cache"), allow_incomplete=allow_incomplete)
+    return CacheView.of(opened(_find(path, "cache"), allow_incomplete=allow_incomplete))
 
 
 def load_coder(path: Path | str, *, layer: int | None = None) -> Coder:

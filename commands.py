@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
-import shutil
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from . import completion
-from .exchange.names import FORMAT_NAMES
+from .command_line import CONTEXT, Group, common, settings
+from .exchange_commands import ask_command, cache_group, export_command, import_command, publish_command
 from .resolve import (
     analyze_config,
     cache_to_train_on,
@@ -30,7 +28,6 @@ from .resolve import (
     variants,
 )
 from .shared.config import settings as settings_of
-from .shared.config.registry import did_you_mean
 from .shared.console import Console
 from .shared.deadline import seconds_of, time_limit
 from .shared.errors import DataError, UsageError
@@ -43,27 +40,7 @@ DEMO_ROWS = 131_072  # half of the demo's cache: the report in half the time
 DEMO_VARIANTS = ("matryoshka", "topk", "frozen-random-decoder")
 
 
-class _Group(click.Group):
-    """Lists commands in the order of the source, and suggests one for a mistyped name."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if self.get_command(ctx, name) is None and not name.startswith("-"):
-            known = ", ".join(self.commands)
-            close = did_you_mean(name, self.commands)
-            raise UsageError(f"unknown command {name!r}{close} (known: {known})", f"{ctx.command_path} --help")
-        return super().resolve_command(ctx, args)
-
-
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-@click.group(cls=_Group, context_settings=CONTEXT)
+@click.group(cls=Group, context_settings=CONTEXT)
 @click.version_option(None, "-V", "--version", package_name="sparse-coder-pipeline", prog_name="pipeline")
 def cli() -> None:
     """Harvest a language model's activations once, train sparse coders on them many times, report what they learned.
@@ -81,39 +58,6 @@ def cli() -> None:
     Exit codes: 0 done, 1 failed, 2 usage or settings, 3 cache or run missing, incomplete, corrupt or with
     different settings, 130 interrupted.
     """
-
-
-def _common(function: F) -> F:
-    """Adds the options that every command has; the command receives a console in their place."""
-
-    @functools.wraps(function)
-    def run(as_json: bool, debug: bool, **options: Any) -> Any:
-        return function(Console(json=as_json), **options)
-
-    run = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(run)
-    return cast(F, click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(run))
-
-
-def _settings(function: F) -> F:
-    """Adds the options that choose settings."""
-    sets = click.option(
-        "--set",
-        "sets",
-        multiple=True,
-        metavar="KEY=VALUE",
-        shell_complete=completion.KEYS,
-        help="One setting; may be repeated.",
-    )
-    files = click.option(
-        "-c",
-        "--config",
-        "files",
-        multiple=True,
-        metavar="FILE",
-        shell_complete=completion.SETTINGS,
-        help="Settings file or preset; may be repeated.",
-    )
-    return files(sets(function))
 
 
 def _limited(function: F) -> F:
@@ -138,9 +82,9 @@ VARIANTS = "\b\n" + textwrap.fill(f"Variants: {', '.join(variants())}.", 76, bre
 
 @cli.command("harvest")
 @_dry_run
-@_settings
+@settings
 @_limited
-@_common
+@common
 def harvest_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...], dry_run: bool) -> None:
     """Run the model once and write its activations to a cache, or resume one.
 
@@ -179,9 +123,9 @@ def harvest_command(console: Console, files: tuple[str, ...], sets: tuple[str, .
 )
 @click.option("--resume", is_flag=True, help="Resume from the last checkpoint, bit-identical to an uninterrupted run.")
 @_dry_run
-@_settings
+@settings
 @_limited
-@_common
+@common
 def train_command(
     console: Console,
     files: tuple[str, ...],
@@ -221,8 +165,8 @@ def train_command(
     help="Only this report; may be repeated.",
 )
 @click.option("--ce", is_flag=True, help="Also measure the model's loss with the coder spliced in (runs the model).")
-@_settings
-@_common
+@settings
+@common
 def analyze_command(
     console: Console,
     runs: tuple[str, ...],
@@ -252,9 +196,9 @@ def analyze_command(
 @click.option("--size", metavar="NAME", help="A size of the sweep: one of its sweep.sizes.")
 @click.option("--only", multiple=True, metavar="SETTING", help="Train only this setting; may be repeated.")
 @_dry_run
-@_settings
+@settings
 @_limited
-@_common
+@common
 def sweep_command(
     console: Console,
     file: str,
@@ -303,198 +247,11 @@ def sweep_command(
     console.result(result.to_dict(), str(result))
 
 
-@cli.command("export")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
-@click.option("--to", type=click.Choice(FORMAT_NAMES), required=True, help="The format: the tool that will load it.")
-@click.option("--threshold", is_flag=True, help="Write TopK as a fitted threshold, also where the format knows k.")
-@click.option(
-    "--layers", type=click.IntRange(min=1), help="circuit-tracer: layers of the model; fills those without a run."
-)
-@click.option("--npz", is_flag=True, help="gemma-scope: the layout of version 1, params.npz.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Cache to fit and measure on; else the run's own.")
-@click.option("--model", metavar="NAME", help="Name of the language model, if the cache has another.")
-@click.option("--rows", type=click.IntRange(min=1), default=4096, show_default=True, help="Rows to measure on.")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier export in OUT.")
-@_settings
-@_common
-def export_command(
-    console: Console,
-    runs: tuple[str, ...],
-    out: Path,
-    files: tuple[str, ...],
-    sets: tuple[str, ...],
-    cache: Path | None,
-    **chosen: Any,
-) -> None:
-    """Write coders in another tool's format, on raw activations: normalisation is folded into the weights.
-
-    RUN is a run's folder or its name, or a coder in any format that `pipeline import` reads; OUT is the folder to
-    write. export.json beside the weights says what is exact, what is approximate, and the difference measured on
-    held-out rows. Several runs, one per layer, make one set (circuit-tracer, sparsify).
-    """
-    from .exchange.export import Wanted, export
-    from .exchange.formats import Options
-
-    whole = resolve(files, sets)
-    options = Options(layers=chosen["layers"], threshold=chosen["threshold"], version=1 if chosen["npz"] else 2)
-    wanted = Wanted(
-        to=chosen["to"],
-        out=out,
-        cache=_cache_named(cache, whole.harvest.cache_dir),
-        model=chosen["model"],
-        rows=chosen["rows"],
-        overwrite=chosen["overwrite"],
-        options=options,
-    )
-    result = export([_run_or_path(run, whole.train.runs) for run in runs], wanted, console)
-    console.result(result.to_dict(), str(result))
+for command in (export_command, import_command, publish_command, cache_group, ask_command):
+    cli.add_command(command)
 
 
-@cli.command("import")
-@click.argument("path", metavar="PATH")
-@click.option("--name", metavar="NAME", help="Name of the run; of several coders, NAME-layer_NN.")
-@click.option(
-    "--cache", type=click.Path(path_type=Path), help="Cache for its reports; the coder is checked against it."
-)
-@click.option("--layer", type=click.IntRange(min=0), help="Only this layer of a set of transcoders.")
-@click.option("--source", metavar="SITE", help="The site it reads, where its metadata do not say.")
-@click.option("--target", metavar="SITE", help="The site it writes, where its metadata do not say.")
-@click.option("--model", metavar="NAME", help="The language model, where its metadata do not say.")
-@click.option(
-    "--input", "input_", type=click.Choice(["raw", "rms"]), help="The input as cached, or divided by its RMS."
-)
-@_settings
-@_common
-def import_command(
-    console: Console,
-    path: str,
-    name: str | None,
-    files: tuple[str, ...],
-    sets: tuple[str, ...],
-    cache: Path | None,
-    layer: int | None,
-    input_: str | None,
-    **places: str | None,
-) -> None:
-    """Make a run of a coder from another tool, so that reports, comparisons and --ce work on it.
-
-    PATH is a folder or file of SAELens, sparsify, dictionary_learning, Gemma Scope or circuit-tracer, a plain export, a
-    run, or hf://owner/name[/folder]. Its sites and input come from its metadata.
-    """
-    from .exchange.imports import Overrides, import_coders
-
-    whole = resolve(files, sets)
-    found = import_coders(
-        path,
-        whole.train.runs,
-        name=name,
-        cache=_cache_named(cache, whole.harvest.cache_dir),
-        layer=layer,
-        overrides=Overrides(input=cast(Any, input_), **places),
-    )
-    console.result({"runs": [one.to_dict() for one in found]}, "\n".join(map(str, found)))
-
-
-@cli.command("publish")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.argument("repo", metavar="REPO")
-@click.option("--yes", is_flag=True, help="Upload to the Hugging Face hub; without it the folder is only written.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; else published/NAME.")
-@click.option("--report", type=click.Path(path_type=Path), help="Folder of a report whose figures the card shows.")
-@click.option("--licence", metavar="ID", help="Licence of the base model, as the hub names it; else from its name.")
-@click.option("--private", is_flag=True, help="Make a new repository private.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Cache to fit and measure on; else the run's own.")
-@click.option("--model", metavar="NAME", help="Name of the language model, if the cache has another.")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier folder of this command.")
-@_settings
-@_common
-def publish_command(
-    console: Console,
-    runs: tuple[str, ...],
-    repo: str,
-    yes: bool,
-    out: Path | None,
-    files: tuple[str, ...],
-    sets: tuple[str, ...],
-    cache: Path | None,
-    **chosen: Any,
-) -> None:
-    """Write coders with a model card for the Hugging Face hub, and upload them with --yes.
-
-    RUN is a run's folder or its name, or a coder in any format that `pipeline import` reads; REPO is owner/name on the
-    hub. Each coder is written in three formats. README.md has its figures and controls, the base model's licence, and
-    the code that loads it.
-    """
-    from .exchange.publish import Publication, publish
-
-    whole = resolve(files, sets)
-    folder = out or Path("published") / repo.rpartition("/")[2]
-    place = "" if out is None else f" --out {out}"
-    result = publish(
-        [_run_or_path(run, whole.train.runs) for run in runs],
-        Publication(repo=repo, out=folder, upload=yes, cache=_cache_named(cache, whole.harvest.cache_dir), **chosen),
-        f"pipeline publish {' '.join(runs)} {repo}{place} --overwrite --yes",
-        console,
-    )
-    console.result(result.to_dict(), str(result))
-
-
-def _cache_named(cache: Path | None, folder: Path) -> Path | None:
-    """A cache given as a path or as a name in `folder`."""
-    from .shared.overview.find import named
-
-    return None if cache is None else named(cache, folder)
-
-
-def _run_or_path(run: str, folder: Path) -> str:
-    """A run given as a name in `folder`, as its path; anything else unchanged."""
-    return run if "://" in run or Path(run).exists() or not (folder / run).is_dir() else str(folder / run)
-
-
-@cli.command("ask")
-@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
-@click.argument("text", metavar="TEXT")
-@click.option("--top", type=click.IntRange(min=1), default=4, show_default=True, help="Latents of each token.")
-@click.option("--model", metavar="DIR", help="A checkpoint of the model, in place of the one that the cache names.")
-@click.option("--device", default="auto", show_default=True, help="Where the model runs: cpu, cuda, or auto.")
-@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write a page.")
-@_settings
-@_common
-def ask_command(
-    console: Console,
-    run: Path,
-    text: str,
-    files: tuple[str, ...],
-    sets: tuple[str, ...],
-    top: int,
-    model: str | None,
-    device: str,
-    html: Path | None,
-) -> None:
-    """Which latents fire on a new text, token by token.
-
-    RUN is a run's folder or its name, TEXT the text, or - to read it from stdin. The run's own model reads it, after a
-    check that it is the one that was harvested; labels come from the run's newest report in analyze.out.
-    """
-    from .live.answer import table
-    from .live.ask import ask
-    from .live.page import write_page
-    from .shared.coders import load_coder
-    from .shared.overview.find import run_paths
-
-    whole = resolve(files, sets)
-    (folder,) = run_paths([str(run)], whole.train.runs)
-    said = sys.stdin.read() if text == "-" else text
-    answer = ask(folder, load_coder(folder), said, model=model, device=device, reports=whole.analyze.out)
-    if html is not None:
-        write_page(html, answer, top)
-        console.info(f"page: {html}")
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    console.result(answer.to_dict(top), table(answer, top, min(shutil.get_terminal_size().columns, 80), colour))
-
-
-@cli.group("prompts", cls=_Group)
+@cli.group("prompts", cls=Group)
 def prompts_group() -> None:
     """Write prompt sets for `pipeline harvest` (harvest.packing: prompts)."""
 
@@ -506,7 +263,7 @@ def prompts_group() -> None:
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of the choice of words, their order and the examples."
 )
-@_common
+@common
 def prompts_first_letter(console: Console, tokenizer: Path, out: Path, words: int | None, seed: int) -> None:
     """The first-letter task, for `pipeline analyze --only absorption`: one prompt for each word of a vocabulary.
 
@@ -522,9 +279,9 @@ def prompts_first_letter(console: Console, tokenizer: Path, out: Path, words: in
 
 
 @cli.command("demo")
-@_settings
+@settings
 @_limited
-@_common
+@common
 def demo_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """Harvest, train and analyze on the embedded model and text: no download, no account, no GPU.
 
@@ -575,8 +332,8 @@ def _demo_text(runs: Sequence[RunSummary], report: str) -> str:
 
 
 @cli.command("status")
-@_settings
-@_common
+@settings
+@common
 def status_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """List the caches and runs, which are incomplete, and the command to run next."""
     from .shared.overview.status import status
@@ -601,8 +358,8 @@ def _existing(path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> Path
 
 @cli.command("inspect")
 @_path
-@_settings
-@_common
+@settings
+@common
 def inspect_command(console: Console, path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """Describe a cache or a run. PATH is its folder or its name."""
     found = _existing(path, files, sets)
@@ -616,8 +373,8 @@ def inspect_command(console: Console, path: Path, files: tuple[str, ...], sets: 
 @_path
 @click.option("--repair", is_flag=True, help="Drop what is damaged, and say what the next command computes again.")
 @click.option("--no-source", is_flag=True, help="Do not derive a cache's tokens again from a dataset on this machine.")
-@_settings
-@_common
+@settings
+@common
 def verify_command(
     console: Console, path: Path, files: tuple[str, ...], sets: tuple[str, ...], repair: bool, no_source: bool
 ) -> None:
@@ -650,7 +407,7 @@ def verify_command(
         raise SystemExit(DataError.exit_code)
 
 
-@cli.group("config", cls=_Group)
+@cli.group("config", cls=Group)
 def config_group() -> None:
     """Show, describe or check settings."""
 
@@ -662,8 +419,8 @@ def config_group() -> None:
     shell_complete=completion.VARIANTS,
     help="Override the train section with this variant, listed below.",
 )
-@_settings
-@_common
+@settings
+@common
 def config_show(console: Console, files: tuple[str, ...], sets: tuple[str, ...], variant: str | None) -> None:
     """Print the resolved settings as YAML, with a comment on every field."""
     from .shared.config.docs import commented_yaml
@@ -673,7 +430,7 @@ def config_show(console: Console, files: tuple[str, ...], sets: tuple[str, ...],
 
 
 @config_group.command("schema")
-@_common
+@common
 def config_schema(console: Console) -> None:
     """Print the JSON schema of a settings file, for editors and other tools."""
     from .shared.config.docs import described_schema
@@ -682,8 +439,8 @@ def config_schema(console: Console) -> None:
 
 
 @config_group.command("validate")
-@_settings
-@_common
+@settings
+@common
 def config_validate(console: Console, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """Check the settings, alone and with every variant."""
     resolve(files, sets)

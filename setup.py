@@ -6,7 +6,9 @@ Here rather than in pyproject.toml, where a folder can be mapped to a package on
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
-STAGES = find_packages(include=["harvest*", "train*", "analyze*", "exchange*", "live*", "models*", "shared*"])
+STAGES = find_packages(
+    include=["harvest*", "train*", "analyze*", "exchange*", "live*", "transfer*", "models*", "shared*"]
+)
 
 
 class BuildWithoutSetup(build_py):

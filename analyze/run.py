@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..shared.cache import Cache
 from ..shared.cache.files import make_folder
 from ..shared.codes.parallel import threads
 from ..shared.config.registry import did_you_mean
@@ -89,7 +90,8 @@ def analyze(paths: Sequence[Path], config: AnalyzeConfig, console: Console | Non
     for cache, members in by_cache(runs, config):
         subjects = subjects_of(cache, members, config)
         make_folder(folder.parent, "analyze.out")  # once nothing can be refused any more, and ahead of the long pass
-        part = collect_all(subjects, members, config, console, config.compare and len(runs) > 1)
+        possible = reports_on(subjects[0].cache, config, console)
+        part = collect_all(subjects, members, possible, console, config.compare and len(runs) > 1)
         console.info(f"finishing {', '.join(subject.name for subject in subjects)}")
         with ThreadPoolExecutor(threads(), "finish") as pool:
             finished = list(pool.map(_finalised, part.reports))
@@ -131,6 +133,23 @@ def standing_report(paths: Sequence[Path], config: AnalyzeConfig) -> dict[str, A
         "rows": sum(cache["rows_analysed"] for cache in found["caches"]),
         "seconds": 0.0,
     }
+
+
+def reports_on(cache: Cache, config: AnalyzeConfig, console: Console) -> AnalyzeConfig:
+    """The settings with the reports that a cache allows: one without tokens, which was imported, says which it lacks.
+
+    Raises:
+        UsageError: none is left.
+    """
+    lacking = [] if cache.has_tokens else [name for name, one in config.reports.items() if one.needs_tokens]
+    if not lacking:
+        return config
+    kept = {name: one for name, one in config.reports.items() if name not in lacking}
+    why = f"{', '.join(lacking)}: needs tokens, and {cache.path} was imported without any"
+    if not kept:
+        raise UsageError(why, "import it again with its token ids, or --only correlation")
+    console.warn(f"not made: {why}")
+    return replace(config, reports=kept)
 
 
 def check_baseline(baseline: str | None, names: Sequence[str]) -> None:

@@ -29,11 +29,11 @@ import numpy as np
 import torch
 
 from sparse_pipeline.shared.cache import Cache, CacheWriter, Layout, SiteSpec, open_cache
+from sparse_pipeline.shared.cache.batch import Batch
 from sparse_pipeline.shared.cache.files import as_bytes, crc32c
 from sparse_pipeline.shared.cache.stats import site_stats
 from sparse_pipeline.shared.coders.topk import TopKConfig
 from sparse_pipeline.train.config import TrainConfig
-from sparse_pipeline.train.data.batch import Batch
 from sparse_pipeline.train.data.config import DataConfig
 from sparse_pipeline.train.data.stream import Stream, open_stream
 from sparse_pipeline.train.samplers import Uniform, UniformConfig

@@ -28,9 +28,9 @@ import numpy as np
 import torch
 
 from sparse_pipeline.shared.cache import CacheWriter, Flag, Layout, SiteSpec
+from sparse_pipeline.shared.cache.batch import Batch
 from sparse_pipeline.shared.coders.topk import TopKConfig
 from sparse_pipeline.train.config import TrainConfig
-from sparse_pipeline.train.data.batch import Batch
 from sparse_pipeline.train.data.config import DataConfig
 from sparse_pipeline.train.data.stream import open_stream
 from sparse_pipeline.train.monitors import MONITORS

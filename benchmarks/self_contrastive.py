@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_pipeline.shared.cache.batch import Batch
 from sparse_pipeline.shared.coders import Coder, Codes, build_coder, load_coder
 from sparse_pipeline.shared.coders.topk import TopKConfig
-from sparse_pipeline.train.data.batch import Batch
 from sparse_pipeline.train.penalties import Penalty, StepBatch, build_penalty
 from sparse_pipeline.train.penalties.self_contrastive import SelfContrastiveConfig, all_pairs, listed_pairs, nominate
 

@@ -45,11 +45,11 @@ import torch
 from torch import Tensor
 
 from sparse_pipeline.shared.cache import Cache, CacheWriter, Flag, Layout, SiteSpec, open_cache
+from sparse_pipeline.shared.cache.batch import Batch
 from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
 from sparse_pipeline.shared.coders.ops import dense_pre
 from sparse_pipeline.shared.coders.topk import TopKConfig
 from sparse_pipeline.train.config import OptimizerConfig, TrainConfig
-from sparse_pipeline.train.data.batch import Batch
 from sparse_pipeline.train.kernels import unavailable
 from sparse_pipeline.train.step.autograd import train_step
 from sparse_pipeline.train.step.begin import new_trainee

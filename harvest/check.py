@@ -12,7 +12,7 @@ import numpy as np
 from ..shared.cache.commits import commit_path, commits_of
 from ..shared.cache.documents import documents_name
 from ..shared.cache.files import read_file
-from ..shared.cache.format import MANIFEST
+from ..shared.cache.format import MANIFEST, TOKENIZER
 from ..shared.cache.growth import Standing, read_head, read_plans, standing_of
 from ..shared.cache.problems import Problem
 from ..shared.cache.reader import read_sequences
@@ -25,9 +25,6 @@ from .dataset import is_local
 from .job import Job
 from .prepare import prepare
 from .units import dataset_units
-
-TOKENIZER = "tokenizer/tokenizer.json"
-"""File of the tokenizer in a cache: it turns tokens into text without the model."""
 
 
 def checked_against_source(report: VerifyReport) -> VerifyReport:

@@ -20,14 +20,14 @@ from ..shared.cache import CacheWriter, Layout
 from ..shared.cache.commits import load_commit
 from ..shared.cache.documents import DocumentWriter, documents_name, documents_summary
 from ..shared.cache.files import make_folder, read_json, sync_folder, write_file
-from ..shared.cache.format import HISTORY, MANIFEST
+from ..shared.cache.format import HISTORY, MANIFEST, TOKENIZER
 from ..shared.cache.growth import read_head
 from ..shared.cache.reader import open_cache, read_sequences
 from ..shared.console import Console, count, duration, si, size
 from ..shared.errors import DataError, PipelineError
 from ..shared.provenance import provenance
 from . import batch_size
-from .check import TOKENIZER, tokenizer_content
+from .check import tokenizer_content
 from .config import HarvestConfig, cache_path
 from .data.pack import Block
 from .data.tokenise import Ahead

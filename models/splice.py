@@ -42,7 +42,13 @@ def spliced(model: nn.Module, source: Place, target: Place, replace: Replace) ->
 
     Yields a dictionary whose "source" holds the source activations of the last forward pass. The hooks act on every
     caller of the model and are removed when the context ends, also after an exception.
+
+    Raises:
+        UsageError: the module of a site is not known, or the model computes the target before the source.
     """
+    for place in (source, target):
+        if not place.module_path:
+            raise UsageError(f"the module of site {place.name} is not known", "import the cache again with --model")
     seen: dict[str, Tensor] = {}
 
     def keep(x: Tensor) -> None:

@@ -56,6 +56,13 @@ def from_hook_name(name: str) -> str:
     return f"layer_{int(layer):02d}.{KIND_OF[hook]}"
 
 
+def to_hook_name(site: str) -> str:
+    """TransformerLens's name of a site; a module path unchanged."""
+    match = re.fullmatch(r"layer_(\d+)\.([a-z_]+)", site)
+    hook = next((hook for hook, kind in KIND_OF.items() if match and kind == match[2]), None)
+    return site if match is None or hook is None else f"blocks.{int(match[1])}.{hook}"
+
+
 def from_hook_names(*names: str) -> tuple[str, ...]:
     """:func:`from_hook_name` of each, with its UsageError as the ValueError that settings report."""
     try:

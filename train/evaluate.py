@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..shared.cache import Cache
+from ..shared.cache.batch import Batch
 from ..shared.cache.heldout import Split
 from ..shared.coders import Coder
-from .data.batch import Batch
 from .data.rows import row_batches, thin
 from .fvu import FVU
 

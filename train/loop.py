@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..shared.cache.batch import Batch
 from ..shared.codes.positions import bos_enrichment
 from ..shared.console import Console
 from ..shared.errors import PipelineError
 from ..shared.runs.folder import Run
 from .config import TrainConfig
-from .data.batch import Batch
 from .data.stream import Stream, open_stream
 from .evaluate import Evaluation, evaluate, evaluation_rows
 from .interrupt import Interrupt, interruptible

@@ -20,6 +20,8 @@ class ReportConfig:
     """Which report: a key of REPORTS."""
     by_default: ClassVar[bool] = True
     """Made by default; otherwise only when requested."""
+    needs_tokens: ClassVar[bool] = False
+    """Cannot be made on a cache of activations without tokens."""
 
 
 C = TypeVar("C", bound=ReportConfig)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from benchmarks import train_step as bench
+from sparse_pipeline.shared.cache.batch import Batch
 from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
-from sparse_pipeline.train.data.batch import Batch
 from sparse_pipeline.train.kernels import lists, select
 from sparse_pipeline.train.penalties.topk_pairs import TopkPairsConfig
 from sparse_pipeline.train.penalties.tracked_pairs import TrackedPairsConfig

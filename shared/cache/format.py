@@ -55,6 +55,10 @@ STORED: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype("<u2"), "float32": np.d
 """Logical dtype of a site → the dtype of its Zarr array. Zarr has no bfloat16, so the bits are kept as uint16."""
 
 
+TOKENIZER = "tokenizer/tokenizer.json"
+"""The tokenizer in a cache's folder."""
+
+
 class Flag(IntFlag):
     """Bits of the ``flags`` array, one byte for each row."""
 

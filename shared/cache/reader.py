@@ -68,6 +68,11 @@ class Cache:
         return self.config.get("resolved", {}).get("bos_token_id", 0) is not None
 
     @property
+    def has_tokens(self) -> bool:
+        """Whether its rows have tokens: an imported cache may know activations only, and then all ids are 0."""
+        return bool(self.config.get("imported", {}).get("tokens", True))
+
+    @property
     def n_seq(self) -> int:
         return self.layout.n_seq
 

@@ -55,7 +55,10 @@ def frozen_settings(path: Path) -> dict[str, Any]:
         plans = plan_files(path)
         if not plans:
             raise DataError(f"{path / PLAN} is missing", repair_command(path))
-        settings = read_head(plans[-1])["config"].get("harvest", {})
+        config = read_head(plans[-1])["config"]
+        if "imported" in config:
+            raise UsageError(f"-c {path}: the cache was imported, no harvest made it", f"pipeline inspect {path}")
+        settings = config.get("harvest", {})
         return {"harvest": {**settings, "cache_dir": str(path.parent), "name": path.name}}
     if kind == "run":
         return {"train": open_run(path, allow_incomplete=True).config}

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...shared.cache import Cache
-from .batch import Batch
+from ...shared.cache.batch import Batch
 from .stream import describe_rows
 
 

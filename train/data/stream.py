@@ -32,11 +32,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...shared.cache import Cache, positions
+from ...shared.cache.batch import Batch
+from ...shared.cache.blocks import Blocks, Index, StreamPosition, WindowPlan, expand, make_blocks, segments, window_rows
 from ...shared.cache.heldout import Split, split_rows
 from ...shared.errors import DataError, UsageError
 from ..samplers.base import Sampler, Window
-from .batch import Batch
-from .blocks import Blocks, Index, StreamPosition, WindowPlan, expand, make_blocks, segments, window_rows
 from .config import DataConfig
 from .memory import choose_pool, free_memory
 from .reader import BlockReader, Pool, Segment

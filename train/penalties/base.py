@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...shared.cache.batch import Batch
 from ...shared.coders import Coder, Codes
-from ..data.batch import Batch
 from .configs.base import PenaltyConfig
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...shared.cache import Cache
+from ...shared.cache.batch import Batch
 from ...shared.cache.concentration import concentration_note
 from ...shared.cache.format import differences
 from ...shared.cache.outliers import SiteOutliers
@@ -19,7 +20,6 @@ from ...shared.provenance import provenance
 from ...shared.runs.folder import Run, copy_of, create_run, fvu_label, open_run
 from ...shared.runs.records import wrong_records
 from ..config import OPERATIONAL, TrainConfig
-from ..data.batch import Batch
 from ..data.stream import Stream
 from ..divergence import divergence
 from ..evaluate import Evaluation

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...shared.cache import Cache
+from ...shared.cache.batch import Batch
 from ...shared.cache.rows import text_rows
 from ...shared.coders import Codes
-from ..data.batch import Batch
 from .config import SamplesConfig
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...shared.cache.batch import Batch
 from ...shared.coders import Coder
 from ...shared.errors import PipelineError
-from ..data.batch import Batch
 from ..penalties import StepBatch
 from .fused import fused_train_step
 from .objective import Terms

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...shared.cache.batch import Batch
 from ...shared.coders import Coder, Codes
 from ...shared.errors import PipelineError, UsageError
 from ..config import TrainConfig
-from ..data.batch import Batch
 from ..kernels import unavailable
 from .objective import Terms
 from .result import StepResult, measured, step_batch

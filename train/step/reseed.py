@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...shared.cache.batch import Batch
 from ...shared.coders import Coder
-from ..data.batch import Batch
 from ..penalties import Merges
 from .result import step_batch
 from .trainee import Trainee

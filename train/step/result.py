@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...shared.cache.batch import Batch
 from ...shared.coders import Codes
-from ..data.batch import Batch
 from ..penalties import StepBatch
 from .objective import Terms
 from .trainee import Trainee

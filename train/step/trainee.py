@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ...shared.cache.batch import Batch
 from ...shared.coders import Coder
 from ..config import TrainConfig
-from ..data.batch import Batch
 from ..monitors.watch import Watch
 from ..samples.collect import SampleCollector
 from .clock import StepClock

@@ -19,6 +19,7 @@ class AbsorptionConfig(ReportConfig):
     """How much of a label's direction other latents have taken over, for families of labels."""
 
     kind: Literal["absorption"] = "absorption"
+    needs_tokens: ClassVar[bool] = True
     by_default: ClassVar[bool] = False
     families: tuple[str, ...] | None = None
     """Families of labels; null: all that the cache has (of a cache of prompts: the prompts' own)."""

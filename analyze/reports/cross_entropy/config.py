@@ -13,6 +13,7 @@ class CrossEntropyConfig(ReportConfig):
     """The model's loss with the coder spliced in. It runs the model, so this report is made only when requested."""
 
     kind: Literal["cross_entropy"] = "cross_entropy"
+    needs_tokens: ClassVar[bool] = True
     by_default: ClassVar[bool] = False
     sequences: int = 64
     """Number of sequences of the cache to run, spread evenly."""

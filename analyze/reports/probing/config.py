@@ -16,6 +16,7 @@ class ProbingConfig(ReportConfig):
     """How well a few latents predict a label."""
 
     kind: Literal["probing"] = "probing"
+    needs_tokens: ClassVar[bool] = True
     by_default: ClassVar[bool] = False
     families: tuple[str, ...] | None = None
     """Families of labels; null: all that the cache has (of a cache of prompts: the prompts' own)."""

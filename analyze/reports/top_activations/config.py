@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..base import ReportConfig
 
@@ -13,6 +13,7 @@ class TopActivationsConfig(ReportConfig):
     """What latents fire on."""
 
     kind: Literal["top_activations"] = "top_activations"
+    needs_tokens: ClassVar[bool] = True
     top: int = 20
     """Examples with the largest activation on ordinary rows, identical contexts once."""
     bands: int = 4

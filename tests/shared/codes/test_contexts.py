@@ -11,11 +11,11 @@ import torch
 from sparse_pipeline.analyze.stream.batches import shard_rows
 from sparse_pipeline.analyze.stream.keep import Keeper
 from sparse_pipeline.shared.cache import Cache, positions
+from sparse_pipeline.shared.cache.batch import Batch
 from sparse_pipeline.shared.cache.rows import text_rows
 from sparse_pipeline.shared.coders import Codes
 from sparse_pipeline.shared.codes.contexts import context_hashes, context_start
 from sparse_pipeline.shared.codes.sparse import SparseCodes
-from sparse_pipeline.train.data.batch import Batch
 from sparse_pipeline.train.samples.collect import SampleCollector
 from sparse_pipeline.train.samples.config import SamplesConfig
 from tests.synthetic import BOS_ID, make_cache

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sparse_pipeline.shared.cache import Cache, Flag
+from sparse_pipeline.shared.cache.batch import Batch
 from sparse_pipeline.shared.errors import DataError, UsageError
-from sparse_pipeline.train.data.batch import Batch
 from sparse_pipeline.train.data.config import DataConfig
 from sparse_pipeline.train.data.reader import Pool
 from sparse_pipeline.train.data.stream import Stream, open_stream

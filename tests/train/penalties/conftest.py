@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparse_pipeline.shared.cache.batch import Batch
 from sparse_pipeline.shared.coders import Coder, Codes, build_coder
 from sparse_pipeline.shared.coders.topk import TopKConfig
-from sparse_pipeline.train.data.batch import Batch
 from sparse_pipeline.train.penalties import Penalty, StepBatch
 
 CTX = 8

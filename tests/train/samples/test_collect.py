@@ -14,10 +14,10 @@ import torch
 
 import sparse_pipeline
 from sparse_pipeline.shared.cache import Cache, Flag
+from sparse_pipeline.shared.cache.batch import Batch
 from sparse_pipeline.shared.coders import ARCHITECTURES, Codes
 from sparse_pipeline.shared.runs.samples import load_samples
 from sparse_pipeline.train.config import TrainConfig
-from sparse_pipeline.train.data.batch import Batch
 from sparse_pipeline.train.loop import train as train_runs
 from sparse_pipeline.train.samplers.position_stratified import PositionStratifiedConfig
 from sparse_pipeline.train.samples.collect import Kept, SampleCollector

@@ -13,12 +13,12 @@ from torch import Tensor
 
 import sparse_pipeline
 from sparse_pipeline.shared.cache import Cache
+from sparse_pipeline.shared.cache.batch import Batch
 from sparse_pipeline.shared.coders import Coder, Codes, build_coder
 from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
 from sparse_pipeline.shared.coders.topk import TopKConfig
 from sparse_pipeline.shared.runs.folder import open_run
 from sparse_pipeline.train.config import OptimizerConfig, TrainConfig
-from sparse_pipeline.train.data.batch import Batch
 from sparse_pipeline.train.data.stream import open_stream
 from sparse_pipeline.train.loop import plan
 from sparse_pipeline.train.loop import train as train_runs

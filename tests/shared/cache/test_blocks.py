@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_pipeline.train.data.blocks import WindowPlan, expand, make_blocks, segments, window_rows
+from sparse_pipeline.shared.cache.blocks import WindowPlan, expand, make_blocks, segments, window_rows
 
 
 @st.composite

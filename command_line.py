@@ -1,0 +1,69 @@
+"""What every command shares: groups that suggest a name, and the options for settings, --json and --debug."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import click
+
+from . import completion
+from .shared.config.registry import did_you_mean
+from .shared.console import Console
+from .shared.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Group(click.Group):
+    """Lists commands in the order of the source, and suggests one for a mistyped name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            known = ", ".join(self.commands)
+            close = did_you_mean(name, self.commands)
+            raise UsageError(f"unknown command {name!r}{close} (known: {known})", f"{ctx.command_path} --help")
+        return super().resolve_command(ctx, args)
+
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def common(function: F) -> F:
+    """Adds the options that every command has; the command receives a console in their place."""
+
+    @functools.wraps(function)
+    def run(as_json: bool, debug: bool, **options: Any) -> Any:
+        return function(Console(json=as_json), **options)
+
+    run = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(run)
+    return cast(F, click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(run))
+
+
+def settings(function: F) -> F:
+    """Adds the options that choose settings."""
+    sets = click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        shell_complete=completion.KEYS,
+        help="One setting; may be repeated.",
+    )
+    files = click.option(
+        "-c",
+        "--config",
+        "files",
+        multiple=True,
+        metavar="FILE",
+        shell_complete=completion.SETTINGS,
+        help="Settings file or preset; may be repeated.",
+    )
+    return files(sets(function))
