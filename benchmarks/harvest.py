@@ -27,9 +27,11 @@ import torch
 from sparse_pipeline.harvest.config import HarvestConfig
 from sparse_pipeline.harvest.prepare import cost, prepare
 from sparse_pipeline.harvest.run import harvest
+from sparse_pipeline.models.bodies import body_of, drop_later_layers
 from sparse_pipeline.models.capture import CompiledReader, SiteReader
-from sparse_pipeline.models.checkpoint import body_of, drop_later_layers, find_checkpoint, load_model
+from sparse_pipeline.models.checkpoint import find_checkpoint
 from sparse_pipeline.models.folder import DEMO_MODEL
+from sparse_pipeline.models.loading import load_model
 from sparse_pipeline.models.sites import resolve_sites
 from sparse_pipeline.shared.console import Console, si, size
 
@@ -117,8 +119,8 @@ def forwards(config: HarvestConfig, compiled: bool, repeats: int) -> tuple[dict[
     ids = torch.from_numpy(tokens.astype("int64")).to(device)
     full = load_model(checkpoint, config.model).to(device)
     cut = load_model(checkpoint, config.model)
-    sites = resolve_sites(config.sites, cut, checkpoint.model_type)
-    drop_later_layers(cut, checkpoint.model_type, sites)
+    sites = resolve_sites(config.sites, cut)
+    drop_later_layers(cut, sites)
     body = body_of(cut).to(device)
 
     def plain() -> None:  # a few sequences at a time: logits of a large vocabulary fill the memory of a device
@@ -136,7 +138,7 @@ def forwards(config: HarvestConfig, compiled: bool, repeats: int) -> tuple[dict[
     works = {"full": plain, "cut": cut_pass(SiteReader)}
     if compiled:  # its hooks stay on: they are part of the graph. Another copy, so that the eager one has its own only
         twin = load_model(checkpoint, config.model)
-        drop_later_layers(twin, checkpoint.model_type, sites)
+        drop_later_layers(twin, sites)
         reader = CompiledReader(twin, body_of(twin).to(device), sites)
         reader.__enter__()
         works["cut + compile"] = lambda: reader.read(ids, None, lambda _name, _value: None)

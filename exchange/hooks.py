@@ -15,16 +15,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..models.families import FAMILIES
 from ..models.site_names import format_site, parse_module_site, parse_site
-from ..models.sites import FAMILIES
 from ..shared.errors import DataError, UsageError
 
 _TL_KINDS = {
     "resid_pre": "hook_resid_pre",
     "attn_in": "attn.hook_in",
+    "attn_z": "attn.hook_z",
     "attn_out": "hook_attn_out",
     "resid_mid": "hook_resid_mid",
     "mlp_in": "mlp.hook_in",
+    "mlp_in_nogain": "ln2.hook_normalized",
     "mlp_out": "hook_mlp_out",
     "resid_post": "hook_resid_post",
 }
@@ -128,12 +130,10 @@ def from_tl(hook: str, model: str | None, where: str) -> Reading:
                 "harvest the norm's output and pipeline import PATH --source layer_NN.mlp_in, if its gain is folded",
             )
         return Reading(format_site(layer, kind), rms)
-    if rest == _HOOK_Z:
-        return Reading(from_module(f"{_layers(family)}.{layer}.self_attn.o_proj", "in", family))
     if rest == _MLP_OUT:
         return Reading(from_module(f"{_layers(family)}.{layer}.mlp", "out", family))
     raise DataError(
-        f"{where}: hook {hook!r} is not known (known: {', '.join([*_TL_SITES, _HOOK_Z, _MLP_OUT])})",
+        f"{where}: hook {hook!r} is not known (known: {', '.join([*_TL_SITES, _MLP_OUT])})",
         "pipeline import PATH --source SITE --target SITE says what it reads and writes",
     )
 
@@ -182,7 +182,7 @@ def module_of(site: str, family: str | None) -> tuple[str, str] | None:
 def to_hf(site: str, family: str | None) -> str | None:
     """A site as a `transformers` hook point; None where its module is not known."""
     found = module_of(site, family)
-    return None if found is None else f"{found[0]}.{'input' if found[1] == 'in' else 'output'}"
+    return None if found is None or found[1] == "nogain" else f"{found[0]}.{'input' if found[1] == 'in' else 'output'}"
 
 
 def is_module_path(text: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..models.checkpoint import ModelCheckpoint
-from ..models.sites import FAMILIES
+from ..models.families import family_of
 from ..models.tokenizer import Specials, vocabulary_size
 from ..shared.cache.format import default_shard_rows
 from ..shared.errors import UsageError
@@ -45,7 +45,8 @@ class Job:
     def compiled(self) -> bool:
         """Whether the model is compiled."""
         if self.config.compile == "auto":
-            return self.checkpoint.device.type == "cuda" and self.checkpoint.model_type in FAMILIES
+            family = family_of(self.checkpoint.config)
+            return self.checkpoint.device.type == "cuda" and family is not None and family.compiles
         return self.config.compile == "on"
 
     @property
@@ -53,7 +54,7 @@ class Job:
         """Whether padding must be masked: causal attention never sees what comes after a token, other kinds do."""
         config = self.checkpoint.config.get_text_config()
         both_ways = getattr(config, "use_bidirectional_attention", False)
-        return bool(both_ways) or self.checkpoint.model_type not in FAMILIES
+        return bool(both_ways) or family_of(config) is None
 
     @property
     def isolated(self) -> bool:

@@ -41,8 +41,9 @@ class HarvestPlan:
         parameters: of the whole model.
         model_bytes: weights on the device: excluding the head and the layers above the last site.
         buffer_bytes: host memory of the buffers between model and disk, at most.
-        flops_share: matrix products of the cut forward pass as a share of those of the whole model with logits.
-        flops_per_token: of the cut forward pass.
+        flops_share: matrix products of the cut forward pass as a share of those of the whole model with logits; None:
+            not known.
+        flops_per_token: of the cut forward pass; None: not known.
         device, dtype, attention: of the model.
         sequences_per_call: sequences in one call of the model; with `batch_tokens: null`, at most.
         compiled: whether the model will be compiled.
@@ -63,8 +64,8 @@ class HarvestPlan:
     parameters: int
     model_bytes: int
     buffer_bytes: int
-    flops_share: float
-    flops_per_token: float
+    flops_share: float | None
+    flops_per_token: float | None
     device: str
     dtype: str
     attention: str
@@ -83,6 +84,11 @@ class HarvestPlan:
         if not self.sources.dataset:
             notes.append(f"{self.dataset} was not looked up on its hub: the plan assumes that it has enough text")
         return notes
+
+    def _forward(self) -> str:
+        share = "not known what share" if self.flops_share is None else f"{self.flops_share:.0%}"
+        flops = "FLOP not known" if self.flops_per_token is None else f"{si(self.flops_per_token)} FLOP a token"
+        return f"{share} of the model is computed, {flops}"
 
     def to_dict(self) -> dict[str, Any]:
         """The ``--json`` document."""
@@ -151,7 +157,7 @@ class HarvestPlan:
                 f"disk     {size(self.bytes_to_write)} to write, {size(self.free_disk)} free{short}",
                 f"model    {si(self.parameters)} parameters; {size(self.model_bytes)} of weights on {self.device} in "
                 f"{self.dtype}, attention {self.attention}, {calls}",
-                f"forward  {self.flops_share:.0%} of the model is computed, {si(self.flops_per_token)} FLOP a token",
+                f"forward  {self._forward()}",
                 f"buffers  {size(self.buffer_bytes)} of host memory at most",
                 "sites",
                 *sites,

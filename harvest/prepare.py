@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 
+from ..models.bodies import body_of, drop_later_layers, is_encoder_decoder
 from ..models.capture import SiteReader, count_flops, site_widths
 from ..models.checkpoint import (
     ModelCheckpoint,
-    body_of,
-    drop_later_layers,
-    empty_model,
     find_checkpoint,
     fingerprint,
 )
+from ..models.loading import empty_model, load_cut
 from ..models.site_names import Site
 from ..models.sites import resolve_sites
 from ..models.tokenizer import Specials, load_tokenizer, special_tokens, vocabulary_size
 from ..shared.cache import Layout, SiteSpec
 from ..shared.cache.format import default_chunk_rows
+from ..shared.errors import PipelineError
 from .batch_size import estimate, recorded
 from .config import HarvestConfig, Storage, cache_path, content_settings
 from .data.hub import UnreachableError
@@ -140,35 +140,65 @@ class ModelCost:
     Attributes:
         parameters: of the whole model.
         kept_bytes: weights on the device, excluding the head and the layers above the last site.
-        flops_share: FLOP of the cut forward pass ÷ those of the full one with logits.
-        flops_per_token: of the cut forward pass.
+        flops_share: FLOP of the cut forward pass ÷ those of the full one with logits; None: not known.
+        flops_per_token: of the cut forward pass; None: not known.
     """
 
     parameters: int
     kept_bytes: int
-    flops_share: float
-    flops_per_token: float
+    flops_share: float | None
+    flops_per_token: float | None
 
 
 def cost(job: Job) -> tuple[list[Site], dict[str, int], ModelCost]:
-    """The sites, their widths, and the model's cost, from a model without weights."""
+    """The sites, their widths, and the model's cost, from a model without weights.
+
+    A forward pass that cannot be imagined without weights is run with them; then its FLOP are not known.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode():
-        model = empty_model(job.checkpoint)
-        sites = resolve_sites(job.config.sites, model, job.checkpoint.model_type)
-        ids = torch.zeros(1, job.config.ctx, dtype=torch.long)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        with torch.inference_mode(), count_flops() as full:
-            model(input_ids=ids)
-        drop_later_layers(model, job.checkpoint.model_type, sites)
-        body = body_of(model)
-        with SiteReader(model, body, sites) as reader, count_flops() as cut:
-            widths = site_widths(reader, ids)
-        kept = sum(tensor.nbytes for tensor in (*body.parameters(), *body.buffers()))
+    try:
+        with FakeTensorMode():
+            return _imagined_cost(job)
+    except PipelineError:
+        raise
+    except Exception:  # whatever an operation without a fake kernel raises
+        cut = load_cut(job.checkpoint, job.config.model, job.config.sites)
+        with SiteReader(cut.model, cut.body, cut.sites) as reader:
+            widths = site_widths(reader, probe_ids(job))
+        parameters = sum(parameter.numel() for parameter in cut.model.parameters())
+        return cut.sites, widths, ModelCost(parameters, _bytes(cut.body), None, None)
+
+
+def _imagined_cost(job: Job) -> tuple[list[Site], dict[str, int], ModelCost]:
+    model = empty_model(job.checkpoint)
+    sites = resolve_sites(job.config.sites, model)
+    ids = torch.zeros(1, job.config.ctx, dtype=torch.long)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    total = _whole_flops(model, ids)
+    drop_later_layers(model, sites)
+    body = body_of(model)
+    with SiteReader(model, body, sites) as reader, count_flops() as cut:
+        widths = site_widths(reader, ids)
     flops = cut.get_total_flops()
-    total = full.get_total_flops()
-    return sites, widths, ModelCost(parameters, kept, flops / total if total else 0.0, flops / ids.numel())
+    share = flops / total if total else None
+    return sites, widths, ModelCost(parameters, _bytes(body), share, flops / ids.numel())
+
+
+def _whole_flops(model: torch.nn.Module, ids: torch.Tensor) -> int:
+    """FLOP of the whole forward pass on text, with logits."""
+    body, head = body_of(model), model.get_output_embeddings()  # type: ignore[operator]
+    with torch.inference_mode(), count_flops() as counter:
+        if is_encoder_decoder(model):
+            model(input_ids=ids, decoder_input_ids=ids)
+        else:
+            body(input_ids=ids)
+    logits = 0 if head is None else 2 * ids.numel() * head.weight.numel()
+    return int(counter.get_total_flops()) + (0 if is_encoder_decoder(model) else logits)
+
+
+def _bytes(body: torch.nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*body.parameters(), *body.buffers()))
 
 
 def probe_ids(job: Job) -> torch.Tensor:

@@ -14,8 +14,7 @@ import numpy as np
 from torch import nn
 
 from ..models.capture import CompiledReader, SiteReader, check_attention, check_isolated, site_widths
-from ..models.checkpoint import body_of, drop_later_layers, load_model
-from ..models.sites import resolve_sites
+from ..models.loading import load_cut
 from ..shared.cache import CacheWriter, Layout
 from ..shared.cache.commits import load_commit
 from ..shared.cache.documents import DocumentWriter, documents_name, documents_summary
@@ -106,10 +105,8 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
     started = time.perf_counter()
     job = prepare(config)
     make_folder(config.cache_dir, "harvest.cache_dir")
-    model = load_model(job.checkpoint, config.model)
-    sites = resolve_sites(config.sites, model, job.checkpoint.model_type)
-    drop_later_layers(model, job.checkpoint.model_type, sites)
-    body = body_of(model).to(job.checkpoint.device)
+    cut = load_cut(job.checkpoint, config.model, config.sites)
+    model, sites, body = cut.model, cut.sites, cut.body.to(job.checkpoint.device)
     path = cache_path(config)
     with SiteReader(model, body, sites) as probe:
         job = _settled(job, probe, body, path)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..models.capture import SiteReader
-from ..models.checkpoint import ModelCheckpoint, find_checkpoint, fingerprint, load_model
-from ..models.sites import FAMILIES
+from ..models.checkpoint import ModelCheckpoint, find_checkpoint, fingerprint
+from ..models.families import family_of
+from ..models.loading import load_model
 from ..models.tokenizer import load_tokenizer
 from ..shared.cache import Cache, open_cache
 from ..shared.cache.rows import text_rows
@@ -174,7 +175,7 @@ def _difference(cache: Cache, model: nn.Module, source: str) -> float:
     """
     ids, documents = cache.tokens[0].astype(np.int64), cache.doc_id[0]
     real = text_rows(cache.flags[0])
-    causal = str(getattr(getattr(model, "config", None), "model_type", "")) in FAMILIES
+    causal = family_of(model.config) is not None
     rows = np.flatnonzero(real & (documents == documents[0])) if causal else np.flatnonzero(real)
     sequence = torch.from_numpy(ids[rows])[None].to(next(model.parameters()).device)
     held: list[Tensor] = []

@@ -6,8 +6,9 @@ from typing import cast
 
 from torch import nn
 
+from ..models.families import FAMILIES
 from ..models.site_names import Site
-from ..models.sites import FAMILIES, resolve_sites
+from ..models.sites import resolve_sites
 from ..shared.coders import Coder
 from ..shared.errors import UsageError
 
@@ -36,8 +37,7 @@ def sites_of(model: nn.Module, *names: str) -> list[Site]:
     Raises:
         UsageError: the model has no such site.
     """
-    config = getattr(model, "config", None)
-    return resolve_sites(names, rooted(model), str(getattr(config, "model_type", "")))
+    return resolve_sites(names, rooted(model))
 
 
 def rooted(model: nn.Module) -> nn.Module:

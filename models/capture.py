@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..shared.errors import UsageError
+from .norms import Normalise, norm_parts
 from .site_names import Site
 
 _ISOLATION_ERROR = _SAME_ATTENTION = 0.05  # relative; rounding in bfloat16 stays far below it
@@ -45,8 +46,11 @@ class SiteReader:
     def __enter__(self) -> SiteReader:
         for site in self._sites:
             module = self._model.get_submodule(site.module_path)
-            if site.io == "in":
-                handle: Any = module.register_forward_pre_hook(self._input_hook(site), with_kwargs=True)
+            if site.io == "nogain":
+                normalise = norm_parts(module, site.module_path).normalise
+                handle: Any = module.register_forward_pre_hook(self._norm_hook(site, normalise), with_kwargs=True)
+            elif site.io == "in":
+                handle = module.register_forward_pre_hook(self._input_hook(site), with_kwargs=True)
             else:
                 handle = module.register_forward_hook(self._output_hook(site))
             self._handles.append(handle)
@@ -95,6 +99,13 @@ class SiteReader:
 
         return hook
 
+    def _norm_hook(self, site: Site, normalise: Normalise) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            value = _first_tensor((*args, *kwargs.values()))
+            self._hand_over(site, () if value is None else (normalise(value),))
+
+        return hook
+
     def _output_hook(self, site: Site) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             self._hand_over(site, output if isinstance(output, (tuple, list)) else (output,))
@@ -102,7 +113,7 @@ class SiteReader:
         return hook
 
     def _hand_over(self, site: Site, values: Sequence[Any]) -> None:
-        value = next((value for value in values if isinstance(value, Tensor)), None)
+        value = _by_sequence(_first_tensor(values), self._shape)
         shape = None if value is None else tuple(value.shape)
         if value is None or shape is None or len(shape) != 3 or shape[:2] != self._shape:
             raise UsageError(
@@ -149,15 +160,25 @@ class CompiledReader(SiteReader):
             sink(site.name, value)
 
     def _collect(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> list[Tensor]:
-        self._found = {}
+        self._found, self._shape = {}, tuple(ids.shape)
         self._body(input_ids=ids, attention_mask=mask, **self._arguments(positions))
         return [self._found[site.name] for site in self._sites]
 
     def _hand_over(self, site: Site, values: Sequence[Any]) -> None:
-        for value in values:
-            if isinstance(value, Tensor):
-                self._found[site.name] = value
-                return
+        value = _by_sequence(_first_tensor(values), self._shape)
+        if value is not None:
+            self._found[site.name] = value.clone()  # the model may add to it in place (Falcon)
+
+
+def _first_tensor(values: Sequence[Any]) -> Tensor | None:
+    return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+def _by_sequence(value: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """[batch · ctx, d] → [batch, ctx, d]: some modules read a batch as one row of tokens (OPT, experts)."""
+    if value is not None and value.ndim == 2 and len(value) == shape[0] * shape[1]:
+        return value.view(*shape, value.shape[-1])
+    return value
 
 
 def check_isolated(reader: SiteReader, bos: int, vocab: int, length: int, device: torch.device) -> None:

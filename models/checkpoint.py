@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import nn
 
-from ..shared.errors import DataError, PipelineError, UsageError
+from ..shared.errors import PipelineError, UsageError
 from .folder import DEMO_MODEL
-from .site_names import Site
-from .sites import FAMILIES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -45,7 +42,8 @@ class ModelCheckpoint:
     Attributes:
         source: argument of `from_pretrained`: a folder or a hub name.
         config: the checkpoint's own configuration.
-        causal: loaded by ``AutoModelForCausalLM`` (so that module paths read ``model.layers.…``), else ``AutoModel``.
+        auto_class: the class of `transformers` that loads it: ``AutoModelForCausalLM`` (so that module paths read
+            ``model.layers.…``), ``AutoModelForImageTextToText``, or else ``AutoModel``.
         device, dtype, attention: resolved from the settings.
         revision: commit of a hub model, None for a folder.
         setting: name of the setting, for errors.
@@ -53,7 +51,7 @@ class ModelCheckpoint:
 
     source: str
     config: PreTrainedConfig
-    causal: bool
+    auto_class: str
     device: torch.device
     dtype: torch.dtype
     attention: str | None
@@ -101,10 +99,6 @@ def settled(
     Raises:
         UsageError: the device was not found, or ctx is longer than the model's context.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    causal_names = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    architectures = found.architectures or []
     longest = getattr(found.get_text_config(), "max_position_embeddings", None)
     if longest is not None and config.ctx > longest:
         raise UsageError(
@@ -115,66 +109,12 @@ def settled(
     return ModelCheckpoint(
         source=source,
         config=found,
-        causal=any(name in causal_names for name in architectures),
+        auto_class=_auto_class(found),
         device=device,
         dtype=_dtype(config.dtype, device, found),
         attention=_attention(config.attention, found),
         revision=revision,
     )
-
-
-def load_model(checkpoint: ModelCheckpoint, name: str) -> nn.Module:
-    """The model with its weights, on the CPU, in evaluation mode.
-
-    Raises:
-        UsageError: the weights cannot be loaded (not safetensors, an attention path the model lacks, …).
-        DataError: the checkpoint lacks weights of its model class; they would be random numbers.
-    """
-    with explained(name, checkpoint.source, checkpoint.setting), _without_progress_bar():
-        model, info = _auto_class(checkpoint).from_pretrained(
-            checkpoint.source,
-            revision=checkpoint.revision,
-            dtype=checkpoint.dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **_attention_argument(checkpoint),
-        )
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise DataError(
-            f"{name} has no weights for {len(missing)} parameters of {type(model).__name__}, such as {missing[0]}",
-            hint="download or save the checkpoint again",
-        )
-    loaded: nn.Module = model.eval().requires_grad_(False)
-    return loaded
-
-
-def empty_model(checkpoint: ModelCheckpoint) -> nn.Module:
-    """The same modules without memory for the weights; call it, and the result, under FakeTensorMode."""
-    with explained(checkpoint.source, checkpoint.source, checkpoint.setting):
-        model: nn.Module = _auto_class(checkpoint).from_config(
-            checkpoint.config, dtype=checkpoint.dtype, trust_remote_code=False, **_attention_argument(checkpoint)
-        )
-    return model.eval().requires_grad_(False)
-
-
-def drop_later_layers(model: nn.Module, model_type: str, sites: Iterable[Site]) -> None:
-    """Removes the layers above the last one with a site, so that they take no memory on the device.
-
-    Keeps every layer if the family has no table of sites, or if a site is given by module path: then only the end
-    of the forward pass in capture.py keeps the later ones from being computed.
-    """
-    layers = [site.layer for site in sites]
-    if model_type in FAMILIES and None not in layers:
-        blocks = cast(nn.ModuleList, model.get_submodule(FAMILIES[model_type].layers))
-        del blocks[max(layer for layer in layers if layer is not None) + 1 :]
-
-
-def body_of(model: nn.Module) -> nn.Module:
-    """The model without its head: calling it reaches every site, and only it goes to the device."""
-    body: nn.Module = model.base_model  # type: ignore[assignment]
-    return body
 
 
 def fingerprint(checkpoint: ModelCheckpoint) -> str | None:
@@ -204,6 +144,17 @@ def _source(name: str, setting: str) -> str:
     return name
 
 
+def _auto_class(config: PreTrainedConfig) -> str:
+    from transformers.models.auto import modeling_auto as names
+
+    architectures = set(config.architectures or [])
+    if architectures.intersection(names.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
+        return "AutoModelForCausalLM"
+    if architectures.intersection(names.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()):
+        return "AutoModelForImageTextToText"
+    return "AutoModel"
+
+
 def _device(wanted: str, setting: str) -> torch.device:
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
@@ -231,30 +182,6 @@ def _attention(wanted: str, config: PreTrainedConfig) -> str | None:
     text = config.get_text_config()
     soft_capped = config.model_type == "gemma2" or getattr(text, "attn_logit_softcapping", None) is not None
     return "eager" if soft_capped else None
-
-
-def _attention_argument(checkpoint: ModelCheckpoint) -> dict[str, str]:
-    return {} if checkpoint.attention is None else {"attn_implementation": checkpoint.attention}
-
-
-def _auto_class(checkpoint: ModelCheckpoint) -> Any:
-    from transformers import AutoModel, AutoModelForCausalLM
-
-    return AutoModelForCausalLM if checkpoint.causal else AutoModel
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """Hides the progress bar of `transformers`; the harvest has its own."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -13,13 +13,18 @@ from typing import Literal, cast
 
 from ..shared.errors import UsageError
 
-KINDS = ("resid_pre", "resid_mid", "mlp_in", "mlp_out", "attn_in", "attn_out", "resid_post")
-"""Kinds of a transformer layer in the order of a forward pass; ``mlp_in`` is the normalised MLP input."""
+KINDS = (
+    *("resid_pre", "attn_in", "attn_z", "attn_out"),
+    *("resid_mid", "mlp_in", "mlp_in_nogain", "mlp_out", "resid_post"),
+)
+"""Kinds of a transformer layer in the order of a forward pass. ``attn_z`` is what the heads give before W_O, all heads
+side by side; ``mlp_in`` is the normalised MLP input, ``mlp_in_nogain`` the same before the norm's gain and bias."""
 
-IO = Literal["in", "out"]
+IO = Literal["in", "out", "nogain"]
+"""A module's input or output, or, of a norm, its output without gain and bias."""
 
 _LAYER_SITE = re.compile(r"layer_(\d+)\.([a-z][a-z0-9_]*)")
-_MODULE_SITE = re.compile(r"([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*):(in|out)")
+_MODULE_SITE = re.compile(r"([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*):(in|out|nogain)")
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ def parse_site(text: str) -> tuple[int | None, str | None]:
     if _MODULE_SITE.fullmatch(text):
         return None, None
     raise UsageError(
-        f"no site is called {text!r}: expected layer_NN.KIND (KIND one of {', '.join(KINDS)}) or MODULE.PATH:in | :out",
+        f"no site is called {text!r}: expected layer_NN.KIND (KIND one of {', '.join(KINDS)}) or MODULE.PATH:in, :out "
+        "or :nogain",
         hint="pipeline harvest --dry-run lists the sites of a config",
     )
 
@@ -60,9 +66,9 @@ def parse_module_site(text: str) -> tuple[str, IO]:
     """Splits ``encoder.layer.3.output:out`` into the module path and the side.
 
     Raises:
-        UsageError: the text is not a module path with ``:in`` or ``:out``.
+        UsageError: the text is not a module path with ``:in``, ``:out`` or ``:nogain``.
     """
     match = _MODULE_SITE.fullmatch(text)
     if match is None:
-        raise UsageError(f"{text!r} is not a module path followed by :in or :out")
+        raise UsageError(f"{text!r} is not a module path followed by :in, :out or :nogain")
     return match[1], cast(IO, match[2])

@@ -4,6 +4,7 @@ The replacement happens where the harvest reads the site. A module's output is e
 overwritten in place, so that a residual stream that bypasses the module (`residual = x; x = norm(x)`) carries the
 replacement too: both names refer to one tensor. The inputs of attention and MLP (`attn_in`, `mlp_in`) are exchanged for
 that module alone: without a norm before it (OLMo-2), its input is the residual stream itself, which must stay as it is.
+A norm's output without gain (`mlp_in_nogain`) is exchanged before the norm scales it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ..shared.errors import UsageError
+from .norms import NormParts, norm_parts
 
 Replace = Callable[[Tensor, Tensor], Tensor]
 """(source activations [B, T, d_in], target activations [B, T, d_out]) → the new target activations."""
@@ -79,17 +81,35 @@ def spliced(model: nn.Module, source: Place, target: Place, replace: Replace) ->
         changed = new(_tensor(output))
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
+    def norm_source(norm: NormParts) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            keep(norm.normalise(_first(args, kwargs)))
+
+        return hook
+
+    def norm_target(norm: NormParts) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            return norm.scale(new(norm.normalise(_first(args, kwargs)))).to(output.dtype)
+
+        return hook
+
     with ExitStack() as stack:
         # The source's hook is registered first: at one module, hooks run in the order of registration, and `new` needs
         # what `keep` has seen. For source = target, `new` keeps it itself.
         if source.name != target.name:
             module = model.get_submodule(source.module_path)
-            if source.io == "in":
+            if source.io == "nogain":
+                hook = norm_source(norm_parts(module, source.module_path))
+                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            elif source.io == "in":
                 stack.callback(module.register_forward_pre_hook(pre_source, with_kwargs=True).remove)
             else:
                 stack.callback(module.register_forward_hook(post_source).remove)
         module = model.get_submodule(target.module_path)
-        if target.io == "in":
+        if target.io == "nogain":
+            hook = norm_target(norm_parts(module, target.module_path))
+            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        elif target.io == "in":
             stack.callback(module.register_forward_pre_hook(pre_target, with_kwargs=True).remove)
         else:
             stack.callback(module.register_forward_hook(post_target).remove)

@@ -180,7 +180,7 @@ def _sites_1(file: Path, config: dict[str, Any]) -> tuple[str, str, bool, str | 
     if kind == "transcoders":
         return format_site(layer, "resid_mid"), format_site(layer, "mlp_out"), True, None
     if kind == "att":
-        site = f"model.layers.{layer}.self_attn.o_proj:in"
+        site = format_site(layer, "attn_z")
         return site, site, False, None
     if kind not in _SITES_1:
         return "", "", False, f"repository gemma-scope-…-{kind} is not known"

@@ -163,7 +163,7 @@ class SiteSpec:
         module_path: the module whose input or output this is.
         layer: index of the layer, None for a free module path.
         kind: ``resid_mid``, …; None for a free module path.
-        io: the module's input or output.
+        io: the module's input or output, or a norm's output without gain and bias.
         quantised: stored as one byte per number and one scale per row (shared.cache.quantise); None: not quantised.
     """
 
@@ -173,7 +173,7 @@ class SiteSpec:
     module_path: str = ""
     layer: int | None = None
     kind: str | None = None
-    io: Literal["in", "out"] = "out"
+    io: Literal["in", "out", "nogain"] = "out"
     quantised: Quantised | None = None
 
     def __post_init__(self) -> None:

@@ -20,10 +20,11 @@ from sparse_pipeline.harvest.check import checked_against_source
 from sparse_pipeline.harvest.config import HarvestConfig
 from sparse_pipeline.harvest.dataset import open_dataset
 from sparse_pipeline.harvest.run import harvest
+from sparse_pipeline.models.bodies import body_of
 from sparse_pipeline.models.capture import SiteReader, check_isolated
-from sparse_pipeline.models.checkpoint import body_of
+from sparse_pipeline.models.families import FAMILIES
 from sparse_pipeline.models.site_names import format_site
-from sparse_pipeline.models.sites import FAMILIES, resolve_sites
+from sparse_pipeline.models.sites import resolve_sites
 from sparse_pipeline.shared.cache import Cache, open_cache, verify_cache
 from sparse_pipeline.shared.cache.documents import DocumentRecord, read_documents
 from sparse_pipeline.shared.cache.repair import repair_cache
@@ -110,7 +111,7 @@ def test_every_family_keeps_documents_apart_or_says_that_it_cannot(family: str, 
     positions = torch.arange(12).repeat(2)[None]
     together: dict[str, Tensor] = {}
     alone: dict[str, Tensor] = {}
-    with SiteReader(model, body_of(model), resolve_sites(names, model, family)) as reader:
+    with SiteReader(model, body_of(model), resolve_sites(names, model)) as reader:
         reader.read(ids[None], None, lambda n, v: together.__setitem__(n, v.clone()), positions)
         reader.read(ids[None, 12:], None, lambda n, v: alone.__setitem__(n, v.clone()))
         for name in names:
@@ -132,7 +133,7 @@ def test_a_model_that_cannot_keep_documents_apart_is_refused() -> None:
         attn_implementation="eager",
     )
     model = BertModel(config).eval()
-    sites = resolve_sites(("encoder.layer.1.output:out",), model, "bert")
+    sites = resolve_sites(("encoder.layer.1.output:out",), model)
     with SiteReader(model, model, sites) as reader, pytest.raises(UsageError, match="cannot keep documents apart"):
         check_isolated(reader, 2, 96, 24, torch.device("cpu"))
 

@@ -28,8 +28,8 @@ from sparse_pipeline.harvest.forward import Forward
 from sparse_pipeline.harvest.plan import plan
 from sparse_pipeline.harvest.prepare import prepare
 from sparse_pipeline.harvest.run import HarvestResult, harvest
+from sparse_pipeline.models.families import FAMILIES
 from sparse_pipeline.models.site_names import format_site
-from sparse_pipeline.models.sites import FAMILIES
 from sparse_pipeline.shared.cache import open_cache, verify_cache
 from sparse_pipeline.shared.config.settings import to_dict, validate
 from sparse_pipeline.shared.console import size

@@ -21,10 +21,11 @@ from sparse_pipeline.harvest.plan import plan
 from sparse_pipeline.harvest.prepare import prepare
 from sparse_pipeline.harvest.run import harvest
 from sparse_pipeline.harvest.stages import STAGES
+from sparse_pipeline.models.bodies import body_of
 from sparse_pipeline.models.capture import CompiledReader, SiteReader, check_attention
-from sparse_pipeline.models.checkpoint import body_of
+from sparse_pipeline.models.families import FAMILIES
 from sparse_pipeline.models.site_names import format_site
-from sparse_pipeline.models.sites import FAMILIES, resolve_sites
+from sparse_pipeline.models.sites import resolve_sites
 from sparse_pipeline.shared.cache import CacheWriter, open_cache
 from sparse_pipeline.shared.console import Console
 from sparse_pipeline.shared.errors import UsageError
@@ -49,7 +50,7 @@ def test_compiled_sites_are_the_sites_in_one_graph(family: str, monkeypatch: pyt
     names = tuple(format_site(LAYERS - 2, kind) for kind in kinds)
     expected = read_sites(model, family, names)
     torch._dynamo.utils.counters.clear()
-    with CompiledReader(model, body_of(model), resolve_sites(names, model, family)) as reader:
+    with CompiledReader(model, body_of(model), resolve_sites(names, model)) as reader:
         for ids in (IDS, IDS.flip(0)):
             found: dict[str, Tensor] = {}
             reader.read(ids, None, lambda name, value, found=found: found.__setitem__(name, value.clone()))
@@ -71,7 +72,7 @@ def test_a_compiled_model_computes_nothing_after_the_last_site(monkeypatch: pyte
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=aot_autograd(fw_compiler=count)))
     model = random_model("gemma2")
-    with CompiledReader(model, body_of(model), resolve_sites(("layer_01.resid_mid",), model, "gemma2")) as reader:
+    with CompiledReader(model, body_of(model), resolve_sites(("layer_01.resid_mid",), model)) as reader:
         reader.read(IDS, None, lambda _name, _value: None)
     assert sum("bmm" not in name for name in products) == 7 + 4
     assert sum("bmm" in name for name in products) == 2 + 2
@@ -101,7 +102,7 @@ def test_a_model_that_is_no_single_graph(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch, "compile", QUICK)
     model = random_model("llama")
     model.model.layers[0].mlp.register_forward_hook(lambda *_: torch._dynamo.graph_break())  # type: ignore[union-attr,index]
-    sites = resolve_sites(("layer_01.mlp_out",), model, "llama")
+    sites = resolve_sites(("layer_01.mlp_out",), model)
     with CompiledReader(model, body_of(model), sites) as reader, pytest.raises(UsageError) as caught:
         reader.read(IDS, None, lambda _name, _value: None)
     assert "does not compile as one graph" in caught.value.message
@@ -114,7 +115,7 @@ def test_a_wrong_attention_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     model = random_model("llama")
     model.set_attn_implementation("sdpa")  # type: ignore[operator]
     body = body_of(model)
-    sites = resolve_sites(("layer_00.mlp_out",), model, "llama")
+    sites = resolve_sites(("layer_00.mlp_out",), model)
     right = ALL_ATTENTION_FUNCTIONS["sdpa"]
     with SiteReader(model, body, sites) as reader:
         check_attention(reader, body, 2, 96, 16, torch.device("cpu"))

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from sparse_pipeline.harvest.config import HarvestConfig
-from sparse_pipeline.models.checkpoint import find_checkpoint, load_model
+from sparse_pipeline.models.checkpoint import find_checkpoint
+from sparse_pipeline.models.families import FAMILIES
+from sparse_pipeline.models.loading import load_model
 from sparse_pipeline.models.site_names import format_site
-from sparse_pipeline.models.sites import FAMILIES
 from tests.harvest.test_capture import LAYERS, random_model, read_sites
 
 BOS, CTX = 1, 12
@@ -138,6 +139,9 @@ def lens_sites(lens: Any, ids: Tensor) -> dict[str, Tensor]:
         _, cache = lens.run_with_cache(ids, prepend_bos=False)
     found = dict(mlp_in)
     for layer in range(LAYERS):
+        found[format_site(layer, "attn_z")] = cache[f"blocks.{layer}.attn.hook_z"].flatten(-2)
+        if not post_norm:
+            found[format_site(layer, "mlp_in_nogain")] = cache[f"blocks.{layer}.ln2.hook_normalized"]
         for kind in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"):
             hook = f"blocks.{layer}.hook_{kind}"
             if hook in cache:
@@ -161,7 +165,7 @@ def test_every_site_is_where_transformer_lens_has_it(family: str, tmp_path: Path
         expected = lens_sites(lens, ids)
         kinds = [kind for kind in FAMILIES[model_type].kinds_of(model.config) if kind != "attn_in"]
         assert set(expected) == {format_site(layer, kind) for layer in range(LAYERS) for kind in kinds}
-        found = read_sites(model, model_type, tuple(expected), ids)
+        found = read_sites(model, tuple(expected), ids)
         for name, value in expected.items():
             assert value.abs().mean() > 0.01, name
             torch.testing.assert_close(

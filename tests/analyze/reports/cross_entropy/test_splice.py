@@ -164,7 +164,7 @@ def test_overwriting_an_input_reaches_the_residual_stream_too(cache: Cache, plai
 def test_an_input_without_a_norm_before_it_is_exchanged_for_its_module_alone(kind: str) -> None:
     """OLMo-2's attention and MLP read the residual stream as it is; against its layer written out by hand."""
     model = random_model("olmo2")
-    (site,) = resolve_sites((f"layer_01.{kind}",), model, "olmo2")
+    (site,) = resolve_sites((f"layer_01.{kind}",), model)
     assert site.io == "in"
     spec = SiteSpec(site.name, 24, "float32", site.module_path, site.layer, site.kind, site.io)
     ids = torch.arange(20)[None] % 90

@@ -1,0 +1,156 @@
+"""Loading a checkpoint's weights, and cutting the model to what its sites need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..shared.errors import DataError
+from .bodies import body_of, drop_later_layers
+from .capture import SiteReader
+from .checkpoint import ModelCheckpoint, explained
+from .site_names import Site
+from .sites import resolve_sites
+
+_PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class CutModel:
+    """A model without the layers that its sites do not need.
+
+    Attributes:
+        model: what the paths of the sites start from.
+        body: the part of it to call.
+        sites: in the order of their names in the settings.
+    """
+
+    model: nn.Module
+    body: nn.Module
+    sites: list[Site]
+
+
+def load_model(checkpoint: ModelCheckpoint, name: str) -> nn.Module:
+    """The whole model with its weights, on the CPU, in evaluation mode.
+
+    Raises:
+        UsageError: the weights cannot be loaded (not safetensors, an attention path the model lacks, …).
+        DataError: the checkpoint lacks weights of its model class; they would be random numbers.
+    """
+    model, missing = _load(checkpoint, name)
+    if missing:
+        raise _incomplete(name, missing, f"parameters of {type(model).__name__}")
+    return model
+
+
+def load_cut(checkpoint: ModelCheckpoint, name: str, sites: tuple[str, ...]) -> CutModel:
+    """As :func:`load_model`, without the layers above the last site; only weights that the sites need must exist.
+
+    Raises:
+        UsageError: as :func:`load_model`, or a site was not found.
+        DataError: the checkpoint lacks weights that the forward pass reads before its last site.
+    """
+    model, missing = _load(checkpoint, name)
+    found = resolve_sites(sites, model)
+    names = {parameter: name for name, parameter in model.named_parameters(remove_duplicate=False)}
+    drop_later_layers(model, found)
+    body = body_of(model)
+    if missing:
+        read = {names[parameter] for parameter in _parameters_read(model, body, found) if parameter in names}
+        if needed := sorted(read.intersection(missing)):
+            raise _incomplete(name, needed, "parameters that its sites need")
+    return CutModel(model, body, found)
+
+
+def empty_model(checkpoint: ModelCheckpoint) -> nn.Module:
+    """The same modules without memory for the weights; call it, and the result, under FakeTensorMode."""
+    from transformers.initialization import no_init_weights
+
+    with (
+        explained(checkpoint.source, checkpoint.source, checkpoint.setting),
+        no_init_weights(),
+    ):  # some would read values that do not exist
+        model: nn.Module = _auto_class(checkpoint).from_config(
+            checkpoint.config,
+            dtype=checkpoint.dtype,
+            trust_remote_code=False,
+            experts_implementation="batched_mm",  # shapes that do not depend on the tokens; others have no fake kernel
+            **_attention_argument(checkpoint),
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _load(checkpoint: ModelCheckpoint, name: str) -> tuple[nn.Module, set[str]]:
+    with explained(name, checkpoint.source, checkpoint.setting), _without_progress_bar():
+        model, info = _auto_class(checkpoint).from_pretrained(
+            checkpoint.source,
+            revision=checkpoint.revision,
+            dtype=checkpoint.dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **_attention_argument(checkpoint),
+        )
+    loaded: nn.Module = model.eval().requires_grad_(False)
+    return loaded, set(info["missing_keys"])
+
+
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes which of some parameters an operation takes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._of = {id(parameter): parameter for parameter in model.parameters()}
+        self.found: set[nn.Parameter] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in torch.utils._pytree.tree_leaves((args, kwargs or {})):
+            if isinstance(value, torch.Tensor) and id(value) in self._of:
+                self.found.add(self._of[id(value)])
+        return func(*args, **(kwargs or {}))
+
+
+def _parameters_read(model: nn.Module, body: nn.Module, sites: Sequence[Site]) -> set[nn.Parameter]:
+    """The parameters that a forward pass reads until its last site."""
+    ids = torch.ones(1, _PROBE_TOKENS, dtype=torch.long)
+    reads = _Reads(model)
+    with SiteReader(model, body, sites) as reader, reads:
+        reader.read(ids, None, lambda _name, _value: None)
+    return reads.found
+
+
+def _incomplete(name: str, missing: Sequence[str] | set[str], what: str) -> DataError:
+    return DataError(
+        f"{name} has no weights for {len(missing)} {what}, such as {min(missing)}",
+        hint="download or save the checkpoint again",
+    )
+
+
+def _attention_argument(checkpoint: ModelCheckpoint) -> dict[str, str]:
+    return {} if checkpoint.attention is None else {"attn_implementation": checkpoint.attention}
+
+
+def _auto_class(checkpoint: ModelCheckpoint) -> Any:
+    import transformers
+
+    return getattr(transformers, checkpoint.auto_class)
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Hides the progress bar of `transformers`; the harvest has its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
