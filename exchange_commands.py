@@ -25,6 +25,7 @@ from .shared.errors import UsageError
 @click.option(
     "--layers", type=click.IntRange(min=1), help="circuit-tracer: layers of the model; fills those without a run."
 )
+@click.option("--report", type=click.Path(path_type=Path), help="neuronpedia: folder of the run's report.")
 @click.option("--npz", is_flag=True, help="gemma-scope: the layout of version 1, params.npz.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Cache to fit and measure on; else the run's own.")
 @click.option("--model", metavar="NAME", help="Name of the language model, if the cache has another.")
@@ -51,7 +52,12 @@ def export_command(
     from .exchange.formats import Options
 
     whole = resolve(files, sets)
-    options = Options(layers=chosen["layers"], threshold=chosen["threshold"], version=1 if chosen["npz"] else 2)
+    options = Options(
+        layers=chosen["layers"],
+        threshold=chosen["threshold"],
+        version=1 if chosen["npz"] else 2,
+        report=chosen["report"],
+    )
     wanted = Wanted(
         to=chosen["to"],
         out=out,

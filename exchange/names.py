@@ -2,4 +2,14 @@
 
 from __future__ import annotations
 
-FORMAT_NAMES = ("saelens", "circuit-tracer", "sparsify", "dictionary-learning", "gemma-scope", "safetensors")
+FORMAT_NAMES = (
+    "saelens",
+    "circuit-tracer",
+    "sparsify",
+    "dictionary-learning",
+    "gemma-scope",
+    "neuronpedia",
+    "saebench",
+    "delphi",
+    "safetensors",
+)

@@ -6,8 +6,11 @@ from pathlib import Path
 
 from .base import Format, Options, Part
 from .circuit_tracer import CircuitTracer
+from .delphi import Delphi
 from .dictionary_learning import DictionaryLearning
 from .gemma_scope import GemmaScope
+from .neuronpedia import Neuronpedia
+from .saebench import SaeBench
 from .saelens import SaeLens
 from .safetensors import Safetensors
 from .sparsify import Sparsify
@@ -20,6 +23,9 @@ FORMATS: dict[str, Format] = {
         Sparsify(),
         DictionaryLearning(),
         GemmaScope(),
+        Neuronpedia(),
+        SaeBench(),
+        Delphi(),
         Safetensors(),
     )
 }

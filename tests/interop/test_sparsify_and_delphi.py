@@ -43,3 +43,15 @@ def test_in(transcode: bool, skip: bool, x: torch.Tensor, tmp_path: Path) -> Non
             value.copy_(torch.randn_like(value) * 0.4)
     coder.save_to_disk(tmp_path / "layers.3.mlp")
     p.assert_same(p.outputs(sp.load_coder(tmp_path / "layers.3.mlp"), x), theirs(coder, x))
+
+
+def test_delphi_loads_its_folder(x: torch.Tensor, tmp_path: Path) -> None:
+    loaders = peer("delphi.sparse_coders.load_sparsify")
+    coder = p.planted("topk")
+    run = p.save(coder, tmp_path / "run", "layer_01.mlp_out")
+    out = export([run], Wanted(to="delphi", out=tmp_path / "out", model="google/gemma-2-2b")).out
+    point = "layers.1.post_feedforward_layernorm"
+    found = loaders.load_sparsify_sparse_coders(str(out), [point], "cpu")
+    p.assert_same(theirs(found[point], x), p.outputs(coder, x))
+    dense = loaders.sae_dense_latents(x, found[point]).detach().double().numpy()
+    np.testing.assert_allclose(dense, p.outputs(coder, x)[0], atol=1e-4)
