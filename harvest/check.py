@@ -19,6 +19,7 @@ from ..shared.cache.reader import read_sequences
 from ..shared.cache.verify import VerifyReport
 from ..shared.config.settings import validate
 from ..shared.errors import PipelineError
+from ..shared.overview.find import frozen_settings
 from .config import HarvestConfig
 from .data.pack import Block
 from .dataset import is_local
@@ -41,14 +42,14 @@ def checked_against_source(report: VerifyReport) -> VerifyReport:
     if not isinstance(settings, dict):
         return _noted(report, "its config is not that of a harvest")
     try:
-        config = validate(HarvestConfig, {**settings, "cache_dir": str(path.parent), "name": path.name})
+        config = validate(HarvestConfig, frozen_settings(path)["harvest"])
         if not is_local(config):
-            return _noted(report, f"{config.dataset} is not on this machine")
+            return _noted(report, f"{config.dataset_name} is not on this machine")
         job = prepare(config)
     except PipelineError as error:
         return _noted(report, error.message)
     if job.dataset.identity != here.plan["config"].get("resolved", {}).get("dataset"):
-        return _noted(report, f"{config.dataset} has changed since")
+        return _noted(report, f"{config.dataset_name} has changed since")
     found = [*_tokenizer_problems(path, job), *_text_problems(path, here, job, manifest)]
     return replace(report, problems=tuple(found))
 

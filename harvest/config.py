@@ -17,9 +17,12 @@ Attention = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_
 Separator = Literal["eos", "none"]
 Packing = Literal["concat", "document", "prompts"]
 Storage = Literal["bfloat16", "float32", "fp8", "int8"]
+OnBadRow = Literal["error", "skip"]
 
-_RUNTIME = frozenset({"cache_dir", "name", "device", "writers", "buffers"})
-"""Settings of where and how the work is done. All others decide the content of the cache."""
+_RUNTIME = frozenset({"cache_dir", "name", "device", "writers", "buffers", "on_bad_row"})
+"""Settings of where and how the work is done. All others decide the content of the cache. (`on_bad_row` does not: where
+one policy finishes, a cache of the same dataset is the same with the other, because a bad row lets only `skip` finish.)
+"""
 
 _LATER = ("bos", "storage_of", "layout", "chunk_rows")
 """Settings newer than the first caches: omitted at their defaults, so that older caches keep name and identity."""
@@ -33,12 +36,13 @@ class HarvestConfig:
     """`demo`, a folder with a `transformers` checkpoint, or the name of one on the Hugging Face hub."""
     model_revision: str | None = None
     """Branch, tag or commit of a hub model; the commit it resolves to is recorded in the cache."""
-    dataset: str = "demo"
-    """`demo`, a local file or folder (.txt .md .rst .jsonl .ndjson, also .gz; .parquet .arrow), or a hub dataset."""
+    dataset: str | tuple[str, ...] = "demo"
+    """`demo`; a local file, folder or glob pattern, or a list of them, read in this order (docs/inputs.md lists the
+    kinds); or a hub dataset."""
     dataset_subset: str | None = None
     """Configuration of a hub dataset, such as `sample-10BT`."""
     dataset_split: str = "train"
-    """Split of a hub dataset."""
+    """Split of a hub dataset, of a saved one, or of a folder whose files' names tell splits."""
     dataset_revision: str | None = None
     """Branch, tag or commit of a hub dataset; the commit it resolves to is recorded in the cache."""
     text_column: str = "text"
@@ -47,6 +51,9 @@ class HarvestConfig:
     """Column with the kind of a document; recorded in the cache's documents.jsonl."""
     label_columns: tuple[str, ...] = ()
     """Columns with labels of the documents; recorded in the cache's documents.jsonl."""
+    on_bad_row: OnBadRow = "error"
+    """What a row that cannot be used does (not text, no such column, damaged file, …): error ends the harvest and names
+    file and line; skip leaves it out, and counts by reason go into the manifest. Either way a later run resumes."""
     sites: tuple[str, ...] = ("layer_02.resid_mid", "layer_02.mlp_out")
     """Where activations are read: `layer_NN.KIND`, TransformerLens's `blocks.N.hook_KIND`, or any `module.path:in` or
     `module.path:out`."""
@@ -107,6 +114,8 @@ class HarvestConfig:
             raise ValueError("sites: expected at least one, such as layer_02.resid_mid")
         if len(set(self.sites)) != len(self.sites):
             raise ValueError(f"sites: a site is given twice: {', '.join(self.sites)}")
+        if not self.dataset:
+            raise ValueError("dataset: expected demo, a file, a folder, a pattern or a hub dataset, found nothing")
         if self.ctx < 2:
             raise ValueError(f"ctx: expected at least 2 (BOS and a token), found {self.ctx}")
         if self.tokens is not None and self.tokens < 1:
@@ -128,6 +137,11 @@ class HarvestConfig:
             raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, found {self.device!r}")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", self.name):
             raise ValueError(f"name: expected only letters, digits and . _ + -, found {self.name!r}")
+
+    @property
+    def dataset_name(self) -> str:
+        """The dataset in a message."""
+        return self.dataset if isinstance(self.dataset, str) else ", ".join(self.dataset)
 
     def storage_at(self, site: str) -> Storage:
         """Number format of a site's stored activations."""

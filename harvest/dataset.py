@@ -9,8 +9,12 @@ from pathlib import Path
 
 from ..shared.errors import UsageError
 from .config import HarvestConfig
-from .data import hub, local
+from .data import files, hub, local
 from .data.documents import Columns, Document
+from .data.files import DataFile
+from .data.reading import Reading
+
+_GLOB = "*?["
 
 
 @dataclass(frozen=True)
@@ -18,14 +22,19 @@ class Dataset:
     """A dataset.
 
     Attributes:
-        documents: starts an iteration; each one gives the same documents in the same order.
+        documents: starts an iteration; each one gives the same documents in the same order. The reading decides about
+            bad rows, and counts them.
         identity: changes with the content of the dataset; part of the cache's identity. None: not known (plans only).
         bytes: size of a local dataset on disk, None for one on the hub.
+        files: of a local dataset, in the order they are read.
+        skipped: files of a known kind that are not read, and why.
     """
 
-    documents: Callable[[], Iterable[Document]]
+    documents: Callable[[Reading], Iterable[Document]]
     identity: str | None
     bytes: int | None
+    files: tuple[DataFile, ...] = ()
+    skipped: tuple[tuple[Path, str], ...] = ()
 
 
 def open_dataset(config: HarvestConfig) -> Dataset:
@@ -37,36 +46,50 @@ def open_dataset(config: HarvestConfig) -> Dataset:
     if config.dataset == "demo":
         from .demo import corpus
 
-        return Dataset(corpus.documents, f"python {platform.python_version()}", 0)
-    columns = columns_of(config)
-    path = Path(config.dataset).expanduser()
-    if path.exists():
-        files = local.files_of(path, config.dataset_split)
-        digest = local.fingerprint(files, path if path.is_dir() else path.parent)
-        return Dataset(lambda: local.documents(files, columns), digest, sum(file.stat().st_size for file in files))
-    is_a_path = config.dataset.startswith((".", "/", "~")) or config.dataset.count("/") > 1
-    if is_a_path or local.is_data_file(path):
-        raise UsageError(
-            f"harvest.dataset: not found: {config.dataset}", hint="give demo, a local file or folder, or a hub dataset"
-        )
+        return Dataset(lambda _: corpus.documents(), f"python {platform.python_version()}", 0)
+    if not _on_hub(config.dataset):
+        return _local(config)
     if config.tokens is None:
         raise UsageError(
             "harvest.tokens: null takes all of a dataset and needs a local one; a hub dataset needs a number",
             hint="--set harvest.tokens=5000000",
         )
-    commit = hub.resolve_revision(config.dataset, config.dataset_revision)
-    return Dataset(lambda: hub.documents(config, commit, columns), commit, None)
+    name, columns = str(config.dataset), columns_of(config)
+    commit = hub.resolve_revision(name, config.dataset_revision)
+    source = hub.HubSource(name, config.dataset_subset, config.dataset_split)
+    return Dataset(lambda reading: hub.documents(source, commit, columns, reading), commit, None)
+
+
+def _local(config: HarvestConfig) -> Dataset:
+    found = files.find(config.dataset, config.dataset_split)
+    columns = columns_of(config)
+    return Dataset(
+        lambda reading: local.documents(found.files, columns, reading),
+        local.fingerprint(found.files),
+        sum(file.path.stat().st_size for file in found.files),
+        tuple(found.files),
+        tuple(found.skipped),
+    )
 
 
 def unresolved(config: HarvestConfig) -> Dataset:
     """A hub dataset whose commit is not known: enough for a plan, which reads no document of it."""
     columns = columns_of(config)
-    return Dataset(lambda: hub.documents(config, config.dataset_revision, columns), None, None)
+    source = hub.HubSource(str(config.dataset), config.dataset_subset, config.dataset_split)
+    return Dataset(lambda reading: hub.documents(source, config.dataset_revision, columns, reading), None, None)
 
 
 def is_local(config: HarvestConfig) -> bool:
     """Whether the dataset lies on this machine."""
-    return config.dataset == "demo" or Path(config.dataset).expanduser().exists()
+    return config.dataset == "demo" or not _on_hub(config.dataset)
+
+
+def _on_hub(dataset: str | tuple[str, ...]) -> bool:
+    """Whether the setting is the name of a dataset on the hub: no path, no pattern, no file name."""
+    if not isinstance(dataset, str) or Path(dataset).expanduser().exists():
+        return False
+    is_a_path = dataset.startswith((".", "/", "~")) or dataset.count("/") > 1
+    return not (is_a_path or any(sign in dataset for sign in _GLOB) or files.kind_of(Path(dataset)) is not None)
 
 
 def columns_of(config: HarvestConfig) -> Columns:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..shared.cache import CacheWriter, Layout
 from ..shared.console import Progress, size
 from .data.pack import Block
+from .data.reading import BadRowError
 from .job import Job
 from .stages import Stages
 
@@ -110,8 +111,8 @@ class Disk:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Computed shards are written even after Ctrl-C; any other error cancels the writes that have not begun.
-        failed = kind is not None and not issubclass(kind, KeyboardInterrupt)
+        # Computed shards are written even after Ctrl-C or a bad row; other errors cancel writes that have not begun.
+        failed = kind is not None and not issubclass(kind, (KeyboardInterrupt, BadRowError))
         with self._stages.of("write"):
             self._pool.shutdown(wait=True, cancel_futures=failed)
         if kind is None:

@@ -15,6 +15,7 @@ from ..shared.errors import UsageError
 from .config import HarvestConfig
 from .data.fit import embedded, refuse_unknown
 from .data.pack import Block, PackSpec, TokenDocument, pack, pack_apart
+from .data.reading import Reading
 from .data.tokenise import tokenise
 from .dataset import Dataset
 
@@ -80,12 +81,13 @@ class Job:
             return wanted // self.seqs_per_shard * self.seqs_per_shard
         return wanted
 
-    def blocks(self) -> Iterator[Block]:
-        """All sequences of the dataset up to the budget, one unit at a time."""
+    def blocks(self, reading: Reading | None = None) -> Iterator[Block]:
+        """All sequences of the dataset up to the budget, one unit at a time. The reading counts what is found."""
         config, specials = self.config, self.specials
+        reading = reading or Reading(config.on_bad_row)
         left = None if config.tokens is None else self.wanted_sequences
         prompts = config.packing == "prompts"
-        tokenised = embedded(self.tokenised(), vocabulary_size(self.checkpoint), config.model)
+        tokenised = embedded(self.tokenised(reading), vocabulary_size(self.checkpoint), config.model)
         spec = PackSpec(
             ctx=config.ctx,
             block=self.unit_shards * self.seqs_per_shard,
@@ -106,16 +108,17 @@ class Job:
             if left == 0:
                 return
 
-    def tokenised(self) -> Iterator[TokenDocument]:
+    def tokenised(self, reading: Reading) -> Iterator[TokenDocument]:
         """The tokens of every document."""
         assert self.tokenizer is not None
-        return tokenise(self.dataset.documents(), self.tokenizer, targets=self.config.packing == "prompts")
+        return tokenise(self.dataset.documents(reading), self.tokenizer, targets=self.config.packing == "prompts")
 
     def refuse_unknown(self) -> None:
         """Reads the first documents. Raises UsageError if the tokenizer does not know what they are made of."""
         assert self.tokenizer is not None
         unknown = self.tokenizer.unk_token_id
-        refuse_unknown(self.tokenised(), unknown, self.config.model, self.config.dataset)
+        reading = Reading(self.config.on_bad_row)
+        refuse_unknown(self.tokenised(reading), unknown, self.config.model, self.config.dataset_name)
 
     @functools.cached_property
     def wanted_sequences(self) -> int:
@@ -124,21 +127,23 @@ class Job:
             return self.count_sequences()
         return -(-self.config.tokens // self.config.ctx)
 
-    def count_sequences(self) -> int:
+    def count_sequences(self, reading: Reading | None = None) -> int:
         """Sequences that the dataset fills, at most the budget; reads and tokenises it.
 
         Raises:
             UsageError: the dataset holds no text.
         """
-        count = sum(len(block) for block in self.blocks())
+        reading = reading or Reading(self.config.on_bad_row)
+        count = sum(len(block) for block in self.blocks(reading))
         if not count:
-            raise empty_dataset(self.config)
+            raise empty_dataset(self.config, reading)
         return count
 
 
-def empty_dataset(config: HarvestConfig) -> UsageError:
+def empty_dataset(config: HarvestConfig, reading: Reading) -> UsageError:
     """The error for a dataset without text."""
+    skipped = "".join(f"; {note}" for note in reading.notes())
     return UsageError(
-        f"harvest.dataset: {config.dataset} holds no text (column {config.text_column!r})",
+        f"harvest.dataset: {config.dataset_name} holds no text (column {config.text_column!r}){skipped}",
         hint="check the dataset, its split and harvest.text_column",
     )

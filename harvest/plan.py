@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,16 @@ from ..shared.cache.commits import commits_of
 from ..shared.cache.files import read_json
 from ..shared.cache.format import PLAN
 from ..shared.cache.growth import stand
-from ..shared.console import si, size
+from ..shared.console import count, si, size
 from ..shared.errors import DataError
 from .config import HarvestConfig, cache_path
+from .data.local import count_rows
+from .data.reading import Reading, skipped_files
 from .job import Job
 from .prepare import Sources, cost, identity_of, layout, prepare_plan
+from .recognise import recognised
 
+_MOST_FILES = 20  # that the text lists
 _SURELY_ENOUGH = 32  # bytes of text per token of the budget; a larger local dataset is not counted in a dry run
 
 
@@ -47,6 +50,9 @@ class HarvestPlan:
         device, dtype, attention: of the model.
         sequences_per_call: sequences in one call of the model; with `batch_tokens: null`, at most.
         compiled: whether the model will be compiled.
+        files: of a local dataset, in the order they are read, with their rows; None: not known without reading.
+        not_read: files of a known kind that are not read, and why.
+        skipped: bad rows that were skipped while counting, in words.
     """
 
     path: Path
@@ -71,6 +77,9 @@ class HarvestPlan:
     attention: str
     sequences_per_call: int
     compiled: bool
+    files: tuple[tuple[str, int | None], ...] = ()
+    not_read: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
@@ -83,7 +92,7 @@ class HarvestPlan:
             )
         if not self.sources.dataset:
             notes.append(f"{self.dataset} was not looked up on its hub: the plan assumes that it has enough text")
-        return notes
+        return [*notes, *self.skipped]
 
     def _forward(self) -> str:
         share = "not known what share" if self.flops_share is None else f"{self.flops_share:.0%}"
@@ -101,6 +110,8 @@ class HarvestPlan:
             "dataset_found": self.sources.dataset,
             "dataset_counted": self.counted,
             "notes": self.notes,
+            "files": [{"path": path, "rows": rows} for path, rows in self.files],
+            "files_not_read": [{"path": path, "reason": reason} for path, reason in self.not_read],
             "shards": self.layout.n_shards,
             "shards_committed": self.committed,
             "complete": self.complete,
@@ -161,9 +172,20 @@ class HarvestPlan:
                 f"buffers  {size(self.buffer_bytes)} of host memory at most",
                 "sites",
                 *sites,
+                *self._files_text(),
                 *(f"note     {note}" for note in self.notes),
             ]
         )
+
+    def _files_text(self) -> list[str]:
+        """The files that are read, in order, and those that are not; long lists in part."""
+        lines = [
+            f"  {path}" + ("" if rows is None else f"  {count(rows, 'row')}") for path, rows in self.files[:_MOST_FILES]
+        ]
+        more = len(self.files) - len(lines)
+        lines += [f"  … {more:,} more; --json lists all"] if more else []
+        head = [f"files    {len(self.files):,}, read in this order"] if self.files else []
+        return [*head, *lines, *skipped_files([(Path(path), reason) for path, reason in self.not_read], _MOST_FILES)]
 
 
 def plan(config: HarvestConfig) -> HarvestPlan:
@@ -174,7 +196,8 @@ def plan(config: HarvestConfig) -> HarvestPlan:
     """
     job, sources = prepare_plan(config)
     sites, widths, price = cost(job)
-    counted = _count(job)
+    reading = Reading(config.on_bad_row)
+    counted = _count(job, reading)
     path = cache_path(config)
     conflicts: tuple[str, ...] = ()
     begun = (path / PLAN).exists()
@@ -194,7 +217,7 @@ def plan(config: HarvestConfig) -> HarvestPlan:
         layout=shapes,
         sources=sources,
         model=config.model,
-        dataset=config.dataset,
+        dataset=config.dataset_name,
         counted=counted is not None,
         committed=committed,
         complete=complete,
@@ -212,12 +235,15 @@ def plan(config: HarvestConfig) -> HarvestPlan:
         attention=checkpoint.attention or "default",
         sequences_per_call=job.batch_seqs,
         compiled=job.compiled,
+        files=tuple(zip((str(file.path) for file in job.dataset.files), count_rows(job.dataset.files), strict=True)),
+        not_read=tuple((str(path), reason) for path, reason in job.dataset.skipped),
+        skipped=tuple(reading.notes()),
     )
 
 
 def _identity(job: Job, sources: Sources, path: Path) -> dict[str, Any]:
     """The identity of the job; what is not known without the hub is as the cache recorded it."""
-    found: dict[str, Any] = json.loads(json.dumps(identity_of(job)))
+    found = recognised(path, identity_of(job))
     unknown = [*(["model_revision"] if sources.facts else []), *([] if sources.dataset else ["dataset"])]
     if unknown and (path / PLAN).exists():
         recorded = read_json(path / PLAN).get("config", {}).get("resolved", {})
@@ -249,7 +275,7 @@ def may_grow(config: HarvestConfig) -> tuple[str, ...]:
     return sites if config.packing == "prompts" else (*sites, "harvest.tokens")
 
 
-def _count(job: Job) -> int | None:
+def _count(job: Job, reading: Reading) -> int | None:
     """Sequences that the dataset fills, at most the budget; None if counting would take long and matter little."""
     if job.tokenizer is None:
         return None
@@ -258,4 +284,4 @@ def _count(job: Job) -> int | None:
             return None
         if job.dataset.bytes > _SURELY_ENOUGH * job.config.tokens:
             return None
-    return job.count_sequences()
+    return job.count_sequences(reading)

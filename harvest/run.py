@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,12 +29,14 @@ from . import batch_size
 from .check import tokenizer_content
 from .config import HarvestConfig, cache_path
 from .data.pack import Block
+from .data.reading import BadRowError, Reading, keep_skipped, kept_skipped, skipped_files
 from .data.tokenise import Ahead
 from .disk import Disk
 from .forward import Forward
 from .job import Job, empty_dataset
 from .plan import free_disk, may_grow
 from .prepare import identity_of, layout, prepare, probe_ids
+from .recognise import CHECKED, recognised, recorded_dataset
 from .stages import Stages
 from .units import Unit, dataset_units, stored_units
 
@@ -113,7 +115,10 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
         widths = site_widths(probe, probe_ids(job).to(job.checkpoint.device))
     reader_class = CompiledReader if job.compiled else SiteReader
     shapes = layout(job, sites, widths)
-    with CacheWriter.create(path, shapes, identity_of(job), provenance(), may_grow=may_grow(config)) as writer:
+    identity, made_with = recognised(path, identity_of(job)), {**provenance(), "on_bad_row": config.on_bad_row}
+    for note in skipped_files(job.dataset.skipped):
+        console.info(note)
+    with CacheWriter.create(path, shapes, identity, made_with, may_grow=may_grow(config)) as writer:
         _keep_tokenizer(path, job)
         # in a cache that grows by sites, only the new ones are computed
         wanted = {name for shard in writer.missing_shards() for name in writer.missing_sites(shard)}
@@ -186,6 +191,8 @@ class _Work:
         self.rows_run = 0
         self.seconds = 0.0
         self.stages = Stages()
+        self.reading = Reading(job.config.on_bad_row)
+        self.dataset_changed = job.dataset.identity != recorded_dataset(writer.path)
 
     def run(self) -> None:
         """Computes and writes every missing shard, then finishes the cache.
@@ -208,13 +215,11 @@ class _Work:
         started = time.perf_counter()
         n_seq = 0
         done = planned.n_rows - sum(len(planned.rows_of(shard)) for shard in missing)
-        unit = (job.unit_shards, job.seqs_per_shard)
-        found = stored_units(writer, *unit) if stored else dataset_units(job.blocks(), writer.parts.segments, *unit)
         with (
             self.console.progress(planned.n_rows, "rows", "harvest", done=done) as progress,
             self._interruptible(),
             nullcontext() if stored else DocumentWriter(writer.path, documents_file) as documents,
-            Ahead(found, depth=2) as units,
+            Ahead(self._units(stored), depth=2) as units,
             Disk(job, shapes, writer, progress, self.stages) as disk,
         ):
             wanted = set(missing)
@@ -232,15 +237,26 @@ class _Work:
                     self.rows_run += block.tokens.size
             forward.finish()
             if documents is not None:
+                keep_skipped(writer.path, documents_file, self.reading)
                 documents.finish()
         self.seconds = time.perf_counter() - started
         if stored:
             self._finish(_sequences_committed(writer), documents_file)
             return
         if not n_seq:
-            raise empty_dataset(job.config)
+            raise empty_dataset(job.config, self.reading)
         self._warn_if_short(n_seq)
-        self._finish(n_seq, documents_file)
+        for note in self.reading.notes():
+            self.console.warn(note)
+        self._finish(n_seq, documents_file, {CHECKED: [job.dataset.identity]} if self.dataset_changed else {})
+
+    def _units(self, stored: bool) -> Iterator[Unit]:
+        """What the loop computes or checks, from the cache itself or from the dataset."""
+        job, writer = self.job, self.writer
+        unit = (job.unit_shards, job.seqs_per_shard)
+        if stored:
+            return stored_units(writer, *unit)
+        return dataset_units(job.blocks(self.reading), writer.parts.segments, *unit)
 
     def _waiting_for(self, units: Iterable[Unit]) -> Iterator[Unit]:
         """The units, counting the time spent waiting for each."""
@@ -257,11 +273,11 @@ class _Work:
         required = planned.n_seq - self.writer.parts.padding
         if n_seq < required:
             self.console.warn(
-                f"{self.job.config.dataset} ended after {n_seq:,} sequences of {planned.ctx} tokens; "
+                f"{self.job.config.dataset_name} ended after {n_seq:,} sequences of {planned.ctx} tokens; "
                 f"the settings require {required:,}"
             )
 
-    def _finish(self, n_seq: int, documents_file: str) -> None:
+    def _finish(self, n_seq: int, documents_file: str, more: Mapping[str, Any] | None = None) -> None:
         extra = {
             "bos": {
                 "setting": self.job.config.bos,
@@ -272,6 +288,8 @@ class _Work:
             "tokenizer_sha256": hashlib.sha256((self.writer.path / TOKENIZER).read_bytes()).hexdigest(),
             "documents": documents_summary(self.writer.path, documents_file),
             "planned_sequences": self.writer.layout.n_seq,
+            **kept_skipped(self.writer.path, documents_file),
+            **(more or {}),
         }
         self.writer.finish(n_seq, extra)
 
@@ -284,24 +302,28 @@ class _Work:
         return finished >= writer.parts.last_longer and all(map(writer.has_tokens, range(writer.layout.n_shards)))
 
     def _check_committed(self, shards: list[tuple[int, slice]], block: Block) -> None:
-        """Checks that the dataset still has the tokens that were committed; otherwise the rest would be other text."""
+        """Checks that the dataset still has the tokens and documents that were committed; otherwise the rest would be
+        other text."""
+        path = self.writer.path
         for shard, cut in shards:
             found = hashlib.sha256(np.ascontiguousarray(block.tokens[cut], dtype="<i4").tobytes()).hexdigest()
-            expected = load_commit(self.writer.path, shard).tokens_sha256
-            if found != expected:
+            expected = load_commit(path, shard).tokens_sha256
+            kept = read_sequences(path, self.writer.parts, shard)
+            names = ("doc_id", "pos_in_doc", "flags")
+            other = [name for name in names if not _equal(kept[name], getattr(block, name)[cut])]
+            if found == expected and other and not self.dataset_changed:
                 raise DataError(
-                    f"{self.job.config.dataset} has changed: shard {shard} of {self.writer.path} holds other "
-                    f"tokens (sha256 {expected[:12]}…, now {found[:12]}…)",
+                    f"shard {shard} of {path} holds other values of {other[0]} than its tokens give",
+                    hint="this program packs otherwise: harvest under another name (--set harvest.name=…)",
+                )
+            if found != expected or other:
+                differs = f"documents ({', '.join(other)} differ)"
+                if found != expected:
+                    differs = f"tokens (sha256 {expected[:12]}…, now {found[:12]}…)"
+                raise DataError(
+                    f"{self.job.config.dataset_name} has changed: shard {shard} of {path} holds other {differs}",
                     hint="restore the dataset, or harvest under another name (--set harvest.name=…)",
                 )
-            kept = read_sequences(self.writer.path, self.writer.parts, shard)
-            for name in ("doc_id", "pos_in_doc", "flags"):
-                ours = getattr(block, name)[cut]
-                if not np.array_equal(kept[name][: len(ours)], ours):
-                    raise DataError(
-                        f"shard {shard} of {self.writer.path} holds other values of {name} than its tokens give",
-                        hint="this program packs otherwise: harvest under another name (--set harvest.name=…)",
-                    )
 
     def _check_disk(self) -> None:
         needed = self.writer.missing_bytes()
@@ -314,12 +336,22 @@ class _Work:
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
+        """Says what is kept when the user or a bad row ends the harvest."""
         try:
             yield
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BadRowError) as stop:
             left = len(self.writer.missing_shards())
             total = self.writer.layout.n_shards
-            raise KeyboardInterrupt(f"{total - left} of {total} shards are in {self.writer.path}") from None
+            kept = f"{total - left} of {total} shards are in {self.writer.path}"
+            if isinstance(stop, BadRowError):
+                self.console.warn(f"stopped: {kept}; when the row is repaired or skipped, the same command continues")
+                raise
+            raise KeyboardInterrupt(kept) from None
+
+
+def _equal(stored: np.ndarray, ours: np.ndarray) -> bool:
+    """Whether the first sequences of a stored shard are these."""
+    return np.array_equal(stored[: len(ours)], ours)
 
 
 def _shards_of(block: Block, first: int, shapes: Layout) -> list[tuple[int, slice]]:

@@ -55,11 +55,15 @@ def frozen_settings(path: Path) -> dict[str, Any]:
         plans = plan_files(path)
         if not plans:
             raise DataError(f"{path / PLAN} is missing", repair_command(path))
-        config = read_head(plans[-1])["config"]
+        plan = read_head(plans[-1])
+        config = plan["config"]
         if "imported" in config:
             raise UsageError(f"-c {path}: the cache was imported, no harvest made it", f"pipeline inspect {path}")
-        settings = config.get("harvest", {})
-        return {"harvest": {**settings, "cache_dir": str(path.parent), "name": path.name}}
+        settings = {**config.get("harvest", {}), "cache_dir": str(path.parent), "name": path.name}
+        manifest = read_head(path / MANIFEST) if (path / MANIFEST).is_file() else {}
+        if manifest.get("extra", {}).get("skipped_rows") or plan.get("provenance", {}).get("on_bad_row") == "skip":
+            settings["on_bad_row"] = "skip"
+        return {"harvest": settings}
     if kind == "run":
         return {"train": open_run(path, allow_incomplete=True).config}
     raise UsageError(f"-c {path}: the folder is neither a cache nor a run", "pipeline status lists caches and runs")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sparse_pipeline.harvest.check import checked_against_source
 from sparse_pipeline.harvest.config import HarvestConfig
+from sparse_pipeline.harvest.data.reading import Reading
 from sparse_pipeline.harvest.dataset import open_dataset
 from sparse_pipeline.harvest.run import harvest
 from sparse_pipeline.models.bodies import body_of
@@ -313,6 +314,6 @@ def test_columns_that_are_not_there(tmp_path: Path) -> None:
     file = tmp_path / "t.jsonl"
     file.write_text('{"text": "a", "kind": "b"}\n')
     with pytest.raises(UsageError, match=r"harvest\.domain_column: .* no column 'kin'; did you mean 'kind'"):
-        list(open_dataset(HarvestConfig(dataset=str(file), domain_column="kin")).documents())
+        list(open_dataset(HarvestConfig(dataset=str(file), domain_column="kin")).documents(Reading()))
     with pytest.raises(UsageError, match=r"harvest\.label_columns: .* no column 'x'"):
-        list(open_dataset(HarvestConfig(dataset=str(file), label_columns=("kind", "x"))).documents())
+        list(open_dataset(HarvestConfig(dataset=str(file), label_columns=("kind", "x"))).documents(Reading()))

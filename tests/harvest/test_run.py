@@ -22,8 +22,10 @@ import zarr
 import sparse_pipeline
 from sparse_pipeline.harvest.config import HarvestConfig, cache_path, content_settings
 from sparse_pipeline.harvest.data.documents import Columns
+from sparse_pipeline.harvest.data.files import DataFile
 from sparse_pipeline.harvest.data.local import documents
 from sparse_pipeline.harvest.data.pack import Block
+from sparse_pipeline.harvest.data.reading import Reading
 from sparse_pipeline.harvest.forward import Forward
 from sparse_pipeline.harvest.plan import plan
 from sparse_pipeline.harvest.prepare import prepare
@@ -210,7 +212,8 @@ def test_all_of_a_local_dataset(tiny_model: Path, texts_file: Path, tmp_path: Pa
     cache = open_cache(result.path)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     lengths = [
-        len(tokenizer(d.text, add_special_tokens=False)["input_ids"]) for d in documents([texts_file], Columns("text"))
+        len(tokenizer(d.text, add_special_tokens=False)["input_ids"])
+        for d in documents([DataFile(texts_file, "")], Columns("text"), Reading())
     ]
     n_text = sum(length + 1 for length in lengths if length)
     assert result.n_sequences == -(-n_text // (CTX - 1))
@@ -632,7 +635,7 @@ def test_dry_run_predicts_the_bytes_of_every_storage(
 def test_settings_that_came_later_leave_older_caches_their_names(texts_file: Path) -> None:
     before = to_dict(HarvestConfig())
     assert set(before) - set(content_settings(HarvestConfig())) == {
-        *("cache_dir", "name", "device", "writers", "buffers"),
+        *("cache_dir", "name", "device", "writers", "buffers", "on_bad_row"),
         *("bos", "storage_of", "layout", "chunk_rows"),
     }
     assert "layout" in content_settings(HarvestConfig(layout="sharded"))

@@ -1,0 +1,105 @@
+"""Rows that cannot be used, and what one reading of a dataset found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ...shared.cache.files import read_json, write_json
+from ...shared.errors import UsageError
+from ..config import OnBadRow
+
+Made = TypeVar("Made")
+Given = TypeVar("Given")
+
+
+class BadRowError(UsageError):
+    """A row, or the rest of a damaged file, that cannot be used; `on_bad_row` decides what follows.
+
+    Args:
+        where: file and line, or file and row.
+        reason: the kind of fault in a few words, the same for every row that has it: skipped rows are counted by it.
+        detail: the rest of the sentence about this row; the reason if empty.
+        setting: the setting that the row contradicts.
+        cure: what to do about it, besides skipping the row.
+    """
+
+    def __init__(
+        self, where: str, reason: str, detail: str = "", *, setting: str = "harvest.dataset", cure: str = "repair it"
+    ) -> None:
+        super().__init__(
+            f"{setting}: {where}{detail or ': ' + reason}",
+            hint=f"{cure}, or leave such rows out and count them: --set harvest.on_bad_row=skip; then the same command "
+            "continues",
+        )
+        self.where, self.reason = where, reason
+
+
+@dataclass
+class Reading:
+    """What one reading of a dataset found, counted while it goes on.
+
+    Attributes:
+        on_bad_row: raise the error, or skip the row.
+        skipped: reason → rows that were skipped.
+        examples: reason → where the first of them is.
+    """
+
+    on_bad_row: OnBadRow = "error"
+    skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def refuse(self, bad: BadRowError) -> None:
+        """Raises the error, or counts the row as skipped."""
+        if self.on_bad_row == "error":
+            raise bad
+        self.skipped[bad.reason] += 1
+        self.examples.setdefault(bad.reason, bad.where)
+
+    def each(self, items: Iterable[Given | BadRowError], make: Callable[[Given], Made]) -> Iterator[Made]:
+        """``make`` of each item; bad rows among the items, and those that ``make`` raises, are refused."""
+        for item in items:
+            if isinstance(item, BadRowError):
+                self.refuse(item)
+                continue
+            try:
+                made = make(item)
+            except BadRowError as bad:
+                self.refuse(bad)
+                continue
+            yield made
+
+    def notes(self) -> list[str]:
+        """What was skipped, in one line; nothing if every row was used."""
+        if not self.skipped:
+            return []
+        reasons = [f"{n:,} × {reason} (first: {self.examples[reason]})" for reason, n in self.skipped.most_common()]
+        return [f"skipped {self.skipped.total():,} bad rows: {'; '.join(reasons)}"]
+
+
+def keep_skipped(cache: Path, documents_file: str, reading: Reading) -> None:
+    """Writes the counts of skipped rows beside the cache's file of documents; none leaves no file."""
+    path = _skipped_path(cache, documents_file)
+    path.unlink(missing_ok=True)
+    if reading.skipped:
+        write_json(path, dict(reading.skipped))
+
+
+def kept_skipped(cache: Path, documents_file: str) -> dict[str, Any]:
+    """The manifest's entry on skipped rows; empty where none was."""
+    path = _skipped_path(cache, documents_file)
+    return {"skipped_rows": read_json(path)} if path.is_file() else {}
+
+
+def skipped_files(skipped: Sequence[tuple[Path, str]], most: int = 5) -> list[str]:
+    """The files of a known kind that are not read, a line each, at most ``most``."""
+    lines = [f"not read: {path} ({reason})" for path, reason in skipped[:most]]
+    more = len(skipped) - most
+    return [*lines, *([f"not read: {more:,} files more; --dry-run --json lists all"] if more > 0 else [])]
+
+
+def _skipped_path(cache: Path, documents_file: str) -> Path:
+    return cache / documents_file.replace("documents", "skipped_rows").replace(".jsonl", ".json")
