@@ -93,7 +93,7 @@ def harvest_command(console: Console, files: tuple[str, ...], sets: tuple[str, .
     """
     config = resolve(files, sets).harvest
     if not dry_run:
-        console.info(f"harvest: {config.model} on {config.dataset}, {', '.join(config.sites)}")
+        console.info(f"harvest: {config.model} on {config.dataset_name}, {', '.join(config.sites)}")
     from .harvest.plan import plan
     from .harvest.run import harvest as harvested
 

@@ -18,13 +18,14 @@ Separator = Literal["eos", "none"]
 Packing = Literal["concat", "document", "prompts"]
 Storage = Literal["bfloat16", "float32", "fp8", "int8"]
 OnBadRow = Literal["error", "skip"]
+Format = Literal["text", "chat", "tokens"]
 
 _RUNTIME = frozenset({"cache_dir", "name", "device", "writers", "buffers", "on_bad_row"})
 """Settings of where and how the work is done. All others decide the content of the cache. (`on_bad_row` does not: where
 one policy finishes, a cache of the same dataset is the same with the other, because a bad row lets only `skip` finish.)
 """
 
-_LATER = ("bos", "storage_of", "layout", "chunk_rows")
+_LATER = ("bos", "storage_of", "layout", "chunk_rows", "format", "special_tokens", "train_roles")
 """Settings newer than the first caches: omitted at their defaults, so that older caches keep name and identity."""
 
 
@@ -45,8 +46,17 @@ class HarvestConfig:
     """Split of a hub dataset, of a saved one, or of a folder whose files' names tell splits."""
     dataset_revision: str | None = None
     """Branch, tag or commit of a hub dataset; the commit it resolves to is recorded in the cache."""
+    format: Format = "text"
+    """What the dataset holds: text; chat (lists of messages, written out by the tokenizer's chat template); or tokens
+    (lists of the model's own token ids)."""
     text_column: str = "text"
-    """Column (or JSON key) that holds the text."""
+    """Column (or JSON key) that holds the text. At its default, the other formats read `messages` and `input_ids`."""
+    special_tokens: Literal["text", "parse"] = "text"
+    """How a special token that a text spells out is read (`<eos>`, `<|im_start|>`): as plain text, which is counted, or
+    as the token. A chat template's own are always tokens."""
+    train_roles: tuple[str, ...] | None = None
+    """Of chats, the roles whose rows are trained on, such as [assistant]; `template` is the template's own text. Rows
+    of other roles are in the cache, flagged; null: every row is trained on."""
     domain_column: str | None = None
     """Column with the kind of a document; recorded in the cache's documents.jsonl."""
     label_columns: tuple[str, ...] = ()
@@ -116,6 +126,10 @@ class HarvestConfig:
             raise ValueError(f"sites: a site is given twice: {', '.join(self.sites)}")
         if not self.dataset:
             raise ValueError("dataset: expected demo, a file, a folder, a pattern or a hub dataset, found nothing")
+        if self.train_roles is not None and self.format != "chat":
+            raise ValueError(f"train_roles: only chats have roles, found format: {self.format}")
+        if self.format == "chat" and self.packing == "prompts":
+            raise ValueError("packing: prompts are text or tokens, found format: chat")
         if self.ctx < 2:
             raise ValueError(f"ctx: expected at least 2 (BOS and a token), found {self.ctx}")
         if self.tokens is not None and self.tokens < 1:
@@ -137,6 +151,12 @@ class HarvestConfig:
             raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, found {self.device!r}")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", self.name):
             raise ValueError(f"name: expected only letters, digits and . _ + -, found {self.name!r}")
+
+    @property
+    def content_column(self) -> str:
+        """The column that documents are read from."""
+        default = {"text": "text", "chat": "messages", "tokens": "input_ids"}[self.format]
+        return default if self.text_column == "text" else self.text_column
 
     @property
     def dataset_name(self) -> str:

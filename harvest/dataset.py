@@ -46,6 +46,11 @@ def open_dataset(config: HarvestConfig) -> Dataset:
     if config.dataset == "demo":
         from .demo import corpus
 
+        if config.format != "text":
+            raise UsageError(
+                f"harvest.format: the demo is text, found format: {config.format}", hint="--set harvest.dataset=FILE"
+            )
+
         return Dataset(lambda _: corpus.documents(), f"python {platform.python_version()}", 0)
     if not _on_hub(config.dataset):
         return _local(config)
@@ -94,4 +99,5 @@ def _on_hub(dataset: str | tuple[str, ...]) -> bool:
 
 def columns_of(config: HarvestConfig) -> Columns:
     """The columns of the settings."""
-    return Columns(config.text_column, config.domain_column, config.label_columns, config.packing == "prompts")
+    prompts = config.packing == "prompts"
+    return Columns(config.content_column, config.domain_column, config.label_columns, prompts, config.format)

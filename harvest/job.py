@@ -13,6 +13,7 @@ from ..models.tokenizer import Specials, vocabulary_size
 from ..shared.cache.format import default_shard_rows
 from ..shared.errors import UsageError
 from .config import HarvestConfig
+from .data.encode import Encoder
 from .data.fit import embedded, refuse_unknown
 from .data.pack import Block, PackSpec, TokenDocument, pack, pack_apart
 from .data.reading import Reading
@@ -111,7 +112,16 @@ class Job:
     def tokenised(self, reading: Reading) -> Iterator[TokenDocument]:
         """The tokens of every document."""
         assert self.tokenizer is not None
-        return tokenise(self.dataset.documents(reading), self.tokenizer, targets=self.config.packing == "prompts")
+        encoder = Encoder(
+            self.tokenizer,
+            special=self.config.special_tokens,
+            train_roles=self.config.train_roles,
+            targets=self.config.packing == "prompts",
+            bos=self.specials.bos,
+            eos=self.specials.eos,
+            vocab=vocabulary_size(self.checkpoint),
+        )
+        return tokenise(self.dataset.documents(reading), encoder, reading)
 
     def refuse_unknown(self) -> None:
         """Reads the first documents. Raises UsageError if the tokenizer does not know what they are made of."""
@@ -144,6 +154,6 @@ def empty_dataset(config: HarvestConfig, reading: Reading) -> UsageError:
     """The error for a dataset without text."""
     skipped = "".join(f"; {note}" for note in reading.notes())
     return UsageError(
-        f"harvest.dataset: {config.dataset_name} holds no text (column {config.text_column!r}){skipped}",
+        f"harvest.dataset: {config.dataset_name} holds no text (column {config.content_column!r}){skipped}",
         hint="check the dataset, its split and harvest.text_column",
     )

@@ -9,18 +9,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, offsets: bool = False) -> Mapping[str, Any]:
-    """The token ids of each text ("input_ids"), excluding special tokens; a text with "<eos>" in it is plain text.
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, offsets: bool = False, parse: bool = False
+) -> Mapping[str, Any]:
+    """The token ids of each text ("input_ids"), without special tokens around it.
 
     Args:
         offsets: also the characters of each token ("offset_mapping").
+        parse: read a special token that the text spells out ("<eos>") as the token, not as plain text.
     """
     encoded: Mapping[str, Any] = tokenizer(
         list(texts),
         add_special_tokens=False,
         return_attention_mask=False,
         return_offsets_mapping=offsets,
-        split_special_tokens=True,
+        split_special_tokens=not parse,
         verbose=False,
     )
     return encoded

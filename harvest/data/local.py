@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from ...shared.errors import UsageError
 from . import tables, texts
 from .documents import Columns, Document
 from .files import DataFile, kind_of
@@ -44,6 +45,11 @@ def documents(files: Sequence[DataFile], columns: Columns, reading: Reading) -> 
         if kind in TABLE_READERS:
             rows = TABLE_READERS[kind](file.path, columns)
             yield from reading.each(rows, lambda row: columns.document(*row))
+        elif columns.format != "text":
+            raise UsageError(
+                f"harvest.format: {file.path} is text, found format: {columns.format}, which requires a table",
+                hint="--set harvest.format=text",
+            )
         else:
             yield from reading.each(DOCUMENT_READERS[kind](file.path), lambda document: document)
 

@@ -60,7 +60,8 @@ class PackSpec:
 class TokenDocument:
     """The tokens of one document, without special tokens, and its index in the dataset.
 
-    ``target`` is the index of a prompt's target token.
+    ``target`` is the index of a prompt's target token, ``flags`` further flags of the tokens (of chat templates and
+    roles); without ``close`` packing adds no EOS, since the text ended with one.
     """
 
     index: int
@@ -69,6 +70,8 @@ class TokenDocument:
     domain: str = ""
     labels: Mapping[str, Label] = field(default_factory=dict)
     target: int | None = None
+    flags: NDArray[np.uint8] | None = None
+    close: bool = True
 
     def record(self, target_row: int | None = None) -> DocumentRecord:
         """The document's line in documents.jsonl; ``target_row`` is the row of a prompt's target in the cache."""
@@ -226,14 +229,17 @@ def _too_long(document: TokenDocument, n_rows: int, spec: PackSpec) -> UsageErro
 
 def _rows(document: TokenDocument, spec: PackSpec) -> TokenRows:
     tokens = document.tokens.astype(np.int64)
-    if spec.close and spec.eos is not None:
+    closes = spec.close and document.close and spec.eos is not None
+    if spec.eos is not None and closes:
         tokens = np.append(tokens, spec.eos)
     flags = np.where(tokens == spec.bos, int(Flag.BOS), 0) if spec.bos is not None else np.zeros_like(tokens)
     if spec.eos is not None and spec.eos != spec.bos:
         flags |= np.where(tokens == spec.eos, int(Flag.EOS), 0)
-    elif spec.close:  # one token serves as BOS and EOS (GPT-2): only the one that was added closes the document
+    elif closes or not document.close:  # one token is BOS and EOS (GPT-2): only the one at the end closes the document
         flags[-1] = int(Flag.EOS)
     flags[0] |= int(Flag.DOC_START)
+    if document.flags is not None:  # an EOS that is added is like the token before it
+        flags |= np.append(document.flags, document.flags[-1:] if closes else document.flags[:0])
     positions = np.minimum(np.arange(len(tokens)), _LAST_POSITION)
     return np.stack([tokens, np.full(len(tokens), document.index), positions, flags], axis=1)
 

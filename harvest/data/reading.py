@@ -38,6 +38,19 @@ class BadRowError(UsageError):
         self.where, self.reason = where, reason
 
 
+def refuse_surrogates(text: str, what: str, where: str) -> None:
+    """Raises BadRowError for half of a surrogate pair: it is no character, and UTF-8 cannot spell it."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X} at character {error.start}"
+        raise BadRowError(
+            where, "lone surrogate", f": {what} holds a lone surrogate, which is no character: {half}"
+        ) from None
+
+
 @dataclass
 class Reading:
     """What one reading of a dataset found, counted while it goes on.
@@ -46,11 +59,13 @@ class Reading:
         on_bad_row: raise the error, or skip the row.
         skipped: reason → rows that were skipped.
         examples: reason → where the first of them is.
+        spelled: special token → how often a text spells it out and it was read as plain text.
     """
 
     on_bad_row: OnBadRow = "error"
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    spelled: Counter[str] = field(default_factory=Counter)
 
     def refuse(self, bad: BadRowError) -> None:
         """Raises the error, or counts the row as skipped."""
@@ -73,11 +88,18 @@ class Reading:
             yield made
 
     def notes(self) -> list[str]:
-        """What was skipped, in one line; nothing if every row was used."""
-        if not self.skipped:
-            return []
-        reasons = [f"{n:,} × {reason} (first: {self.examples[reason]})" for reason, n in self.skipped.most_common()]
-        return [f"skipped {self.skipped.total():,} bad rows: {'; '.join(reasons)}"]
+        """What was skipped and what was read as plain text, a line each; nothing if there is nothing to say."""
+        notes = []
+        if self.skipped:
+            reasons = [f"{n:,} × {reason} (first: {self.examples[reason]})" for reason, n in self.skipped.most_common()]
+            notes.append(f"skipped {self.skipped.total():,} bad rows: {'; '.join(reasons)}")
+        if self.spelled:
+            words = ", ".join(f"{word} {n:,} ×" for word, n in self.spelled.most_common(5))
+            notes.append(
+                f"{self.spelled.total():,} special tokens spelled out in the text were read as plain text ({words}); "
+                "--set harvest.special_tokens=parse reads them as tokens"
+            )
+        return notes
 
 
 def keep_skipped(cache: Path, documents_file: str, reading: Reading) -> None:

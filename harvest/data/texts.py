@@ -9,8 +9,8 @@ from typing import IO, Any, cast
 
 from ...shared.errors import UsageError
 from .decode import DAMAGE, PART, damaged, decoded_parts, open_binary, text_parts
-from .documents import Document, refuse_surrogates
-from .reading import BadRowError
+from .documents import Document
+from .reading import BadRowError, refuse_surrogates
 
 Documents = Iterator[Document | BadRowError]
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Generic, TypeVar
 
-import numpy as np
-
-from ...models.text import encode
-from ...shared.errors import UsageError
 from .documents import Document
+from .encode import Encoder
 from .pack import TokenDocument
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from .reading import Reading
 
 T = TypeVar("T")
 
@@ -23,62 +19,35 @@ _BATCH_DOCUMENTS = 512
 _BATCH_CHARS = 1 << 20
 
 
-def tokenise(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, targets: bool = False
-) -> Iterator[TokenDocument]:
-    """The tokens of each document, excluding special tokens; a text that contains "<eos>" is plain text.
+def tokenise(documents: Iterable[Document], encoder: Encoder, reading: Reading) -> Iterator[TokenDocument]:
+    """The tokens of each document, excluding special tokens that packing adds.
 
     The tokenizer works on many documents at once, on all cores.
 
-    Args:
-        targets: the documents are prompts; find the target token of each.
-
     Raises:
         UsageError: a prompt's target is not one of its tokens.
+        BadRowError: a document has no valid tokens, and the reading does not skip such rows.
     """
     index = 0
+    for batch in _batches(documents):
+        for document in reading.each(encoder.encode(batch, reading), lambda found: found):
+            yield replace(document, index=index)
+            index += 1
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     held: list[Document] = []
     chars = 0
     for document in documents:
+        if document.parts is not None:
+            document = replace(document, text="".join(document.parts()), parts=None)
         held.append(document)
         chars += len(document.text)
         if len(held) >= _BATCH_DOCUMENTS or chars >= _BATCH_CHARS:
-            yield from _encode(held, index, tokenizer, targets)
-            index += len(held)
+            yield held
             held, chars = [], 0
     if held:
-        yield from _encode(held, index, tokenizer, targets)
-
-
-def _encode(
-    documents: list[Document], first: int, tokenizer: PreTrainedTokenizerBase, targets: bool
-) -> Iterator[TokenDocument]:
-    encoded = encode(tokenizer, [document.text for document in documents], offsets=targets)
-    for offset, (document, ids) in enumerate(zip(documents, encoded["input_ids"], strict=True)):
-        target = _target(document, len(ids), encoded["offset_mapping"][offset]) if targets else None
-        yield TokenDocument(
-            first + offset,
-            np.asarray(ids, dtype=np.int32),
-            document.source,
-            document.domain,
-            document.labels,
-            target,
-        )
-
-
-def _target(document: Document, n: int, offsets: Sequence[tuple[int, int]]) -> int:
-    """Index of a prompt's target: the given token, the one that holds the given character, or else the last."""
-    if not n:
-        raise UsageError(f"harvest.dataset: {document.source}: expected at least one token in a prompt, found none")
-    if document.target_char is not None:
-        holders = [i for i, (start, stop) in enumerate(offsets) if start <= document.target_char < stop]
-        if not holders:
-            raise UsageError(f"harvest.dataset: {document.source}: no token holds character {document.target_char}")
-        return holders[-1]
-    target = -1 if document.target is None else document.target
-    if not -n <= target < n:
-        raise UsageError(f"harvest.dataset: {document.source}: target {target}, but the text has {n} tokens")
-    return target % n
+        yield held
 
 
 class Ahead(Generic[T]):

@@ -66,6 +66,8 @@ class Flag(IntFlag):
     EOS = 2
     PADDING = 4
     DOC_START = 8
+    TEMPLATE = 16
+    UNTRAINED = 32
 
 
 def positions(row: NDArray[np.integer], flags: NDArray[np.uint8], ctx: int) -> NDArray[np.int32]:

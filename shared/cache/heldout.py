@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from ..hashing import mix
 from .reader import Cache
-from .rows import text_rows
+from .rows import trained_rows
 
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Training and held-out rows of a cache; padding is in neither set.
+    """Training and held-out rows of a cache; padding, and rows of roles that are not trained on, are in neither set.
 
     Attributes:
         train: [n_rows] rows to train on.
@@ -48,7 +48,7 @@ def split_rows(cache: Cache, heldout: float) -> Split:
     Raises:
         UsageError: no row is left to train on.
     """
-    content = text_rows(cache.flags.reshape(-1))
+    content = trained_rows(cache.flags.reshape(-1))
     doc_id = cache.doc_id.reshape(-1)[content]
     # a document's rows follow one another, so looking at runs of equal ids spares sorting every row
     run_start = np.flatnonzero(np.concatenate(([True], doc_id[1:] != doc_id[:-1]))) if len(doc_id) else np.arange(0)

@@ -14,6 +14,12 @@ def text_rows(flags: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return found
 
 
+def trained_rows(flags: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Text rows that may be trained on, in the shape of `flags`: all but those of roles that the harvest left out."""
+    found: NDArray[np.bool_] = (flags & np.uint8(Flag.PADDING | Flag.UNTRAINED)) == 0
+    return found
+
+
 def first_rows(flags: NDArray[np.uint8], ctx: int) -> NDArray[np.bool_]:
     """Text rows at position 0.
 

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...shared.cache import Cache, positions
+from ...shared.cache import Cache, Flag, positions
 from ...shared.cache.batch import Batch
 from ...shared.cache.blocks import Blocks, Index, StreamPosition, WindowPlan, expand, make_blocks, segments, window_rows
 from ...shared.cache.heldout import Split, split_rows
@@ -138,6 +138,8 @@ class Stream:
         self._train = self.split.train
         if sampler.config.massive == "exclude":
             self._train = self._train & ~cache.massive_rows(self.sites)
+        if sampler.config.template == "exclude":
+            self._train = self._train & ((cache.flags.reshape(-1) & np.uint8(Flag.TEMPLATE)) == 0)
         self._blocks: Blocks = make_blocks(layout.n_rows, layout.shard_rows, config.block_rows, self._train)
         self._row_bytes = sum(cache.spec(site).row_bytes for site in self.sites)
         free = free_memory(device)

@@ -54,6 +54,8 @@ class SamplerConfig:
     massive: Literal["keep", "exclude", "clip"] = "keep"
     """Massive rows of the run's sites (shared/cache/outliers.py): train on them as they are, not at all, or scaled down
     to the norm beyond which a row is massive. Evaluation always reads them as they are."""
+    template: Literal["keep", "exclude"] = "keep"
+    """Rows of a chat template's own tokens (flag TEMPLATE): train on them or not."""
 
     @property
     def needs_bos(self) -> bool:
