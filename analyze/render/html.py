@@ -125,6 +125,7 @@ def _panels(one: Analysed, latent: int, used: set[int]) -> list[Any]:
             blocks.append({"report": name, **block})
             if block["type"] == "examples":
                 for group in block["groups"]:
+                    group["items"] = [_spelt(item, one) for item in group["items"]]
                     for item in group["items"]:
                         used.update(item[5])
     return blocks
@@ -154,3 +155,10 @@ def _json(value: Any) -> Markup:
 
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+def _spelt(item: list[Any], one: Analysed) -> list[Any]:
+    """An example, with its texts at the end if its tokens spell other texts together than each alone."""
+    vocabulary, tokens = one.subject.vocabulary, item[5]
+    together = vocabulary.pieces(tokens)
+    return item if together == [vocabulary.piece(token) for token in tokens] else [*item, together]

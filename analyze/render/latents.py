@@ -71,7 +71,7 @@ class LatentsFile:
         return spelt
 
     def _example(self, item: list[Any], activation: list[float]) -> dict[str, Any]:
-        value, sequence, position, document, peak, tokens, heat = item
+        value, sequence, position, document, peak, tokens, heat, *_ = item
         pieces = self.pieces(tokens)
         return {
             "value": value,
@@ -80,7 +80,7 @@ class LatentsFile:
             "document": document,
             **({"domain": self.domains[document]} if document in self.domains else {}),
             "peak": peak,
-            "token": pieces[peak],
+            "token": next((piece for piece in reversed(pieces[: peak + 1]) if piece), ""),
             "token_id": tokens[peak],
             "text": "".join(pieces),
             "tokens": pieces,

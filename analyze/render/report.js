@@ -459,11 +459,16 @@
     return out;
   }
   function example(item, max, vocabulary, silent, domains) {
-    const [value, sequence, position, documentId, peak, tokens, heat] = item;
+    // `joined`: the texts of the tokens where characters go over several of them; they stand at the first one.
+    const [value, sequence, position, documentId, peakToken, tokens, heat, joined] = item;
+    let peak = peakToken;
+    while (joined && peak > 0 && joined[peak] === "") peak -= 1;
     const text = el("div", { class: "ctx" }, tokens.map((token, i) => {
-      const piece = vocabulary.pieces[token] === undefined ? `<${token}>` : vocabulary.pieces[token];
+      const piece = joined ? joined[i] : vocabulary.pieces[token] === undefined ? `<${token}>` : vocabulary.pieces[token];
       const special = vocabulary.special.includes(token);
-      const h = heat ? heat[i] : 0;
+      let h = heat ? heat[i] : 0;
+      for (let j = i + 1; heat && joined && j < tokens.length && joined[j] === ""; j += 1) h = Math.max(h, heat[j]);
+      if (joined && piece === "") h = 0;
       const node = el("span", { class: `t${i === peak ? (silent ? " quiet" : " peak") : ""}${special ? " special" : ""}`, title: h ? `${piece}: ${significant((h / 99) * max)}` : null }, spell(piece, special));
       if (h) { node.classList.add("hot"); node.style.setProperty("--h", (h / 99).toFixed(3)); }
       return node;

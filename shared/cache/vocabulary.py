@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, repair_command
+from .characters import joined
 from .files import inside
 from .first_touch import compare_sha256_once
 from .reader import Cache
@@ -61,35 +62,62 @@ class Vocabulary:
     @cached_property
     def special(self) -> frozenset[int]:
         """Ids of special tokens (BOS, EOS, padding)."""
-        if not self.known:
-            return frozenset()
-        added = self._tokenizer.get_added_tokens_decoder()
-        return frozenset(token for token, entry in added.items() if entry.special)
+        return frozenset(token for token, entry in self._added.items() if entry.special)
+
+    @cached_property
+    def _added(self) -> dict[int, Any]:
+        """The tokens that were added to the vocabulary: they are spelt as they are."""
+        return dict(self._tokenizer.get_added_tokens_decoder()) if self.known else {}
 
     def piece(self, token: int) -> str:
-        """The text of one token, including its leading space."""
+        """The text of one token, including its leading space; � for each part of a character."""
         return self._pieces[token]
 
     def pieces(self, tokens: Iterable[int]) -> list[str]:
-        """The text of each token. Takes plain ints: millions are looked up at a time."""
-        return list(map(self._pieces.__getitem__, tokens))
+        """The text of each token of a window, decoded together (`shared.cache.characters.joined`): a character that
+        several tokens spell stands at the first of them, and the others are empty.
+
+        Takes plain ints: millions are looked up at a time.
+        """
+        ids = list(tokens)
+        alone = list(map(self._pieces.__getitem__, ids))
+        if all(map(str.isascii, alone)):
+            return alone
+        return joined([self._bytes(token) for token in ids], alone)
+
+    def marked(self, tokens: Iterable[int], peak: int) -> str:
+        """The text of a window with the character or word of the token at `peak` marked «so»."""
+        pieces = self.pieces(tokens)
+        while peak > 0 and not pieces[peak]:  # its character stands at an earlier token
+            peak -= 1
+        pieces[peak] = f"«{pieces[peak]}»"
+        return "".join(pieces)
 
     def _spell(self, token: int) -> str:
-        raw = self._tokenizer.id_to_token(token) if self.known else None
-        if raw is None:
-            return f"<{token}>"
-        if token in self.special:
-            return str(raw)
-        if self._byte_level:
-            data = bytes(_STAND_INS[c] for c in raw if c in _STAND_INS)
+        data = self._bytes(token)
+        if data is not None:
             return data.decode("utf-8", errors="replace")
+        raw = self._tokenizer.id_to_token(token) if self.known else None
+        return f"<{token}>" if raw is None else str(raw)
+
+    def _bytes(self, token: int) -> bytes | None:
+        """The UTF-8 bytes that a token spells, maybe a part of a character; None for special and unknown tokens."""
+        raw = self._tokenizer.id_to_token(token) if self.known else None
+        if raw is None or token in self.special:
+            return None
+        if self._byte_level and token not in self._added:
+            return bytes(_STAND_INS[c] for c in raw if c in _STAND_INS)
         if len(raw) == 6 and raw.startswith("<0x") and raw.endswith(">"):
-            return bytes([int(raw[3:5], 16)]).decode("utf-8", errors="replace")
-        return str(raw).replace("▁", " ")
+            return bytes([int(raw[3:5], 16)])
+        return str(raw).replace("▁", " ").encode()
 
     def label(self, token: int) -> str:
-        """The piece for a table: without its leading space, and with white space made visible."""
+        """The piece for a table: without its leading space, and with white space made visible. A part of a character
+        is spelt in bytes, as <0xF0><0x9F>."""
         piece = self.piece(token)
+        data = self._bytes(token) if "\ufffd" in piece else None
+        if data is not None and piece.encode() != data:
+            return "".join(f"<0x{byte:02X}>" for byte in data)
         bare = piece.strip(" ") or "␣" * len(piece)
         return bare.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
 

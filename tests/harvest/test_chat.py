@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -290,7 +291,9 @@ def test_from_harvest_to_report(
     if kind == "chat":
         texts = make_texts(400, seed=5)
         pairs = zip(texts[::2], texts[1::2], strict=True)
-        chats = [[{"role": "user", "content": a}, {"role": "assistant", "content": b or "no"}] for a, b in pairs if a]
+        chats = [
+            [{"role": "user", "content": a}, {"role": "assistant", "content": f"{b} 漢字 🤖 é"}] for a, b in pairs if a
+        ]
         rows: list[dict[str, Any]] = [{"messages": chat} for chat in chats]
     else:
         tokenizer = AutoTokenizer.from_pretrained(chat_model)
@@ -322,4 +325,14 @@ def test_from_harvest_to_report(
     trained = split.train & ((flags & Flag.TEMPLATE) == 0)
     assert run["tokens"] == trained.sum() // 64 * 64
     assert pipeline.run(["analyze", "topk", "--json"]) == 0
-    assert Path(json.loads(capsys.readouterr().out)["report"]).is_file()
+    report = Path(json.loads(capsys.readouterr().out)["report"])
+    assert report.is_file()
+    (latents,) = report.parent.rglob("latents.jsonl.gz")
+    lines = [json.loads(line) for line in gzip.decompress(latents.read_bytes()).splitlines()]
+    blocks = [block for line in lines for block in line["panels"]["top_activations"] if block["type"] == "examples"]
+    items = [item for block in blocks for group in block["groups"] for item in group["items"]]
+    assert items
+    assert all("".join(item["tokens"]) == item["text"] and item["token"] for item in items)
+    if kind == "chat":  # several tokens to a character, shown as one; a window may cut one at its end
+        assert any("漢" in item["tokens"] and "🤖" in item["tokens"] and "" in item["tokens"] for item in items)
+        assert not any("�" in item["text"].strip("�") for item in items)

@@ -66,7 +66,7 @@ class SampleWriter:
 
     def _sample(self, saved: Kept, i: int, s: int) -> Sample:
         row = int(saved.row[i, s])
-        tokens, piece = self.cache.tokens.reshape(-1), self.vocabulary.piece
+        tokens = self.cache.tokens.reshape(-1)
         window = self.collector.window(row)
         context = tuple(int(tokens[r]) for r in window)
         peak = row - window.start
@@ -81,7 +81,7 @@ class SampleWriter:
             context=context,
             peak=peak,
             ordinary=not saved.apart[i, s],
-            text="".join(f"«{piece(t)}»" if place == peak else piece(t) for place, t in enumerate(context)),
+            text=self.vocabulary.marked(context, peak),
         )
 
     @cached_property

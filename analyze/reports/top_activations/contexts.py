@@ -54,9 +54,7 @@ class Contexts:
     def text(self, row: int) -> str:
         """The context with the peak token marked «so»."""
         window = self.window(row)
-        pieces = self.vocabulary.pieces(self.tokens[window.start : window.stop].tolist())
-        pieces[row - window.start] = f"«{pieces[row - window.start]}»"
-        return "".join(pieces)
+        return self.vocabulary.marked(self.tokens[window.start : window.stop].tolist(), row - window.start)
 
     def words(self, rows: list[int]) -> set[str]:
         """The words in the contexts of these peaks, lower case."""
