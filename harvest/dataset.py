@@ -86,7 +86,7 @@ def unresolved(config: HarvestConfig) -> Dataset:
 
 def is_local(config: HarvestConfig) -> bool:
     """Whether the dataset lies on this machine."""
-    return config.dataset == "demo" or not _on_hub(config.dataset)
+    return config.dataset == "demo" or (not _on_hub(config.dataset) and files.are_here(config.dataset))
 
 
 def _on_hub(dataset: str | tuple[str, ...]) -> bool:

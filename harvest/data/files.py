@@ -79,7 +79,7 @@ def find(dataset: str | Sequence[str], split: str) -> Found:
         if path.exists():
             _add(found, path, split)
             continue
-        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+        matches = _matches(path)
         if not matches:
             raise UsageError(
                 f"harvest.dataset: not found: {given}",
@@ -92,6 +92,17 @@ def find(dataset: str | Sequence[str], split: str) -> Found:
         skipped = "".join(f"\n  {path}: {reason}" for path, reason in found.skipped[:10])
         raise UsageError(f"harvest.dataset: no data files found in {dataset}{skipped}", hint=f"expected {KINDS}")
     return found
+
+
+def are_here(dataset: str | Sequence[str]) -> bool:
+    """Whether every file, folder and pattern finds something."""
+    given = [Path(one).expanduser() for one in ([dataset] if isinstance(dataset, str) else dataset)]
+    return all(path.exists() or _matches(path) for path in given)
+
+
+def _matches(pattern: Path) -> list[Path]:
+    # not Path.glob, which does not follow links to folders
+    return [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]  # noqa: PTH207
 
 
 def kind_of(file: Path) -> str | None:

@@ -18,6 +18,7 @@ import pytest
 from sparse_pipeline.harvest.config import HarvestConfig
 from sparse_pipeline.harvest.data import hub, local
 from sparse_pipeline.harvest.data.documents import Columns, Document
+from sparse_pipeline.harvest.data.encode import Encoder
 from sparse_pipeline.harvest.data.files import DataFile
 from sparse_pipeline.harvest.data.reading import Reading
 from sparse_pipeline.harvest.data.tokenise import Ahead, tokenise
@@ -234,7 +235,8 @@ def test_tokenise_numbers_documents_and_keeps_special_tokens_in_text_as_text() -
 
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
     texts = ["one", "", "a <eos> b"] + ["x " * 100_000] * 3 + ["last"]
-    found = list(tokenise((Document(text, str(i)) for i, text in enumerate(texts)), tokenizer))
+    given = (Document(text, str(i)) for i, text in enumerate(texts))
+    found = list(tokenise(given, Encoder(tokenizer), Reading()))
     assert [document.index for document in found] == list(range(len(texts)))
     assert not len(found[1].tokens)
     assert 1 not in found[2].tokens
