@@ -157,11 +157,13 @@ def run_train(
     """
     from .resolve import train_configs
     from .train.config import TrainConfig
+    from .train.layers import by_layer
     from .train.loop import train
 
     def configs(one: Any) -> list[TrainConfig]:
         if isinstance(one, TrainConfig):
-            return [_changed(one, settings, "train")]
+            made = _changed(one, settings, "train")
+            return [made] if made.sites is None or made.cache is None else by_layer(made, open_cache(made.cache).sites)
         files, changes = _layers(one, settings)
         name = changes.pop("name", None)
         return train_configs(files, (), names, name, seeds=seeds, changes=changes)

@@ -147,9 +147,15 @@ def train_command(
     from .train.loop import plan
     from .train.loop import train as trained
 
+    template = resolve(files, sets, names[0] if names else None).train
     if dry_run:
         planned = plan(configs, unharvested(files, sets))
         console.result(planned.to_dict(), str(planned))
+    elif template.sites is not None:
+        from .train.layers import train_layers
+
+        by_layer = train_layers(configs, name or template.run_name, console, resume=resume)
+        console.result(by_layer.to_dict(), str(by_layer))
     else:
         summaries = trained(configs, console, resume=resume)
         console.result({"runs": [one.to_dict() for one in summaries]}, "\n".join(map(str, summaries)))

@@ -232,7 +232,21 @@ def train_configs(
             configs.append(config)
             continue
         configs += [dataclasses.replace(config, seed=seed, name=f"{config.run_name}-seed{seed}") for seed in drawn]
-    return configs
+    return [one for config in configs for one in _by_layer(config, files, sets)]
+
+
+def _by_layer(config: TrainConfig, files: Sequence[str], sets: Sequence[str]) -> list[TrainConfig]:
+    """The runs of the layers that train.sites names, from the cache or, before its harvest, from the harvest's plan."""
+    if config.sites is None:
+        return [config]
+    from .shared.cache import open_cache
+    from .train.layers import by_layer
+
+    assert config.cache is not None
+    coming = unharvested(files, sets).get(config.cache)
+    if coming is not None:
+        return by_layer(config, {spec.name: spec for spec in coming.layout.sites})
+    return by_layer(config, open_cache(config.cache).sites)
 
 
 def _sets_name(sets: Sequence[str]) -> bool:

@@ -22,6 +22,8 @@ from ..shared.coders.configs.batchtopk import BatchTopKConfig
 from ..shared.coders.configs.gated import GatedConfig
 from ..shared.coders.configs.jumprelu import JumpReLUConfig
 from ..shared.coders.configs.matryoshka import MatryoshkaConfig
+from ..shared.coders.configs.matryoshka_jumprelu import MatryoshkaJumpReLUConfig
+from ..shared.coders.configs.nested import NestedConfig
 from ..shared.coders.configs.relu import ReLUConfig
 from ..shared.coders.configs.topk import TopKConfig
 from ..shared.coders.gated import Gated
@@ -160,7 +162,7 @@ def plain_of(coder: Coder) -> Plain:
         UsageError: a BatchTopK that has never been trained has no threshold.
     """
     folded = coder.fold()
-    groups = coder.config.group_sizes() if isinstance(coder.config, MatryoshkaConfig) else None
+    groups = coder.config.group_sizes() if isinstance(coder.config, NestedConfig) else None
     return Plain(
         folded.w_enc,
         folded.b_enc,
@@ -239,6 +241,8 @@ def config_of(plain: Plain) -> CoderConfig:
             return MatryoshkaConfig(**common, k=act.k, selection="batchtopk", groups=plain.groups)
         return BatchTopKConfig(**common, k=act.k)
     if isinstance(act, Above):
+        if plain.groups is not None:
+            return MatryoshkaJumpReLUConfig(**common, groups=plain.groups)
         return JumpReLUConfig(**common)
     if isinstance(act, Gate):
         return GatedConfig(**common)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..models.site_names import parse_site
+from ..models.site_names import every_layer, parse_site
 from ..shared.config.settings import identity, to_dict
 from ..shared.hook_names import from_hook_names
 
@@ -65,8 +65,8 @@ class HarvestConfig:
     """What a row that cannot be used does (not text, no such column, damaged file, …): error ends the harvest and names
     file and line; skip leaves it out, and counts by reason go into the manifest. Either way a later run resumes."""
     sites: tuple[str, ...] = ("layer_02.resid_mid", "layer_02.mlp_out")
-    """Where activations are read: `layer_NN.KIND`, TransformerLens's `blocks.N.hook_KIND`, or any `module.path:in` or
-    `module.path:out`."""
+    """Where activations are read: `layer_NN.KIND`, `layer_*.KIND` for every layer of the model, TransformerLens's
+    `blocks.N.hook_KIND`, or any `module.path:in` or `module.path:out`."""
     tokens: int | None = 262_144
     """Rows to harvest (padding included), rounded up to whole sequences; null takes all of a local dataset."""
     ctx: int = 128
@@ -165,7 +165,8 @@ class HarvestConfig:
 
     def storage_at(self, site: str) -> Storage:
         """Number format of a site's stored activations."""
-        return self.storage_of.get(site, self.storage)
+        everywhere = f"layer_*.{site.partition('.')[2]}" if site.startswith("layer_") else site
+        return self.storage_of.get(site, self.storage_of.get(everywhere, self.storage))
 
 
 def content_settings(config: HarvestConfig) -> dict[str, Any]:
@@ -195,8 +196,9 @@ def _sites_slug(sites: tuple[str, ...]) -> str:
     words: list[str] = []
     last: int | None = None
     for site in sites:
-        layer, kind = parse_site(site)
-        words.append(str(kind) if layer is not None and layer == last else _slug(site.replace(":", ".")))
+        layer, kind = (None, None) if every_layer(site) else parse_site(site)
+        again = layer is not None and layer == last
+        words.append(str(kind) if again else _slug(site.replace(":", ".").replace("*", "all")))
         last = layer
     text = "+".join(words)
     return text if len(text) <= 80 else f"{len(sites)}_sites"

@@ -125,6 +125,7 @@ class HarvestPlan:
                     "shape": [self.layout.n_rows, site.width],
                     "logical_dtype": site.logical_dtype,
                     "storage": site.storage,
+                    "bytes": self.layout.n_rows * site.row_bytes,
                     "module_path": f"{site.module_path}:{site.io}",
                 }
                 for site in self.layout.sites
@@ -146,7 +147,8 @@ class HarvestPlan:
     def __str__(self) -> str:
         shapes = self.layout
         sites = [
-            f"  {site.name:<24} {site.storage} [{shapes.n_rows:,}, {site.width}]  {site.module_path}:{site.io}"
+            f"  {site.name:<24} {site.storage} [{shapes.n_rows:,}, {site.width}] "
+            f"{size(shapes.n_rows * site.row_bytes)}  {site.module_path}:{site.io}"
             for site in shapes.sites
         ]
         state = "complete" if self.complete else f"{self.committed} of {shapes.n_shards} shards committed"

@@ -24,6 +24,7 @@ IO = Literal["in", "out", "nogain"]
 """A module's input or output, or, of a norm, its output without gain and bias."""
 
 _LAYER_SITE = re.compile(r"layer_(\d+)\.([a-z][a-z0-9_]*)")
+_EVERY_LAYER = re.compile(r"layer_\*\.([a-z][a-z0-9_]*)")
 _MODULE_SITE = re.compile(r"([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*):(in|out|nogain)")
 
 
@@ -60,6 +61,12 @@ def parse_site(text: str) -> tuple[int | None, str | None]:
         "or :nogain",
         hint="pipeline harvest --dry-run lists the sites of a config",
     )
+
+
+def every_layer(text: str) -> str | None:
+    """The kind of ``layer_*.KIND``, which stands for that kind at every layer of the model; None for any other name."""
+    match = _EVERY_LAYER.fullmatch(text)
+    return match[1] if match else None
 
 
 def parse_module_site(text: str) -> tuple[str, IO]:

@@ -9,20 +9,32 @@ from ..shared.config.registry import did_you_mean
 from ..shared.errors import UsageError
 from .bodies import body_of, is_encoder_decoder, text_model
 from .families import FAMILIES, family_of
-from .site_names import KINDS, Site, format_site, parse_module_site, parse_site
+from .site_names import KINDS, Site, every_layer, format_site, parse_module_site, parse_site
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 def resolve_sites(names: tuple[str, ...], model: nn.Module) -> list[Site]:
-    """The module and the side of every named site, in the order of the names.
+    """The module and the side of every named site, in the order of the names; `layer_*.KIND` names one at every layer.
 
     Raises:
         UsageError: a name is malformed, or the layer, kind or module was not found; lists the ones that exist.
     """
     modules = dict(model.named_modules())
-    return [_resolve(name, modules, model) for name in names]
+    given = [one for name in names for one in _at_every_layer(name, modules, model)]
+    return [_resolve(name, modules, model) for name in dict.fromkeys(given)]
+
+
+def _at_every_layer(name: str, modules: Mapping[str, Any], model: nn.Module) -> list[str]:
+    kind = every_layer(name)
+    if kind is None:
+        return [name]
+    found, family = text_model(model), family_of(model.config)
+    if found is None or family is None:
+        return [format_site(0, kind)]  # which gives the error that lists the model's modules
+    layers = modules[f"{found[0]}.{family.list_name}".removeprefix(".")]
+    return [format_site(layer, kind) for layer in range(len(layers))]
 
 
 def _resolve(name: str, modules: Mapping[str, Any], model: nn.Module) -> Site:

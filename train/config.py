@@ -15,7 +15,7 @@ from .monitors import Monitors
 from .penalties import Penalties
 from .samplers import AnySamplerConfig, UniformConfig
 from .samples.config import SamplesConfig
-from .schedules import default_lr, warmup_constant, warmup_cosine
+from .schedules import default_lr, linear, warmup_constant, warmup_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +30,13 @@ class OptimizerConfig:
     """Adam's ε."""
     warmup_steps: int | None = None
     """Steps of linear warm-up; null: a tenth of all steps, at most 200."""
-    decay: Literal["cosine", "constant"] = "cosine"
-    """What follows the warm-up."""
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    """What follows the warm-up: half a cosine; the peak rate, and a line down at the end of the run; the peak rate."""
     decay_steps: int | None = None
-    """Steps from the end of the warm-up to the end of the cosine, after which the rate stays; null: all that remain."""
-    lr_final_fraction: float = 0.01
-    """Learning rate at the end of the cosine, as a share of the peak."""
+    """cosine: steps from the end of the warm-up to the end of the cosine, after which the rate stays; null: all that
+    remain. linear: the last steps of the run, in which the rate falls; null: a fifth of the run."""
+    lr_final_fraction: float | None = None
+    """Learning rate at the end of the decay, as a share of the peak; null: 0.01 for a cosine, 0 for a line."""
     grad_clip: float | None = 1.0
     """Largest global norm of the gradient; null: no clipping."""
 
@@ -46,8 +47,10 @@ class OptimizerConfig:
             raise ValueError(f"warmup_steps must be 0 or more, not {self.warmup_steps}")
         if self.decay_steps is not None and self.decay_steps < 1:
             raise ValueError(f"decay_steps must be at least 1, not {self.decay_steps}")
-        if self.decay_steps is not None and self.decay != "cosine":
+        if self.decay_steps is not None and self.decay == "constant":
             raise ValueError("decay_steps: a constant rate has no decay; leave it null, or decay: cosine")
+        if self.lr_final_fraction is not None and not 0 <= self.lr_final_fraction <= 1:
+            raise ValueError(f"lr_final_fraction must be between 0 and 1, not {self.lr_final_fraction}")
         if self.grad_clip is not None and self.grad_clip <= 0:
             raise ValueError(f"grad_clip must be positive or null, not {self.grad_clip}")
 
@@ -64,8 +67,13 @@ class OptimizerConfig:
         peak, warmup = self.peak_lr(latents), self.warmup(total_steps)
         if self.decay == "constant":
             return warmup_constant(step, peak, warmup)
+        if self.decay == "linear":
+            length = max(1, total_steps // 5) if self.decay_steps is None else self.decay_steps
+            final = self.lr_final_fraction or 0.0
+            return warmup_constant(step, linear(1.0, final, (step - total_steps + length) / length) * peak, warmup)
         end = total_steps if self.decay_steps is None else warmup + self.decay_steps
-        return warmup_cosine(step, peak, warmup, end, self.lr_final_fraction)
+        final = 0.01 if self.lr_final_fraction is None else self.lr_final_fraction
+        return warmup_cosine(step, peak, warmup, end, final)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +122,9 @@ class TrainConfig:
     """Site the coder reads."""
     target: str | None = "layer_02.mlp_out"
     """Site it reconstructs (a transcoder); null: the source itself (a sparse autoencoder)."""
+    sites: Literal["all"] | tuple[int, ...] | None = None
+    """Layers, or `all` of the cache: one coder for each, on one read of the data. source and target are then the
+    template: kinds of site (resid_mid), or sites whose layer is replaced. Null: the one run that they name."""
     runs: Path = Path("runs")
     """Folder of the runs."""
     name: str | None = None
@@ -144,6 +155,8 @@ class TrainConfig:
     """Batches, passes over the data, shuffling and reading."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Adam and its schedule."""
+    ema: float | None = None
+    """Decay of a moving average of the weights, which becomes a second coder in the run's final/ema; null: none."""
     dead_after: int | None = None
     """Tokens without firing after which a latent counts as dead; null: 10 million, or one epoch or half of the
     run if that is shorter."""
@@ -187,6 +200,10 @@ class TrainConfig:
             raise ValueError(f"dead_after must be at least 1 (or null), not {self.dead_after}")
         if self.keep_checkpoints is not None and self.keep_checkpoints < 1:
             raise ValueError(f"keep_checkpoints must be at least 1 (or null: all), not {self.keep_checkpoints}")
+        if isinstance(self.sites, tuple) and (not self.sites or len(set(self.sites)) < len(self.sites)):
+            raise ValueError(f"sites: expected `all` or different layers, not {list(self.sites)}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must be between 0 and 1 (or null), not {self.ema}")
         known = ("w_enc", "b_enc", "w_dec", "b_dec", "w_skip")
         for name in self.freeze:
             if name not in known:
@@ -198,6 +215,8 @@ class TrainConfig:
                     f"penalties.{name}.schedule.metric: {metric!r} is not a figure of a monitor "
                     f"(monitors in these settings: {', '.join(self.monitors) or 'none'})"
                 )
+        if self.target not in (None, self.source) and self.coder.subtract_decoder_bias:
+            raise ValueError("coder.subtract_decoder_bias requires an autoencoder (train.target: null)")
         if self.target is None and self.coder.skip:
             raise ValueError("coder.skip: a skip connection requires a transcoder; it lets an SAE copy its input")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..shared.cache.batch import Batch
+from ..shared.coders import Coder
 from ..shared.codes.positions import bos_enrichment
 from ..shared.console import Console
 from ..shared.errors import PipelineError
@@ -86,8 +87,12 @@ def train_group(group: Group, runs: Mapping[Path, Run], console: Console, interr
             if interrupt.requested:
                 saved = ", ".join(str(session.run.path) for session in sessions)
                 raise KeyboardInterrupt(f"{saved} saved at step {step:,} of {group.steps:,}")
+        averages = {id(session): coder for session in sessions if (coder := session.trainee.averaged()) is not None}
+        averaging = [session for session in sessions if id(session) in averages]
+        measured = dict(zip(map(id, averaging), _evaluate(averaging, group, stream, averages), strict=True))
         for session, evaluation in zip(sessions, _evaluate(sessions, group, stream), strict=True):
-            session.finish(evaluation, group)
+            coder = averages.get(id(session))
+            session.finish(evaluation, group, None if coder is None else (coder, measured[id(session)]))
 
 
 def _step(session: Session, rows: Batch, stream: Stream) -> dict[str, Any]:
@@ -107,13 +112,21 @@ def _shown(line: Mapping[str, Any]) -> dict[str, object]:
     return {name: line[key] for key, name in SHOWN.items() if line.get(key) is not None}
 
 
-def _evaluate(sessions: Sequence[Session], group: Group, stream: Stream) -> list[Evaluation]:
-    """Figures of every coder, on the rows it would get alone; coders with the same `eval_rows` share one read."""
+def _evaluate(
+    sessions: Sequence[Session], group: Group, stream: Stream, others: Mapping[int, Coder] | None = None
+) -> list[Evaluation]:
+    """Figures of every coder, on the rows it would get alone; coders with the same `eval_rows` share one read.
+
+    Args:
+        others: id of a session → another coder to evaluate in place of its own.
+    """
     found: dict[int, Evaluation] = {}
     for limit in sorted({session.trainee.config.eval_rows for session in sessions}):
         alike = [session for session in sessions if session.trainee.config.eval_rows == limit]
         rows = evaluation_rows(stream.split, limit)
-        coders = [(s.trainee.coder, s.trainee.config.source, s.trainee.config.target_site) for s in alike]
+        chosen = [(others or {}).get(id(s), s.trainee.coder) for s in alike]
+        sites = [(s.trainee.config.source, s.trainee.config.target_site) for s in alike]
+        coders = [(coder, *pair) for coder, pair in zip(chosen, sites, strict=True)]
         found |= zip(map(id, alike), evaluate(coders, group.cache, rows, group.device), strict=True)
     return [found[id(session)] for session in sessions]
 

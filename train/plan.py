@@ -178,6 +178,8 @@ def plan(configs: Sequence[TrainConfig], unharvested: Mapping[Path, Unharvested]
     for config in configs:
         if config.cache is None:
             raise UsageError("train.cache is not set", "pipeline status lists the caches")
+        if config.sites is not None:
+            raise UsageError(f"train.sites: {config.run_name} is a template of several runs, not a run")
         # A sampler that follows one run's training cannot serve another's.
         alone = config.path if config.sampler.follows_training else None
         # Which rows are massive depends on the sites: runs that exclude them share a read only with the same sites.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,16 +14,12 @@ from ..shared.config.registry import did_you_mean
 from ..shared.config.settings import identity, merge, to_dict, validate
 from ..shared.console import Console, count, si, size
 from ..shared.errors import ConfigError, UsageError
-from ..shared.runs.folder import open_run
 from ..shared.text_table import text_table
 from .config import TrainConfig
-from .data.memory import free_memory
 from .loop import train
-from .plan import Group, TrainPlan, plan
-from .runs.session import existing_runs, is_run
-
-SHARE_OF_MEMORY = 0.5
-"""Share of the free memory that runs training side by side may take."""
+from .parts import side_by_side, state_of
+from .plan import TrainPlan, plan
+from .runs.session import existing_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +226,7 @@ class SweepPlan:
             {
                 "setting": cell.setting,
                 "seed": cell.seed,
-                "state": _state(cell.config),
+                "state": state_of(cell.config),
                 "part": turn.get(cell.config.path),
                 "steps": groups[cell.config.path].steps,
                 "tokens": groups[cell.config.path].steps * cell.config.data.batch_size,
@@ -274,16 +270,6 @@ class SweepPlan:
         return "\n".join(lines)
 
 
-def _state(config: TrainConfig) -> str:
-    if not is_run(config.path):
-        return "new"
-    run = open_run(config.path, allow_incomplete=True)
-    if run.complete:
-        return "finished"
-    saved = run.checkpoints()
-    return f"at step {int(saved[-1].name.removeprefix('step_')):,}" if saved else "begun"
-
-
 def plan_sweep(sweep: SweepConfig, cells: Sequence[Cell], only: Sequence[str] = ()) -> SweepPlan:
     """Plan the unfinished runs; everything that can be refused is refused here.
 
@@ -306,38 +292,12 @@ def plan_sweep(sweep: SweepConfig, cells: Sequence[Cell], only: Sequence[str] = 
     return SweepPlan(sweep, list(cells), planned, parts)
 
 
-def side_by_side(
-    group: Group, at_once: int | None, wanted: Container[Path], free: int | None = None
-) -> list[list[TrainConfig]]:
-    """The unfinished runs of a group, in parts of at most `at_once`, or as many as fit in half of the free memory.
-
-    Args:
-        wanted: folders of the runs to train.
-        free: bytes; None: what is free on the group's device.
-    """
-    sizes = {run["name"]: run["bytes"] for run in group.to_dict()["runs"]}
-    budget = (free_memory(group.device) if free is None else free) * SHARE_OF_MEMORY - group.stream.pool_bytes
-    parts: list[list[TrainConfig]] = []
-    taken = 0
-    for config in group.configs:
-        if config.path not in wanted or _state(config) == "finished":
-            continue
-        need = sizes[config.run_name]
-        full = not parts or (len(parts[-1]) >= at_once if at_once is not None else taken + need > budget)
-        if full:
-            parts.append([])
-            taken = 0
-        parts[-1].append(config)
-        taken += need
-    return parts
-
-
 def train_sweep(planned: SweepPlan, console: Console) -> None:
     """Train what is unfinished, part by part.
 
     Raises: as train.loop.train. Finished and saved runs stay; the same command resumes from there.
     """
-    done = sum(_state(cell.config) == "finished" for cell in planned.cells)
+    done = sum(state_of(cell.config) == "finished" for cell in planned.cells)
     if done:
         console.info(f"{done} of {len(planned.cells)} runs are finished already")
     for number, part in enumerate(planned.parts, 1):

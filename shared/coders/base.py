@@ -10,23 +10,40 @@ import torch
 from torch import Tensor, nn
 
 from .codes import Codes
-from .configs.base import CoderConfig, Normalise
+from .configs.base import ENCODER_NORM, CoderConfig, Normalise
 from .normalisation import SiteMoments, dimension_scale, scalar_scale, whitening
 from .ops import dense_pre, gather_pre, sparse_decode
 
 RMS_EPS = 1e-6
 """Added to the mean square under the root of `input_transform: rms`, as Gemma-2's own RMS norm does."""
 
-ENCODER_NORM = 0.4
-"""Initial length of encoder rows. With rows of length 1 the first codes are so large that the reconstruction starts
-worse than the mean, and training spends its first epochs shrinking them (docs/training.md has the figures)."""
-
-TRAINING_BUFFERS = frozenset({"since_fired", "threshold_steps"})
+TRAINING_BUFFERS = frozenset({"since_fired", "threshold_steps", "log_pressure", "l0_error"})
 """State that only training reads: in checkpoints, but not in a finished coder."""
 
 
 WHITENING = ("input_whiten", "target_whiten", "target_colour")
 """Buffers that only a whitened coder has."""
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a coder may know of the step it is in; the defaults are those of a coder outside training.
+
+    Attributes:
+        seed: the run's.
+        step: number of the update, from 1; total_steps: of the whole run.
+        counted: [B] bool, the batch's rows outside position 0; None: all count.
+    """
+
+    seed: int = 0
+    step: int = 0
+    total_steps: int = 0
+    counted: Tensor | None = None
+
+    def along(self, start: float, end: float, steps: int | None) -> float:
+        """From `start` to `end` along a line over `steps` updates (None: half of the run), then `end`."""
+        length = max(1, self.total_steps // 2) if steps is None else steps
+        return start + (end - start) * min(1.0, self.step / length) if self.total_steps else end
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,8 @@ class Coder(nn.Module, ABC):
         super().__init__()
         if tied and d_in != d_out:
             raise ValueError(f"an SAE reads and writes one width, not {d_in} and {d_out}")
+        if config.subtract_decoder_bias and not tied:
+            raise ValueError("subtract_decoder_bias: a transcoder's input and output are different spaces")
         self.config = config
         self.d_in, self.d_out, self.tied = d_in, d_out, tied
         n_latents = config.latents
@@ -88,6 +107,7 @@ class Coder(nn.Module, ABC):
         self.register_buffer("target_whiten", torch.eye(d_out) if config.normalise == "whiten" else None)
         self.register_buffer("target_colour", torch.eye(d_out) if config.normalise == "whiten" else None)
         self.register_buffer("since_fired", torch.zeros(n_latents, dtype=torch.int64))
+        self.context = StepContext()
         self.dead_after: int | None = None
         """Tokens without firing after which a latent counts as dead; None: never (AuxK stays off)."""
         self.selection_dtype: torch.dtype | None = None
@@ -125,6 +145,11 @@ class Coder(nn.Module, ABC):
     def prefixes(self) -> tuple[int, ...] | None:
         """Cumulative group sizes of a nested dictionary, the last one F; None if the dictionary is not nested."""
         return None
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Parameters with a learning rate of their own, as a multiple of the others'."""
+        return {}
 
     # Normalisation
 
@@ -212,11 +237,14 @@ class Coder(nn.Module, ABC):
             return self.raw_directions(rows.to(double))
 
         b_dec = raw(self.b_dec.unsqueeze(0)).squeeze(0) + self.target_mean.to(double)
+        b_enc = self.b_enc.to(double) - encoder @ mean
+        if self.config.subtract_decoder_bias:
+            b_enc = b_enc - w_enc @ self.b_dec.to(double)
         w_skip = None
         if self.w_skip is not None:
             w_skip = (into @ raw(self.w_skip.T)).T
             b_dec = b_dec - mean @ w_skip.T
-        return Folded(encoder, self.b_enc.to(double) - encoder @ mean, raw(self.w_dec), b_dec, w_skip)
+        return Folded(encoder, b_enc, raw(self.w_dec), b_dec, w_skip)
 
     # Encoding and decoding
 
@@ -236,6 +264,10 @@ class Coder(nn.Module, ABC):
     def encode_normalised(self, u: Tensor) -> Codes:
         """Codes of normalised inputs [B, d_in]."""
 
+    def centred(self, u: Tensor) -> Tensor:
+        """What the encoder's rows are multiplied with: u [B, d_in], less b_dec with `subtract_decoder_bias`."""
+        return u - self.b_dec if self.config.subtract_decoder_bias else u
+
     def decode_normalised(self, codes: Codes, u: Tensor | None = None) -> Tensor:
         """t̂ [B, d_out]; a skip connection also needs u [B, d_in]."""
         return codes.decode(self.w_dec) + self.offset(u)
@@ -250,13 +282,10 @@ class Coder(nn.Module, ABC):
 
     # Training
 
-    def begin_step(self, seed: int, step: int) -> None:
-        """Draw a step's random choices from (seed, step) alone, so that a resumed run draws the same.
-
-        Args:
-            seed: the run's.
-            step: number of the coming update, from 1.
-        """
+    def begin_step(self, context: StepContext) -> None:
+        """Prepare for a step: schedules, and random choices from (seed, step) alone, so that a resumed run draws the
+        same."""
+        self.context = context
 
     @abstractmethod
     def losses(self, u: Tensor, t: Tensor, codes: Codes) -> dict[str, Tensor]:
@@ -292,6 +321,7 @@ class Coder(nn.Module, ABC):
         n_dead = dead.numel()
         if n_dead == 0:
             return None
+        u = self.centred(u)
         with torch.no_grad():
             pre = dense_pre(u, self.w_enc[dead], self.b_enc[dead])
             values, index = pre.topk(min(k_aux, n_dead), dim=1, sorted=False)

@@ -45,6 +45,7 @@ class BatchTopK(TopK):
     def encode_normalised(self, u: Tensor) -> Codes:
         if self.selection == "row":
             return super().encode_normalised(u)
+        u = self.centred(u)
         with torch.no_grad():
             latents, pre, kept = self._chosen(u)
         lists = LatentLists(latents, self.n_latents)
@@ -56,7 +57,7 @@ class BatchTopK(TopK):
         """(latents [B, K], their pre-activations [B, K], which of them are codes [B, K] bool)."""
         pre = dense_pre(u, self.w_enc, self.b_enc, self.selection_dtype)
         if self.training or not bool(self.threshold > 0):
-            latents, kept = select_batch(pre, self.config.k)
+            latents, kept = select_batch(pre, self.k)
         else:
             latents, kept = packed(pre > self.threshold.to(pre.dtype))
         if pre.dtype != u.dtype:  # selected in low precision; the values themselves are exact

@@ -24,7 +24,7 @@ class DenseCoder(Coder):
 
     def pre(self, u: Tensor) -> Tensor:
         """π = u W_encᵀ + b_enc: [B, F] from [B, d_in]."""
-        return torch.nn.functional.linear(u, self.w_enc, self.b_enc)
+        return torch.nn.functional.linear(self.centred(u), self.w_enc, self.b_enc)
 
     def pre_of(self, u: Tensor, codes: Codes) -> Tensor:
         """π of these codes, recomputed if they do not carry it."""

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from .codes import Codes
 from .configs.base import CoderConfig
 from .configs.gated import GatedConfig
-from .dense import DenseCoder, DenseCodes
+from .dense import DenseCodes
+from .sparsity import PenalisedCoder
 
 
-class Gated(DenseCoder):
+class Gated(PenalisedCoder):
     """z = [π > 0] · ReLU(e^r ⊙ (u W_encᵀ) + b_mag), π = u W_encᵀ + b_enc the gate (eq. 6 and 7 of the paper).
 
     Beside the reconstruction (eq. 8): l1_coef · mean Σ_i ReLU(π_i) ‖w_i‖ / √d_out as "sparsity", and as "gate" the
@@ -45,6 +46,6 @@ class Gated(DenseCoder):
         active = torch.relu(self.pre_of(u, codes))
         frozen = active @ self.w_dec.detach() + self.offset(u).detach()
         return self.fit(u, t, codes) | {
-            "sparsity": self.config.l1_coef * self.weighted_l1(active),
+            "sparsity": self.strength * self.config.l1_coef * self.weighted_l1(active),
             "gate": (t - frozen).square().mean(),
         }

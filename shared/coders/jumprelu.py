@@ -11,13 +11,20 @@ from torch import Tensor, nn
 from .codes import Codes
 from .configs.base import CoderConfig
 from .configs.jumprelu import JumpReLUConfig
-from .dense import DenseCoder, DenseCodes
+from .dense import DenseCodes
+from .sparsity import PenalisedCoder
 
 
-class JumpReLU(DenseCoder):
-    """z = π·[π > θ], θ = exp(log_threshold) > 0; the loss adds l0_coef · mean Σ_i [π_i > θ_i].
+class JumpReLU(PenalisedCoder):
+    """z = π·[π > θ], θ = exp(log_threshold) > 0; the loss adds a penalty on the frequencies p_i = mean [π_i > θ_i].
 
-    Both are step functions of θ: their gradient is 0 almost everywhere, although the *expected* loss is smooth in θ,
+    - without a target: l0_coef · Σ_i p_i (arXiv 2407.14435).
+    - with one: l0_coef · (2/L0*) · (Σ_i p_i − L0*)² (Gemma Scope 2, technical report 2025), p_i over the rows outside
+      position 0.
+    - `max_frequency`: frequency_coef · Σ_i ReLU(p_i − max_frequency)² besides. Gemma Scope 2 penalises dense latents
+      through the same frequencies; the form is not published, this one is ours.
+
+    z and p are step functions of θ: their gradient is 0 almost everywhere, although the *expected* loss is smooth in θ,
     because raising θ by δ switches off the pre-activations in (θ, θ + δ]. Straight-through gradients estimate that
     density from the pre-activations within ε/2 of θ, with the rectangle kernel K(x) = [|x| < ½] (section 3 and appendix
     of the paper): ∂z/∂θ = −(θ/ε) K((π − θ)/ε), ∂[π > θ]/∂θ = −(1/ε) K((π − θ)/ε).
@@ -25,12 +32,26 @@ class JumpReLU(DenseCoder):
 
     config_class: ClassVar[type[CoderConfig]] = JumpReLUConfig
     config: JumpReLUConfig
+    levelled_by_bias = False
 
     def __init__(
         self, config: CoderConfig, d_in: int, d_out: int, *, tied: bool, generator: torch.Generator | None = None
     ) -> None:
         super().__init__(config, d_in, d_out, tied=tied, generator=generator)
-        self.log_threshold = nn.Parameter(torch.full((self.n_latents,), math.log(self.config.threshold)))
+        first = math.log(self.config.first_threshold)
+        self.log_threshold = nn.Parameter(torch.full((self.n_latents,), first))
+
+    @property
+    def controlled(self) -> bool:
+        return super().controlled and not self.config.quadratic
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        return {"log_threshold": self.config.threshold_rate}
+
+    def raise_level(self, by: Tensor) -> None:
+        if self.log_threshold.requires_grad:
+            self.log_threshold.add_(by)
 
     def encode_normalised(self, u: Tensor) -> Codes:
         pre = self.pre(u)
@@ -38,11 +59,28 @@ class JumpReLU(DenseCoder):
         return DenseCodes(values, None, self.n_latents, pre=pre)
 
     def losses(self, u: Tensor, t: Tensor, codes: Codes) -> dict[str, Tensor]:
-        threshold = self.log_threshold.exp()
-        active = _Step.apply(  # type: ignore[no-untyped-call]
-            self.pre_of(u, codes).detach(), threshold, self.config.bandwidth
+        return self.fit(u, t, codes) | self.sparsity(u, codes)
+
+    def sparsity(self, u: Tensor, codes: Codes) -> dict[str, Tensor]:
+        """The terms "sparsity", and "dense" where `max_frequency` is set."""
+        c, target = self.config, self.target_l0
+        active: Tensor = _Step.apply(  # type: ignore[no-untyped-call]
+            self.pre_of(u, codes).detach(), self.log_threshold.exp(), c.bandwidth
         )
-        return self.fit(u, t, codes) | {"sparsity": self.config.l0_coef * active.sum(dim=1).mean()}
+        weight = self.strength * c.coefficient
+        if c.penalty == "tanh_quadratic":
+            size = codes.values * torch.linalg.vector_norm(self.w_dec, dim=1)
+            often = self.counted(torch.tanh(c.tanh_scale * size))
+            terms = {"sparsity": weight * (often * (1 + often / c.tanh_share)).sum()}
+        elif target is not None:
+            distance = self.counted(active).sum() - target
+            terms = {"sparsity": weight * (2 / target) * distance.square()}
+        else:
+            terms = {"sparsity": weight * active.sum(dim=1).mean()}
+        if c.max_frequency is not None:
+            above = torch.relu(self.counted(active) - c.max_frequency)
+            terms["dense"] = c.frequency_coef * above.square().sum()
+        return terms
 
 
 class _Jump(torch.autograd.Function):

@@ -10,6 +10,7 @@ from .configs.batchtopk import BatchTopKConfig
 from .configs.gated import GatedConfig
 from .configs.jumprelu import JumpReLUConfig
 from .configs.matryoshka import MatryoshkaConfig
+from .configs.matryoshka_jumprelu import MatryoshkaJumpReLUConfig
 from .configs.relu import ReLUConfig
 from .configs.topk import TopKConfig
 
@@ -26,6 +27,7 @@ ARCHITECTURES: Registry[type[Coder]] = Registry(
         "matryoshka": (MatryoshkaConfig, "matryoshka.Matryoshka"),
         "relu": (ReLUConfig, "relu.ReLU"),
         "jumprelu": (JumpReLUConfig, "jumprelu.JumpReLU"),
+        "matryoshka-jumprelu": (MatryoshkaJumpReLUConfig, "matryoshka_jumprelu.MatryoshkaJumpReLU"),
         "gated": (GatedConfig, "gated.Gated"),
     },
 )

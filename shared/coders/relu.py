@@ -10,10 +10,11 @@ from torch import Tensor
 from .codes import Codes
 from .configs.base import CoderConfig
 from .configs.relu import ReLUConfig
-from .dense import DenseCoder, DenseCodes
+from .dense import DenseCodes
+from .sparsity import PenalisedCoder
 
 
-class ReLU(DenseCoder):
+class ReLU(PenalisedCoder):
     """z = ReLU(π); the loss adds l1_coef · mean Σ_i z_i ‖w_i‖ / √d_out.
 
     The norms prevent evading the penalty through small codes with long decoder rows (`decoder_norm: free`; Anthropic,
@@ -28,4 +29,6 @@ class ReLU(DenseCoder):
         return DenseCodes(torch.relu(pre), None, self.n_latents, pre=pre)
 
     def losses(self, u: Tensor, t: Tensor, codes: Codes) -> dict[str, Tensor]:
-        return self.fit(u, t, codes) | {"sparsity": self.config.l1_coef * self.weighted_l1(codes.values)}
+        return self.fit(u, t, codes) | {
+            "sparsity": self.strength * self.config.l1_coef * self.weighted_l1(codes.values)
+        }

@@ -26,7 +26,16 @@ class TopK(Coder):
         super().__init__(config, d_in, d_out, tied=tied, generator=generator)
         self.selection = self.config.selects_over
 
+    @property
+    def k(self) -> int:
+        """Latents kept per row: those of this step in training, `config.k` otherwise."""
+        c = self.config
+        if c.k_start is None or not self.training:
+            return c.k
+        return round(self.context.along(c.k_start, c.k, c.k_steps))
+
     def encode_normalised(self, u: Tensor) -> Codes:
+        u = self.centred(u)
         latents, pre = self.select(u)
         lists = LatentLists(latents, self.n_latents)
         values = torch.relu(gather_pre(u, self.w_enc, self.b_enc, latents, values=pre, lists=lists))
@@ -34,9 +43,9 @@ class TopK(Coder):
 
     @torch.no_grad()
     def select(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """(latents [B, k] int64, their pre-activations [B, k]) of the k largest pre-activations of each row."""
+        """(latents [B, k] int64, their pre-activations [B, k]) of the k largest of u W_encᵀ + b_enc in each row."""
         pre = dense_pre(u, self.w_enc, self.b_enc, self.selection_dtype)
-        values, latents = pre.topk(self.config.k, dim=1, sorted=False)
+        values, latents = pre.topk(self.k, dim=1, sorted=False)
         if values.dtype != u.dtype:  # selected in low precision; the values themselves are exact
             values = sampled_dot(u, self.w_enc, latents) + self.b_enc[latents]
         return latents, values

@@ -16,7 +16,7 @@ import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..errors import ConfigError, UsageError
 from .registry import TAGS, Keyed, did_you_mean, tag_value
@@ -249,7 +249,7 @@ def forgiven(value: Any, annotation: Any) -> Any:
     item = next(
         (get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple and get_args(kind)[1:] == (...,)), None
     )
-    if item is None:
+    if item is None or any(get_origin(kind) is Literal and value in get_args(kind) for kind in kinds):
         return value
     if isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return [forgiven(value, item)]

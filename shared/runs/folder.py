@@ -236,6 +236,10 @@ class Run:
 
     # the end
 
+    def save_average(self, coder: Coder, summary: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> None:
+        """Write final/ema/: the coder with the moving average of the weights, before `finish`. Arguments as there."""
+        save_coder(coder, self.path / "final" / "ema", {**(extra or {}), "summary": dict(summary)})
+
     def finish(self, coder: Coder, summary: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> None:
         """Write final/: the coder and its config.json with `summary`; after that the run is complete.
 

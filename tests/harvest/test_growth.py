@@ -15,7 +15,7 @@ import pytest
 import torch
 import zarr
 
-from sparse_pipeline.harvest.config import HarvestConfig
+from sparse_pipeline.harvest.config import HarvestConfig, cache_path
 from sparse_pipeline.harvest.forward import Forward
 from sparse_pipeline.harvest.job import Job
 from sparse_pipeline.harvest.plan import plan
@@ -279,3 +279,32 @@ def test_prompts_do_not_grow_by_tokens(tiny_model: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match="harvest.tokens"):
         harvest(dataclasses.replace(made, tokens=12 * CTX))
     assert harvest(dataclasses.replace(made, sites=MORE)).n_sequences == 6
+
+
+def test_every_layer_by_one_name(tiny_model: Path, texts_file: Path, tmp_path: Path) -> None:
+    """Against the same sites spelled out: the same arrays, and the same bytes on the disk beforehand."""
+    shape = {"tokens": 8 * CTX}
+    one = config(tiny_model, texts_file, tmp_path, sites=("layer_*.resid_mid", "layer_01.mlp_out"), **shape)
+    planned = plan(one)
+    names = [site.name for site in planned.layout.sites]
+    n_layers = len(names) - 1
+    assert names == [*(f"layer_{n:02d}.resid_mid" for n in range(n_layers)), "layer_01.mlp_out"]
+    assert n_layers > 2
+    document = planned.to_dict()
+    width = planned.layout.sites[0].width
+    assert {site["bytes"] for site in document["sites"].values()} == {document["rows"] * width * 2}
+    spelled = config(tiny_model, texts_file, tmp_path, sites=tuple(names), **shape | {"name": "spelled"})
+    harvest(one)
+    harvest(spelled)
+    found, expected = open_cache(tmp_path / "grown"), open_cache(tmp_path / "spelled")
+    assert list(found.sites) == names
+    assert found.config != expected.config
+    for name in names:
+        assert torch.equal(rows(found, name), rows(expected, name))
+
+
+def test_storage_of_every_layer_and_the_caches_name() -> None:
+    settings = HarvestConfig(sites=("layer_*.resid_mid", "layer_02.mlp_out"), storage_of={"layer_*.resid_mid": "fp8"})
+    assert settings.storage_at("layer_07.resid_mid") == "fp8"
+    assert settings.storage_at("layer_02.mlp_out") == "bfloat16"
+    assert cache_path(settings).name.startswith("demo-layer_all.resid_mid+layer_02.mlp_out-")

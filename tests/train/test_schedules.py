@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from sparse_pipeline.train.config import OptimizerConfig
 from sparse_pipeline.train.penalties.weights import (
     AdaptiveConfig,
     ConstantConfig,
@@ -31,6 +32,16 @@ def test_without_warmup_the_first_update_is_already_on_the_cosine() -> None:
     assert warmup_cosine(1, 1.0, 0, 4, 0.0) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
     assert warmup_constant(1, 2.0, 0) == 2.0
     assert [warmup_constant(step, 2.0, 4) for step in (1, 2, 4, 9)] == [0.5, 1.0, 2.0, 2.0]
+
+
+def test_a_line_to_zero_over_the_last_fifth() -> None:
+    optimizer = OptimizerConfig(lr=2.0, warmup_steps=10, decay="linear")
+    rates = np.array([optimizer.rate(step, 100, 64) for step in range(1, 101)])
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 5)
+    np.testing.assert_allclose(rates[10:80], 2.0)
+    np.testing.assert_allclose(rates[80:], 2.0 * (1 - np.arange(1, 21) / 20), atol=1e-12)
+    shorter = OptimizerConfig(lr=2.0, warmup_steps=0, decay="linear", decay_steps=4, lr_final_fraction=0.5)
+    assert [shorter.rate(step, 100, 64) for step in (1, 96, 98, 100)] == [2.0, 2.0, 1.5, 1.0]
 
 
 def test_default_rate() -> None:

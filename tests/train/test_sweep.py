@@ -15,6 +15,7 @@ from sparse_pipeline.shared.console import Console
 from sparse_pipeline.shared.errors import ConfigError, DataError, UsageError
 from sparse_pipeline.shared.runs.folder import open_run
 from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.parts import side_by_side
 from sparse_pipeline.train.plan import plan
 from sparse_pipeline.train.step.autograd import train_step
 from sparse_pipeline.train.sweep import (
@@ -25,7 +26,6 @@ from sparse_pipeline.train.sweep import (
     nested,
     plan_sweep,
     portable_command,
-    side_by_side,
     train_sweep,
 )
 

@@ -505,6 +505,10 @@ def refusal(coder: Coder, optimizer: torch.optim.Optimizer | None = None) -> str
     """Why this coder cannot be trained by the fused step, or None."""
     if coder.selection is None:
         return f"{coder.config.architecture} does not select its latents by the k largest pre-activations"
+    if getattr(coder.config, "k_start", None) is not None:
+        return "k changes during the run (k_start)"
+    if coder.config.subtract_decoder_bias:
+        return "subtract_decoder_bias"
     frozen = [name for name, parameter in coder.named_parameters() if not parameter.requires_grad]
     if frozen:
         return f"frozen parameters ({', '.join(frozen)})"

@@ -14,6 +14,7 @@ from ...shared.cache.batch import Batch
 from ...shared.cache.concentration import concentration_note
 from ...shared.cache.format import differences
 from ...shared.cache.outliers import SiteOutliers
+from ...shared.coders import Coder
 from ...shared.config.settings import to_dict, validate
 from ...shared.errors import ConfigError, DataError, PipelineError, UsageError
 from ...shared.provenance import provenance
@@ -45,7 +46,7 @@ class RunSummary:
     control to read `fvu` against. `evaluated_on` is "heldout" or "train". `fvu_dims` is the mean over dimensions of the
     FVU of each; `…_without_massive` exclude the target's massive rows. `outlying_share` and `massive_share`: shares of
     the target's variance (excluding position 0) in its outlying dimensions and in its massive rows. `note` says in
-    words where `fvu` is mostly about a few dimensions.
+    words where `fvu` is mostly about a few dimensions. `fvu_ema`: of the coder with averaged weights (train.ema).
     """
 
     name: str
@@ -66,6 +67,7 @@ class RunSummary:
     outlying_share: float | None = None
     massive_share: float | None = None
     note: str | None = None
+    fvu_ema: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,6 +79,7 @@ class RunSummary:
             ("per dimension", self.fvu_dims),
             ("including position 0", self.fvu_with_bos),
             ("untrained", self.fvu_untrained),
+            ("averaged weights", self.fvu_ema),
         )
         figures = ", ".join(f"{label} {value:.4f}" for label, value in pairs if value is not None)
         l0 = "" if self.l0 is None else f", L0 {self.l0:.1f}"
@@ -204,8 +207,12 @@ class Session:
         found = self.run.checkpoints()
         return int(found[-1].name.removeprefix("step_")) if found else None
 
-    def finish(self, evaluation: Evaluation, group: Group) -> None:
-        """Write final/: the run is complete from here on."""
+    def finish(self, evaluation: Evaluation, group: Group, average: tuple[Coder, Evaluation] | None = None) -> None:
+        """Write final/: the run is complete from here on.
+
+        Args:
+            average: the coder of averaged weights with its figures, written to final/ema first.
+        """
         trainee, config = self.trainee, self.trainee.config
         summary = {
             "steps": trainee.step,
@@ -223,6 +230,10 @@ class Session:
             "cache": {"path": str(group.cache.path), "identity": group.cache.identity},
             "training": to_dict(config),
         }
+        if average is not None:
+            coder, figures = average
+            summary |= {"fvu_ema": figures.fvu, "l0_ema": figures.l0}
+            self.run.save_average(coder, {"steps": trainee.step, "tokens": trainee.tokens, **figures.to_dict()}, extra)
         self.run.finish(trainee.coder, summary, extra)
         self.tracker.finish(summary)
 

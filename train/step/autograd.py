@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...shared.cache.batch import Batch
 from ...shared.coders import Coder
+from ...shared.coders.base import StepContext
 from ...shared.errors import PipelineError
 from ..penalties import StepBatch
 from .fused import fused_train_step
@@ -28,7 +29,7 @@ def train_step(trainee: Trainee, rows: Batch, measure: bool = False) -> StepResu
         return fused_train_step(trainee, rows, measure)
     coder, config = trainee.coder, trainee.config
     step = trainee.step + 1
-    coder.begin_step(config.seed, step)
+    coder.begin_step(StepContext(config.seed, step, trainee.total_steps, rows.position > 0))
     batch = step_batch(trainee, rows, step)
 
     codes = coder.encode_normalised(batch.u)
@@ -46,7 +47,7 @@ def train_step(trainee: Trainee, rows: Batch, measure: bool = False) -> StepResu
         measures = measured(trainee, batch, codes)
     lr = trainee.learning_rate(step)
     for group in trainee.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_factor"]
     trainee.optimizer.step()
     trainee.optimizer.zero_grad(set_to_none=True)
     coder.project_parameters()

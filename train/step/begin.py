@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ...shared.cache import Cache
@@ -42,13 +44,7 @@ def new_trainee(
     half = max(1, total_steps * config.data.batch_size // 2)
     coder.dead_after = config.dead_after or min(DEAD_AFTER, rows_per_epoch, half)
     coder.to(device).train()
-    optimizer = torch.optim.Adam(
-        [parameter for parameter in coder.parameters() if parameter.requires_grad],
-        lr=0.0,
-        betas=config.optimizer.betas,
-        eps=config.optimizer.eps,
-        fused=True,
-    )
+    optimizer = _optimizer(config, coder)
     target = cache.stats(config.target_site)
     trainee = Trainee(
         config=config,
@@ -77,6 +73,19 @@ def new_trainee(
         massive = cache.massive_rows(sorted({config.source, config.target_site}))
         trainee.samples = SampleCollector(config.samples, cache, coder.n_latents, total_steps, share, massive)
     return trainee
+
+
+def _optimizer(config: TrainConfig, coder: Coder) -> torch.optim.Adam:
+    """Adam over the parameters that train, in their order: one group for each run of equal learning rates."""
+    groups: list[dict[str, Any]] = []
+    for name, parameter in coder.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        factor = coder.learning_rates.get(name, 1.0)
+        if not groups or groups[-1]["lr_factor"] != factor:
+            groups.append({"params": [], "lr_factor": factor})
+        groups[-1]["params"].append(parameter)
+    return torch.optim.Adam(groups, lr=0.0, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
 
 
 def _massive(cache: Cache, site: str, device: torch.device) -> MassiveRows:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...shared.cache.batch import Batch
 from ...shared.coders import Coder, Codes
+from ...shared.coders.base import StepContext
 from ...shared.errors import PipelineError, UsageError
 from ..config import TrainConfig
 from ..kernels import unavailable
@@ -68,7 +69,7 @@ def fused_train_step(trainee: Trainee, rows: Batch, measure: bool) -> StepResult
     fused, coder, config = trainee.fused, trainee.coder, trainee.config
     assert fused is not None
     step = trainee.step + 1
-    coder.begin_step(config.seed, step)
+    coder.begin_step(StepContext(config.seed, step, trainee.total_steps, rows.position > 0))
     lr = trainee.learning_rate(step)
     x, y = rows.acts[config.source], rows.acts[config.target_site]
     values: dict[str, Tensor] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ class Trainee:
         massive: site → which rows of the cache are massive there.
         rest_mean, all_mean: [d_out] float64 mean of the target's rows in the cache, excluding and including position 0.
         untrained: the evaluation before the first step.
+        average: moving average of the parameters, with `ema`.
         watch: its monitors; None: it has none.
         samples: its strongest activations so far; None: none are collected.
         fused: the fused step; None: autograd trains this coder.
@@ -72,6 +74,7 @@ class Trainee:
     tokens: int = 0
     loss_ema: Tensor | None = None
     untrained: dict[str, Any] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
     watch: Watch | None = None
     samples: SampleCollector | None = None
     fused: FusedStep | None = None
@@ -101,6 +104,28 @@ class Trainee:
         """Count an update."""
         self.loss_ema = loss if self.loss_ema is None else torch.lerp(loss, self.loss_ema, LOSS_EMA)
         self.step, self.tokens = self.step + 1, self.tokens + n_rows
+        if self.config.ema is not None:
+            self._average(self.config.ema)
+
+    @torch.no_grad()
+    def _average(self, decay: float) -> None:
+        """Σ_j decay^(n−j) w_j / Σ_j decay^(n−j) over the updates 1 … n: the first weights do not linger."""
+        if not self.average:
+            self.average = {name: torch.zeros_like(p) for name, p in self.coder.named_parameters()}
+        share = (1 - decay) / (1 - decay**self.step)
+        for name, parameter in self.coder.named_parameters():
+            self.average[name].lerp_(parameter, share)
+
+    def averaged(self) -> Coder | None:
+        """The coder with the moving average of the weights (unit rows rescaled to length 1); None without one."""
+        if self.config.ema is None:
+            return None
+        with torch.no_grad():
+            coder = copy.deepcopy(self.coder)
+            for name, parameter in coder.named_parameters():
+                parameter.copy_(self.average[name])
+            coder.project_parameters()
+        return coder
 
     def learning_rate(self, step: int) -> float:
         """The rate of update number `step`, from 1."""

@@ -7,6 +7,10 @@ from typing import Literal
 
 Normalise = Literal["scalar", "per_dimension", "whiten"]
 
+ENCODER_NORM = 0.4
+"""Initial length of encoder rows. With rows of length 1 the first codes are so large that the reconstruction starts
+worse than the mean, and training spends its first epochs shrinking them (docs/training.md has the figures)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CoderConfig:
@@ -27,6 +31,9 @@ class CoderConfig:
     deviation, or the square root of the covariance (whiten). docs/architectures.md has the formulas."""
     whiten_shrinkage: float = 0.01
     """What whitening adds to every eigenvalue of the covariance, in mean eigenvalues."""
+    subtract_decoder_bias: bool = False
+    """Subtract the decoder's bias from the encoder's input (autoencoders); it starts at zero, as the mean is subtracted
+    already. Folded into the encoder's bias on export."""
     aux_k: int | None = None
     """Dead latents per row that reconstruct the error (AuxK); null: half the output width. 0: off."""
     aux_coef: float = 1 / 32
@@ -37,5 +44,7 @@ class CoderConfig:
             raise ValueError(f"latents must be at least 1, not {self.latents}")
         if self.aux_k is not None and self.aux_k < 0:
             raise ValueError(f"aux_k must be 0 or more, not {self.aux_k}")
+        if self.subtract_decoder_bias and self.input_transform == "rms":
+            raise ValueError("subtract_decoder_bias: with input_transform: rms, input and output are different spaces")
         if not self.whiten_shrinkage > 0:
             raise ValueError(f"whiten_shrinkage must be positive, not {self.whiten_shrinkage}")

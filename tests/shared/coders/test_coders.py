@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparse_pipeline.shared.coders import ARCHITECTURES, Coder, CoderConfig, build_coder
-from sparse_pipeline.shared.coders.base import ENCODER_NORM, RMS_EPS
+from sparse_pipeline.shared.coders.base import RMS_EPS
+from sparse_pipeline.shared.coders.configs.base import ENCODER_NORM
 from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
 from sparse_pipeline.shared.coders.normalisation import SiteMoments
 from sparse_pipeline.shared.coders.topk import TopKConfig

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare
 
 from sparse_pipeline.shared.coders import load_coder, save_coder
+from sparse_pipeline.shared.coders.base import StepContext
 from sparse_pipeline.shared.coders.batchtopk import BatchTopK, BatchTopKConfig
-from sparse_pipeline.shared.coders.matryoshka import Matryoshka, MatryoshkaConfig, draw_prefixes
+from sparse_pipeline.shared.coders.matryoshka import Matryoshka, MatryoshkaConfig
+from sparse_pipeline.shared.coders.nested import draw_prefixes
 from sparse_pipeline.shared.config.settings import validate
 from sparse_pipeline.shared.errors import ConfigError
 from tests.shared.coders.test_batchtopk import literal
@@ -68,13 +70,13 @@ def test_training_uses_the_draw_of_its_step_and_evaluation_the_usual_groups() ->
     coder = make(MatryoshkaConfig(latents=64, k=3, prefixes="random", n_prefixes=5))
     seen = set()
     for step in range(1, 6):
-        coder.begin_step(7, step)
+        coder.begin_step(StepContext(7, step))
         assert coder.prefixes == draw_prefixes(64, 5, 0.5, 7, step)
         seen.add(coder.prefixes)
     assert len(seen) == 5
     assert coder.eval().prefixes == (8, 24, 56, 64)
     fixed = make(MatryoshkaConfig(latents=64, k=3))
-    fixed.begin_step(7, 1)
+    fixed.begin_step(StepContext(7, 1))
     assert fixed.prefixes == (8, 24, 56, 64)
 
 

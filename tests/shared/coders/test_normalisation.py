@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sparse_pipeline.shared.coders import Coder, build_coder, load_coder, save_coder
 from sparse_pipeline.shared.coders.base import RMS_EPS
-from sparse_pipeline.shared.coders.normalisation import Normalise, SiteMoments, whitening
+from sparse_pipeline.shared.coders.configs.base import Normalise
+from sparse_pipeline.shared.coders.normalisation import SiteMoments, whitening
 from sparse_pipeline.shared.coders.topk import TopKConfig
 
 KINDS: tuple[Normalise, ...] = ("scalar", "per_dimension", "whiten")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparse_pipeline.shared.coders import Coder, Codes, build_coder
+from sparse_pipeline.shared.coders.base import StepContext
 from sparse_pipeline.shared.coders.batchtopk import BatchTopKConfig
 from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
 from sparse_pipeline.shared.coders.normalisation import SiteMoments
@@ -170,7 +171,7 @@ def test_prefixes_that_are_redrawn(device: torch.device) -> None:
     drawn = set()
     for n in range(1, 4):
         for one in (coder, reference.coder):
-            one.begin_step(5, n)
+            one.begin_step(StepContext(5, n))
         drawn.add(coder.prefixes)
         u, t = rows_for(coder, 6)
         check(step.step(u.to(device), t.to(device), LR), reference.step(u, t, None), 6)
