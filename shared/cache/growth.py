@@ -13,6 +13,7 @@ manifest last, by a rename. Array metadata may become longer before that, which 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..config.settings import identity
-from ..errors import DataError, command, repair_command
+from ..errors import DamagedError, DataError, command, repair_command
 from ..schemas import Manifest, Plan, checked
 from .commits import commits_of
 from .files import read_sealed
@@ -229,6 +230,9 @@ def read_head(file: Path) -> dict[str, Any]:
     head = read_sealed(file, version=FORMAT_VERSION)
     check_version(file, head)
     head = checked(Manifest if file.name == MANIFEST else Plan, head, file)
+    generation = re.fullmatch(r"\.?plan(?:\.(\d+))?\.json(?:\.copy)?", file.name)
+    if generation and ("commits_sha256" in head or len(head.get(HISTORY, [])) != int(generation[1] or 0)):
+        raise DamagedError(f"{file} is not the plan of generation {generation[1] or 0}", repair_command(file))
     try:
         sizes = [0, *(one.n_seq for one in generations_of(head))]
         layout = Layout.from_dict(head["layout"])

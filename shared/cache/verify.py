@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ..console import Console, count
 from ..errors import DataError, VersionError, command
 from .arrays import metadata_problems
 from .commits import CommitRecord, commit_path, commits_of
-from .files import inside, read_file
+from .files import inside, read_file, read_sealed
 from .format import HISTORY, MANIFEST, PLAN, Layout, plan_name
 from .growth import Parts, copy_of, generations_of, read_head, standing_of
 from .problems import Problem
@@ -146,6 +147,10 @@ def _plans(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:
                 raise
             except DataError as error:
                 damaged[one] = error.message
+        if len({str(plan) for plan in sound.values()}) > 1:
+            own = _identities(path)
+            damaged |= {one: "the plan of another cache" for one, plan in sound.items() if plan["identity"] not in own}
+            sound = {one: plan for one, plan in sound.items() if one not in damaged}
         if not sound or len({str(plan) for plan in sound.values()}) > 1:
             found = "two plans that differ" if sound else damaged[file]
             advice = f"write {file} again: run the harvest with the settings of this cache under another name, copy it"
@@ -155,6 +160,15 @@ def _plans(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:
         problems += [Problem(one, found, "the plan", write=read_file(good)) for one, found in damaged.items()]
         plans.append(sound[good])
     return plans
+
+
+def _identities(path: Path) -> set[str]:
+    """The identities that the sound commits name."""
+    found = set()
+    for shard, part in commits_of(path):
+        with suppress(DataError):
+            found.add(str(read_sealed(commit_path(path, shard, part)).get("identity")))
+    return found
 
 
 def _manifest(path: Path, plans: Sequence[dict[str, Any]], problems: list[Problem]) -> dict[str, Any] | None:
