@@ -1,6 +1,7 @@
 # make demo     install into .venv, then harvest, train and analyze on the embedded model (about three minutes)
 # make test     install the development tools too, and run the tests (under eight minutes on two cores)
 # make interop  install other tools into an environment of their own, and load the exports with them (tests/interop)
+# make faults   the fault trials at length (tests/faults; about an hour on two cores)
 # make lint     formatting and style (ruff), types (mypy), import contracts (import-linter)
 # make format   apply the formatting and the fixes that ruff can make
 # make gpu      the checks of a CUDA device, at most 8 minutes (make gpu-wheels first, where pip reaches no package index)
@@ -29,7 +30,7 @@ GPU_NEEDS  := zarr numcodecs donfig google-crc32c ruamel.yaml datasets dill mult
 OUT        ?= device-check
 DOWNLOAD    = $(BIN)/python -m pip download --quiet --only-binary=:all: --python-version $(GPU_PYTHON) --dest $(WHEELS)
 
-.PHONY: demo test interop lint format gpu gpu-wheels clean
+.PHONY: demo test faults interop lint format gpu gpu-wheels clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -48,6 +49,10 @@ $(INTEROP)/.installed: tests/interop/requirements.txt pyproject.toml setup.py
 	$(INTEROP)/bin/python -m pip --disable-pip-version-check install --quiet --editable ".[interop]"
 	$(INTEROP)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r tests/interop/requirements.txt
 	@touch $@
+
+faults: $(VENV)/.installed-dev
+	PIPELINE_FAULTS=long $(BIN)/python -m pytest -q -s --timeout 0 tests/faults
+	$(BIN)/python -m pytest -q -m slow tests/shared/cache/test_kill.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

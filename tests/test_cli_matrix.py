@@ -18,6 +18,9 @@ import zarr
 import sparse_pipeline as sp
 from sparse_pipeline import pipeline
 from sparse_pipeline.resolve import resolve, variants
+from tests.faults.subjects import lost
+from tests.sealed import flip
+from tests.shared.cache.folders import contents
 
 
 @pytest.fixture
@@ -418,3 +421,37 @@ def test_too_short_a_run_is_refused_with_its_arithmetic(cli: Cli, here: Path) ->
     message, _ = cli.fails(2, "train", "--name", "x", "--set", "train.min_steps=1000")
     assert "fewer than train.min_steps = 1000" in message
     assert not (here / "runs/x").exists()
+
+
+def follow(command: str, capfd: pytest.CaptureFixture[str]) -> list[str]:
+    """Runs a command, then each `next:` that it prints, until there is none; what was run."""
+    done = []
+    while command:
+        assert command not in done, f"a circle: {done}"
+        done.append(command)
+        assert len(done) < 6, done
+        pipeline.run(shlex.split(command)[1:])
+        shown = [line for line in capfd.readouterr().err.splitlines() if line.startswith("next: ")]
+        command = (
+            shown[-1].removeprefix("next: ").partition("   (")[0].removesuffix(" writes what is missing")
+            if shown
+            else ""
+        )
+    return done
+
+
+def test_every_hint_after_damage_leads_to_the_bytes_of_before(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The commands are those that were printed, as printed."""
+    cache, run = contents(here / "cache/demo"), contents(here / "runs/topk")
+    flip(here / "cache/demo/acts.zarr/layer_02.mlp_out/c.1.0", 99)
+    flip(here / "cache/demo/manifest.json", 60)
+    flip(here / "cache/demo/tokenizer/tokenizer.json", 600)
+    flip(here / "runs/topk/final/coder.safetensors", -9)
+    _, repaired, harvested = follow("pipeline inspect cache/demo", capfd)
+    assert repaired == "pipeline verify cache/demo --repair"
+    assert harvested == "pipeline harvest -c cache/demo"
+    _, repaired, resumed = follow("pipeline analyze topk", capfd)
+    assert repaired == "pipeline verify runs/topk --repair"
+    assert resumed == "pipeline train -c runs/topk --resume"
+    assert contents(here / "cache/demo") == cache
+    assert lost(here / "runs/topk", run) == []

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, repair_command
-from .files import PARTIAL, explained_full_disk, inside, read_sealed, sync_folder
+from .files import PARTIAL, explained_full_disk, inside, sync_folder
 from .first_touch import compare_sha256_once
 from .format import MANIFEST
+from .growth import read_head
 
 DOCUMENTS = "documents.jsonl"
 
@@ -171,7 +172,7 @@ def documents_summary(cache: Path, name: str = DOCUMENTS) -> dict[str, Any]:
 
 def _current(cache: Path) -> Path:
     """The file named in the manifest: a cache that grew has a new file beside the old one."""
-    manifest = read_sealed(cache / MANIFEST) if (cache / MANIFEST).is_file() else {}
+    manifest = read_head(cache / MANIFEST) if (cache / MANIFEST).is_file() else {}
     listed = manifest.get("extra", {}).get("documents")
     if not isinstance(listed, dict) or "file" not in listed:
         return inside(cache, DOCUMENTS)

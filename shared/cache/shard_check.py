@@ -74,7 +74,8 @@ class ShardChecker:
             file = commit_path(self.path, shard, part)
 
             def report(path: Path, was: str, expected: str, file: Path = file) -> None:
-                found.problems.append(Problem(path, was, expected, drop=(file,), shard=shard))
+                # the commit first: without it the chunk file does not exist for anybody
+                found.problems.append(Problem(path, was, expected, drop=(file, path), shard=shard))
 
             try:
                 record = load_commit(self.path, shard, part, owner)

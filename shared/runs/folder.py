@@ -136,10 +136,12 @@ class Run:
             found.append((line, value))
         return found
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drop the lines after `step`: a resumed run logs again what a killed one logged after its last checkpoint."""
-        kept = [line for line, value in self._metric_lines() if step and value.get("step", 0) <= step]
-        write_file(self.path / METRICS, [b"".join(kept)])
+    def rewind_metrics(self, checkpoint: Checkpoint | None) -> None:
+        """Drop what was logged after a checkpoint (None: everything): a resumed run logs it again. Whatever is in those
+        lines, and be it damage, is not read."""
+        file = self.path / METRICS
+        size = 0 if checkpoint is None else checkpoint.files.get(METRICS, {"bytes": 0})["bytes"]
+        write_file(file, [read_file(file)[:size] if size else b""])
         sync_folder(self.path)
 
     # checkpoints

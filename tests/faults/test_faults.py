@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import shutil
 import signal
 import tempfile
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from sparse_pipeline import pipeline
 from sparse_pipeline.shared.cache import CacheWriter, open_cache
 from sparse_pipeline.shared.cache.lock import open_lock
 from sparse_pipeline.shared.cache.verify import verify_cache
@@ -32,7 +30,7 @@ from tests.faults.crash import crash_states
 from tests.faults.damage import KINDS
 from tests.faults.subjects import LAYOUT, SITE, lost, settings, train_run, write_cache
 from tests.faults.trials import cache_trials, first_touches, run_trials
-from tests.sealed import flip, reseal
+from tests.sealed import reseal
 from tests.shared.cache.folders import contents
 from tests.synthetic import make_cache, sparse_acts, token_table
 
@@ -50,22 +48,22 @@ def memory() -> Iterator[Path]:
 
 def test_every_damage_to_a_cache_is_found_and_repaired_to_the_byte(memory: Path) -> None:
     kinds = list(KINDS) if LONG else ["flip", "swap"]
-    trials = list(cache_trials(memory, kinds, per_file=4 if LONG else 1, seed=1))
+    trials = list(cache_trials(memory, kinds, per_file=4 if LONG else 1, seed=1, every=1 if LONG else 2))
     print("cache:", dict(Counter(trial.kind for trial in trials)))
     assert [trial for trial in trials if not trial.found or trial.wrong] == []
-    assert len(trials) >= 50
+    assert len(trials) >= 30
 
 
 def test_every_damage_to_a_run_is_found_and_repaired_to_the_byte(memory: Path) -> None:
     kinds = list(KINDS) if LONG else ["flip"]
-    trials = list(run_trials(memory, kinds, per_file=2 if LONG else 1, seed=2))
+    trials = list(run_trials(memory, kinds, per_file=2 if LONG else 1, seed=2, every=1 if LONG else 3))
     print("run:", dict(Counter(trial.kind for trial in trials)))
     assert [trial for trial in trials if not trial.found or trial.wrong] == []
-    assert len(trials) >= 15
+    assert len(trials) >= 5
 
 
 def test_flipped_payloads_are_found_on_first_touch(memory: Path) -> None:
-    found = list(first_touches(memory, flips=150 if LONG else 4, seed=3))
+    found = list(first_touches(memory, flips=150 if LONG else 3, seed=3))
     print("first touch:", len(found))
     assert all(seen and stopped for _, seen, stopped in found), found
 
@@ -74,13 +72,13 @@ def test_a_power_cut_at_any_operation_of_a_cache_loses_nothing(memory: Path) -> 
     write_cache(memory / "whole")
     whole = contents(memory / "whole")
     states = crash_states(
-        memory / "c", lambda: write_cache(memory / "c"), memory / "states", seed=4, every=1 if LONG else 6
+        memory / "c", lambda: write_cache(memory / "c"), memory / "states", seed=4, every=1 if LONG else 12
     )
     for state in states:
         write_cache(state)
         assert contents(state) == whole, state
     print("power cuts, cache:", len(states))
-    assert len(states) >= 40
+    assert len(states) >= 20
 
 
 def test_a_power_cut_at_any_operation_of_a_run_loses_nothing(memory: Path) -> None:
@@ -88,7 +86,7 @@ def test_a_power_cut_at_any_operation_of_a_run_loses_nothing(memory: Path) -> No
     path, aside = memory / "runs/run", memory / "aside"
     whole = contents(path)
     shutil.move(path, aside)
-    states = crash_states(path, lambda: train_run(memory), memory / "states", seed=5, every=1 if LONG else 45)
+    states = crash_states(path, lambda: train_run(memory), memory / "states", seed=5, every=1 if LONG else 60)
     for state in states:
         shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(state, path)
@@ -96,7 +94,7 @@ def test_a_power_cut_at_any_operation_of_a_run_loses_nothing(memory: Path) -> No
         train_run(memory)
         assert lost(path, whole) == [], (state, committed)
     print("power cuts, run:", len(states))
-    assert len(states) >= 4
+    assert len(states) >= 2
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
@@ -106,7 +104,7 @@ def test_an_error_of_the_disk_names_the_file_and_loses_nothing(
     write_cache(memory / "whole")
     whole = contents(memory / "whole")
     real, count = os.write, 0
-    for at in range(1, 60, 1 if LONG else 9):
+    for at in range(1, 60, 1 if LONG else 14):
         count = 0
 
         def failing(descriptor: int, data: bytes, at: int = at) -> int:
@@ -141,7 +139,7 @@ def _said(work: Callable[[], None]) -> str | None:
 
 
 def test_hostile_and_broken_files_give_errors_and_no_tracebacks(memory: Path) -> None:
-    cases = 1300 if LONG else 60
+    cases = 1300 if LONG else 10
     write_cache(memory / "caches/cache")
     whole_cache = contents(memory / "caches/cache")
     (memory / "caches/cache/documents.jsonl").write_text('{"doc_id": 0, "labels": {"a": 1}}\n')
@@ -283,42 +281,3 @@ def test_a_run_that_diverges_is_noted_and_stopped_on_request(tmp_path: Path) -> 
     with pytest.raises(PipelineError, match="run stopped diverged at step"):
         train([stopped])
     assert open_run(stopped.path, allow_incomplete=True).note is not None
-
-
-def follow(command: str, capfd: pytest.CaptureFixture[str]) -> list[str]:
-    """Runs a command, then each `next:` that it prints, until there is none; what was run."""
-    done = []
-    while command:
-        assert command not in done, f"a circle: {done}"
-        done.append(command)
-        assert len(done) < 6, done
-        pipeline.run(shlex.split(command)[1:])
-        shown = [line for line in capfd.readouterr().err.splitlines() if line.startswith("next: ")]
-        command = (
-            shown[-1].removeprefix("next: ").partition("   (")[0].removesuffix(" writes what is missing")
-            if shown
-            else ""
-        )
-    return done
-
-
-def test_every_hint_after_damage_leads_to_the_bytes_of_before(
-    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """The commands are those that were printed, as printed."""
-    here = tmp_path / "here"
-    shutil.copytree(workshop, here)
-    monkeypatch.chdir(here)
-    cache, run = contents(here / "cache/demo"), contents(here / "runs/topk")
-    flip(here / "cache/demo/acts.zarr/layer_02.mlp_out/c.1.0", 99)
-    flip(here / "cache/demo/manifest.json", 60)
-    flip(here / "cache/demo/tokenizer/tokenizer.json", 600)
-    flip(here / "runs/topk/final/coder.safetensors", -9)
-    done = follow("pipeline analyze topk", capfd)
-    assert done[1] == "pipeline verify runs/topk --repair"
-    assert done[2] == "pipeline train -c runs/topk --resume"
-    done += follow("pipeline inspect cache/demo", capfd)
-    assert "pipeline verify cache/demo --repair" in done
-    assert "pipeline harvest -c cache/demo" in done
-    assert contents(here / "cache/demo") == cache
-    assert lost(here / "runs/topk", run) == []

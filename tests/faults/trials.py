@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparse_pipeline.shared.cache import open_cache
@@ -12,6 +12,8 @@ from sparse_pipeline.shared.cache.repair import repair_cache
 from sparse_pipeline.shared.errors import DataError
 from sparse_pipeline.shared.runs.repair import repair_run
 from sparse_pipeline.shared.runs.verify import verify_run
+from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.loop import train
 from tests.faults.damage import KINDS
 from tests.faults.subjects import QUANTISED, SITE, lost, restore, settings, train_run, write_cache
 from tests.shared.cache.folders import contents
@@ -27,13 +29,13 @@ class Trial:
     wrong: list[str]
 
 
-def cache_trials(folder: Path, kinds: list[str], per_file: int, seed: int) -> Iterator[Trial]:
-    """Every file of a cache, damaged in every way."""
+def cache_trials(folder: Path, kinds: list[str], per_file: int, seed: int, every: int = 1) -> Iterator[Trial]:
+    """Every n-th file of a cache, damaged in every way."""
     path = folder / "cache"
     write_cache(path)
     whole, rng = contents(path), random.Random(seed)
-    for name in whole:
-        for kind in kinds if name != ".lock" else []:
+    for name in [one for one in whole if one != ".lock"][::every]:
+        for kind in kinds:
             for _ in range(per_file):
                 KINDS[kind](path / name, rng)
                 done = repair_cache(path)
@@ -46,13 +48,13 @@ def cache_trials(folder: Path, kinds: list[str], per_file: int, seed: int) -> It
                     restore(path, whole)
 
 
-def run_trials(folder: Path, kinds: list[str], per_file: int, seed: int) -> Iterator[Trial]:
-    """Every file of a finished run, damaged in every way."""
+def run_trials(folder: Path, kinds: list[str], per_file: int, seed: int, every: int = 1) -> Iterator[Trial]:
+    """Every n-th file of a finished run, damaged in every way."""
     train_run(folder)
     path = folder / "runs/run"
     whole, rng = contents(path), random.Random(seed)
-    for name in whole:
-        for kind in kinds if name != ".lock" else []:
+    for name in [one for one in whole if one != ".lock"][::every]:
+        for kind in kinds:
             for _ in range(per_file):
                 KINDS[kind](path / name, rng)
                 done = repair_run(path)
@@ -85,15 +87,9 @@ def first_touches(folder: Path, flips: int, seed: int) -> Iterator[tuple[str, bo
         yield name, seen, stopped
 
 
-def _train_anew(config: object) -> None:
-    from dataclasses import replace
-
-    from sparse_pipeline.train.loop import train
-
-    names = iter(range(10_000))
-    while (config.runs / f"t{(n := next(names))}").exists():  # type: ignore[attr-defined]
-        pass
-    train([replace(config, name=f"t{n}", samples=None)])  # type: ignore[type-var]
+def _train_anew(config: TrainConfig) -> None:
+    taken = len(list(config.runs.glob("*")))
+    train([replace(config, name=f"t{taken}", samples=None)])
 
 
 def _flip_payload(file: Path, rng: random.Random) -> None:
@@ -112,9 +108,9 @@ def _read_all(path: Path) -> None:
             cache.chunk(site, shard)
 
 
-def _raises(work: object) -> bool:
+def _raises(work: Callable[[], None]) -> bool:
     try:
-        work()  # type: ignore[operator]
+        work()
     except DataError as error:
         return "damaged" in error.message
     return False

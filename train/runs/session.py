@@ -283,7 +283,7 @@ def begin(group: Group, config: TrainConfig, run: Run) -> Session:
     if saved is not None:
         run.check_records(saved)
         checkpoint.restore(run, trainee, saved)
-    run.rewind_metrics(trainee.step)
+    run.rewind_metrics(saved)
     if run.note is not None and run.note.get("step", 0) > trainee.step:
         run.write_note(None)
     position = None if saved is None else saved.state["position"]

@@ -79,6 +79,7 @@ def test_repair_and_the_next_harvest_give_the_bytes_of_a_sound_cache(cache: Cach
     assert {str(file.relative_to(cache.path)) for file in done.dropped} == {
         "commits/000001.json",
         "commits/000003.json",
+        "acts.zarr/layer_01.mlp_out/c.3.0",
     }
     assert {str(file.relative_to(cache.path)) for file in done.written} == {
         "plan.json",

@@ -58,14 +58,20 @@ def test_metrics_come_back_without_a_torn_last_line(run: Run) -> None:
     assert run.metrics() == []
     for step in (1, 2, 3):
         run.log({"step": step, "loss": 0.1 * step, "fvu": None})
+        if step == 2:
+            checkpoint(run, 2)
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
     assert [line["step"] for line in run.metrics()] == [1, 2, 3]
-    run.rewind_metrics(2)
+    run.rewind_metrics(run.load_checkpoint())
     run.log({"step": 3})
     assert [line["step"] for line in run.metrics()] == [1, 2, 3]
     with pytest.raises(ValueError):
         run.log({"loss": float("nan")})
+    with (run.path / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xb0\n")  # damage after the checkpoint
+    run.rewind_metrics(run.load_checkpoint())
+    assert [line["step"] for line in run.metrics()] == [1, 2]
     (run.path / "metrics.jsonl").write_text("{]\n")
     with pytest.raises(DataError, match="not JSON lines"):
         run.metrics()
