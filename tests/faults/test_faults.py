@@ -56,10 +56,10 @@ def test_every_damage_to_a_cache_is_found_and_repaired_to_the_byte(memory: Path)
 
 def test_every_damage_to_a_run_is_found_and_repaired_to_the_byte(memory: Path) -> None:
     kinds = list(KINDS) if LONG else ["flip"]
-    trials = list(run_trials(memory, kinds, per_file=2 if LONG else 1, seed=2, every=1 if LONG else 3))
+    trials = list(run_trials(memory, kinds, per_file=2 if LONG else 1, seed=2, every=1 if LONG else 6))
     print("run:", dict(Counter(trial.kind for trial in trials)))
     assert [trial for trial in trials if not trial.found or trial.wrong] == []
-    assert len(trials) >= 5
+    assert len(trials) >= 2
 
 
 def test_flipped_payloads_are_found_on_first_touch(memory: Path) -> None:
@@ -139,7 +139,7 @@ def _said(work: Callable[[], None]) -> str | None:
 
 
 def test_hostile_and_broken_files_give_errors_and_no_tracebacks(memory: Path) -> None:
-    cases = 1300 if LONG else 10
+    cases = 1300 if LONG else 5
     write_cache(memory / "caches/cache")
     whole_cache = contents(memory / "caches/cache")
     (memory / "caches/cache/documents.jsonl").write_text('{"doc_id": 0, "labels": {"a": 1}}\n')
