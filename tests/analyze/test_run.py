@@ -73,7 +73,7 @@ def nested(made: Planted, folder: Path, name: str, seed: int = 0, freeze: tuple[
         tied=False,
         generator=torch.Generator().manual_seed(seed),
     )
-    coder.set_normalisation(*(moments_of(made.cache, site, "scalar") for site in (SOURCE, TARGET)))
+    coder.set_normalisation(*(moments_of(made.cache, site, coder.config.normalise) for site in (SOURCE, TARGET)))
     generator = torch.Generator().manual_seed(100 + seed)
     with torch.no_grad():
         coder.w_enc.add_(0.2 * torch.randn(coder.w_enc.shape, generator=generator))
@@ -190,7 +190,7 @@ def test_the_untrained_control_is_the_coder_before_its_first_step(made: Planted,
         generator=torch.Generator().manual_seed(0),
     )
     assert torch.equal(control.coder.w_enc, fresh.w_enc)
-    assert float(control.coder.target_scale) == pytest.approx(float(open_run(path).load_coder().target_scale))
+    torch.testing.assert_close(control.coder.target_scale, open_run(path).load_coder().target_scale)
 
 
 def test_collectors_merge_as_if_one_had_seen_all(made: Planted, run: Path) -> None:

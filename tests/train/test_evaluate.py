@@ -26,7 +26,7 @@ def test_figures_equal_the_formula_over_several_coders_in_one_read(packing: str,
     for config, source, target in tasks:
         coder = build_coder(config, 32, 32, tied=source == target, generator=torch.Generator().manual_seed(1))
         coder.randomise_decoder(torch.Generator().manual_seed(2))
-        coder.set_normalisation(*(moments_of(cache, site, "scalar") for site in (source, target)))
+        coder.set_normalisation(*(moments_of(cache, site, config.normalise) for site in (source, target)))
         coders.append((coder.train(), source, target))
     for (coder, source, target), found in zip(coders, evaluate(coders, cache, rows), strict=True):
         assert coder.training  # as it was

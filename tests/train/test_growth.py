@@ -89,7 +89,7 @@ def at_its_start(cache: Path, name: str) -> Path:
     """A run that never made a step, on the cache as it is now."""
     opened = open_cache(cache)
     coder = build_coder(TopKConfig(latents=64, k=8), 32, 32, tied=True, generator=torch.Generator().manual_seed(0))
-    moments = moments_of(opened, SOURCE, "scalar")
+    moments = moments_of(opened, SOURCE, coder.config.normalise)
     coder.set_normalisation(moments, moments)
     run = create_run(cache.parent / "runs", name, {}, {})
     where = {"path": str(cache), "identity": opened.identity}

@@ -159,7 +159,7 @@ class FusedStep:
     ) -> FusedResult:
         """As `step`, from raw activations x [B, d_in] and y [B, d_out]: normalises them on the way."""
         c = self.coder
-        if c.config.normalise != "scalar":  # the kernel divides by one number
+        if c.config.normalise == "whiten":  # a matrix product, which the kernel does not do
             u, t = c.normalise_input(x), c.normalise_target(y)
             return self.step(u, t, lr, penalise=penalise, want_norm=want_norm)
         b = self._prepare(x.shape[0])

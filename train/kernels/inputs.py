@@ -12,6 +12,7 @@ from torch import Tensor
 def _normalise(
     x_ptr, mean, scale, out, norm,
     D: tl.constexpr, BLOCK: tl.constexpr, RMS: tl.constexpr, EPS: tl.constexpr, HAS_NORM: tl.constexpr,
+    EACH: tl.constexpr,
 ):  # fmt: skip
     """(x · [1/rms(x)] − mean) / scale, and the norm of what was stored; one program per row."""
     b = tl.program_id(0)
@@ -24,11 +25,14 @@ def _normalise(
             x = tl.load(x_ptr + at + d, mask=d < D, other=0.0).to(tl.float32)
             square += x * x
         root = 1.0 / tl.sqrt(tl.sum(square) / D + EPS)
-    divisor = tl.load(scale)
+    if not EACH:
+        divisor = tl.load(scale)
     square = tl.zeros([BLOCK], tl.float32)
     for o in range(0, D, BLOCK):
         d = o + tl.arange(0, BLOCK)
         x = tl.load(x_ptr + at + d, mask=d < D, other=0.0).to(tl.float32) * root
+        if EACH:
+            divisor = tl.load(scale + d, mask=d < D, other=1.0)
         u = ((x - tl.load(mean + d, mask=d < D, other=0.0)) / divisor).to(out.dtype.element_ty)
         tl.store(out + at + d, u, mask=d < D)
         kept = tl.where(d < D, u.to(tl.float32), 0.0)
@@ -45,7 +49,7 @@ def normalise_rows(
     Args:
         x: [B, d] contiguous, any float dtype.
         mean: [d] float32.
-        scale: scalar float32.
+        scale: float32, a scalar or [d].
         out: [B, d], the dtype wanted.
         rms_eps: divide each row by its root mean square first, with this under the root; None: do not.
         norm: [B] float32, or None.
@@ -54,5 +58,6 @@ def normalise_rows(
     block = min(1024, triton.next_power_of_2(width))
     _normalise[(n_rows,)](
         x, mean, scale, out, mean if norm is None else norm, D=width, BLOCK=block, RMS=rms_eps is not None,
-        EPS=0.0 if rms_eps is None else rms_eps, HAS_NORM=norm is not None, num_warps=4,
+        EPS=0.0 if rms_eps is None else rms_eps, HAS_NORM=norm is not None,
+        EACH=scale.ndim == 1, num_warps=4,
     )  # fmt: skip

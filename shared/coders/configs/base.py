@@ -26,7 +26,7 @@ class CoderConfig:
     """Add a linear path from input to output, W_skip [d_out, d_in], starting at zero (transcoders)."""
     input_transform: Literal["raw", "rms"] = "raw"
     """The input as cached, or divided by its root mean square (Gemma Scope's transcoders read resid_mid that way)."""
-    normalise: Normalise = "scalar"
+    normalise: Normalise = "per_dimension"
     """What training divides both sides by, after their mean is subtracted: one scalar, each dimension's own standard
     deviation, or the square root of the covariance (whiten). docs/architectures.md has the formulas."""
     whiten_shrinkage: float = 0.01

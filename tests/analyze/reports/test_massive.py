@@ -20,7 +20,8 @@ from sparse_pipeline.shared.cache import Cache
 from sparse_pipeline.shared.cache.concentration import DISAGREE, OUTLYING
 from sparse_pipeline.shared.cache.vocabulary import Vocabulary
 from sparse_pipeline.shared.coders import Coder, build_coder
-from sparse_pipeline.shared.coders.normalisation import Normalise, SiteMoments
+from sparse_pipeline.shared.coders.configs.base import Normalise
+from sparse_pipeline.shared.coders.normalisation import SiteMoments
 from sparse_pipeline.shared.coders.topk import TopKConfig
 from tests.analyze.labelled_cache import SITE, report, write_tokenizer
 from tests.synthetic import make_cache, place_and_position, sparse_acts, token_table

@@ -16,7 +16,8 @@ from sparse_pipeline.analyze.subject.language_model import Unembedding
 from sparse_pipeline.analyze.subject.subject import Subject
 from sparse_pipeline.shared.cache.vocabulary import Vocabulary
 from sparse_pipeline.shared.coders import Coder, build_coder
-from sparse_pipeline.shared.coders.normalisation import Normalise, SiteMoments
+from sparse_pipeline.shared.coders.configs.base import Normalise
+from sparse_pipeline.shared.coders.normalisation import SiteMoments
 from sparse_pipeline.shared.coders.topk import TopKConfig
 from tests.synthetic import make_cache
 

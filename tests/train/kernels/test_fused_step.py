@@ -12,6 +12,7 @@ from torch import Tensor
 from sparse_pipeline.shared.coders import Coder, Codes, build_coder
 from sparse_pipeline.shared.coders.base import StepContext
 from sparse_pipeline.shared.coders.batchtopk import BatchTopKConfig
+from sparse_pipeline.shared.coders.configs.base import Normalise
 from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
 from sparse_pipeline.shared.coders.normalisation import SiteMoments
 from sparse_pipeline.shared.coders.topk import TopKConfig
@@ -196,8 +197,9 @@ def test_bfloat16_stays_near_the_reference(device: torch.device) -> None:
         assert relative(matrix.shadow, matrix.weight) < 6e-3  # the update keeps the copies
 
 
-def test_raw_rows_are_normalised_on_the_way(device: torch.device) -> None:
-    coder = made(TopKConfig(latents=16, k=3, input_transform="rms"), 12, 10, False)
+@pytest.mark.parametrize("normalise", ["scalar", "per_dimension"])
+def test_raw_rows_are_normalised_on_the_way(device: torch.device, normalise: Normalise) -> None:
+    coder = made(TopKConfig(latents=16, k=3, input_transform="rms", normalise=normalise), 12, 10, False)
     coder.set_normalisation(
         SiteMoments(torch.randn(12), torch.rand(12)), SiteMoments(torch.randn(10), torch.rand(10) + 1)
     )
