@@ -176,7 +176,8 @@ def test_runs_that_began_alike_share_a_control(made: Planted, tmp_path: Path) ->
     paths = [nested(made, tmp_path / "runs", name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
     result = analyze(paths, AnalyzeConfig(out=tmp_path / "reports", reports={"global": ReconstructionConfig()}))
     assert [r["name"] for r in result.controls] == ["untrained (a, b)", "untrained (c)"]
-    assert result.controls[0]["fvu"] == pytest.approx(1)  # a transcoder begins by predicting the mean
+    # a transcoder begins by predicting the mean, of the ordinary rows
+    assert result.controls[0]["fvu"] == pytest.approx(1, abs=2e-3)
 
 
 def test_the_untrained_control_is_the_coder_before_its_first_step(made: Planted, tmp_path: Path) -> None:
@@ -418,7 +419,7 @@ def test_another_cache_is_measured_by_the_training_caches_mean(made: Planted, tm
     assert result.runs[0]["fvu"] == pytest.approx(fvu(made.cache, rest, "rest"), rel=1e-6)
     assert result.runs[0]["fvu_with_bos"] == pytest.approx(fvu(made.cache, every, "all"), rel=1e-6)
     # A transcoder that never learned gives the training cache's mean, not the other's.
-    assert result.controls[0]["fvu"] == pytest.approx(1, rel=1e-6)
+    assert result.controls[0]["fvu"] == pytest.approx(1, rel=1e-3)
     document = json.loads((result.report.parent / "report.json").read_text())
     assert "the training cache." in document["runs"][0]["reports"]["global"]["figures"]["fvu"]["definition"]
 

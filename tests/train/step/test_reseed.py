@@ -86,7 +86,7 @@ def half_used(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 def settings(cache: Cache, config: MakeConfig, **more: object) -> TrainConfig:
     return config(
-        cache=cache.path, source="layer_01.resid_mid", target=None, coder=TopKConfig(latents=64, k=2, aux_k=0), **more
+        cache=cache.path, source="layer_01.resid_mid", target=None, coder=TopKConfig(latents=64, k=2, aux_k=0, normalise="scalar"), **more
     )
 
 
