@@ -85,9 +85,8 @@ def half_used(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 
 def settings(cache: Cache, config: MakeConfig, **more: object) -> TrainConfig:
-    return config(
-        cache=cache.path, source="layer_01.resid_mid", target=None, coder=TopKConfig(latents=64, k=2, aux_k=0, normalise="scalar"), **more
-    )
+    coder = TopKConfig(latents=64, k=2, aux_k=0, normalise="scalar")
+    return config(cache=cache.path, source="layer_01.resid_mid", target=None, coder=coder, **more)
 
 
 def test_dead_latents_of_a_run_fire_again(half_used: Cache, config: MakeConfig) -> None:
