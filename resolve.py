@@ -220,10 +220,14 @@ def train_configs(
         section = {"train": changes} if changes else None
         whole, drawn = resolve_seeds(files, sets, variant, seeds=seeds, here=here, changes=section)
         own: dict[str, Any] = {"cache": cache_to_train_on(whole)}
+        if whole.train.init is not None:
+            from .shared.overview.find import named
+
+            own["init"] = named(whole.train.init, whole.train.runs)
         if name is not None:
             own["name"] = name if len(names) < 2 else f"{name}-{variant}"
-        elif (named := whole.train.name) and variant and (len(names) > 1 or not _sets_name(sets)):
-            own["name"] = named if named.endswith(f"-{variant}") else f"{named}-{variant}"
+        elif (given := whole.train.name) and variant and (len(names) > 1 or not _sets_name(sets)):
+            own["name"] = given if given.endswith(f"-{variant}") else f"{given}-{variant}"
         try:
             config = dataclasses.replace(whole.train, **own)
         except ValueError as error:

@@ -137,6 +137,9 @@ class TrainConfig:
     list, such as [0, 1, 2], trains one run per seed, side by side."""
     coder: AnyCoderConfig = field(default_factory=MatryoshkaConfig)
     """Architecture, size and sparsity."""
+    init: Path | None = None
+    """A run, or a folder with a finished coder, whose latents this one starts from: as many, a prefix of a nested
+    dictionary, or fewer than this one has. Null: random weights."""
     freeze: tuple[str, ...] = ()
     """Parameters that keep their initial values: w_enc, b_enc, w_dec, b_dec, w_skip."""
     penalties: Penalties = field(default_factory=dict)

@@ -11,7 +11,8 @@ import torch
 
 from ..shared.cache import Cache, Layout, open_cache
 from ..shared.cache.format import MANIFEST
-from ..shared.coders import build_coder
+from ..shared.coders import build_coder, load_coder
+from ..shared.coders.warm_start import refuse
 from ..shared.config.registry import did_you_mean
 from ..shared.console import count, si, size
 from ..shared.errors import UsageError
@@ -252,6 +253,8 @@ def _checked_sites(configs: Sequence[TrainConfig], path: Path, widths: Mapping[s
         with torch.device("meta"):
             coder = build_coder(config.coder, d_in, d_out, tied=config.source == config.target_site)
         refusal(config, coder, pick_device(config.device))
+        if config.init is not None:
+            refuse(coder, load_coder(config.init), str(config.init))
     return [site for config in configs for site in (config.source, config.target_site)]
 
 

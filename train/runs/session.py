@@ -28,7 +28,7 @@ from ..monitors.log import DuplicationLog
 from ..monitors.watch import MonitorReport
 from ..plan import Group
 from ..samples.report import SampleWriter
-from ..step.begin import new_trainee
+from ..step.begin import moved, new_trainee
 from ..step.result import StepResult
 from ..step.trainee import Trainee
 from . import checkpoint
@@ -47,6 +47,7 @@ class RunSummary:
     FVU of each; `…_without_massive` exclude the target's massive rows. `outlying_share` and `massive_share`: shares of
     the target's variance (excluding position 0) in its outlying dimensions and in its massive rows. `note` says in
     words where `fvu` is mostly about a few dimensions. `fvu_ema`: of the coder with averaged weights (train.ema).
+    `moved`: cosines between the rows that a run started from (train.init) and those that it ended with.
     """
 
     name: str
@@ -68,6 +69,7 @@ class RunSummary:
     massive_share: float | None = None
     note: str | None = None
     fvu_ema: float | None = None
+    moved: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -84,6 +86,9 @@ class RunSummary:
         figures = ", ".join(f"{label} {value:.4f}" for label, value in pairs if value is not None)
         l0 = "" if self.l0 is None else f", L0 {self.l0:.1f}"
         work = f"{self.steps:,} steps in {self.seconds:.1f} s"
+        if self.moved is not None:
+            median = self.moved["w_dec"]["median"]
+            work += f", {self.moved['latents']:,} latents at a median cosine of {median:.3f} to their start"
         note = "" if self.note is None else f"\n  note: {self.note}"
         return f"{self.name}: {figures}{l0}, {self.dead} dead, {work} → {self.path}{note}"
 
@@ -230,6 +235,8 @@ class Session:
             "cache": {"path": str(group.cache.path), "identity": group.cache.identity},
             "training": to_dict(config),
         }
+        if (distance := moved(config, group.cache, trainee.coder)) is not None:
+            summary["moved"] = distance
         if average is not None:
             coder, figures = average
             summary |= {"fvu_ema": figures.fvu, "l0_ema": figures.l0}

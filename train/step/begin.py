@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...shared.cache import Cache
-from ...shared.coders import Coder, build_coder
+from ...shared.cache.heldout import split_rows
+from ...shared.cache.rows import rest_rows
+from ...shared.coders import Coder, build_coder, load_coder
+from ...shared.coders.warm_start import distances, refuse, transfer
 from ..config import TrainConfig, with_precision
+from ..data.rows import thin
 from ..monitors.watch import Watch
 from ..normalisation import moments_of
 from ..samples.collect import SampleCollector
@@ -20,6 +25,9 @@ from .trainee import MassiveRows, Trainee
 DEAD_AFTER = 10_000_000
 """Tokens without firing after which a latent counts as dead, unless an epoch or half of the run is shorter: otherwise
 no latent of a short run could ever count as dead."""
+
+THRESHOLD_BATCHES = 32
+"""Batches that the thresholds of a JumpReLU are taken from where it starts from a BatchTopK."""
 
 MAX_BOS_SHARE = 0.2
 """Largest share of samples at position 0 or on massive rows, where neither their settings nor the sampler give one."""
@@ -88,6 +96,23 @@ def _optimizer(config: TrainConfig, coder: Coder) -> torch.optim.Adam:
     return torch.optim.Adam(groups, lr=0.0, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
 
 
+def moved(config: TrainConfig, cache: Cache, coder: Coder) -> dict[str, Any] | None:
+    """How far the latents that a run began with have moved (`init`); None where it began at random."""
+    if config.init is None:
+        return None
+    start = _new_coder(config, cache, torch.Generator().manual_seed(config.seed))
+    return distances(start, coder, min(coder.n_latents, load_coder(config.init).n_latents))
+
+
+def _batches(config: TrainConfig, cache: Cache) -> list[torch.Tensor]:
+    """Batches of rows to train on, outside position 0, spread over the cache: what thresholds are taken from."""
+    rows = np.flatnonzero(split_rows(cache, config.data.heldout).train & rest_rows(cache.flags, cache.ctx).reshape(-1))
+    size = config.data.batch_size
+    rows = thin(rows, THRESHOLD_BATCHES * size)
+    n = max(1, len(rows) // size)
+    return [cache.rows(config.source, rows[start::n]) for start in range(n)]
+
+
 def _massive(cache: Cache, site: str, device: torch.device) -> MassiveRows:
     found = cache.outliers(site)
     return MassiveRows(torch.from_numpy(found.mask(cache.n_rows)).to(device), found.threshold)
@@ -109,6 +134,10 @@ def _new_coder(config: TrainConfig, cache: Cache, generator: torch.Generator) ->
     coder.selection_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
     if "w_dec" in config.freeze:
         coder.randomise_decoder(generator)
+    if config.init is not None:
+        source = load_coder(config.init)
+        refuse(coder, source, str(config.init))
+        transfer(coder, source, _batches(config, cache))
     for name in config.freeze:
         parameter = getattr(coder, name)
         if parameter is not None:
