@@ -35,7 +35,7 @@ from .disk import Disk
 from .forward import Forward
 from .job import Job, empty_dataset
 from .plan import free_disk, may_grow
-from .prepare import identity_of, layout, prepare, probe_ids
+from .prepare import identity_of, layout, prepare, probe_ids, refuse_too_large
 from .recognise import CHECKED, recognised, recorded_dataset
 from .stages import Stages
 from .units import Unit, dataset_units, stored_units
@@ -106,6 +106,7 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
     console = console or Console(quiet=True)
     started = time.perf_counter()
     job = prepare(config)
+    refuse_too_large(job)
     make_folder(config.cache_dir, "harvest.cache_dir")
     cut = load_cut(job.checkpoint, config.model, config.sites)
     model, sites, body = cut.model, cut.sites, cut.body.to(job.checkpoint.device)

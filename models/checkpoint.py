@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from ..shared.errors import PipelineError, UsageError
-from .folder import DEMO_MODEL
+from .files import refuse_damaged
+from .weights import Weights, find_weights, require_gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -47,6 +48,7 @@ class ModelCheckpoint:
         device, dtype, attention: resolved from the settings.
         revision: commit of a hub model, None for a folder.
         setting: name of the setting, for errors.
+        weights: where the weights lie; None in a plan without the checkpoint.
     """
 
     source: str
@@ -57,6 +59,7 @@ class ModelCheckpoint:
     attention: str | None
     revision: str | None
     setting: str = "harvest.model"
+    weights: Weights | None = None
 
     @property
     def model_type(self) -> str:
@@ -80,11 +83,19 @@ def find_checkpoint(
     """
     from transformers import AutoConfig
 
-    source = _source(config.model, setting)
+    weights = find_weights(config.model, setting)
+    source, extra = weights.source, {}
+    if weights.gguf is not None:
+        require_gguf(Path(source) / weights.gguf)
+        extra["gguf_file"] = weights.gguf
+    for folder in {weights.source, weights.adapter or weights.source}:
+        if Path(folder).is_dir():
+            refuse_damaged(Path(folder), setting)
     with explained(config.model, source, setting):
-        found = AutoConfig.from_pretrained(source, revision=config.model_revision, trust_remote_code=False)
+        found = AutoConfig.from_pretrained(source, revision=config.model_revision, trust_remote_code=False, **extra)
     revision = None if Path(source).is_dir() else getattr(found, "_commit_hash", None)
-    return replace(settled(config, source, found, revision, device_setting), setting=setting)
+    ready = replace(settled(config, source, found, revision, device_setting), setting=setting, weights=weights)
+    return ready if weights.gguf is None else replace(ready, auto_class="AutoModelForCausalLM")
 
 
 def settled(
@@ -122,26 +133,23 @@ def fingerprint(checkpoint: ModelCheckpoint) -> str | None:
     if not checkpoint.is_local:
         return None
     digest = hashlib.sha256()
-    folder = Path(checkpoint.source)
     parts = {".json", ".safetensors", ".model", ".txt"}
-    for path in sorted(path for path in folder.iterdir() if path.suffix in parts):
+    for path in _files_of(checkpoint, parts):
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
-def _source(name: str, setting: str) -> str:
-    if name == "demo":
-        return str(DEMO_MODEL)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UsageError(f"{setting}: no config.json in {path}; expected a transformers checkpoint")
-        return str(path)
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UsageError(f"{setting}: folder not found: {name}", hint="give demo, a checkpoint's folder, or a hub name")
-    return name
+def _files_of(checkpoint: ModelCheckpoint, parts: set[str]) -> list[Path]:
+    weights = checkpoint.weights or Weights(checkpoint.source)
+    if weights.gguf is not None:
+        files = [Path(weights.source) / weights.gguf]
+    else:
+        files = sorted(path for path in Path(weights.source).iterdir() if path.suffix in parts)
+    if weights.adapter not in (None, weights.source):
+        files += sorted(path for path in Path(str(weights.adapter)).iterdir() if path.suffix in parts)
+    return files
 
 
 def _auto_class(config: PreTrainedConfig) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from .capture import SiteReader
 from .checkpoint import ModelCheckpoint, explained
 from .site_names import Site
 from .sites import resolve_sites
+from .weights import Weights, merged
 
 _PROBE_TOKENS = 8
 
@@ -87,18 +90,40 @@ def empty_model(checkpoint: ModelCheckpoint) -> nn.Module:
 
 
 def _load(checkpoint: ModelCheckpoint, name: str) -> tuple[nn.Module, set[str]]:
-    with explained(name, checkpoint.source, checkpoint.setting), _without_progress_bar():
+    weights = checkpoint.weights or Weights(checkpoint.source)
+    how = {"use_safetensors": True} if weights.gguf is None else {"gguf_file": weights.gguf}
+    with (
+        explained(name, checkpoint.source, checkpoint.setting),
+        _without_progress_bar(),
+        _without_adapter(weights) as source,
+    ):
         model, info = _auto_class(checkpoint).from_pretrained(
-            checkpoint.source,
+            source,
             revision=checkpoint.revision,
             dtype=checkpoint.dtype,
-            use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **how,
             **_attention_argument(checkpoint),
         )
+    if weights.adapter is not None:
+        model = merged(model, weights.adapter, checkpoint.setting)
     loaded: nn.Module = model.eval().requires_grad_(False)
     return loaded, set(info["missing_keys"])
+
+
+@contextmanager
+def _without_adapter(weights: Weights) -> Iterator[str]:
+    """The source to load; a view of it without the adapter that lies beside the weights. `transformers` would add that
+    as modules of their own, or ignore it where peft is not installed."""
+    if weights.adapter != weights.source:
+        yield weights.source
+        return
+    with TemporaryDirectory(prefix="base-") as view:
+        for path in Path(weights.source).resolve().iterdir():
+            if not path.name.startswith("adapter_"):
+                (Path(view) / path.name).symlink_to(path)
+        yield view
 
 
 class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..shared.config.registry import did_you_mean
 from ..shared.errors import UsageError
 from .checkpoint import ModelCheckpoint, explained
+from .weights import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,6 +54,11 @@ def vocabulary_size(checkpoint: ModelCheckpoint) -> int:
     return int(checkpoint.config.get_text_config().vocab_size)
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's vocabulary."""
+    return not _FILES.isdisjoint(path.name for path in folder.iterdir())
+
+
 def load_tokenizer(checkpoint: ModelCheckpoint, name: str) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer.
 
@@ -62,18 +68,18 @@ def load_tokenizer(checkpoint: ModelCheckpoint, name: str) -> PreTrainedTokenize
         UsageError: it was not found; it cannot be saved as one tokenizer.json, which turns the tokens of a
             cache into text; or it knows far fewer tokens than the model, so it belongs to another one.
     """
-    from transformers import AutoTokenizer
-
-    folder = Path(checkpoint.source)
-    if folder.is_dir() and _FILES.isdisjoint(path.name for path in folder.iterdir()):
+    weights = checkpoint.weights or Weights(checkpoint.source)
+    source, how = weights.source, {} if weights.gguf is None else {"gguf_file": weights.gguf}
+    if weights.adapter is not None and has_tokenizer(Path(weights.adapter)):
+        source, how = weights.adapter, {}  # an adapter may come with tokens of its own
+    folder = Path(source)
+    if not how and folder.is_dir() and not has_tokenizer(folder):
         raise UsageError(
             f"{checkpoint.setting}: no tokenizer in {folder}: expected tokenizer.json, tokenizer.model or a vocab file",
             hint="copy the files of the model's tokenizer there: tokenizer.json and tokenizer_config.json",
         )
     with explained(name, checkpoint.source, checkpoint.setting):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            checkpoint.source, revision=checkpoint.revision, trust_remote_code=False
-        )
+        tokenizer = _loaded(source, checkpoint, how)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UsageError(
             f"the tokenizer of {name} ({type(tokenizer).__name__}) cannot be saved as one tokenizer.json",
@@ -87,6 +93,26 @@ def load_tokenizer(checkpoint: ModelCheckpoint, name: str) -> PreTrainedTokenize
             hint="copy the tokenizer.json that was published with the model into its folder",
         )
     return tokenizer
+
+
+def _loaded(source: str, checkpoint: ModelCheckpoint, how: dict[str, str]) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, revision=checkpoint.revision, trust_remote_code=False, **how
+        )
+    except (OSError, ValueError, ImportError, KeyError):
+        raise
+    except Exception as error:  # tokenizers raises a bare Exception for a tokenizer.json that it cannot read
+        from tokenizers import __version__
+
+        raise UsageError(
+            f"{checkpoint.setting}: tokenizers {__version__} cannot read {Path(source) / 'tokenizer.json'}: "
+            f"{' '.join(str(error).split())[:200]}",
+            hint="pip install --upgrade tokenizers transformers (the file may be a newer library's), or copy it again",
+        ) from None
+    return found
 
 
 def special_tokens(

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..models.families import FAMILIES
 from ..models.folder import model_folder
 from ..models.site_names import parse_module_site, parse_site
-from ..models.sites import FAMILIES
 from ..shared.cache import CacheWriter, Flag, Layout, SiteSpec
 from ..shared.cache.files import read_json, write_file
 from ..shared.cache.format import TOKENIZER

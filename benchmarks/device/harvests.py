@@ -18,8 +18,9 @@ from sparse_pipeline.harvest.config import HarvestConfig
 from sparse_pipeline.harvest.job import Job
 from sparse_pipeline.harvest.prepare import cost, prepare
 from sparse_pipeline.harvest.run import harvest
+from sparse_pipeline.models.bodies import body_of, drop_later_layers
 from sparse_pipeline.models.capture import CompiledReader, SiteReader
-from sparse_pipeline.models.checkpoint import body_of, drop_later_layers, load_model
+from sparse_pipeline.models.loading import load_model
 from sparse_pipeline.models.site_names import Site
 from sparse_pipeline.models.sites import resolve_sites
 from sparse_pipeline.shared.cache import CacheWriter, Layout, SiteSpec, open_cache
@@ -75,8 +76,8 @@ def _reader_parts(config: HarvestConfig) -> tuple[Job, nn.Module, nn.Module, lis
     """(job, the cut model, its body, the sites, one batch of random ids), as `harvest` makes them."""
     job = prepare(config)
     model = load_model(job.checkpoint, config.model)
-    sites = resolve_sites(config.sites, model, job.checkpoint.model_type)
-    drop_later_layers(model, job.checkpoint.model_type, sites)
+    sites = resolve_sites(config.sites, model)
+    drop_later_layers(model, sites)
     body = body_of(model).to(job.checkpoint.device)
     vocabulary = job.checkpoint.config.get_text_config().vocab_size
     ids = torch.randint(3, vocabulary, (job.batch_seqs, CTX), device=job.checkpoint.device)

@@ -1,0 +1,83 @@
+"""Whether the files of a checkpoint are whole: the errors of the libraries name neither the file nor the cure."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ..shared.errors import UsageError
+
+_POINTER = b"version https://git-lfs"
+_INDEX = "model.safetensors.index.json"
+_LONGEST_HEADER = 100_000_000  # bytes; the limit of safetensors
+
+
+def refuse_damaged(folder: Path, setting: str) -> None:
+    """Looks at the files of a local checkpoint, without reading a weight.
+
+    Raises:
+        UsageError: a file is a Git LFS pointer, is cut off or is no JSON, or a shard of the weights is missing.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (".json", ".safetensors", ".model", ".gguf", ".txt") or not path.is_file():
+            continue
+        with path.open("rb") as file:
+            head = file.read(len(_POINTER))
+        if head == _POINTER:
+            raise UsageError(
+                f"{setting}: {path} is a Git LFS pointer, not the file itself", hint=f"git -C {folder} lfs pull"
+            )
+        if path.suffix == ".safetensors":
+            _refuse_cut(path, setting)
+        if path.suffix == ".json":
+            _refuse_no_json(path, setting)
+    if (folder / _INDEX).is_file():
+        named = set(json.loads((folder / _INDEX).read_text(encoding="utf-8")).get("weight_map", {}).values())
+        if missing := sorted(name for name in named if not (folder / name).is_file()):
+            raise UsageError(
+                f"{setting}: {len(missing)} of {len(named)} files of weights in {folder / _INDEX} were not found, "
+                f"such as {missing[0]}",
+                hint="download the model again",
+            )
+
+
+def stored_numbers(folder: Path) -> int:
+    """How many numbers the safetensors files of a folder hold."""
+    shapes = [entry["shape"] for path in folder.glob("*.safetensors") for entry in _entries(path)[1]]
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _entries(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    """Length and entries of the header of a safetensors file: 8 bytes with its length, then JSON.
+
+    Raises:
+        ValueError: the file does not begin with one.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= min(path.stat().st_size, _LONGEST_HEADER):
+            raise ValueError("no header")
+        header = json.loads(file.read(length))
+    return length, [entry for name, entry in header.items() if name != "__metadata__"]
+
+
+def _refuse_cut(path: Path, setting: str) -> None:
+    size = path.stat().st_size
+    try:
+        length, entries = _entries(path)
+    except ValueError:
+        raise UsageError(f"{setting}: {path} is no safetensors file ({size:,} bytes)", "download it again") from None
+    expected = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
+    if size < expected:
+        raise UsageError(
+            f"{setting}: {path} is cut off: found {size:,} bytes, expected {expected:,}", hint="download it again"
+        )
+
+
+def _refuse_no_json(path: Path, setting: str) -> None:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{setting}: {path} is no JSON: {error}", hint="download it again") from None
