@@ -61,6 +61,6 @@ _PARTS = ("plan.json", "acts.zarr", "commits", "config.yaml", "checkpoints", "fi
 
 def repair_command(path: Path) -> str:
     """The command that repairs the cache or run that a file is in (or whose folder ``path`` is)."""
-    folders = (path, *path.parents[:3])
+    folders = (path, *path.parents[:4])
     found = next((folder for folder in folders if any((folder / name).exists() for name in _PARTS)), path)
     return command("verify", found, "--repair")

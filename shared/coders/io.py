@@ -103,7 +103,7 @@ def read_coder_config(folder: Path) -> dict[str, Any]:
 
 def _remedy(folder: Path) -> str:
     """What to do about a damaged coder: that of a run is written again, an exported one must come from its source."""
-    if folder.name == "final":
+    if "final" in (folder.name, folder.parent.name):
         return repair_command(folder)
     return f"copy {folder} again from where it came: nothing in it can repair it"
 

@@ -229,7 +229,8 @@ class Run:
 
     def check_records(self, checkpoint: Checkpoint) -> None:
         """Raises DataError when metrics or logs before a checkpoint are not those that it was saved with."""
-        wrong = [name for name in wrong_records(self.path, checkpoint.files) if not name.startswith("samples/")]
+        again = ("samples/", "final/")  # written again
+        wrong = [name for name in wrong_records(self.path, checkpoint.files) if not name.startswith(again)]
         if wrong:
             raise DataError(
                 f"{self.path / wrong[0]} is damaged: not as it was at step {checkpoint.step:,}",
@@ -258,6 +259,8 @@ class Run:
         if self.complete:
             try:
                 self.load_coder()
+                if (self.path / "final" / "ema").exists():
+                    load_coder(self.path / "final" / "ema")
             except DamagedError:
                 remove_folder(self.path / "final")
                 return True

@@ -24,7 +24,7 @@ GROWING = "metrics.jsonl"
 """Lines are appended to it, so a record covers its first bytes."""
 
 _FILES = ("config.yaml", "provenance.json", NOTE, GROWING)
-_FOLDERS = ("samples", "anti_duplication_logs")
+_FOLDERS = ("samples", "anti_duplication_logs", "final/ema")
 _PIECE = 1 << 20
 
 

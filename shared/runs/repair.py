@@ -103,4 +103,6 @@ def _sound_before(run: Run, folder: Path) -> bool:
         saved = run.load_checkpoint(folder)
     except DataError:
         return False
-    return saved is not None and all(name.startswith("samples/") for name in wrong_records(run.path, saved.files))
+    return saved is not None and all(
+        name.startswith(("samples/", "final/")) for name in wrong_records(run.path, saved.files)
+    )

@@ -110,7 +110,7 @@ def verify_run(path: Path, console: Console | None = None) -> RunReport:
             tensors += _read_final(run, damage)
             progress.advance()
     _check_records(run, newest, damage)
-    damage.lasting = damage.imported and damage.final
+    damage.lasting = damage.lasting or (damage.imported and damage.final)
     return RunReport(path, run.complete, len(folders), tensors, damage.problems, damage)
 
 
@@ -178,8 +178,11 @@ def _check_records(run: Run, newest: Checkpoint | None, damage: Damage) -> None:
     for name in wrong_records(run.path, files or {}):
         if name in written or (not finished and name.startswith("samples/")):
             continue  # of an unfinished run samples may be newer than its checkpoint, and are written again
-        (damage.samples if name.startswith("samples/") else damage.records).append(run.path / name)
         damage.problems.append(f"{run.path / name} is damaged: not the sha256 recorded with the run")
+        if name.startswith("final/"):
+            damage.final = True
+            continue
+        (damage.samples if name.startswith("samples/") else damage.records).append(run.path / name)
     if damage.records or damage.samples:
         return
     try:
