@@ -400,9 +400,9 @@ def verify_command(
     further = (lambda report: report) if no_source else checked_against_source
     if repair:
         is_run = kind_of(path) == "run"
-        mended = repair_run(path, console) if is_run else repair_cache(path, console, further)
-        console.result(mended.to_dict(), str(mended))
-        ok, step = mended.ok, mended.next
+        repaired = repair_run(path, console) if is_run else repair_cache(path, console, further)
+        console.result(repaired.to_dict(), str(repaired))
+        ok, step = repaired.ok, repaired.next
     else:
         report = verify_run(path, console) if kind_of(path) == "run" else further(verify_cache(path, console))
         console.result(report.to_dict(), str(report))

@@ -1,4 +1,4 @@
-"""Signals that ask for a stop, and a time limit that sends one: training and harvest save what they have, and end."""
+"""Signals that request a stop, and a time limit that sends one: training and harvest save what they have, and end."""
 
 from __future__ import annotations
 

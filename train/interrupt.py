@@ -25,7 +25,7 @@ class Interrupt:
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Record signals that ask for a stop in the yielded object; outside the main thread they keep their handlers."""
+    """Record signals that request a stop in the yielded object; outside the main thread they keep their handlers."""
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

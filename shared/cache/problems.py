@@ -15,7 +15,7 @@ class Problem:
         write: content that the file must have, where that follows from other files.
         shard: the shard that is computed again.
         beside: a file beside the arrays: documents, tokenizer.
-        missing: a commit that is not there; the harvest writes it, nothing needs to be dropped.
+        missing: a commit that does not exist; the harvest writes it, nothing needs to be dropped.
         lasting: nothing in the folder can repair it.
         advice: what to do about a lasting one.
     """
