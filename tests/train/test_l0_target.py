@@ -67,7 +67,7 @@ def test_a_target_that_moves_is_followed(config: MakeConfig, larger: Cache) -> N
 
 @pytest.mark.slow
 def test_on_the_demo_ten_fifty_and_a_hundred_and_fifty(tmp_path: Path) -> None:
-    """Three targets, every architecture with a penalty, on the embedded model's activations."""
+    """Three targets, every architecture with a penalty, on the embedded model's activations, on the rows trained on."""
     cache = sparse_pipeline.run_harvest({"cache_dir": str(tmp_path / "cache")})
     settings = [
         {
@@ -75,6 +75,7 @@ def test_on_the_demo_ten_fifty_and_a_hundred_and_fifty(tmp_path: Path) -> None:
             "cache": cache.path,
             "runs": str(tmp_path / "runs"),
             "target": None,
+            "data": {"heldout": 0.0},
             "coder": {"architecture": name, "l0_target": target},
         }
         for name in PENALISED
