@@ -37,7 +37,8 @@ def sites_of(model: nn.Module, *names: str) -> list[Site]:
     Raises:
         UsageError: the model has no such site.
     """
-    return resolve_sites(names, rooted(model))
+    base = rooted(model)
+    return [site for name in names for site in resolve_sites((name,), base)]  # one at a time: an SAE's two are one
 
 
 def rooted(model: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ..shared.errors import UsageError
-from .norms import NormParts, norm_parts
+from .norms import norm_parts
 
 Replace = Callable[[Tensor, Tensor], Tensor]
 """(source activations [B, T, d_in], target activations [B, T, d_out]) → the new target activations."""
@@ -51,69 +51,73 @@ def spliced(model: nn.Module, source: Place, target: Place, replace: Replace) ->
     for place in (source, target):
         if not place.module_path:
             raise UsageError(f"the module of site {place.name} is not known", "import the cache again with --model")
-    seen: dict[str, Tensor] = {}
-
-    def keep(x: Tensor) -> None:
-        seen["source"] = x.clone()  # a copy: the same tensor may be overwritten in place at the target
-
-    def new(y: Tensor) -> Tensor:
-        if source.name == target.name:
-            keep(y)
-        elif "source" not in seen:
-            raise UsageError(f"the model computes {target.name}, the target, before {source.name}, the source")
-        return replace(seen["source"], y).to(y.dtype)
-
-    def pre_source(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        keep(_first(args, kwargs))
-
-    def post_source(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        keep(_tensor(output))
-
-    def pre_target(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        held = _first(args, kwargs)
-        changed = new(held)
-        if target.kind in READ_BY_ONE:
-            return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
-        held.copy_(changed)  # in place, so that the residual stream that shares this tensor changes too
-        return None
-
-    def post_target(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        changed = new(_tensor(output))
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-    def norm_source(norm: NormParts) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            keep(norm.normalise(_first(args, kwargs)))
-
-        return hook
-
-    def norm_target(norm: NormParts) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            return norm.scale(new(norm.normalise(_first(args, kwargs)))).to(output.dtype)
-
-        return hook
-
+    hooks = _Hooks(source, target, replace)
     with ExitStack() as stack:
         # The source's hook is registered first: at one module, hooks run in the order of registration, and `new` needs
         # what `keep` has seen. For source = target, `new` keeps it itself.
         if source.name != target.name:
-            module = model.get_submodule(source.module_path)
-            if source.io == "nogain":
-                hook = norm_source(norm_parts(module, source.module_path))
-                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            elif source.io == "in":
-                stack.callback(module.register_forward_pre_hook(pre_source, with_kwargs=True).remove)
-            else:
-                stack.callback(module.register_forward_hook(post_source).remove)
-        module = model.get_submodule(target.module_path)
-        if target.io == "nogain":
-            hook = norm_target(norm_parts(module, target.module_path))
-            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-        elif target.io == "in":
-            stack.callback(module.register_forward_pre_hook(pre_target, with_kwargs=True).remove)
-        else:
-            stack.callback(module.register_forward_hook(post_target).remove)
-        yield seen
+            stack.callback(hooks.at_source(model).remove)
+        stack.callback(hooks.at_target(model).remove)
+        yield hooks.seen
+
+
+class _Hooks:
+    """The hooks of a splice; `seen` holds the source activations of the last forward pass."""
+
+    def __init__(self, source: Place, target: Place, replace: Replace) -> None:
+        self.source, self.target, self.replace = source, target, replace
+        self.seen: dict[str, Tensor] = {}
+
+    def keep(self, x: Tensor) -> None:
+        self.seen["source"] = x.clone()  # a copy: the same tensor may be overwritten in place at the target
+
+    def new(self, y: Tensor) -> Tensor:
+        if self.source.name == self.target.name:
+            self.keep(y)
+        elif "source" not in self.seen:
+            raise UsageError(
+                f"the model computes {self.target.name}, the target, before {self.source.name}, the source"
+            )
+        return self.replace(self.seen["source"], y).to(y.dtype)
+
+    def at_source(self, model: nn.Module) -> Any:
+        """Registers what reads the source."""
+        module = model.get_submodule(self.source.module_path)
+        if self.source.io == "out":
+            return module.register_forward_hook(lambda _m, _a, output: self.keep(_tensor(output)))
+        norm = norm_parts(module, self.source.module_path) if self.source.io == "nogain" else None
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = _first(args, kwargs)
+            self.keep(x if norm is None else norm.normalise(x))
+
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def at_target(self, model: nn.Module) -> Any:
+        """Registers what replaces the target."""
+        module = model.get_submodule(self.target.module_path)
+        if self.target.io == "in":
+            return module.register_forward_pre_hook(self._input, with_kwargs=True)
+        if self.target.io == "out":
+            return module.register_forward_hook(self._output)
+        norm = norm_parts(module, self.target.module_path)
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            return norm.scale(self.new(norm.normalise(_first(args, kwargs)))).to(output.dtype)
+
+        return module.register_forward_hook(hook, with_kwargs=True)
+
+    def _input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        held = _first(args, kwargs)
+        changed = self.new(held)
+        if self.target.kind in READ_BY_ONE:
+            return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+        held.copy_(changed)  # in place, so that the residual stream that shares this tensor changes too
+        return None
+
+    def _output(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        changed = self.new(_tensor(output))
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 
 def _tensor(value: Any) -> Tensor:

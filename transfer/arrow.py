@@ -112,9 +112,16 @@ class DatasetWriter:
     def add(self, columns: Mapping[str, NDArray[Any]]) -> None:
         """The next sequences: column → [sequences, ctx, d], and token_ids [sequences, ctx]."""
         from datasets import Dataset
+        from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
         part = self.folder / f".part-{self.parts:05d}"
-        Dataset.from_dict(dict(columns), features=self.features).save_to_disk(str(part), num_shards=1)
+        hidden = are_progress_bars_disabled()
+        disable_progress_bars()  # the export shows one of its own
+        try:
+            Dataset.from_dict(dict(columns), features=self.features).save_to_disk(str(part), num_shards=1)
+        finally:
+            if not hidden:
+                enable_progress_bars()
         self.parts += 1
 
     def finish(self) -> None:

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..models.families import FAMILIES
+from ..models.families import family_of
 from ..models.folder import model_folder
 from ..models.site_names import parse_module_site, parse_site
 from ..shared.cache import CacheWriter, Flag, Layout, SiteSpec
-from ..shared.cache.files import read_json, write_file
+from ..shared.cache.files import write_file
 from ..shared.cache.format import TOKENIZER
 from ..shared.console import Console, size
 from ..shared.errors import DataError, UsageError
@@ -191,11 +191,17 @@ def _module(layer: int, kind: str, model: str | None) -> tuple[str, Any]:
     folder = model_folder(model)
     if folder is None:
         return "", "out"
-    family = FAMILIES.get(str(read_json(folder / "config.json").get("model_type")))
-    if family is None or kind not in family.kinds:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError):
         return "", "out"
-    below, _, _ = family.kinds[kind].partition(":")
-    return parse_module_site(f"{family.layers}.{layer}{'.' if below else ''}{family.kinds[kind]}")
+    family = family_of(config)
+    path = None if family is None else family.kinds_of(config).get(kind)
+    if family is None or path is None:
+        return "", "out"
+    return parse_module_site(f"{family.layers}.{layer}{'' if path.startswith(':') else '.'}{path}")
 
 
 def _bos(foreign: Foreign, ctx: int) -> int | None:
