@@ -171,7 +171,8 @@ def test_every_path_that_is_named_exists(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_source_file_that_a_page_names_exists(page: Path) -> None:
-    yours = {"train.py", "shared.py", "mine.yaml", "train/variants/mine.yaml", "saebench_saes.py"}  # files of the reader's
+    # files of the reader's
+    yours = {"train.py", "shared.py", "mine.yaml", "train/variants/mine.yaml", "saebench_saes.py"}
     folders = "harvest|train|analyze|exchange|live|transfer|models|shared|tests|benchmarks|studies|docs"
     inside = rf"(?:(?:{folders})/[\w./-]*\w|[\w]+\.py)"
     named = set(re.findall(rf"(?<![\w./<>-])({inside})(?![\w<*./-])", page.read_text(encoding="utf-8"))) - yours

@@ -39,7 +39,7 @@ def planted(
     **settings: Any,
 ) -> Coder:
     """A coder whose every parameter and buffer differs from its initial value."""
-    name, _, selection = architecture.partition("-")
+    name, _, selection = (architecture, "", "") if architecture in ARCHITECTURES else architecture.partition("-")
     cls = ARCHITECTURES[name]
     extra: dict[str, Any] = {"k": K} if name in ("topk", "batchtopk", "matryoshka") else {}
     if selection:

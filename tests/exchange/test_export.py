@@ -21,7 +21,9 @@ from sparse_pipeline.shared.errors import DataError, UsageError
 from tests.exchange import planted as p
 from tests.synthetic import make_cache
 
-ALL = ("topk", "matryoshka-topk", "batchtopk", "matryoshka-batchtopk", "relu", "jumprelu", "gated")
+ALL = (
+    "topk", "matryoshka-topk", "batchtopk", "matryoshka-batchtopk", "relu", "jumprelu", "matryoshka-jumprelu", "gated",
+)  # fmt: skip
 X = p.rows()
 RAW = X.double().numpy()
 
@@ -100,10 +102,13 @@ def test_dictionary_learning(architecture: str, tmp_path: Path) -> None:
         "matryoshka-batchtopk": "MatryoshkaBatchTopKSAE",
         "relu": "AutoEncoderNew",
         "jumprelu": "JumpReluAutoEncoder",
+        "matryoshka-jumprelu": "JumpReluAutoEncoder",
         "gated": "GatedAutoEncoder",
     }
     assert document["dict_class"] == expected[architecture]
-    assert any("groups" in note for note in document["notes"]) == (architecture == "matryoshka-topk")
+    assert any("groups" in note for note in document["notes"]) == (
+        architecture in ("matryoshka-topk", "matryoshka-jumprelu")
+    )
     back = load_coder(out)
     p.assert_same(p.outputs(back, X), p.outputs(coder, X))
     if architecture == "matryoshka-batchtopk":
