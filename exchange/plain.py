@@ -227,6 +227,7 @@ def config_of(plain: Plain) -> CoderConfig:
     common: dict[str, Any] = {
         "latents": plain.n_latents,
         "decoder_norm": "free",
+        "normalise": "scalar",  # the identity: whatever normalisation there was is in the weights
         "skip": plain.w_skip is not None,
         "input_transform": "rms" if plain.rms else "raw",
     }
