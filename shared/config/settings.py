@@ -249,8 +249,8 @@ def forgiven(value: Any, annotation: Any) -> Any:
     item = next(
         (get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple and get_args(kind)[1:] == (...,)), None
     )
-    if item is None or any(get_origin(kind) is Literal and value in get_args(kind) for kind in kinds):
-        return value
+    if item is None or type(value) in kinds or any(get_origin(k) is Literal and value in get_args(k) for k in kinds):
+        return value  # text where text is allowed beside a list of it stays text
     if isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return [forgiven(value, item)]
     return [forgiven(one, item) for one in value] if isinstance(value, list) else value
