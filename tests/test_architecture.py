@@ -208,7 +208,8 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     declared = {re.split(r"[<>=!~ ]", line)[0] for line in PROJECT["project"]["dependencies"]}
     imported = {module.partition(".")[0] for path in PYTHON for _, module, level in imports(path) if level == 0}
     third_party = imported - sys.stdlib_module_names
-    optional = {"triton", "zarr"}  # triton comes with PyTorch where there is CUDA; cache.group() says what to install
+    # triton comes with PyTorch where there is CUDA; for the others an error says what to install
+    optional = {"triton", "zarr", "gguf", "peft"}
     named = {"google_crc32c": "google-crc32c", "huggingface_hub": "huggingface-hub", "ruamel": "ruamel.yaml"}
     named["typing_extensions"] = "typing-extensions"
     assert {named.get(name, name) for name in third_party - optional} == declared
