@@ -135,7 +135,9 @@ def run_entry(path: Path) -> dict[str, Any]:
         entry["progress"] = f"at {last[-1].name}" if last else "no checkpoint yet"
         entry["note"] = str((run.note or {}).get("diverged") or "") or None
         summary = run.summary if run.complete else {}
-        entry |= {"fvu": summary.get("fvu"), "evaluated_on": summary.get("evaluated_on")}
+        fvu = summary.get("fvu")
+        number = isinstance(fvu, (int, float)) and not isinstance(fvu, bool)  # a folder from elsewhere may say anything
+        entry |= {"fvu": fvu if number else None, "evaluated_on": summary.get("evaluated_on")}
     except (PipelineError, OSError) as error:
         entry["problem"] = str(error)
         entry["next"] = command("verify", path)

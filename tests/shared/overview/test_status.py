@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparse_pipeline.shared.overview.status import status
+from tests.sealed import reseal
 from tests.shared.projects import make_incomplete_cache, make_run
 from tests.synthetic import make_cache
 
@@ -54,3 +55,11 @@ def test_status_survives_damage(tmp_path: Path) -> None:
     assert found.caches[0]["next"] == f"pipeline verify {cache.path}"
     assert found.runs[0]["next"] == f"pipeline verify {run.path}"
     assert str(found).count("damaged: ") == 2
+
+
+def test_a_result_that_is_no_number_is_not_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", "b")
+    reseal(run.path / "final/config.json", lambda document: document["summary"].update(fvu="0.1"))
+    found = status(tmp_path / "cache", tmp_path / "runs")
+    assert (found.runs[0]["fvu"], found.runs[0]["problem"]) == (None, None)
+    assert "complete" in str(found)
