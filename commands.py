@@ -142,6 +142,10 @@ def train_command(
     harvest` writes with the same settings; --dry-run plans from that harvest's plan if the cache does not exist yet.
     """
     configs = train_configs(files, sets, names, name, seeds=seeds)
+    if resume:
+        from .shared.overview.find import refuse_nothing_to_resume
+
+        refuse_nothing_to_resume([one.path for one in configs])
     if not dry_run:
         console.info(f"train: {', '.join(one.run_name for one in configs)} on {configs[0].cache}")
     from .train.loop import plan

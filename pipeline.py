@@ -21,6 +21,7 @@ from .shared.console import Console
 from .shared.deadline import stop_signals
 from .shared.errors import PipelineError, UsageError
 from .shared.explain import explained
+from .shared.writable import provide
 
 COMPLETE = "_PIPELINE_COMPLETE"
 """Set by a shell that wants its completion script, or what may follow a command line."""
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network, no line for each of its retries
     if instruction := os.environ.get(COMPLETE):
         sys.exit(shell_complete(cli, {}, "pipeline", COMPLETE, instruction))
+    if note := provide(os.environ):
+        print(f"note: {note}", file=sys.stderr)
     for number in stop_signals()[1:]:
         signal.signal(number, _interrupt)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))

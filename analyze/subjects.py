@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..shared.cache import Cache, open_cache
+from ..shared.cache.locate import locate
 from ..shared.cache.vocabulary import Vocabulary
 from ..shared.coders import Coder, build_coder
 from ..shared.coders.normalisation import SiteMoments
@@ -61,7 +62,7 @@ def _cache_path(run: Run, config: AnalyzeConfig) -> Path:
             f"run {run.name} does not name the cache that it was trained on",
             "pipeline analyze --set analyze.cache=PATH",
         )
-    path = Path(known["path"])
+    path = locate(Path(known["path"]), known.get("identity"), run.path)
     if not path.exists():
         raise DataError(
             f"the cache of run {run.name} was not found: {path}",

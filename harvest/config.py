@@ -25,7 +25,8 @@ _RUNTIME = frozenset({"cache_dir", "name", "device", "writers", "buffers", "on_b
 one policy finishes, a cache of the same dataset is the same with the other, because a bad row lets only `skip` finish.)
 """
 
-_LATER = ("bos", "storage_of", "layout", "chunk_rows", "format", "special_tokens", "train_roles")
+_CHOICE = ("max_document_tokens", "long_documents", "shuffle_documents", "shuffle_seed")
+_LATER = ("bos", "storage_of", "layout", "chunk_rows", "format", "special_tokens", "train_roles", *_CHOICE)
 """Settings newer than the first caches: omitted at their defaults, so that older caches keep name and identity."""
 
 
@@ -57,6 +58,15 @@ class HarvestConfig:
     train_roles: tuple[str, ...] | None = None
     """Of chats, the roles whose rows are trained on, such as [assistant]; `template` is the template's own text. Rows
     of other roles are in the cache, flagged; null: every row is trained on."""
+    max_document_tokens: int | None = None
+    """Longest document in tokens; null: no limit. `long_documents` decides about longer ones."""
+    long_documents: Literal["cut", "split"] = "cut"
+    """What becomes of a document longer than `max_document_tokens`: cut keeps its beginning, split makes a document of
+    each part. A part that does not end the document gets no EOS."""
+    shuffle_documents: int = 0
+    """Shuffle the documents in a buffer of this many; 0: the dataset's order. Memory: the buffer's text."""
+    shuffle_seed: int = 0
+    """Seed of that order."""
     domain_column: str | None = None
     """Column with the kind of a document; recorded in the cache's documents.jsonl."""
     label_columns: tuple[str, ...] = ()
@@ -126,6 +136,16 @@ class HarvestConfig:
             raise ValueError(f"sites: a site is given twice: {', '.join(self.sites)}")
         if not self.dataset:
             raise ValueError("dataset: expected demo, a file, a folder, a pattern or a hub dataset, found nothing")
+        if self.max_document_tokens is not None and (self.max_document_tokens < 1 or self.packing == "prompts"):
+            raise ValueError(
+                f"max_document_tokens: expected at least 1, and no prompts, found {self.max_document_tokens} with "
+                f"packing: {self.packing}"
+            )
+        if min(self.shuffle_documents, self.shuffle_seed) < 0:
+            raise ValueError(
+                "shuffle_documents and shuffle_seed: expected at least 0, found "
+                f"{self.shuffle_documents} and {self.shuffle_seed}"
+            )
         if self.train_roles is not None and self.format != "chat":
             raise ValueError(f"train_roles: only chats have roles, found format: {self.format}")
         if self.format == "chat" and self.packing == "prompts":

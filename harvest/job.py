@@ -13,6 +13,7 @@ from ..models.tokenizer import Specials, vocabulary_size
 from ..shared.cache.format import default_shard_rows
 from ..shared.errors import UsageError
 from .config import HarvestConfig
+from .data.choose import limited, shuffled
 from .data.encode import Encoder
 from .data.fit import embedded, refuse_unknown
 from .data.pack import Block, PackSpec, TokenDocument, pack, pack_apart
@@ -121,7 +122,10 @@ class Job:
             eos=self.specials.eos,
             vocab=vocabulary_size(self.checkpoint),
         )
-        return tokenise(self.dataset.documents(reading), encoder, reading)
+        config = self.config
+        documents = shuffled(self.dataset.documents(reading), config.shuffle_documents, config.shuffle_seed)
+        tokenised = tokenise(documents, encoder, reading)
+        return limited(tokenised, config.max_document_tokens, config.long_documents == "split")
 
     def refuse_unknown(self) -> None:
         """Reads the first documents. Raises UsageError if the tokenizer does not know what they are made of."""

@@ -14,12 +14,12 @@ from ..shared.cache.format import PLAN
 from ..shared.cache.growth import stand
 from ..shared.console import count, si, size
 from ..shared.errors import DataError
-from .config import HarvestConfig, cache_path
+from .config import HarvestConfig
 from .data.local import count_rows
 from .data.reading import Reading, skipped_files
 from .job import Job
 from .prepare import Sources, cost, identity_of, layout, prepare_plan
-from .recognise import recognised
+from .recognise import place_of, recognised
 
 _MOST_FILES = 20  # that the text lists
 _SURELY_ENOUGH = 32  # bytes of text per token of the budget; a larger local dataset is not counted in a dry run
@@ -200,7 +200,7 @@ def plan(config: HarvestConfig) -> HarvestPlan:
     sites, widths, price = cost(job)
     reading = Reading(config.on_bad_row)
     counted = _count(job, reading)
-    path = cache_path(config)
+    path = place_of(config, lambda: identity_of(job))
     conflicts: tuple[str, ...] = ()
     begun = (path / PLAN).exists()
     shapes = layout(job, sites, widths, None if begun else counted)

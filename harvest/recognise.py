@@ -8,11 +8,14 @@ the harvest reads the dataset from its beginning and compares every committed sh
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..shared.cache.format import HISTORY, MANIFEST
+from ..shared.cache.format import HISTORY, MANIFEST, PLAN
 from ..shared.cache.growth import is_empty, plan_files, read_head
+from ..shared.errors import PipelineError
+from .config import HarvestConfig, cache_path, content_settings
 
 CHECKED = "datasets_checked"
 """Entry of a manifest: fingerprints of datasets other than the plan's whose tokens equal those of the cache."""
@@ -36,6 +39,36 @@ def recognised(path: Path, found: dict[str, Any]) -> dict[str, Any]:
         if ours[fingerprint] is not None and ours[fingerprint] == theirs.get(fingerprint):
             found["harvest"][setting] = recorded["harvest"][setting]
     return found
+
+
+def place_of(config: HarvestConfig, found: Callable[[], dict[str, Any]]) -> Path:
+    """Folder of the config's cache: a cache of the same content that was named after another path of its model or
+    dataset, else the one that the settings name.
+
+    Args:
+        found: `prepare.identity_of`; called only if there is a cache with these settings, since it reads the weights.
+    """
+    path = cache_path(config)
+    if config.name is not None or path.exists():
+        return path
+    settings = _but_for_paths(content_settings(config))
+    for plan in sorted(config.cache_dir.glob(f"*/{PLAN}")):
+        try:
+            recorded = read_head(plan)["config"]
+            if is_empty(plan.parent) or _but_for_paths(recorded.get("harvest", {})) != settings:
+                continue
+            wanted = json.loads(json.dumps(found()))
+            same = recorded["resolved"]["dataset"] == wanted["resolved"]["dataset"]
+            if same and recognised(plan.parent, wanted) == {key: recorded[key] for key in wanted}:
+                return plan.parent
+        except (PipelineError, KeyError):
+            continue
+    return path
+
+
+def _but_for_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    return {key: value for key, value in plain.items() if key not in ("model", "dataset")}
 
 
 def recorded_dataset(path: Path) -> str | None:

@@ -36,7 +36,7 @@ from .forward import Forward
 from .job import Job, empty_dataset
 from .plan import free_disk, may_grow
 from .prepare import identity_of, layout, prepare, probe_ids, refuse_too_large
-from .recognise import CHECKED, recognised, recorded_dataset
+from .recognise import CHECKED, place_of, recognised, recorded_dataset
 from .stages import Stages
 from .units import Unit, dataset_units, stored_units
 
@@ -110,7 +110,9 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
     make_folder(config.cache_dir, "harvest.cache_dir")
     cut = load_cut(job.checkpoint, config.model, config.sites)
     model, sites, body = cut.model, cut.sites, cut.body.to(job.checkpoint.device)
-    path = cache_path(config)
+    path = place_of(config, lambda: identity_of(job))
+    if path != cache_path(config):
+        console.info(f"{path} was made from the same model and dataset, which lay elsewhere")
     with SiteReader(model, body, sites) as probe:
         job = _settled(job, probe, body, path)
         widths = site_widths(probe, probe_ids(job).to(job.checkpoint.device))

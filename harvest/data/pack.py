@@ -235,7 +235,9 @@ def _rows(document: TokenDocument, spec: PackSpec) -> TokenRows:
     flags = np.where(tokens == spec.bos, int(Flag.BOS), 0) if spec.bos is not None else np.zeros_like(tokens)
     if spec.eos is not None and spec.eos != spec.bos:
         flags |= np.where(tokens == spec.eos, int(Flag.EOS), 0)
-    elif closes or not document.close:  # one token is BOS and EOS (GPT-2): only the one at the end closes the document
+    elif closes or (
+        tokens[-1] == spec.eos and not document.close
+    ):  # one token is BOS and EOS (GPT-2): only the one at the end closes the document
         flags[-1] = int(Flag.EOS)
     flags[0] |= int(Flag.DOC_START)
     if document.flags is not None:  # an EOS that is added is like the token before it

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from ..cache.commits import load_commit
+from ..cache.documents import read_documents
 from ..cache.massive import MOST_LISTED, massive_activations, massive_text
 from ..cache.outliers import FACTOR
 from ..cache.reader import Cache, open_cache
@@ -67,10 +69,18 @@ def describe_cache(path: Path) -> dict[str, Any]:
         "bos": cache.manifest.get("extra", {}).get("bos"),
         "shards": {"committed": len(cache.shards), "total": cache.layout.n_shards},
         "sites": sites,
+        "documents": _documents(path),
         "bytes": folder_bytes(path),
         "config": cache.config,
         "provenance": cache.manifest.get("provenance", {}),
     }
+
+
+def _documents(path: Path) -> dict[str, Any]:
+    """How many documents the cache has, and how many of each domain, the largest first."""
+    domains = Counter(record.domain for record in read_documents(path))
+    named = {domain or "(none)": n for domain, n in domains.most_common()}
+    return {"count": domains.total(), "domains": named if set(domains) - {""} else {}}
 
 
 def _massive_rows(cache: Cache, site: str) -> dict[str, Any] | None:
@@ -146,6 +156,10 @@ def describe_text(document: dict[str, Any]) -> str:
             f"  {document['n_tokens']:,} tokens in {document['n_sequences']:,} sequences of {document['ctx']}, "
             f"{shards['committed']} of {shards['total']} shards, format {document['format_version']}"
         )
+        documents = document["documents"]
+        if documents["count"]:
+            named = ", ".join(f"{domain} {n:,}" for domain, n in documents["domains"].items())
+            lines.append(f"  {count(documents['count'], 'document')}{': ' if named else ''}{named}")
         for name, site in document["sites"].items():
             shape = " × ".join(f"{n:,}" for n in site["shape"])
             lines.append(f"  {name}: {shape} {site['storage']}, {site['module_path']}:{site['io']}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..cache.format import ARRAYS, MANIFEST, PLAN
 from ..cache.growth import plan_files, read_head
+from ..cache.locate import locate
 from ..config.registry import did_you_mean
 from ..errors import DataError, PipelineError, UsageError, command, repair_command
 from ..runs.folder import open_run
@@ -65,8 +66,21 @@ def frozen_settings(path: Path) -> dict[str, Any]:
             settings["on_bad_row"] = "skip"
         return {"harvest": settings}
     if kind == "run":
-        return {"train": open_run(path, allow_incomplete=True).config}
+        return {"train": _settings_of_run(path)}
     raise UsageError(f"-c {path}: the folder is neither a cache nor a run", "pipeline status lists caches and runs")
+
+
+def _settings_of_run(path: Path) -> dict[str, Any]:
+    """The settings of a run as they continue this folder, moved or renamed, on the cache of the run, wherever it is."""
+    run = open_run(path, allow_incomplete=True)
+    settings = {**run.config, "runs": str(path.parent)}
+    named_by_settings = run.config.get("name") or run.config.get("variant")
+    if path.name != (named_by_settings or run.config.get("coder", {}).get("architecture")):
+        settings["name"] = path.name
+    if run.config.get("cache") is not None:
+        identity = run.provenance.get("cache", {}).get("identity")
+        settings["cache"] = str(locate(Path(run.config["cache"]), identity, path))
+    return settings
 
 
 def run_paths(names: Sequence[str], folder: Path, warn: Callable[[str], None] = lambda text: None) -> list[Path]:
@@ -99,3 +113,17 @@ def _below(name: str, folder: Path) -> Path:
         return folder / name
     known = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     raise DataError(f"no run {name!r} in {folder}{did_you_mean(name, known)}", "pipeline status")
+
+
+def refuse_nothing_to_resume(paths: Sequence[Path]) -> None:
+    """Raises DataError if none of the folders holds a run."""
+    if any(kind_of(path) == "run" for path in paths):
+        return
+    folder = paths[0].parent
+    known = sorted(path.name for path in folder.glob("*/") if kind_of(path) == "run")
+    listed = f"; the runs there: {', '.join(known)}" if known else ""
+    one = folder / (known[0] if len(known) == 1 else "RUN")
+    raise DataError(
+        f"--resume: there is no run {', '.join(path.name for path in paths)} in {folder}{listed}",
+        f"pipeline train -c {one} --resume, or the same command without --resume to begin one",
+    )
