@@ -134,6 +134,8 @@ class HarvestConfig:
             raise ValueError("sites: expected at least one, such as layer_02.resid_mid")
         if len(set(self.sites)) != len(self.sites):
             raise ValueError(f"sites: a site is given twice: {', '.join(self.sites)}")
+        if not isinstance(self.dataset, str) and len(self.dataset) == 1:  # a list of one is that one
+            object.__setattr__(self, "dataset", self.dataset[0])
         if not self.dataset:
             raise ValueError("dataset: expected demo, a file, a folder, a pattern or a hub dataset, found nothing")
         if self.max_document_tokens is not None and (self.max_document_tokens < 1 or self.packing == "prompts"):

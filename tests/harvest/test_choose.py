@@ -100,7 +100,7 @@ def test_a_cache_is_recognised_where_its_inputs_have_moved(tiny_model: Path, tmp
     shutil.copytree(tiny_model, old / "model")
     config = config_for(old / "model", old / "texts.jsonl", tmp_path / "cache", tokens=16 * CTX)
     path = harvest(config).path
-    named = harvest(dataclasses.replace(config, name="mine")).path
+    named = harvest(dataclasses.replace(config, name="mine", cache_dir=tmp_path / "named")).path
     before = contents(path), contents(named)
     old.rename(new)
     moved = dataclasses.replace(config, model=str(new / "model"), dataset=str(new / "texts.jsonl"))
@@ -108,12 +108,12 @@ def test_a_cache_is_recognised_where_its_inputs_have_moved(tiny_model: Path, tmp
     assert plan(moved).path == path
     result = harvest(moved)
     assert (result.path, result.shards_written) == (path, 0)
-    assert harvest(dataclasses.replace(moved, name="mine")).shards_written == 0
+    assert harvest(dataclasses.replace(moved, cache_dir=tmp_path / "named", name="mine")).shards_written == 0
     assert (contents(path), contents(named)) == before
-    grown = harvest(dataclasses.replace(moved, name="mine", tokens=24 * CTX))
+    grown = harvest(dataclasses.replace(moved, cache_dir=tmp_path / "named", name="mine", tokens=24 * CTX))
     assert grown.shards_written == 1
     assert open_cache(named).n_seq == 24
     (new / "texts.jsonl").write_text('{"text": "another text of a few words"}\n' * 200)
     assert plan(moved).path == cache_path(moved)
     with pytest.raises(DataError, match=r"resolved\.dataset"):
-        harvest(dataclasses.replace(moved, name="mine"))
+        harvest(dataclasses.replace(moved, cache_dir=tmp_path / "named", name="mine"))

@@ -21,6 +21,7 @@ from sparse_pipeline.harvest.data.files import find
 from sparse_pipeline.harvest.data.reading import Reading
 from sparse_pipeline.harvest.dataset import open_dataset
 from sparse_pipeline.harvest.plan import plan
+from sparse_pipeline.shared.config.settings import validate
 from sparse_pipeline.shared.errors import UsageError
 from tests.harvest.test_run import config_for
 
@@ -239,6 +240,8 @@ def test_several_patterns_in_their_order(tmp_path: Path) -> None:
     given = (f"{tmp_path}/b*.jsonl", f"{tmp_path}/a.txt", f"{tmp_path}/*2.jsonl")
     assert texts_of(given) == ["b1.jsonl", "b2.jsonl", "a.txt"]
     assert open_dataset(HarvestConfig(dataset=given)).skipped[0][0] == tmp_path / "b2.jsonl"
+    assert HarvestConfig(dataset=("demo",)) == HarvestConfig() == validate(HarvestConfig, {"dataset": "demo"})
+    assert validate(HarvestConfig, {"dataset": list(given)}).dataset == given
     with pytest.raises(UsageError, match=r"not found: .*c\*\.jsonl"):
         texts_of((given[0], f"{tmp_path}/c*.jsonl"))
 
