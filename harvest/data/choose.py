@@ -46,7 +46,7 @@ def _draw(seed: int, number: int, below: int) -> int:
 
 
 def limited(documents: Iterable[TokenDocument], most: int | None, split: bool) -> Iterator[TokenDocument]:
-    """Documents of at most so many tokens: of longer ones the beginning, or with `split` all parts, as documents."""
+    """Documents of at most `most` tokens: of longer ones the beginning, or with `split` all parts, as documents."""
     index = 0
     for document in documents:
         if most is None or len(document.tokens) <= most:
