@@ -174,6 +174,11 @@ def train_command(
     shell_complete=completion.REPORTS,
     help="Only this report; may be repeated.",
 )
+@click.option(
+    "--latents",
+    metavar="N,N,…",
+    help="Show the correlations of these latents with one another (analyze.reports.correlation.latents).",
+)
 @click.option("--ce", is_flag=True, help="Also measure the model's loss with the coder spliced in (runs the model).")
 @settings
 @common
@@ -183,12 +188,15 @@ def analyze_command(
     files: tuple[str, ...],
     sets: tuple[str, ...],
     only: tuple[str, ...],
+    latents: str | None,
     ce: bool,
 ) -> None:
     """Report what the coders learned; several runs are compared.
 
     RUN is a run's folder or its name; without RUN, every finished run is analyzed. Settings: the analyze section.
     """
+    if latents is not None:
+        sets = (*sets, f"analyze.reports.correlation.latents=[{latents}]")
     whole = resolve(files, sets)
     only = (*(only or whole.analyze.reports), "cross_entropy") if ce else only
     from .shared.overview.find import run_paths

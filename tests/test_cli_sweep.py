@@ -59,9 +59,11 @@ def test_a_sweep_from_the_file_to_the_table(here: Path, capsys: pytest.CaptureFi
     alone = json.loads((here / "runs/topk/final/config.json").read_text())["summary"]
     assert document["runs"][1]["fvu"] == alone["fvu"]
     folder = here / "sweeps/width"
-    names = {"comparison.csv", "comparison.md", "comparison.json", "curves.png", "bars.png"}
+    plots = {"curves", "bars", "training", "frontiers"}
+    plots |= {f"curve-{key}" for key in ("loss", "reconstruction", "active")}
+    names = {"comparison.csv", "comparison.md", "comparison.json", *(f"{name}.png" for name in plots)}
     assert {path.name for path in folder.iterdir()} == names
-    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "bars.png"))
+    assert all((folder / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in plots)
 
     before = {path: path.read_bytes() for path in folder.iterdir()}
     assert pipeline.run(["sweep", "width.yaml"]) == 0

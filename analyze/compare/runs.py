@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..result import Chart, Number, Role, Series, chart_dict, plain, show, table_dict
@@ -11,6 +11,7 @@ from ..subject.analysed import Analysed
 from .likeness import DEFINITIONS, pairs_of, sharing, similarity_table
 from .sample import SampledCodes
 from .seeds import baseline_first, before_after, figures_over_seeds, group_runs
+from .similarity import Matching
 
 ROLES: tuple[tuple[str, str, Role], ...] = (("run", "runs", "data"), ("control", "controls", "null"))
 """(role of a run, what a legend calls it, its colour)."""
@@ -18,10 +19,14 @@ ROLES: tuple[tuple[str, str, Role], ...] = (("run", "runs", "data"), ("control",
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison as plain data for every renderer: {"title", "lead", "charts", "tables", "data"}."""
+    """The comparison as plain data for every renderer: {"title", "lead", "charts", "tables", "data"}.
+
+    `matches`: run → (other run, their matching, whether this run is its second), for links from latent to latent.
+    """
 
     document: dict[str, Any]
     definitions: list[tuple[str, str]]
+    matches: dict[str, list[tuple[str, Matching, bool]]] = field(default_factory=dict)
 
 
 def compare(
@@ -56,7 +61,12 @@ def compare(
         "tables": [table_dict(table) for table in tables],
         "data": plain(data),
     }
-    return Comparison(document, DEFINITIONS)
+    matches: dict[str, list[tuple[str, Matching, bool]]] = {}
+    for pair in pairs:
+        if pair.matching is not None:
+            matches.setdefault(pair.a, []).append((pair.b, pair.matching, False))
+            matches.setdefault(pair.b, []).append((pair.a, pair.matching, True))
+    return Comparison(document, DEFINITIONS, matches)
 
 
 def _leads(labels: Sequence[str], estimates: Mapping[str, Any]) -> list[str]:

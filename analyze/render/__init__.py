@@ -43,7 +43,7 @@ def write_report(
         below = partial / entry["folder"]
         below.mkdir()
         write_tables(below, one)
-    write_html(partial, document, analysed, console)
+    write_html(partial, document, analysed, console, comparison.matches if comparison else None)
     sync_tree(partial)
     if folder.exists():
         folder.rename(old)

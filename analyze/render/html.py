@@ -24,17 +24,31 @@ from ...shared.console import Console
 from ...shared.glossary import terms_in
 from ..subject.analysed import Analysed
 from .latents import LatentsFile, round_column
+from .search import Matches, SearchIndex, Sequences, matched
 
 HERE = Path(__file__).parent
 PANEL_BLOCK = 64
 """Latents in one deflated block of panels."""
 
+NAMED = 4
+"""Runs named in the title."""
+
 AHEAD = 8
 """Blocks that may wait for the compressing thread."""
 
 
-def write_html(folder: Path, document: dict[str, Any], analysed: Sequence[Analysed], console: Console) -> None:
-    """Write index.html and, from the same panels, each run's latents.jsonl.gz."""
+def write_html(
+    folder: Path,
+    document: dict[str, Any],
+    analysed: Sequence[Analysed],
+    console: Console,
+    matches: Matches | None = None,
+) -> None:
+    """Write index.html and, from the same panels, each run's latents.jsonl.gz.
+
+    Args:
+        matches: run → (other run, its matching) for the latents of two runs that are one another's partners.
+    """
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -49,44 +63,45 @@ def write_html(folder: Path, document: dict[str, Any], analysed: Sequence[Analys
             script_hash=_hash(script),
             style_hash=_hash(style),
             glossary=terms_in(compact([_words(document), script])),
+            title=_title(document),
             document=_json(document),
-            blocks=_blocks(folder, document, analysed, console),
+            blocks=_blocks(folder, document, analysed, console, matches or {}),
         )
         file.writelines(stream)
 
 
-def _blocks(folder: Path, document: dict[str, Any], analysed: Sequence[Analysed], console: Console) -> Any:
+def _title(document: dict[str, Any]) -> str:
+    """The runs by name: what a tab of the browser and a bookmark show."""
+    names = [run["name"] for run in document["runs"] if run["trained"]] or ["no run"]
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def _blocks(
+    folder: Path, document: dict[str, Any], analysed: Sequence[Analysed], console: Console, matches: Matches
+) -> Any:
     """(id, deflated JSON in base64) of every lazily read block; the vocabulary comes last, once all tokens are known.
 
     A second thread compresses what this one has built: half of the work, and zlib releases the interpreter's lock.
     """
     total = sum(one.subject.n_latents for one in analysed if one.facts["trained"])
     tokens: dict[int, str] = {}
+    around = Sequences()
+    names = [run["name"] for run in document["runs"]]
     with console.progress(total, "latents", "report") as progress, ThreadPoolExecutor(1, "deflate") as pool:
         for r, one in enumerate(analysed):
             if not one.facts["trained"]:
                 continue
-            columns = [
-                {
-                    "key": column.key,
-                    "label": column.label,
-                    "definition": column.definition,
-                    "format": column.format,
-                    "shown": column.shown,
-                    "without": column.without,
-                    "report": name,
-                    "values": round_column(column.values),
-                }
-                for name, result in one.results.items()
-                for column in result.columns
-            ]
-            yield f"columns-{r}", deflated(compact({"n": one.subject.n_latents, "columns": columns}))
+            yield f"columns-{r}", deflated(compact({"n": one.subject.n_latents, "columns": _columns(one)}))
             used: set[int] = set()
+            search = SearchIndex()
             with LatentsFile(folder / document["runs"][r]["folder"] / "latents.jsonl.gz", one) as file:
                 pending: deque[tuple[str, Future[str]]] = deque()
                 for start in range(0, one.subject.n_latents, PANEL_BLOCK):
                     latents = range(start, min(start + PANEL_BLOCK, one.subject.n_latents))
                     block = [_panels(one, latent, used) for latent in latents]
+                    for panel in block:
+                        search.add(panel)
+                        around.add(one.subject.cache, panel)
                     lines = "".join(map(file.line, latents, block))
                     stored = pool.submit(_stored, file, lines, compact(block))
                     pending.append((f"panels-{r}-{start // PANEL_BLOCK}", stored))
@@ -94,7 +109,13 @@ def _blocks(folder: Path, document: dict[str, Any], analysed: Sequence[Analysed]
                     while len(pending) > (AHEAD if start + PANEL_BLOCK < one.subject.n_latents else 0):
                         name, text = pending.popleft()
                         yield name, text.result()
+            yield f"search-{r}", deflated(compact(search.to_dict()))
+            yield f"matches-{r}", deflated(compact(matched(one.subject.name, matches, names)))
             tokens |= {token: one.subject.vocabulary.piece(token) for token in sorted(used - tokens.keys())}
+    for name, sequences, used in around.blocks():
+        yield name, deflated(compact(sequences))
+        vocabulary = next(one.subject.vocabulary for one in analysed if one.facts["trained"])
+        tokens |= {token: vocabulary.piece(token) for token in sorted(used - tokens.keys())}
     special = {token for one in analysed for token in one.subject.vocabulary.special}
     yield (
         "vocabulary",
@@ -102,6 +123,24 @@ def _blocks(folder: Path, document: dict[str, Any], analysed: Sequence[Analysed]
             compact({"pieces": tokens, "special": sorted(special & tokens.keys()), "domains": _domains(analysed)})
         ),
     )
+
+
+def _columns(one: Analysed) -> list[dict[str, Any]]:
+    """The columns of the table of latents."""
+    return [
+        {
+            "key": column.key,
+            "label": column.label,
+            "definition": column.definition,
+            "format": column.format,
+            "shown": column.shown,
+            "without": column.without,
+            "report": name,
+            "values": round_column(column.values),
+        }
+        for name, result in one.results.items()
+        for column in result.columns
+    ]
 
 
 def _stored(file: LatentsFile, lines: str, block: str) -> str:

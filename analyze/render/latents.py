@@ -63,14 +63,14 @@ class LatentsFile:
         """A panel block with its examples as objects with text."""
         spelt = {key: value for key, value in block.items() if key != "report"}
         if block["type"] == "examples":
-            activation = [0, *(round(heat * block["max"] / 99, 4) for heat in range(1, 100))]
+            unit = spelt.pop("unit")
             spelt["groups"] = [
-                {"title": group["title"], "items": [self._example(item, activation) for item in group["items"]]}
+                {"title": group["title"], "items": [self._example(item, unit) for item in group["items"]]}
                 for group in block["groups"]
             ]
         return spelt
 
-    def _example(self, item: list[Any], activation: list[float]) -> dict[str, Any]:
+    def _example(self, item: list[Any], unit: float) -> dict[str, Any]:
         value, sequence, position, document, peak, tokens, heat, *_ = item
         pieces = self.pieces(tokens)
         return {
@@ -84,7 +84,7 @@ class LatentsFile:
             "token_id": tokens[peak],
             "text": "".join(pieces),
             "tokens": pieces,
-            "activations": [activation[h] for h in heat],
+            "activations": [float(f"{h * unit:.4g}") if h else 0 for h in heat],
         }
 
 

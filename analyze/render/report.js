@@ -4,7 +4,7 @@
 (() => {
   const doc = JSON.parse(document.getElementById("document").textContent);
   const runs = doc.runs;
-  const state = { tab: "overview", run: 0, latent: null };
+  const state = { tab: "overview", run: 0, latent: null, query: "" };
   const $ = (id) => document.getElementById(id);
 
   function el(tag, attributes, ...children) {
@@ -43,6 +43,20 @@
     if (format === "flag") return value ? "yes" : "no";
     if (format === "text") return String(value).replace(/\r\n|\r|\n/g, "↵").replace(/\t/g, "⇥");
     return significant(value);
+  }
+
+  // One format for all numbers of a column: as many decimals as give the middle one three digits.
+  function alike(values, format) {
+    const scale = format === "percent" ? 100 : 1;
+    const sizes = values.filter((v) => typeof v === "number" && v !== 0).map((v) => Math.abs(v * scale)).sort((a, b) => a - b);
+    if (!["number", "percent"].includes(format) || sizes.every(Number.isInteger)) return (v) => show(v, format);
+    const digits = Math.max(0, Math.min(4, 2 - Math.floor(Math.log10(sizes[sizes.length >> 1]))));
+    const fixed = new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits, roundingMode: "halfEven" });
+    return (v) => {
+      if (typeof v !== "number") return show(v, format);
+      const text = fixed.format(v * scale);
+      return v !== 0 && !/[1-9]/.test(text) ? show(v, format) : text + (format === "percent" ? "%" : "");
+    };
   }
 
   const interval = (figure) => figure.interval.map((end) => show(end, figure.format)).join("–");
@@ -261,11 +275,13 @@
 
   const latentLink = (id, run) => el("a", { class: "latent", href: `#latents/${run}/${id}` }, String(id));
   // Names of runs are long and hold no spaces: they may break after these marks, and nowhere else.
-  const breaking = (text) => String(text).split(/(?<=[_\-/,])/).map((part, i) => [i ? el("wbr") : null, part]);
-  function cell(value, format, run) {
+  const breaking = (text) => String(text).split(/(?<=[_\-/,])/).map((part, i) => [i ? el("wbr") : null, spaced(part)]);
+  // The mark of a leading space is there to tell two tokens apart, and is no part of what they say.
+  const spaced = (text) => text.split(/(␣+)/).map((part) => (part.startsWith("␣") ? el("span", { class: "ws" }, part) : part));
+  function cell(value, format, run, shown) {
     if (format === "latent") return el("td", {}, value === null ? "–" : latentLink(value, run));
     if (format === "latents") return el("td", { class: "text" }, (value || []).map((id, i) => [i ? ", " : null, latentLink(id, run)]));
-    const text = show(value, format);
+    const text = shown ? shown(value) : show(value, format);
     return el("td", { class: format === "text" ? "text" : format === "flag" ? "flag" : null }, format === "text" ? breaking(text) : text);
   }
   const headCell = (c) => el("th", { scope: "col", class: c.format === "text" || c.format === "latents" ? "text" : null }, breaking(c.label), why(c.definition));
@@ -274,10 +290,10 @@
     const SHORT = 15;
     const body = el("tbody");
     // Phrases get a wide column; a remark stands below its row.
-    const columns = table.columns.map((c, k) => ({ ...c, k, phrases: c.format === "text" && table.rows.some((row) => String(row[k] ?? "").length > PHRASE) }));
+    const columns = table.columns.map((c, k) => ({ ...c, k, shown: alike(table.rows.map((row) => row[k]), c.format), phrases: c.format === "text" && table.rows.some((row) => String(row[k] ?? "").length > PHRASE) }));
     const cells = columns.filter((c) => c.format !== "remark"), remarks = columns.filter((c) => c.format === "remark");
     const line = (row) => [
-      el("tr", {}, cells.map((c) => { const td = cell(row[c.k], c.format, run); if (c.phrases) td.classList.add("phrase"); return td; })),
+      el("tr", {}, cells.map((c) => { const td = cell(row[c.k], c.format, run, c.shown); if (c.phrases) td.classList.add("phrase"); return td; })),
       ...remarks.filter((c) => row[c.k]).map((c) => el("tr", { class: "below" }, el("td", { class: "text", colspan: cells.length }, el("div", {}, el("b", {}, c.label), ": ", show(row[c.k], "text"))))),
     ];
     const fill = (n) => body.replaceChildren(...table.rows.slice(0, n).flatMap(line));
@@ -285,7 +301,7 @@
     const count = table.total > table.rows.length ? `${grouped.format(table.rows.length)} of ${grouped.format(table.total)}${table.more ? `, all in ${table.more}` : ""}` : grouped.format(table.total);
     const more = table.rows.length > SHORT ? el("button", { type: "button", onclick: (e) => { fill(Infinity); e.currentTarget.remove(); } }, `Show all ${grouped.format(table.rows.length)} listed`) : null;
     return el("details", { class: "table", open: open && table.rows.length > 0 }, el("summary", {}, `${table.title} `, el("span", { class: "count" }, `(${count})`)), el("p", { class: "note" }, table.caption),
-      table.rows.length ? el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, cells.map(headCell))), body)) : el("p", { class: "note" }, "None."), more ? el("p", {}, more) : null);
+      table.rows.length ? el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": table.title }, el("table", {}, el("thead", {}, el("tr", {}, cells.map(headCell))), body)) : el("p", { class: "note" }, "None."), more ? el("p", {}, more) : null);
   }
 
   // --- overview ------------------------------------------------------------------------------------------------------
@@ -300,17 +316,20 @@
     }
     for (const [name, group] of first) {
       rows.push(el("tr", { class: "group" }, el("th", { colspan: runs.length + 1 }, group.title)));
-      for (const [key, figure] of group.figures) rows.push(el("tr", {}, el("th", { class: "figure", scope: "row" }, figure.label, why(figure.definition)), runs.map((run) => {
-        const f = run.reports[name] && run.reports[name].figures[key];
-        if (!f) return el("td", { class: run.role }, "–");
-        return el("td", { class: run.role }, el("span", { class: "big" }, show(f.value, f.format)),
-          f.with_bos !== null ? el("span", { class: "twin" }, el("span", { class: "dot with_bos" }), `including position 0: ${show(f.with_bos, f.format)}`) : null,
-          f.without_massive !== null ? el("span", { class: "twin" }, el("span", { class: "dot reference" }), `excluding massive rows: ${show(f.without_massive, f.format)}`) : null,
-          f.null !== null ? el("span", { class: "twin" }, el("span", { class: "dot null" }), `null: ${show(f.null, f.format)}`) : null,
-          f.interval ? el("span", { class: "twin" }, `95 % interval: ${interval(f)}`) : null);
-      })));
+      for (const [key, figure] of group.figures) {
+        const found = runs.map((run) => run.reports[name] && run.reports[name].figures[key]);
+        const shown = alike(found.filter(Boolean).flatMap((f) => [f.value, f.with_bos, f.without_massive, f.null]), figure.format);
+        const twin = (dot, label, value) => (value === null ? null : el("span", { class: "twin" }, el("span", { class: `dot ${dot}` }), `${label}: ${shown(value)}`));
+        rows.push(el("tr", {}, el("th", { class: "figure", scope: "row" }, figure.label, why(figure.definition)), runs.map((run, r) => {
+          const f = found[r];
+          if (!f) return el("td", { class: run.role }, "–");
+          return el("td", { class: run.role }, el("span", { class: "big" }, shown(f.value)),
+            twin("with_bos", "including position 0", f.with_bos), twin("reference", "excluding massive rows", f.without_massive), twin("null", "null", f.null),
+            f.interval ? el("span", { class: "twin" }, `95 % interval: ${interval(f)}`) : null);
+        })));
+      }
     }
-    return el("div", { class: "scroll overview" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", { class: "text" }, "figure"), runs.map((run, r) => el("th", { scope: "col", class: run.role }, el("a", { href: `#${firstReport()}/${r}` }, breaking(run.name)), " ", badge(run))))), el("tbody", {}, rows)));
+    return el("div", { class: "scroll overview", tabindex: "0", role: "region", "aria-label": "Figures of every run" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", { class: "text" }, "figure"), runs.map((run, r) => el("th", { scope: "col", class: run.role }, el("a", { href: `#${firstReport()}/${r}` }, breaking(run.name)), " ", badge(run))))), el("tbody", {}, rows)));
   }
   const firstReport = () => Object.keys(runs[0].reports)[0];
   function overview() {
@@ -352,8 +371,24 @@
   function latentTable(r, data) {
     const byKey = new Map(data.columns.map((c) => [c.key, c]));
     const shown = new Set(data.columns.filter((c) => c.shown).map((c) => c.key));
+    const firesOn = byKey.get("fires_on");
+    let index = null; // of each latent, where a token was found: the texts by place
+    async function loadIndex() {
+      const [found, vocabulary] = await Promise.all([block(`search-${r}`), block("vocabulary")]);
+      const texts = (label) => (label ? label.split(" ").map((one) => one.replaceAll("␣", " ")) : []);
+      const spelt = (token) => (vocabulary.pieces[token] === undefined ? `<${token}>` : vocabulary.pieces[token]);
+      index = Array.from({ length: data.n }, (_, i) => [
+        ["fires on", firesOn ? texts(firesOn.values[i]) : []],
+        ["top examples", found ? found.peaks[i].map(spelt) : []],
+        ["promotes", found ? found.promotes[i].map((label) => label.replaceAll("␣", " ")) : []],
+      ]);
+    }
+    // A word is looked for inside of tokens; in quotes it is the whole token, and a space before it counts.
+    const hit = (word) => (word.exact ? (text) => text === word.text || text.trimStart() === word.text : (text) => text.toLowerCase().includes(word.text));
+    const places = (i, word) => index[i].filter(([, texts]) => texts.some(hit(word))).map(([place]) => place);
+    const format = new Map(data.columns.map((c) => [c.key, alike(c.values, c.format)]));
     let order = Array.from({ length: data.n }, (_, i) => i), sortKey = byKey.has("max_r") ? "max_r" : null, descending = true, cursor = 0;
-    const input = el("input", { type: "search", placeholder: "Search: number, token, or density>0.01 max_r>0.8", "aria-label": "Search latents", spellcheck: "false" });
+    const input = el("input", { type: "search", value: state.query, placeholder: 'Token, "exact token", number, or density>0.01', title: "A word is looked for in the tokens that a latent fires on, peaks on in its top examples, and promotes; in quotes it must be the whole token.", "aria-label": "Search latents", spellcheck: "false" });
     const facets = data.columns.filter((c) => c.format === "text").map((c) => [c, [...new Set(c.values)].sort()]).filter(([, v]) => v.length > 1 && v.length <= 12);
     const selects = facets.map(([c, options]) => el("select", { "aria-label": c.label, title: c.definition, onchange: () => refresh() }, el("option", { value: "" }, `${c.label}: any`), options.map((o) => el("option", { value: o }, o))));
     const count = el("span", { class: "count", role: "status" });
@@ -363,16 +398,19 @@
     function matches(i, words, conditions) {
       for (let k = 0; k < facets.length; k++) if (selects[k].value && facets[k][0].values[i] !== selects[k].value) return false;
       for (const [c, test, limit] of conditions) { const v = c.values[i]; if (v === null || !test(v, limit)) return false; }
-      return words.every((w) => String(i) === w || data.columns.some((c) => c.format === "text" && c.values[i].toLowerCase().includes(w)));
+      return words.every((w) => (!w.exact && (String(i) === w.text || data.columns.some((c) => c !== firesOn && c.format === "text" && c.values[i].toLowerCase().includes(w.text)))) || places(i, w).length > 0);
     }
     const tests = { ">": (a, b) => a > b, "<": (a, b) => a < b, "=": (a, b) => a === b, ">=": (a, b) => a >= b, "<=": (a, b) => a <= b };
     function refresh() {
       const words = [], conditions = [];
-      for (const part of input.value.toLowerCase().split(/\s+/).filter(Boolean)) {
-        const m = /^([a-z_]+)(>=|<=|>|<|=)(-?[\d.]+(?:e-?\d+)?)(%?)$/.exec(part);
-        if (m && byKey.has(m[1])) conditions.push([byKey.get(m[1]), tests[m[2]], Number(m[3]) / (m[4] ? 100 : 1)]);
-        else words.push(part);
+      for (const [part, quoted] of input.value.matchAll(/"([^"]+)"|[^\s"]+|"/g)) {
+        const m = /^([a-z_]+)(>=|<=|>|<|=)(-?[\d.]+(?:e-?\d+)?)(%?)$/.exec(part.toLowerCase());
+        if (quoted !== undefined) words.push({ text: quoted, exact: true });
+        else if (m && byKey.has(m[1])) conditions.push([byKey.get(m[1]), tests[m[2]], Number(m[3]) / (m[4] ? 100 : 1)]);
+        else words.push({ text: part.toLowerCase(), exact: false });
       }
+      if (words.length && !index) { loadIndex().then(refresh); return; }
+      asked = words;
       order = [];
       for (let i = 0; i < data.n; i++) if (matches(i, words, conditions)) order.push(i);
       if (sortKey) {
@@ -383,8 +421,8 @@
           return (x < y ? -1 : x > y ? 1 : 0) * sign || a - b;
         });
       } else if (descending === false) order.reverse();
-      const asked = words.length === 1 && order.indexOf(Number(words[0])); // a number means that latent before all others
-      if (asked > 0) order.unshift(...order.splice(asked, 1));
+      const number = words.length === 1 ? order.indexOf(Number(words[0].text)) : -1; // a number means that latent before all others
+      if (number > 0) order.unshift(...order.splice(number, 1));
       cursor = 0;
       count.textContent = `${grouped.format(order.length)} of ${grouped.format(data.n)} latents`;
       view.scrollTop = 0;
@@ -398,23 +436,29 @@
         const sort = () => { if (active) descending = !descending; else { sortKey = key; descending = format !== "text"; } refresh(); };
         return el("th", { scope: "col", class: format === "text" ? "text" : null, "aria-sort": active ? (descending ? "descending" : "ascending") : null }, el("button", { type: "button", onclick: sort }, label + (active ? (descending ? " ↓" : " ↑") : "")), why(definition));
       };
-      head.replaceChildren(el("tr", {}, column(null, "latent", "", "integer"), data.columns.filter((c) => shown.has(c.key)).map((c) => column(c.key, c.label, c.definition, c.format))));
+      head.replaceChildren(el("tr", {}, column(null, "latent", "", "integer"), asked.length ? el("th", { scope: "col", class: "text" }, "found in") : null, data.columns.filter((c) => shown.has(c.key)).map((c) => column(c.key, c.label, c.definition, c.format))));
     }
+    let asked = []; // the words of the search
     let drawn = "";
     function rows() {
       const visible = data.columns.filter((c) => shown.has(c.key));
       const first = Math.max(0, Math.floor(view.scrollTop / ROW) - 10);
       const last = Math.min(order.length, first + Math.ceil((view.clientHeight || 600) / ROW) + 20);
-      const signature = `${first}-${last}-${cursor}-${sortKey}-${descending}-${order.length}-${[...shown]}-${state.latent}`;
+      const signature = `${first}-${last}-${cursor}-${sortKey}-${descending}-${order.length}-${[...shown]}-${state.latent}-${input.value}`;
       if (signature === drawn && body.childElementCount) return;
       drawn = signature;
-      const space = (n) => { const row = el("tr", { class: "spacer", "aria-hidden": "true" }, el("td", { colspan: visible.length + 1 })); row.firstChild.style.height = `${n * ROW}px`; return row; };
+      const space = (n) => { const row = el("tr", { class: "spacer", "aria-hidden": "true" }, el("td", { colspan: visible.length + 1 + (asked.length ? 1 : 0) })); row.firstChild.style.height = `${n * ROW}px`; return row; };
+      if (!order.length) {
+        const how = asked.some((w) => w.exact) ? "In quotes a word must be the whole token." : asked.length ? "Words are looked for in the tokens that a latent fires on, peaks on in its top examples, and promotes." : "No latent fits these conditions.";
+        body.replaceChildren(el("tr", {}, el("td", { class: "text none", colspan: visible.length + 1 + (asked.length ? 1 : 0) }, `No match. ${how}`)));
+        return;
+      }
       body.replaceChildren(space(first), ...order.slice(first, last).map((i, k) => {
         const where = first + k === cursor ? "row current" : "row";
-        return el("tr", { class: where, onclick: () => { cursor = first + k; go("latents", r, i); } }, el("td", {}, latentLink(i, r)), visible.map((c) => {
+        return el("tr", { class: where, onclick: () => { cursor = first + k; go("latents", r, i); } }, el("td", {}, latentLink(i, r)), asked.length ? el("td", { class: "text" }, [...new Set(asked.flatMap((w) => places(i, w)))].join(", ")) : null, visible.map((c) => {
           const v = c.values[i];
           const said = [c.format === "text" ? "text" : null, v === "rare" || v === "dead" || v === "none" || without(v) ? "rare" : null].filter(Boolean);
-          return el("td", { class: said.join(" ") || null, title: c.format === "text" && v.length > 12 ? v : null }, without(v) ? c.without : show(v, c.format));
+          return el("td", { class: said.join(" ") || null, title: c.format === "text" && v.length > 12 ? v : null }, without(v) ? c.without : spaced(format.get(c.key)(v)));
         }));
       }), space(order.length - last));
     }
@@ -433,7 +477,7 @@
       else if (event.key === "Enter" && order.length && event.target === view) go("latents", r, order[cursor]);
     });
     let timer = 0;
-    input.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(refresh, 80); });
+    input.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(() => { state.query = input.value; history.replaceState(null, "", hashOf(state.tab, state.run, state.latent)); refresh(); }, 80); });
     input.addEventListener("keydown", (event) => {
       if (event.key === "ArrowDown") { event.preventDefault(); view.focus(); }
       else if (event.key === "Enter") { clearTimeout(timer); refresh(); if (order.length) go("latents", r, order[0]); }
@@ -441,7 +485,8 @@
     const chooser = el("div", { hidden: true }, data.columns.map((c) => el("label", {}, el("input", { type: "checkbox", checked: c.shown, onchange: (e) => { if (e.target.checked) shown.add(c.key); else shown.delete(c.key); header(); drawn = ""; rows(); } }), ` ${c.label} `, el("span", { class: "count" }, c.key))));
     const columnsButton = el("button", { type: "button", "aria-expanded": "false", onclick: (e) => { chooser.hidden = !chooser.hidden; e.currentTarget.setAttribute("aria-expanded", String(!chooser.hidden)); } }, "Columns");
     const nodes = [el("h2", {}, "Latents – ", runs[r].name, " ", badge(runs[r])), el("div", { class: "filters" }, input, selects, el("span", { class: "columns" }, columnsButton, chooser), count), view, el("p", { class: "note" }, "Figures exclude position 0 unless the column says otherwise; – means not scored: the latent fires too rarely.")];
-    nodes.control = { run: r, input, view, data, refresh, redraw: () => { drawn = ""; rows(); }, step: (by) => { move(by); if (order.length) go("latents", r, order[cursor]); }, point: (i) => { const at = order.indexOf(i); if (at >= 0) { cursor = at; drawn = ""; rows(); } } };
+    const search = (query) => { if (input.value !== query) { input.value = query; refresh(); } };
+    nodes.control = { run: r, input, view, data, refresh, search, redraw: () => { drawn = ""; rows(); }, step: (by) => { move(by); if (order.length) go("latents", r, order[cursor]); }, point: (i) => { const at = order.indexOf(i); if (at >= 0) { cursor = at; drawn = ""; rows(); } } };
     refresh();
     return nodes;
   }
@@ -458,29 +503,61 @@
     }
     return out;
   }
-  function example(item, max, vocabulary, silent, domains) {
+  function example(item, b, vocabulary, silent, domains, cache, shown) {
     // `joined`: the texts of the tokens where characters go over several of them; they stand at the first one.
     const [value, sequence, position, documentId, peakToken, tokens, heat, joined] = item;
     let peak = peakToken;
     while (joined && peak > 0 && joined[peak] === "") peak -= 1;
-    const text = el("div", { class: "ctx" }, tokens.map((token, i) => {
-      const piece = joined ? joined[i] : vocabulary.pieces[token] === undefined ? `<${token}>` : vocabulary.pieces[token];
+    const one = (token, i) => {
+      const inside = joined && joined[i] !== undefined;
+      const piece = inside ? joined[i] : vocabulary.pieces[token] === undefined ? `<${token}>` : vocabulary.pieces[token];
       const special = vocabulary.special.includes(token);
-      let h = heat ? heat[i] : 0;
-      for (let j = i + 1; heat && joined && j < tokens.length && joined[j] === ""; j += 1) h = Math.max(h, heat[j]);
-      if (joined && piece === "") h = 0;
-      const node = el("span", { class: `t${i === peak ? (silent ? " quiet" : " peak") : ""}${special ? " special" : ""}`, title: h ? `${piece}: ${significant((h / 99) * max)}` : null }, spell(piece, special));
-      if (h) { node.classList.add("hot"); node.style.setProperty("--h", (h / 99).toFixed(3)); }
+      let units = heat && heat[i] ? heat[i] : 0;
+      for (let j = i + 1; heat && inside && j < tokens.length && joined[j] === ""; j += 1) units = Math.max(units, heat[j]);
+      if (inside && piece === "") units = 0;
+      const h = units * b.unit;
+      const node = el("span", { class: `t${i === peak ? (silent ? " quiet" : " peak") : ""}${special ? " special" : ""}`, title: h ? `${piece}: ${Number(h.toPrecision(4))}` : null }, spell(piece, special));
+      if (h) { node.classList.add("hot"); node.style.setProperty("--h", Math.min(1, h / b.max).toFixed(3)); }
       return node;
-    }));
-    return el("div", { class: "example" }, el("div", { class: "act" }, silent ? "0" : significant(value)), text, el("div", { class: "where" }, `sequence ${grouped.format(sequence)} · position ${position}${position === 0 ? " (BOS)" : ""} · document ${grouped.format(documentId)}${domains && domains[documentId] ? ` (${domains[documentId]})` : ""}`));
+    };
+    const text = el("div", { class: "ctx" }, tokens.map(one));
+    // The whole sequence, if the page has it: activations are known around the peak only.
+    const wider = el("button", { type: "button", class: "wider", "aria-expanded": "false", onclick: async (event) => {
+      const button = event.currentTarget, open = button.getAttribute("aria-expanded") === "true";
+      const all = open ? null : await sequenceOf(cache, sequence);
+      if (!open && !all) { button.replaceWith(el("span", {}, "not in this page")); return; }
+      const first = position - peakToken;
+      text.replaceChildren(...(open ? tokens.map(one) : all.map((token, i) => one(token, i - first))));
+      button.setAttribute("aria-expanded", String(!open));
+      button.textContent = open ? "wider" : "narrower";
+    } }, "wider");
+    return el("div", { class: "example" }, el("div", { class: "act" }, silent ? "0" : shown(value)), text, el("div", { class: "where" }, wider, ` sequence ${grouped.format(sequence)} · position ${position}${position === 0 ? " (BOS)" : ""} · document ${grouped.format(documentId)}${domains && domains[documentId] ? ` (${domains[documentId]})` : ""}`));
   }
-  function panelBlock(b, r, vocabulary) {
-    if (b.type === "examples") return b.groups.map((g) => [el("h3", { class: "group-head" }, g.title, " ", el("small", {}, g.note || "")), g.items.map((item) => example(item, b.max, vocabulary, item[0] === 0, vocabulary.domains[runs[r].facts.cache]))]);
+  async function sequenceOf(cache, sequence) {
+    const text = await block("text"), known = text && text[cache];
+    const at = known ? known.sequences.indexOf(sequence) : -1;
+    return at < 0 ? null : (await block(`text-${known.number}-${Math.floor(at / TEXT_BLOCK)}`))[at % TEXT_BLOCK];
+  }
+  const TEXT_BLOCK = 32, FIRST_EXAMPLES = 8;
+  function exampleGroup(b, g, r, vocabulary) {
+    const cache = runs[r].facts.cache;
+    const shown = alike(g.items.map((item) => item[0]), "number");
+    const made = (item) => example(item, b, vocabulary, item[0] === 0, vocabulary.domains[cache], cache, shown);
+    const rest = g.items.slice(FIRST_EXAMPLES);
+    const more = rest.length ? el("button", { type: "button", class: "more", onclick: (event) => event.currentTarget.replaceWith(...rest.map(made)) }, `Show all ${g.items.length}`) : null;
+    return el("section", { class: "group" }, el("h3", { class: "group-head" }, g.title, " ", el("small", {}, g.note || "")), g.items.slice(0, FIRST_EXAMPLES).map(made), more);
+  }
+  const inner = (title, table) => el("figure", {}, title, el("div", { class: "inner", tabindex: "0", role: "region", "aria-label": title.textContent }, table));
+  function panelBlock(b, r) {
     const title = el("h3", {}, b.title, " ", b.note ? el("small", { class: "note" }, b.note) : null);
-    if (b.type === "table") return el("figure", {}, title, el("table", {}, el("thead", {}, el("tr", {}, b.columns.map(([label, format]) => headCell({ label, format })))), el("tbody", {}, b.rows.map((row) => el("tr", {}, row.map((v, k) => cell(v, b.columns[k][1], r)))))));
+    if (b.type === "table") {
+      const shown = b.columns.map(([, format], k) => alike(b.rows.map((row) => row[k]), format));
+      const near = b.columns[0][1] === "latent" ? byLatent(r) : null; // a number alone says little: its tokens beside it
+      const tokens = near ? [el("th", { scope: "col", class: "text" }, "fires on")] : [];
+      return inner(title, el("table", {}, el("thead", {}, el("tr", {}, b.columns.map(([label, format]) => headCell({ label, format })).toSpliced(1, 0, ...tokens))), el("tbody", {}, b.rows.map((row) => el("tr", {}, row.map((v, k) => cell(v, b.columns[k][1], r, shown[k])).toSpliced(1, 0, ...(near ? [el("td", { class: "text short" }, spaced(near(row[0])))] : [])))))));
+    }
     if (b.type === "latents") return el("figure", {}, title, el("div", { class: "links" }, b.ids.map((id) => latentLink(id, r))));
-    if (b.type === "tokens") return el("figure", {}, title, el("table", {}, el("tbody", {}, b.rows.map((row) => el("tr", {}, row.map((v, k) => (k % 2 ? el("td", {}, significant(v)) : el("td", { class: "text" }, v))))))));
+    if (b.type === "tokens") return inner(title, el("table", {}, el("tbody", {}, b.rows.map((row) => el("tr", {}, row.map((v, k) => (k % 2 ? el("td", {}, significant(v)) : el("td", { class: "text" }, v))))))));
     if (b.type === "chart") {
       const spec = { ...b, caption: b.note || "", kind: "bars" };
       // Bars over a logarithmic axis: equal widths, named by their lower edge.
@@ -489,21 +566,46 @@
     }
     return null;
   }
+  const firing = new Map(); // run → its column of tokens
+  const byLatent = (r) => { const column = firing.get(r); return column ? (latent) => column[latent] || "" : null; };
+  // The partners of a latent in the other runs, by decoder.
+  function partners(found, latent) {
+    const known = (found || []).map(({ run, partners: of }) => [run, of[latent]]).filter(([run, match]) => match && runs[run].trained);
+    if (!known.length) return null;
+    return inner(el("h3", {}, "In the other runs ", el("small", { class: "note" }, "matched by decoder row")), el("table", {}, el("thead", {}, el("tr", {}, [["run", "text"], ["latent", "latent"], ["cosine", "number"]].map(([label, format]) => headCell({ label, format })))), el("tbody", {}, known.map(([run, [id, cosine]]) => el("tr", {}, el("td", { class: "text" }, breaking(runs[run].name)), el("td", {}, latentLink(id, run)), el("td", {}, cosine.toFixed(3)))))));
+  }
+  async function copyLink(button) {
+    const text = location.href;
+    try { await navigator.clipboard.writeText(text); } catch {
+      const area = el("textarea", { class: "skip" }, text);
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy"); // where a page may not write to the clipboard by itself
+      area.remove();
+    }
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = "Copy link"; }, 1500);
+  }
   async function openPanel(r, latent) {
     const panel = $("panel");
-    const [data, found, vocabulary] = await Promise.all([block(`columns-${r}`), panelOf(r, latent), block("vocabulary")]);
+    const [data, found, vocabulary, matches] = await Promise.all([block(`columns-${r}`), panelOf(r, latent), block("vocabulary"), block(`matches-${r}`)]);
+    if (data && !firing.has(r)) firing.set(r, (data.columns.find((c) => c.key === "fires_on") || {}).values);
     if (!data || latent < 0 || latent >= data.n || state.latent !== latent || state.run !== r) return;
     const step = (by) => { if (current && current.run === r) current.step(by); else go("latents", r, Math.max(0, Math.min(data.n - 1, latent + by))); };
-    const fact = (c) => el("div", {}, el("dt", {}, c.label, why(c.definition)), el("dd", {}, without(c.values[latent]) ? c.without : show(c.values[latent], c.format)));
-    const examples = found.filter((b) => b.type === "examples"), rest = found.filter((b) => b.type !== "examples");
+    const fact = (c) => el("div", {}, el("dt", {}, c.label, why(c.definition)), el("dd", {}, without(c.values[latent]) ? c.without : spaced(show(c.values[latent], c.format))));
+    const groups = found.filter((b) => b.type === "examples").flatMap((b) => b.groups.map((g) => exampleGroup(b, g, r, vocabulary)));
+    const words = found.filter((b) => !["examples", "chart"].includes(b.type)), charts = found.filter((b) => b.type === "chart");
+    // What it writes before what it fires together with: the report of its text is the last of the reports.
+    words.sort((a, b) => (b.report === "top_activations") - (a.report === "top_activations"));
     panel.replaceChildren(
-      el("div", { class: "panel-head" }, el("h2", {}, `Latent ${latent} `, el("small", {}, runs[r].name, " ", badge(runs[r]))), el("button", { type: "button", class: "optional", onclick: () => step(-1), "aria-label": "Previous latent" }, "↑"), el("button", { type: "button", class: "optional", onclick: () => step(1), "aria-label": "Next latent" }, "↓"), el("button", { type: "button", id: "panel-close", onclick: closePanel, "aria-label": "Close" }, "✕")),
+      el("div", { class: "panel-head" }, el("h2", {}, `Latent ${latent} `, el("small", {}, runs[r].name, " ", badge(runs[r]))), el("button", { type: "button", class: "copy", onclick: (event) => copyLink(event.currentTarget) }, "Copy link"), el("button", { type: "button", class: "optional", onclick: () => step(-1), "aria-label": "Previous latent" }, "↑"), el("button", { type: "button", class: "optional", onclick: () => step(1), "aria-label": "Next latent" }, "↓"), el("button", { type: "button", id: "panel-close", onclick: closePanel, "aria-label": "Close" }, "✕")),
       el("dl", { class: "facts" }, data.columns.filter((c) => c.shown).map(fact)),
       el("details", {}, el("summary", { class: "note" }, "more figures"), el("dl", { class: "facts" }, data.columns.filter((c) => !c.shown).map(fact))),
-      ...(examples.length || !runs[r].reports.top_activations ? [] : [el("p", { class: "note" }, "This latent never fired on these rows.")]),
-      el("div", { class: "pair" }, rest.filter((b) => b.type === "chart").map((b) => panelBlock(b, r, vocabulary))),
-      ...examples.flatMap((b) => panelBlock(b, r, vocabulary)).flat(2),
-      el("div", { class: "pair" }, rest.filter((b) => b.type !== "chart").map((b) => panelBlock(b, r, vocabulary))));
+      ...(groups.length || !runs[r].reports.top_activations ? [] : [el("p", { class: "note" }, "This latent never fired on these rows.")]),
+      ...groups.slice(0, 1),
+      el("div", { class: "pair" }, words.map((b) => panelBlock(b, r)), partners(matches, latent)),
+      ...groups.slice(1),
+      el("div", { class: "pair" }, charts.map((b) => panelBlock(b, r))));
     if (panel.hidden) { panel.hidden = false; panel.dataset.back = document.activeElement && document.activeElement.className; $("panel-close").focus({ preventScroll: true }); }
     panel.scrollTop = 0;
   }
@@ -522,16 +624,19 @@
   const reportNames = [...new Set(runs.flatMap((run) => Object.keys(run.reports)))];
   const reportTitle = (name) => runs.map((run) => run.reports[name]).find(Boolean).title;
   const tabs = [["overview", "Overview"], ...(doc.comparison ? [["comparison", doc.comparison.title]] : []), ...reportNames.map((name) => [name, reportTitle(name)]), ["latents", "Latents"], ["definitions", "Definitions"]];
+  const hashOf = (tab, run, latent) => `#${tab}/${run}${latent === null || latent === undefined ? "" : `/${latent}`}${tab === "latents" && state.query ? `?q=${encodeURIComponent(state.query)}` : ""}`;
   function go(tab, run, latent) {
-    const hash = `#${tab}/${run}${latent === null || latent === undefined ? "" : `/${latent}`}`;
+    const hash = hashOf(tab, run, latent);
     if (location.hash === hash) route();
     else location.hash = hash;
   }
   async function route() {
-    const [tab, run, latent] = decodeURIComponent(location.hash.slice(1)).split("/");
+    const [path, query] = location.hash.slice(1).split("?");
+    const [tab, run, latent] = decodeURIComponent(path).split("/");
     const before = `${state.tab}/${state.run}`;
     state.tab = tabs.some(([name]) => name === tab) ? tab : "overview";
     state.run = Math.max(0, Math.min(runs.length - 1, Number.parseInt(run, 10) || 0));
+    if (query !== undefined) state.query = new URLSearchParams(query).get("q") || "";
     state.latent = latent === undefined || latent === "" ? null : Number.parseInt(latent, 10);
     hideTip();
     drawBars();
@@ -546,6 +651,7 @@
       else nodes = reportView(state.tab, state.run);
       if (wanted !== `${state.tab}/${state.run}`) return;
       current = nodes.control || null;
+      if (current) current.search(state.query);
       main.replaceChildren(...nodes.flat(Infinity).filter(Boolean));
       main.dataset.drawn = wanted;
       if (current) current.redraw();
@@ -561,6 +667,7 @@
   function drawBars() {
     $("tabs").replaceChildren(...tabs.map(([name, title]) => el("button", { type: "button", role: "tab", "aria-selected": String(name === state.tab), onclick: () => go(name, state.run, null) }, title)));
     const needed = !["overview", "definitions", "comparison"].includes(state.tab) && runs.length > 1;
+    $("runs").hidden = !needed;
     $("runs").replaceChildren(...(needed ? runs.map((run, r) => el("button", { type: "button", role: "radio", class: run.role, "aria-checked": String(r === state.run), title: run.role === "control" ? "control" : null, onclick: () => go(state.tab, r, null) }, run.name)) : []));
     const chosen = $("tabs").querySelector('[aria-selected="true"]');
     if (chosen && chosen.scrollIntoView) chosen.scrollIntoView({ block: "nearest", inline: "nearest" });
@@ -593,7 +700,9 @@
     else if ((event.key === "j" || event.key === "k") && current) current.step(event.key === "j" ? 1 : -1);
   });
 
-  $("about").textContent = doc.caches.map((c) => `${c.model ? `${c.model} on ${c.dataset}, ` : ""}${grouped.format(c.rows_analysed)} rows of ${c.documents === "heldout" ? "held-out documents of " : ""}${c.path}`).join(" · ");
+  const named = runs.filter((run) => run.trained);
+  $("about").textContent = [named.map((run) => run.name).join(", "), [...new Set(named.map(({ facts: f }) => (f.kind === "transcoder" ? `${f.source} → ${f.target}` : f.source)))].join(", ")].filter(Boolean).join(" · ");
+  $("data").textContent = doc.caches.map((c) => `${c.model ? `${c.model} on ${c.dataset}, ` : ""}${grouped.format(c.rows_analysed)} rows of ${c.documents === "heldout" ? "held-out documents of " : ""}${c.path}`).join(" · ");
   addEventListener("hashchange", route);
   route();
 })();

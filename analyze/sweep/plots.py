@@ -15,10 +15,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from ...shared.runs.curves import PICKS, Line, last_values, named
 from ..result import show
 from .measure import Measured
-
-Line = Mapping[str, Any]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#8C510A")
 """Okabe and Ito's colours (without yellow, which is too light for lines), and two more."""
@@ -56,41 +55,16 @@ class Curve:
     otherwise: Curve | None = None
 
 
-def named(name: str) -> Callable[[Line], float | None]:
-    """The metric of that name."""
-    return lambda line: line.get(name)
-
-
-def ending(*names: str) -> Callable[[Line], float | None]:
-    """The first metric that ends so, whichever penalty logged it; several penalties: the largest."""
-
-    def pick(line: Line) -> float | None:
-        for name in names:
-            found = [value for key, value in line.items() if key.endswith(f"/{name}") and value is not None]
-            if found:
-                return float(max(found))
-        return None
-
-    return pick
-
-
-def penalties(line: Line) -> float | None:
-    """What all penalties add to the loss: Σ weight · value."""
-    terms = [key.removesuffix("/weight") for key in line if key.endswith("/weight")]
-    found = [line[name] * line[f"{name}/weight"] for name in terms if line.get(name) is not None]
-    return float(sum(found)) if found else None
-
-
 PER_ROW = Curve("l0", "Active latents per row", named("l0"))
 CURVES = (
-    Curve("loss", "Total loss", named("loss"), log=True),
-    Curve("reconstruction", "L2 (reconstruction)", named("reconstruction"), log=True),
-    Curve("sparsity", "Sparsity loss", named("sparsity"), log=True),
-    Curve("orthogonality", "Orthogonality loss (weighted)", penalties, log=True),
-    Curve("active", "Active latents in a batch", named("active"), otherwise=PER_ROW),
-    Curve("unique", "Unique latents in the pairs", ending("unique_latents")),
-    Curve("max_pair", "Largest correlation of a pair", ending("max_overlap", "max_r")),
-    Curve("mean_pair", "Mean correlation of the pairs", ending("mean_overlap", "mean_max_r")),
+    Curve("loss", "Total loss", PICKS["loss"], log=True),
+    Curve("reconstruction", "L2 (reconstruction)", PICKS["reconstruction"], log=True),
+    Curve("sparsity", "Sparsity loss", PICKS["sparsity"], log=True),
+    Curve("orthogonality", "Orthogonality loss (weighted)", PICKS["orthogonality"], log=True),
+    Curve("active", "Active latents in a batch", PICKS["active"], otherwise=PER_ROW),
+    Curve("unique", "Unique latents in the pairs", PICKS["unique"]),
+    Curve("max_pair", "Largest correlation of a pair", PICKS["max_pair"]),
+    Curve("mean_pair", "Mean correlation of the pairs", PICKS["mean_pair"]),
 )
 """Row by row, the panels of the figure of curves; those that no run logged are omitted."""
 
@@ -130,15 +104,19 @@ def series(lines: Sequence[Line], curve: Curve) -> tuple[list[int], list[float]]
     return steps, values
 
 
-def curves_figure(measured: Sequence[Measured], title: str) -> Figure:
+def curves_figure(measured: Sequence[Measured], title: str, only: str | None = None) -> Figure:
     """All curves of all runs. Each run is a thin line with its name as gid, the mean over a setting's seeds a thick
-    one."""
+    one.
+
+    Args:
+        only: the key of one curve, for a figure of its own.
+    """
     roles = {one.member.setting: one.role for one in measured}
     styles = style_of(roles)
     metrics = [(one, one.member.run.metrics()) for one in measured]
     logged = {curve.key: any(series(lines, curve)[0] for _, lines in metrics) for curve in (*CURVES, PER_ROW)}
     curves = [first if logged[first.key] or first.otherwise is None else first.otherwise for first in CURVES]
-    curves = [curve for curve in curves if logged[curve.key]]
+    curves = [curve for curve in curves if logged[curve.key] and only in (None, curve.key)]
     note = _nested(measured)
     figure, axes, legend_rows = _panels(len(curves), f"{title}\n{note}" if note else title, len(roles))
     for ax, curve in zip(axes, curves, strict=True):
@@ -193,10 +171,11 @@ def _panels(n: int, title: str, settings: int) -> tuple[Figure, list[Axes], int]
     """n panels in rows of at most four, as even as can be; room for the legend below."""
     rows = max(1, -(-n // 4))
     columns = max(1, -(-n // rows))
-    legend_rows = -(-settings // 6)
-    height = 2.45 * rows + 0.5 + 0.2 * title.count("\n") + 0.22 * legend_rows
+    width = 13 if n > 1 else 7
+    legend_rows = -(-settings // (6 if n > 1 else 3))
+    height = (2.45 if n > 1 else 3.6) * rows + 0.5 + 0.2 * title.count("\n") + 0.22 * legend_rows
     bottom = 0.26 * (legend_rows + 0.4) / height
-    figure = Figure(figsize=(13, height), layout=ConstrainedLayoutEngine(rect=(0, bottom, 1, 1 - bottom)))
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(rect=(0, bottom, 1, 1 - bottom)))
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     grid = figure.subplots(rows, columns, squeeze=False)
     flat = list(grid.flat)
@@ -260,20 +239,103 @@ def _bar(
     return float(reach)
 
 
+def training_document(measured: Sequence[Measured]) -> dict[str, Any]:
+    """The last value of each curve of training, in the form that `bars_figure` draws; curves that no run logged are
+    omitted."""
+    found = [{"setting": one.member.setting, **last_values(one.member.run.metrics())} for one in measured]
+    columns = [
+        {"key": curve.key, "label": curve.title, "format": "number"}
+        for curve in CURVES
+        if any(run[curve.key] is not None for run in found)
+    ]
+    roles = {one.member.setting: one.role for one in measured}
+    rows = []
+    for setting, role in roles.items():
+        figures = {}
+        for column in columns:
+            key = str(column["key"])
+            values = [run[key] for run in found if run["setting"] == setting and run[key] is not None]
+            if values:
+                figures[key] = {"mean": float(np.mean(values)), "low": None, "high": None}
+        rows.append({"setting": setting, "role": role, "figures": figures})
+    return {"settings": rows, "columns": columns, "runs": found}
+
+
+FRONTIERS = (
+    ("l0", "fvu", "L0", "FVU"),
+    ("latents", "fvu", "latents in the dictionary", "FVU"),
+    ("fvu", "n_pairs_above", "FVU", "correlated pairs"),
+)
+"""Panels of the frontiers: what is over what, by key of a run's figures."""
+
+
+def frontier_figure(measured: Sequence[Measured], title: str) -> Figure | None:
+    """FVU against sparsity and against size, pairs against FVU: one point per run, with its setting as gid.
+
+    A panel is drawn where runs differ in what it is over, and have both figures; None where there is no panel.
+    """
+    roles = {one.member.setting: one.role for one in measured}
+    points: list[dict[str, Any]] = []
+    for one in measured:
+        sizes = {"latents": one.member.run.final["coder"]["latents"]}
+        points.append(
+            {"setting": one.member.setting, **sizes, **{key: one.value(key) for key in ("l0", "fvu", "n_pairs_above")}}
+        )
+    panels = []
+    for x, y, x_label, y_label in FRONTIERS:
+        both = [point for point in points if point[x] is not None and point[y] is not None]
+        if len({round(float(point[x]), 6) for point in both}) > 1:
+            panels.append((x, y, x_label, y_label, both))
+    if not panels:
+        return None
+    styles = style_of(roles)
+    figure, axes, legend_rows = _panels(len(panels), title, len(roles))
+    for ax, (x, y, x_label, y_label, both) in zip(axes, panels, strict=True):
+        for setting, (colour, _) in styles.items():
+            these = [point for point in both if point["setting"] == setting]
+            if these:
+                xs, ys = [point[x] for point in these], [point[y] for point in these]
+                ax.plot(xs, ys, "o", ms=5, color=colour, alpha=0.85, gid=setting)
+        ax.set_title(f"{y_label} against {x_label}", loc="left")
+        ax.set_xlabel(x_label)
+        ax.set_ylim(bottom=0)
+        if x == "latents":
+            ax.set_xscale("log", base=2)
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    handles = [Line2D([], [], color=c, ls="", marker="o", label=name) for name, (c, _) in styles.items()]
+    figure.legend(handles=handles, loc="lower center", ncols=-(-len(roles) // legend_rows), frameon=False)
+    return figure
+
+
 def write_plots(
     measured: Sequence[Measured], document: Mapping[str, Any], folder: Path, kinds: Sequence[str]
 ) -> list[Path]:
-    """curves.* and bars.* in `folder`, the same bytes for the same runs."""
+    """curves, each curve alone (curve-KEY), bars, training (last values of the curves) and frontiers in `folder`; the
+    same bytes for the same runs."""
     from matplotlib import rc_context
 
     written = []
     with rc_context(STYLE):  # type: ignore[arg-type]
-        title = str(document["title"])
-        figures = {"curves": curves_figure(measured, title), "bars": bars_figure(document, title)}
-        for name, figure in figures.items():
+        for name, figure in plots(measured, document).items():
             for kind in kinds:
                 path = folder / f"{name}.{kind}"
                 metadata = {"Date": None} if kind == "svg" else {"Software": None}
                 figure.savefig(path, dpi=110, metadata=metadata)
                 written.append(path)
     return written
+
+
+def plots(measured: Sequence[Measured], document: Mapping[str, Any]) -> dict[str, Figure]:
+    """Name of a file → its figure; none of them has an empty panel."""
+    title = str(document["title"])
+    training = training_document(measured)
+    figures = {"curves": curves_figure(measured, title), "bars": bars_figure(document, title)}
+    if training["columns"]:
+        figures["training"] = bars_figure(training, f"{title}: at the end of training")
+    if (frontiers := frontier_figure(measured, title)) is not None:
+        figures["frontiers"] = frontiers
+    curves = [ax.get_title(loc="left") for ax in figures["curves"].axes if ax.get_title(loc="left")]
+    for curve in (*CURVES, PER_ROW):
+        if curve.title in curves:
+            figures[f"curve-{curve.key}"] = curves_figure(measured, title, curve.key)
+    return figures

@@ -112,13 +112,14 @@ class Vocabulary:
         return str(raw).replace("▁", " ").encode()
 
     def label(self, token: int) -> str:
-        """The piece for a table: without its leading space, and with white space made visible. A part of a character
+        """The piece for a table, with white space made visible: "␣to" is another token than "to". A part of a character
         is spelt in bytes, as <0xF0><0x9F>."""
         piece = self.piece(token)
         data = self._bytes(token) if "\ufffd" in piece else None
         if data is not None and piece.encode() != data:
             return "".join(f"<0x{byte:02X}>" for byte in data)
-        bare = piece.strip(" ") or "␣" * len(piece)
+        bare = piece.strip(" ")
+        bare = "␣" * (len(piece) - len(piece.lstrip(" "))) + bare
         return bare.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
 
     def text(self, tokens: Iterable[int]) -> str:

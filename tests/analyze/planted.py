@@ -35,6 +35,7 @@ ANTIPODAL = (10, 11)  # opposite directions, never together
 RARE, DEAD = 12, 13
 ONE_TOKEN = 14  # fires on one token only
 OUTLYING = 400  # the dimension of the target in which half of the rows with the strongest codes are massive
+NAMED = (14, 3, 4, 0)  # the report shows their correlations as a matrix
 
 
 @dataclass(frozen=True)

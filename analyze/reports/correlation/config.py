@@ -36,7 +36,12 @@ class CorrelationConfig(ReportConfig):
     max_pairs: int = 1_000_000
     """Pairs kept in the Parquet table; all are counted."""
 
+    latents: tuple[int, ...] = ()
+    """Latents whose correlations with one another are shown as a matrix; `--latents 19,830` sets them."""
+
     def __post_init__(self) -> None:
+        if any(latent < 0 for latent in self.latents) or len(set(self.latents)) < len(self.latents):
+            raise ValueError(f"latents: expected different numbers from 0 on, found {list(self.latents)}")
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold is an |r| between 0 and 1, not {self.threshold}")
         if min(self.min_fired, self.min_both, self.neighbours, self.max_pairs) < 1 or self.sorted_top < 2:

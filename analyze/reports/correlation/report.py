@@ -16,6 +16,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from ....shared.codes.moments import CodeMoments
+from ....shared.errors import UsageError
 from ...result import ReportResult
 from ...stream.batches import StreamBatch
 from ...stream.keep import Keeper
@@ -42,6 +43,11 @@ class CorrelationReport(Report[CorrelationConfig]):
     def __init__(self, config: CorrelationConfig, subject: Subject) -> None:
         super().__init__(config, subject)
         n = subject.n_latents
+        if beyond := [latent for latent in config.latents if latent >= n]:
+            raise UsageError(
+                f"--latents: {subject.name} has {n:,} latents, 0 to {n - 1}; found {', '.join(map(str, beyond))}",
+                "analyze runs of one size together, or name latents that all of them have",
+            )
         self.rest = self.first = self.massive = CodeMoments.zeros(n)
         self.pairs = PairSums(n, subject.device)
         self.first_rows, self.massive_rows = RowsApart(n), RowsApart(n)

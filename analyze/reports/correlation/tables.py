@@ -32,12 +32,33 @@ PAIR_COLUMNS = {
 
 
 def tables(found: Found, counted: Counted, config: CorrelationConfig) -> list[Table]:
-    """All three."""
+    """All three, and the matrix of the latents that were named."""
     return [
+        *([_named(counted, config)] if config.latents else []),
         _clusters(found.clusters, counted),
         _pairs(found.table, counted.rest.n),
         _only_with_bos(found, counted, config),
     ]
+
+
+def _named(counted: Counted, config: CorrelationConfig) -> Table:
+    """Pearson's r of every two of the latents in the settings, in their order."""
+    ids = np.array(config.latents)
+    fired = counted.rest.n[ids]
+    rows: list[list[Any]] = []
+    for i, n in zip(config.latents, fired.tolist(), strict=True):
+        this = np.full(len(ids), i)
+        sums, _ = counted.pairs.lookup(this, ids)
+        r = np.where(this == ids, 1.0, counted.rest.pearson(this, ids, sums))
+        rows.append([i, n, *(float(v) if n and m else None for v, m in zip(r, fired.tolist(), strict=True))])
+    return Table(
+        "named",
+        "Correlations of the latents that were named",
+        "Pearson's r over rows excluding position 0, of every two; – where one of them never fires.",
+        [TableColumn("latent", "latent"), TableColumn("fires on rows", "integer"), *(TableColumn(str(i)) for i in ids)],
+        rows,
+        len(rows),
+    )
 
 
 def _clusters(clusters: list[Cluster], counted: Counted) -> Table:

@@ -22,8 +22,8 @@ WORD_LATENTS = 2000
 WORD_CONTEXTS = 10
 """Top contexts of a latent that are searched."""
 
-WORD = re.compile(r"[^\W\d_]{3,}")
-"""Three letters or more."""
+WORD = re.compile(r"[^\W\d_]+|[^\w\s]+")
+"""Letters, or marks such as `=` and `{`, however few."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,14 @@ class Contexts:
     def words(self, rows: list[int]) -> set[str]:
         """The words in the contexts of these peaks, lower case."""
         windows = (self.window(row) for row in rows)
-        texts = (self.vocabulary.text(self.tokens[window.start : window.stop].tolist()) for window in windows)
+        special = self.vocabulary.special
+        tokens = (self.tokens[window.start : window.stop].tolist() for window in windows)
+        texts = (self.vocabulary.text(token for token in some if token not in special) for some in tokens)
         return set(WORD.findall(" \n ".join(texts).lower()))
 
 
 def common_words(contexts: Contexts, collected: Collected, subject: Subject, limit: int = 40) -> list[dict[str, Any]]:
-    """Words by the number of latents in whose top contexts they occur, beside the number expected from as many random
+    """Words by the number of latents in whose top contexts they occur beyond the number expected from as many random
     windows of the corpus; none without a tokenizer.
     """
     if not contexts.vocabulary.known:
@@ -79,8 +81,9 @@ def common_words(contexts: Contexts, collected: Collected, subject: Subject, lim
         rows = [int(r) for r in collected.top.row[i, :WORD_CONTEXTS] if r >= 0]
         observed.update(contexts.words(rows))
         expected.update(contexts.words(rng.choice(seen, len(rows)).tolist() if len(seen) else []))
-    # words of one count by the alphabet: the order of a set of text differs from process to process
-    ranked = sorted(observed.items(), key=lambda item: (-item[1], item[0]))[:limit]
+    # By what is beyond chance, or the words that are everywhere fill the table; words of one rank by the alphabet:
+    # the order of a set of text differs from process to process.
+    ranked = sorted(observed.items(), key=lambda item: (expected[item[0]] - item[1], item[0]))[:limit]
     return [{"word": word, "latents": n, "expected": expected[word], "of": len(chosen)} for word, n in ranked]
 
 

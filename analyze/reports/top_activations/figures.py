@@ -40,6 +40,7 @@ def figures(s: Statistics, config: TopActivationsConfig) -> list[Figure]:
             format="percent",
             short="specialised",
             sweep=True,
+            before_after=True,
         ),
         Figure(
             "context_diversity",
@@ -50,6 +51,17 @@ def figures(s: Statistics, config: TopActivationsConfig) -> list[Figure]:
             better="higher",
             short="contexts",
             sweep=True,
+            before_after=True,
+        ),
+        *(
+            Figure(
+                f"strength_{kind}",
+                f"mean activation of {kind} latents",
+                mean(s.mean[chosen]) if chosen.any() else None,
+                f"Of each {kind} latent the mean activation where it fires; of these the mean over latents.",
+                short=f"strength ({kind})",
+            )
+            for kind, chosen in (("specialised", s.specialised), ("general", s.verdict == "general"))
         ),
         Figure(
             "median_density",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from .statistics import Statistics
 class Panels:
     """Examples of one latent, as blocks for its panel.
 
-    An example is [value, sequence, position, document, index of the peak, tokens, heat]; heat is 0 … 99 of the latent's
-    largest activation on ordinary rows, "" where the latent is silent throughout.
+    An example is [value, sequence, position, document, index of the peak, tokens, heat]: heat · the block's unit is the
+    activation on each token, to four digits of the largest on ordinary rows; "" where the latent is silent throughout.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Panels:
         if silent:
             groups.append({"title": "Silent on the same token", "note": "does not fire here", "items": silent})
         return [
-            {"type": "examples", "max": self._scale(latent), "groups": groups},
+            {"type": "examples", "max": self._scale(latent), "unit": self._unit(latent), "groups": groups},
             self._histogram(latent),
             *self._lens(latent),
         ]
@@ -108,10 +109,14 @@ class Panels:
         ]
 
     def _heat(self, latent: int, keeper: Keeper) -> list[list[int]]:
-        """The activations around each kept entry of a latent, 0 … 99 of the one drawn at full strength."""
-        scale = 99 / self._scale(latent)
-        heat: list[list[int]] = np.ceil(keeper.heat_of(latent) * scale).clip(0, 99).astype(np.int8).tolist()
+        """The activations around each kept entry of a latent, in units."""
+        heat: list[list[int]] = np.rint(keeper.heat_of(latent) / self._unit(latent)).astype(np.int64).tolist()
         return heat
+
+    def _unit(self, latent: int) -> float:
+        """The power of ten in which the activation drawn at full strength has four digits: whole numbers take little
+        room."""
+        return float(f"1e{math.floor(math.log10(self._scale(latent))) - 3}")
 
     def _example(self, latent: int, keeper: Keeper, k: int, heat: list[int]) -> list[Any]:
         return self._item(int(keeper.row[latent, k]), float(keeper.value[latent, k]), heat)

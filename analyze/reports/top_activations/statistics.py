@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ....shared.cache import Cache
 from ....shared.cache.documents import sources_of_rows
 from ....shared.codes.specialisation import Concentration, concentration, verdicts
 from ...stream.keep import Keeper
@@ -35,7 +34,7 @@ class Statistics:
         favourites: [F, 3] most common tokens of its sample, −1 where there are fewer.
         tokens: concentration of its firings on tokens. documents: on domains or documents; source says which.
         verdict: specialised (on what) or general.
-        context_mean, context_min, context_max: tokens of the document up to the peak, over its top examples.
+        context_mean, context_min, context_max: tokens of the contexts of its top examples.
     """
 
     fired: NDArray[np.int64]
@@ -66,6 +65,11 @@ class Statistics:
         return int(np.isfinite(self.tokens.collision).sum())
 
     @property
+    def specialised(self) -> NDArray[np.bool_]:
+        """Latents specialised in anything [F]."""
+        return ~np.isin(self.verdict, ("dead", "rare", "general"))
+
+    @property
     def verdicts(self) -> dict[str, int]:
         """Verdict → latents."""
         return {str(v): int(n) for v, n in zip(*np.unique(self.verdict, return_counts=True), strict=True)}
@@ -89,7 +93,7 @@ class Statistics:
         sources, _ = _labels(collected.sample, of_row)
         corpus = np.bincount(of_row[seen])
         by_source = concentration(sources, full, corpus, seed=subject.seed + 1, level=level, gate=gate)
-        length = _lengths(collected.top, cache)
+        length = _lengths(collected.top, cache.ctx, config)
         rest_rows = collected.rows - collected.rows_first
         with np.errstate(invalid="ignore", divide="ignore"):
             return cls(
@@ -133,11 +137,12 @@ def _labels(sample: Keeper, of_row: NDArray[Any]) -> tuple[NDArray[np.int64], ND
     return of_row.reshape(-1)[rows].astype(np.int64), kept
 
 
-def _lengths(top: Keeper, cache: Cache) -> NDArray[np.float64]:
-    """Tokens of the document up to each kept peak, itself included [F, k]; NaN where none is kept."""
+def _lengths(top: Keeper, ctx: int, config: TopActivationsConfig) -> NDArray[np.float64]:
+    """Tokens of the context shown around each kept peak, itself included [F, k]; NaN where none is kept."""
     kept = top.score > 0
-    rows = np.where(kept, top.row, 0)
-    return np.where(kept, cache.pos_in_doc.reshape(-1)[rows] + 1.0, np.nan)
+    position = np.where(kept, top.row, 0) % ctx
+    length = np.minimum(position, config.before) + 1 + np.minimum(ctx - 1 - position, config.after)
+    return np.where(kept, length.astype(np.float64), np.nan)
 
 
 def _over_some(function: Callable[..., Any], values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -67,8 +67,8 @@ def _words(words: list[dict[str, Any]]) -> Table:
     return Table(
         "words",
         "Common words in top contexts",
-        "Words by the number of latents whose top contexts contain them, beside the number expected from as many "
-        "random contexts.",
+        "Words (and marks) that more latents have in their top contexts than chance explains: the number of latents, "
+        "and the number expected from as many random contexts. Special tokens are no words.",
         [
             TableColumn("word", "text"),
             TableColumn("latents", "integer"),
@@ -88,14 +88,17 @@ def _samples(summary: Summary, config: TopActivationsConfig) -> Table:
         ["activation range", f"{show(low)} … {show(high)}"],
         ["distinct contexts", show(samples["distinct_contexts"])],
         ["distinct contexts per latent, mean share", show(samples["context_diversity"], "percent")],
-        ["tokens of context, mean (range)", f"{show(length['mean'])} ({show(length['min'])} … {show(length['max'])})"],
+        [
+            "length of a context in tokens, mean (range)",
+            f"{show(length['mean'])} ({show(length['min'])} … {show(length['max'])})",
+        ],
     ]
     return Table(
         "samples",
         "Samples",
         f"Each latent's {config.raw_top} largest activations, repeats included. A context is the peak and the "
-        f"{config.before} tokens ahead of it; its length, the tokens of the document up to the peak, is over the "
-        f"{config.top} examples shown.",
+        f"{config.before} tokens ahead of it; {config.after} tokens after it are shown too. The length of a "
+        f"context is over the {config.top} examples of each latent, as they are shown.",
         [TableColumn("figure", "text"), TableColumn("value", "text")],
         rows,
         len(rows),

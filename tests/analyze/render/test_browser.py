@@ -16,7 +16,7 @@ from sparse_pipeline.analyze.render.html import write_html
 from sparse_pipeline.analyze.result import Chart, Figure, ReportResult, Series, Table, TableColumn, show
 from sparse_pipeline.analyze.run import analyze
 from sparse_pipeline.shared.console import Console
-from tests.analyze.planted import BOS_LOCKED, DEAD, ONE_TOKEN, STRUCTURAL, F, planted
+from tests.analyze.planted import BOS_LOCKED, CTX, DEAD, ONE_TOKEN, STRUCTURAL, F, planted
 from tests.analyze.test_run import HOSTILE, nested
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -224,7 +224,7 @@ def test_table_of_latents_sorts_and_searches(open_page: Any) -> None:
     box.send_keys(str(ONE_TOKEN))
     wait(browser, "return document.querySelector('.virtual tr.row a').textContent === '14'")
     box.clear()
-    box.send_keys("nothing-like-this")
+    box.send_keys('"nothing-like-this"')
     wait(browser, "return document.querySelector('.filters > .count').textContent.startsWith('0 of')")
 
 
@@ -232,6 +232,9 @@ def test_a_latent_opens_with_its_text_literally(open_page: Any) -> None:
     browser = open_page(f"latents/0/{ONE_TOKEN}")
     wait(browser, "return !document.getElementById('panel').hidden")
     assert texts(browser, "#panel h2")[0].startswith("Latent 14")
+    peaks = texts(browser, "#panel .t.peak")
+    assert len(peaks) >= 8
+    browser.execute_script("document.querySelector('#panel .more').click()")
     peaks = texts(browser, "#panel .t.peak")
     assert len(peaks) >= 20
     assert set(peaks) == {HOSTILE[2]}  # its one token, 7, as it is spelt
@@ -376,3 +379,168 @@ def test_a_dash_means_not_scored_and_nothing_else(open_page: Any) -> None:
     heads = texts(browser, ".virtual thead th")
     place = next(k for k, text in enumerate(heads) if text.startswith("cluster"))
     assert set(texts(browser, f".virtual tr.row td:nth-child({place + 1})")) == {"0", "1", "none"}
+
+
+# --- what a reader does all day ---------------------------------------------------------------------------------------
+
+ROWS = "return [...document.querySelectorAll('.virtual tr.row')].map(r => Number(r.querySelector('a').textContent))"
+
+
+def searched(browser: Any, query: str) -> set[int]:
+    """Latents that the table lists for a query typed into its box."""
+    box = browser.find_element("css selector", ".filters input")
+    box.clear()
+    box.send_keys(query)
+    wait(browser, f"return new URLSearchParams(location.hash.split('?')[1]).get('q') === {query!r}")
+    browser.execute_async_script("setTimeout(arguments[0], 250)")
+    return set(browser.execute_script(ROWS))
+
+
+def test_a_token_is_found_where_it_is_fired_on(open_page: Any) -> None:
+    browser = open_page("latents/0")
+    assert ONE_TOKEN in searched(browser, "B`C")
+    assert "fires on, top examples" in texts(browser, ".virtual tr.row td:nth-child(2)")
+    some, exact = searched(browser, "word4"), searched(browser, '"word4"')
+    assert exact < some, "in quotes the whole token, without them any part of one"
+    assert searched(browser, '" word4"') == exact, "the space before it belongs to the token"
+    assert searched(browser, '"Word4"') == set()
+    assert texts(browser, "td.none")[0].startswith("No match. In quotes")
+
+
+def test_the_query_is_in_the_address(open_page: Any) -> None:
+    browser = open_page("latents/0?q=%22word4%22")
+    wait(browser, "return document.querySelector('.filters input').value === '\"word4\"'")
+    wait(browser, "return document.querySelector('.filters > .count').textContent.split(' of ')[0] !== '0'")
+    found = set(browser.execute_script(ROWS))
+    assert found == searched(open_page("latents/0"), '"word4"')
+    browser.execute_script("document.querySelector('.virtual tr.row a').click()")
+    wait(browser, "return !document.getElementById('panel').hidden")
+
+
+def test_a_panel_begins_with_text_and_ends_with_histograms(open_page: Any) -> None:
+    browser = open_page(f"latents/0/{STRUCTURAL[0]}")
+    wait(browser, "return !document.getElementById('panel').hidden")
+    heads = texts(browser, "#panel h3")
+    order = [next(k for k, head in enumerate(heads) if head.startswith(start)) for start in (
+        "Top activations", "Fires together with", "In the other runs", "Where it fires",
+    )]  # fmt: skip
+    assert order == sorted(order)
+    near = texts(browser, "#panel figure:has(a.latent) td.short")
+    assert near
+    assert all("word" in text or "<" in text for text in near), "a neighbour is named with its tokens"
+
+
+def test_shown_activations_are_the_activations(open_page: Any, page: Path) -> None:
+    """The heat of a token says the activation itself, to four digits of the latent's largest."""
+    import gzip
+    import json
+
+    browser = open_page(f"latents/0/{ONE_TOKEN}")
+    wait(browser, "return !document.getElementById('panel').hidden")
+    with gzip.open(page.parent / "planted" / "latents.jsonl.gz", "rt") as file:
+        latent = [json.loads(line) for line in file][ONE_TOKEN]
+    items = next(b for b in latent["panels"]["top_activations"] if b["type"] == "examples")["groups"][0]["items"]
+    titles = browser.execute_script("return [...document.querySelectorAll('#panel .t.peak')].map(e => e.title)")
+    for title, item in zip(titles, items[:8], strict=False):
+        assert float(title.rpartition(": ")[2]) == pytest.approx(item["value"], rel=2e-4)
+
+
+def test_a_wider_context_is_the_whole_sequence(open_page: Any) -> None:
+    browser = open_page(f"latents/0/{ONE_TOKEN}")
+    wait(browser, "return !document.getElementById('panel').hidden")
+    count = "return document.querySelector('#panel .example .ctx').childElementCount"
+    before = browser.execute_script(count)
+    browser.execute_script("document.querySelector('#panel .wider').click()")
+    wait(browser, f"return document.querySelector('#panel .example .ctx').childElementCount > {before}")
+    assert browser.execute_script(count) == CTX
+    assert (
+        browser.execute_script("return document.querySelectorAll('#panel .example:nth-of-type(1) .t.peak').length") == 1
+    )
+    browser.execute_script("document.querySelector('#panel .wider').click()")
+    wait(browser, f"return document.querySelector('#panel .example .ctx').childElementCount === {before}")
+
+
+def test_the_matching_latent_of_the_other_run_is_linked(open_page: Any) -> None:
+    browser = open_page(f"latents/0/{ONE_TOKEN}")
+    wait(browser, "return !document.getElementById('panel').hidden")
+    browser.execute_script(
+        "[...document.querySelectorAll('#panel figure')].find(f => f.textContent.startsWith('In the other runs'))"
+        ".querySelector('a.latent').click()"
+    )
+    wait(browser, "return document.querySelector('#panel h2 small').textContent.startsWith('nested')")
+    assert texts(browser, "#panel .copy") == ["Copy link"]
+    assert browser.title.startswith("planted, nested <i> – ")
+    assert texts(browser, "#about")[0].startswith("planted, nested <i> · ")
+
+
+SIZES = [(390, "light"), (390, "dark"), (1280, "light"), (1440, "dark"), (1920, "light")]
+"""Widths of a phone and three screens, with a theme each."""
+PLACES = ("overview/0", "comparison/0", "top_activations/0", "latents/0", f"latents/0/{STRUCTURAL[0]}")
+WIDE = """
+const W = document.documentElement.clientWidth;
+return [...document.querySelectorAll('body *')].filter(e => {
+  const b = e.getBoundingClientRect();
+  if (!b.width || b.right <= W + 1) return false;
+  for (let p = e.parentElement; p; p = p.parentElement)
+    if (getComputedStyle(p).overflowX !== 'visible' && p.id !== 'panel') return false;
+  return true;
+}).map(e => `${e.tagName}.${e.className}`).concat(
+  document.getElementById('panel').scrollWidth > document.getElementById('panel').clientWidth ? ['#panel'] : []);
+"""
+
+
+@pytest.mark.parametrize(("width", "theme"), SIZES)
+def test_nothing_overflows_and_axe_finds_no_fault(open_page: Any, browser: Any, width: int, theme: str) -> None:
+    from axe_core_python.selenium import Axe
+
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        for place in PLACES:
+            open_page(place)
+            browser.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
+            if place.count("/") == 2:
+                wait(browser, "return !document.getElementById('panel').hidden")
+            assert browser.execute_script(WIDE) == [], place
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+            faults = Axe().run(browser)["violations"]
+            found = {one["id"]: [node["html"][:120] for node in one["nodes"][:3]] for one in faults}
+            assert found == {}, f"{place} at {width}, {theme}"
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_latent_prints_as_one_page_and_no_page_is_cut(open_page: Any, browser: Any) -> None:
+    import base64
+    import re
+
+    def sheets(place: str) -> int:
+        open_page(place)
+        wait(browser, "return document.querySelectorAll('#panel .pair svg').length >= 2")
+        pdf = base64.b64decode(
+            browser.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})["data"]
+        )
+        return len(re.findall(rb"/Type\s*/Page\b", pdf))
+
+    assert sheets(f"latents/0/{STRUCTURAL[0]}") == 1
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    paper = {"width": 700, "height": 1000, "deviceScaleFactor": 1, "mobile": False}  # A4 less its margins
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", paper)
+    try:
+        for place in ("overview/0", "comparison/0", "top_activations/0"):
+            open_page(place)
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= 700, place
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_the_numbers_of_a_column_share_a_format(show_drawn: Any, open_page: Any) -> None:
+    browser = open_page("comparison/0")
+    columns = browser.execute_script(
+        "const t = [...document.querySelectorAll('details.table')].find(d => d.textContent.startsWith('How alike'));"
+        "return [...t.querySelectorAll('tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+    )
+    for column in zip(*columns, strict=True):
+        decimals = {len(text.partition(".")[2]) for text in column if text.replace(".", "").replace("-", "").isdigit()}
+        assert len(decimals) <= 1, column

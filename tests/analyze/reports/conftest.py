@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from sparse_pipeline.analyze.config import AnalyzeConfig
+from sparse_pipeline.analyze.config import AnalyzeConfig, usual_reports
+from sparse_pipeline.analyze.reports.correlation.config import CorrelationConfig
 from sparse_pipeline.analyze.run import analyze
-from tests.analyze.planted import World, planted
+from tests.analyze.planted import NAMED, World, planted
 
 
 @pytest.fixture(scope="session", params=["concat", "apart"])
@@ -17,5 +18,6 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("planted")
     made = planted(folder / "cache", packing=request.param)
     run = made.run(folder / "runs")
-    result = analyze([run.path], AnalyzeConfig(out=folder / "reports", controls=False))
+    reports = {**usual_reports(), "correlation": CorrelationConfig(latents=NAMED)}
+    result = analyze([run.path], AnalyzeConfig(out=folder / "reports", controls=False, reports=reports))
     return World(made, result, json.loads((result.report.parent / "report.json").read_text()))

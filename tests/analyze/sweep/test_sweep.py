@@ -25,7 +25,7 @@ from sparse_pipeline.analyze.sweep.estimates import compare_settings
 from sparse_pipeline.analyze.sweep.files import to_csv, write_comparison
 from sparse_pipeline.analyze.sweep.markdown import terminal_table, to_markdown
 from sparse_pipeline.analyze.sweep.measure import measure_runs
-from sparse_pipeline.analyze.sweep.plots import CURVES, bars_figure, curves_figure
+from sparse_pipeline.analyze.sweep.plots import CURVES, bars_figure, curves_figure, frontier_figure, training_document
 from sparse_pipeline.shared.console import Console
 from sparse_pipeline.shared.errors import DataError
 from sparse_pipeline.shared.runs.folder import Run, create_run
@@ -250,6 +250,37 @@ def test_bars_are_the_table(measured: list[Measured]) -> None:
     means = {f"fvu {row['setting']}": row["figures"]["fvu"]["mean"] for row in document["settings"]}
     assert widths == pytest.approx(means)
     assert "0.303" in {text.get_text() for text in by_title["FVU"].texts}
+
+
+def test_one_curve_is_a_figure_of_its_own(measured: list[Measured]) -> None:
+    figure = curves_figure(measured, "title", "loss")
+    (axes,) = figure.axes
+    assert axes.get_title(loc="left") == "Total loss"
+    assert lines_of(figure, 0) == lines_of(curves_figure(measured, "title"), 0)
+
+
+def test_bars_of_training_are_the_last_lines_of_metrics(measured: list[Measured]) -> None:
+    document = training_document(measured)
+    assert [column["key"] for column in document["columns"]] == [c.key for c in CURVES if c.key != "sparsity"]
+    last = STEPS[-1]
+    rows = {row["setting"]: row["figures"] for row in document["settings"]}
+    assert rows["plain"]["loss"]["mean"] == pytest.approx(3.0 / last)
+    assert rows["pairs"]["unique"]["mean"] == pytest.approx(10 + last)
+    assert "unique" not in rows["plain"], "what a run did not log is no bar"
+    bars_figure(document, "title").draw_without_rendering()
+
+
+def test_frontiers_are_drawn_where_runs_differ(measured: list[Measured], members: list[Member]) -> None:
+    runs = [
+        fake("plain", k, None, members[k].run, fvu=0.1 * (k + 1), l0=8.0 * (k + 1), n_pairs_above=k) for k in range(2)
+    ]
+    figure = frontier_figure(runs, "title")
+    assert figure is not None
+    titles = [axes.get_title(loc="left") for axes in figure.axes if axes.axison]
+    assert titles == ["FVU against L0", "correlated pairs against FVU"], "all have one size: no panel for it"
+    (points,) = figure.axes[0].get_lines()
+    assert (list(points.get_xdata()), list(points.get_ydata())) == ([8.0, 16.0], pytest.approx([0.1, 0.2]))
+    assert frontier_figure(runs[:1], "title") is None
 
 
 def fake(

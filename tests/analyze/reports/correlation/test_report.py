@@ -42,6 +42,16 @@ def test_correlations_are_numpys(world: World) -> None:
         assert found["decoder_cosine"][k] == pytest.approx(w[i] @ w[j], abs=1e-6)
 
 
+def test_named_latents_are_a_matrix_in_their_order(world: World) -> None:
+    tables = world.document["runs"][0]["reports"]["correlation"]["tables"]
+    (table,) = (table for table in tables if table["key"] == "named")
+    assert [column["label"] for column in table["columns"][2:]] == [str(latent) for latent in truth.NAMED]
+    assert [row[0] for row in table["rows"]] == list(truth.NAMED)
+    rest = world.made.z[world.rows("rest")][:, truth.NAMED].astype(np.float64)
+    np.testing.assert_allclose([row[2:] for row in table["rows"]], np.corrcoef(rest.T), atol=1e-9)
+    assert [row[1] for row in table["rows"]] == (rest > 0).sum(axis=0).tolist()
+
+
 def test_neighbours_are_the_largest_correlations(world: World) -> None:
     made, found = world.made, {key: np.array(values) for key, values in world.table("neighbours").items()}
     rest = made.z[world.rows("rest")].astype(np.float64)

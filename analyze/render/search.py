@@ -1,0 +1,92 @@
+"""What the page looks up besides the panels: tokens to search by, whole sequences around examples, matching latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ...shared.cache import Cache
+from ..compare.similarity import Matching
+
+Matches = Mapping[str, Sequence[tuple[str, Matching, bool]]]
+"""Run → (other run, their matching, whether this run is the matching's second)."""
+
+WIDER = 2_000_000
+"""Tokens of whole sequences in the page, for wider contexts: those of the strongest examples, as far as they go."""
+
+TEXT_BLOCK = 32
+"""Sequences in one block."""
+
+
+class SearchIndex:
+    """The tokens by which a latent is found, besides those it fires on: where it peaks, and what it promotes."""
+
+    def __init__(self) -> None:
+        self.peaks: list[list[int]] = []
+        self.promotes: list[list[str]] = []
+
+    def add(self, panel: Sequence[Mapping[str, Any]]) -> None:
+        """The next latent, by the blocks of its panel."""
+        peaks: dict[int, None] = {}
+        promotes: list[str] = []
+        for block in panel:
+            if block["type"] == "examples":
+                items = [item for group in block["groups"][:1] for item in group["items"]]
+                peaks |= dict.fromkeys(item[5][item[4]] for item in items)
+            if block["type"] == "table" and block["columns"][0][0] == "promotes":
+                promotes = [row[0] for row in block["rows"]]
+        self.peaks.append(list(peaks))
+        self.promotes.append(promotes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Of each latent the ids of its peaks, and the texts of what it promotes."""
+        return {"peaks": self.peaks, "promotes": self.promotes}
+
+
+class Sequences:
+    """The sequences that the examples of all runs come from, for those who want to read on."""
+
+    def __init__(self) -> None:
+        self.rank: dict[str, dict[int, int]] = {}  # cache → sequence → the best rank of an example in it
+        self.caches: dict[str, Cache] = {}
+
+    def add(self, cache: Cache, panel: Sequence[Mapping[str, Any]]) -> None:
+        """The sequences of one latent's strongest examples."""
+        key = str(cache.path)
+        self.caches[key] = cache
+        ranks = self.rank.setdefault(key, {})
+        for block in panel:
+            if block["type"] == "examples":
+                for rank, item in enumerate(item for group in block["groups"][:1] for item in group["items"]):
+                    ranks[item[1]] = min(rank, ranks.get(item[1], rank))
+
+    def blocks(self) -> Iterator[tuple[str, Any, set[int]]]:
+        """(id, plain data, tokens in it): of each cache its sequences in blocks, then the index of them."""
+        index: dict[str, Any] = {}
+        left = WIDER
+        for number, (key, ranks) in enumerate(self.rank.items()):
+            cache = self.caches[key]
+            some = sorted(ranks, key=lambda sequence: (ranks[sequence], sequence))[: max(0, left // cache.ctx)]
+            chosen = sorted(some)
+            left -= len(chosen) * cache.ctx
+            index[key] = {"number": number, "sequences": chosen}
+            for start in range(0, len(chosen), TEXT_BLOCK):
+                rows = [cache.tokens[sequence].tolist() for sequence in chosen[start : start + TEXT_BLOCK]]
+                yield f"text-{number}-{start // TEXT_BLOCK}", rows, {token for row in rows for token in row}
+        yield "text", index, set()
+
+
+def matched(name: str, matches: Matches, runs: Sequence[str]) -> list[dict[str, Any]]:
+    """Of each run whose latents were matched with this one's: its place among `runs`, and the partner of each latent
+    (null where it has none) with the cosine of their decoder rows.
+    """
+    out = []
+    for other, matching, reverse in matches.get(name, ()):
+        if other not in runs:
+            continue
+        partners: dict[int, tuple[int, float]] = {}
+        for i, (j, cosine) in enumerate(zip(matching.partner.tolist(), matching.cosine.tolist(), strict=True)):
+            if j >= 0:
+                partners[j if reverse else i] = (i if reverse else j, round(cosine, 3))
+        out.append({"run": runs.index(other), "partners": partners})
+    return out
