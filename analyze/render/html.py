@@ -114,8 +114,9 @@ def _blocks(
             tokens |= {token: one.subject.vocabulary.piece(token) for token in sorted(used - tokens.keys())}
     for name, sequences, used in around.blocks():
         yield name, deflated(compact(sequences))
-        vocabulary = next(one.subject.vocabulary for one in analysed if one.facts["trained"])
-        tokens |= {token: vocabulary.piece(token) for token in sorted(used - tokens.keys())}
+        if unseen := sorted(used - tokens.keys()):
+            vocabulary = next(one.subject.vocabulary for one in analysed if one.facts["trained"])
+            tokens |= {token: vocabulary.piece(token) for token in unseen}
     special = {token for one in analysed for token in one.subject.vocabulary.special}
     yield (
         "vocabulary",
