@@ -48,7 +48,7 @@ def test_names_are_found_where_the_settings_say(monkeypatch: pytest.MonkeyPatch,
     assert sp.load_coder("topk").n_latents == 128
     with pytest.raises(DataError, match="no cache at .*/cache/demmo; did you mean 'demo'"):
         sp.open_cache("demmo")
-    with pytest.raises(DataError, match="is not a run"):
+    with pytest.raises(DataError, match="runs/tipk was not found"):
         sp.load_coder("tipk")
 
 
