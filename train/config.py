@@ -193,9 +193,9 @@ class TrainConfig:
         object.__setattr__(self, "source", *from_hook_names(self.source))
         if self.target is not None:
             object.__setattr__(self, "target", *from_hook_names(self.target))
-        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=%,-]*", self.name):
-            plain = re.sub(r"[^A-Za-z0-9._+=%,-]+", "-", self.name).strip("-.") or "run"
-            allowed = "letters, digits and . _ + - = % and commas"  # a sweep names runs k=16 and share=0.1%
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=%#,-]*", self.name):
+            plain = re.sub(r"[^A-Za-z0-9._+=%#,-]+", "-", self.name).strip("-.") or "run"
+            allowed = "letters, digits and . _ + - = % # and commas"  # a sweep names runs k=16 and share=0.1%
             raise ValueError(f"name: expected only {allowed}, found {self.name!r}; try {plain!r}")
         for name in ("min_steps", "log_every", "checkpoint_every", "eval_rows", "monitor_every", "monitor_window"):
             if getattr(self, name) < 1:
