@@ -172,7 +172,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
         (DataError("no cache", "pipeline harvest"), 3, "error: no cache\nnext: pipeline harvest\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (click.exceptions.Abort(), 130, "interrupted\n"),
-        (OSError(28, "No space left on device"), 1, "free some space, then run the same command again"),
+        (OSError(28, "No space left on device"), 1, "next: free some space, then pipeline status --json\n"),
         (RuntimeError("odd"), 1, "error: RuntimeError: odd\nnext: pipeline status --json --debug   (shows where)\n"),
     ],
 )

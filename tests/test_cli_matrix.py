@@ -272,7 +272,7 @@ def test_unknown_key(command: str, cli: Cli, here: Path) -> None:
     ("sets", "message"),
     [
         (["train.coder.k=many"], 'train.coder.k: expected a valid integer, found "many" (text)'),
-        (["harvest.sites=layer_02.mlp_out"], "harvest.sites: expected a valid array"),
+        (["harvest.sites={a: 1}"], "harvest.sites: expected a valid array"),
         (["train.coder.architecture=topkk"], "train.coder: unknown architecture 'topkk'; did you mean 'topk'?"),
         (["train.coder.k=129"], "train.coder: k must be between 1 and latents = 128, not 129"),
         (["train.coder.groups=[64, 32]"], "train.coder: groups [64, 32] sum to 96, but latents is 128"),

@@ -60,7 +60,7 @@ def test_a_sweep_from_the_file_to_the_table(here: Path, capsys: pytest.CaptureFi
     assert document["runs"][1]["fvu"] == alone["fvu"]
     folder = here / "sweeps/width"
     plots = {"curves", "bars", "training", "frontiers"}
-    plots |= {f"curve-{key}" for key in ("loss", "reconstruction", "active")}
+    plots |= {f"curve-{key}" for key in ("loss", "reconstruction", "orthogonality", "active")}
     names = {"comparison.csv", "comparison.md", "comparison.json", *(f"{name}.png" for name in plots)}
     assert {path.name for path in folder.iterdir()} == names
     assert all((folder / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in plots)

@@ -231,7 +231,7 @@ analyze: {controls: false, reports: {toy: {}, position: null, top_activations: n
     (here / "one.yaml").write_text(sweep, encoding="utf-8")
     printed = command(source, here, "sweep", "one.yaml")
     (header,) = (line for line in printed.splitlines() if line.startswith("setting"))
-    assert re.split(r"  +", header) == ["setting", "seeds", "FVU", "L0", "dead", "toy"]
+    assert re.split(r"  +", header) == ["setting", "seeds", "FVU", "L0", "toy", "dead"]
     folder = here / "sweeps/one"
     (row,) = csv.DictReader((folder / "comparison.csv").read_text(encoding="utf-8").splitlines())
     assert 0 < float(row["toy_firings"]) < float(row["toy_firings_with_bos"])

@@ -242,7 +242,9 @@ def _bar(
 def training_document(measured: Sequence[Measured]) -> dict[str, Any]:
     """The last value of each curve of training, in the form that `bars_figure` draws; curves that no run logged are
     omitted."""
-    found = [{"setting": one.member.setting, **last_values(one.member.run.metrics())} for one in measured]
+    found: list[dict[str, Any]] = [
+        {"setting": one.member.setting, **last_values(one.member.run.metrics())} for one in measured
+    ]
     columns = [
         {"key": curve.key, "label": curve.title, "format": "number"}
         for curve in CURVES
@@ -254,7 +256,7 @@ def training_document(measured: Sequence[Measured]) -> dict[str, Any]:
         figures = {}
         for column in columns:
             key = str(column["key"])
-            values = [run[key] for run in found if run["setting"] == setting and run[key] is not None]
+            values = [float(run[key]) for run in found if run["setting"] == setting and run[key] is not None]
             if values:
                 figures[key] = {"mean": float(np.mean(values)), "low": None, "high": None}
         rows.append({"setting": setting, "role": role, "figures": figures})
