@@ -1,7 +1,8 @@
 # make demo     install into .venv, then harvest, train and analyze on the embedded model (about three minutes)
-# make test     install the development tools too, and run the tests (under eight minutes on two cores)
+# make test     install the development tools too, and run the tests (about ten minutes on two cores)
 # make interop  install other tools into an environment of their own, and load the exports with them (tests/interop)
 # make faults   the fault trials at length (tests/faults; about an hour on two cores)
+# make test-slow  the tests that `make test` omits because they take long: kills, full disks, controllers, target L0
 # make lint     formatting and style (ruff), types (mypy), import contracts (import-linter)
 # make format   apply the formatting and the fixes that ruff can make
 # make gpu      the checks of a CUDA device, at most 8 minutes (make gpu-wheels first, where pip reaches no package index)
@@ -30,7 +31,7 @@ GPU_NEEDS  := zarr numcodecs donfig google-crc32c ruamel.yaml datasets dill mult
 OUT        ?= device-check
 DOWNLOAD    = $(BIN)/python -m pip download --quiet --only-binary=:all: --python-version $(GPU_PYTHON) --dest $(WHEELS)
 
-.PHONY: demo test faults interop lint format gpu gpu-wheels clean
+.PHONY: demo test test-slow faults interop lint format gpu gpu-wheels clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -53,6 +54,9 @@ $(INTEROP)/.installed: tests/interop/requirements.txt pyproject.toml setup.py
 faults: $(VENV)/.installed-dev
 	PIPELINE_FAULTS=long $(BIN)/python -m pytest -q -s --timeout 0 tests/faults
 	$(BIN)/python -m pytest -q -m slow tests/shared/cache/test_kill.py
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(PYTEST) -m slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

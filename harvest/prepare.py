@@ -196,6 +196,7 @@ def cost(job: Job) -> tuple[list[Site], dict[str, int], ModelCost]:
 
 def _imagined_cost(job: Job) -> tuple[list[Site], dict[str, int], ModelCost]:
     model = empty_model(job.checkpoint)
+    model.tie_weights()  # type: ignore[operator]  # tensors without memory lose the tie: a shared embedding counts once
     sites = resolve_sites(job.config.sites, model)
     ids = torch.zeros(1, job.config.ctx, dtype=torch.long)
     parameters = sum(parameter.numel() for parameter in model.parameters())

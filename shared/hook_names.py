@@ -16,17 +16,17 @@ _HOOK = re.compile(r"(?:blocks\.(\d+)\.)?((?:[a-z0-9_]+\.)?hook_[a-z_]+)")
 
 KIND_OF = {
     "hook_resid_pre": "resid_pre",
-    "ln1.hook_normalized": "attn_in",
+    "attn.hook_z": "attn_z",
     "hook_attn_out": "attn_out",
     "hook_resid_mid": "resid_mid",
-    "ln2.hook_normalized": "mlp_in",
+    "ln2.hook_normalized": "mlp_in_nogain",
     "hook_mlp_out": "mlp_out",
     "hook_resid_post": "resid_post",
 }
-"""Name below a block → kind of site. ln1 and ln2 are the norms' outputs, with their weights: with `fold_ln` there are
-no weights left in TransformerLens."""
+"""Name below a block → kind of site. `hook_normalized` lies before the norm's gain and bias, so `attn_in` and `mlp_in`,
+which a layer reads after them, have no name in TransformerLens."""
 
-_BEFORE_NORM = {"hook_attn_in": ("resid_pre", "ln1", "attn_in"), "hook_mlp_in": ("resid_mid", "ln2", "mlp_in")}
+_BEFORE_NORM = {"hook_attn_in": ("resid_pre", "attn_in"), "hook_mlp_in": ("resid_mid", "mlp_in")}
 
 
 def from_hook_name(name: str) -> str:
@@ -43,10 +43,10 @@ def from_hook_name(name: str) -> str:
         example = KIND_OF.get(hook, "resid_mid")
         raise UsageError(f"{name}: a hook without its layer", f"blocks.8.{hook}, or layer_08.{example}")
     if hook in _BEFORE_NORM:
-        stream, norm, kind = _BEFORE_NORM[hook]
+        stream, kind = _BEFORE_NORM[hook]
         raise UsageError(
             f"{name}: TransformerLens's {hook} is the stream before the norm, {kind} here is what the norm returns",
-            f"layer_{int(layer):02d}.{stream} for the first, blocks.{layer}.{norm}.hook_normalized for the second",
+            f"layer_{int(layer):02d}.{stream} for the first, layer_{int(layer):02d}.{kind} for the second",
         )
     if hook not in KIND_OF:
         raise UsageError(

@@ -79,7 +79,7 @@ class Site(_Quantised):
     module_path: str
     layer: Annotated[int, Field(strict=True, ge=-(1 << 16), le=1 << 16)] | None
     kind: str | None
-    io: Literal["in", "out"]
+    io: Literal["in", "out", "nogain"]
 
 
 class _Chunked(TypedDict, total=False):

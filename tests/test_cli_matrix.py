@@ -107,7 +107,7 @@ def test_train_and_inspect_run(cli: Cli, here: Path) -> None:
 def test_every_variant_trains(target: str, cli: Cli, here: Path) -> None:
     """All of them, by name: those that share a sampler on one read of the cache."""
     names = [word for name in variants() for word in ("--variant", name)]
-    small = ["train.data.epochs=1", "train.coder.latents=64", "train.source=layer_02.resid_mid"]
+    small = ["train.data.epochs=1", "train.coder.latents=128", "train.source=layer_02.resid_mid"]
     sets = [word for text in (*small, f"train.target={target}") for word in ("--set", text)]
     document = cli("train", "--name", "each", *names, *sets)
     runs = {run["variant"]: run for run in document["runs"]}
@@ -392,6 +392,7 @@ def test_a_folder_that_cannot_be_made(setting: str, command: tuple[str, ...], cl
     assert hint == f"--set {setting}=FOLDER"
 
 
+@pytest.mark.slow
 def test_full_disk_and_then_space(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = digest(here / "cache/demo/acts.zarr"), digest(here / "cache/demo/commits")
     shutil.rmtree(here / "cache/demo")

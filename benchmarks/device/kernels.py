@@ -1,4 +1,4 @@
-"""One fused step compared with float64: selection, loss, every gradient, the norm; the same bits on every run.
+"""One fused step compared with float64: selection, loss, every gradient, the norm; bit-identical on every run.
 
 At learning rate 0 and from zero moments, Adam's first moment after a step is 0.1 times the gradient. So the gradients,
 which the kernels never write to memory, can be read off.
@@ -177,7 +177,7 @@ def _gradients(step: FusedStep, start: Coder, decoder: Tensor, z: Tensor) -> tup
 
 
 def _same_bits(record: Record, setting: Setting, case: Case, start: Coder, rows: tuple[Tensor, Tensor]) -> None:
-    """Several steps end in the same bits on a second run, and with a graph as without."""
+    """Several steps end bit-identical on a second run, and with a graph as without."""
     ends = []
     for graphs in setting.of((False, False), (True, True, False)):
         coder = copy.deepcopy(start)
@@ -190,4 +190,4 @@ def _same_bits(record: Record, setting: Setting, case: Case, start: Coder, rows:
             record.check("a graph was captured", step.buffers.graph is not None)
     for name, other in zip(("on a second run", "without a graph"), ends[1:], strict=False):
         different = [key for key, value in ends[0].items() if not torch.equal(value, other[key])]
-        record.check(f"the same bits {name}", not different, different or "all parameters")
+        record.check(f"bit-identical {name}", not different, different or "all parameters")

@@ -232,6 +232,7 @@ def test_counts_of_activations_do_not_wrap(made: Planted, run: Path) -> None:
     assert (one.histogram == 2**31 + 4).all()
 
 
+@pytest.mark.slow
 def test_processes_that_share_the_pass_report_the_same(made: Planted, run: Path, tmp_path: Path) -> None:
     """Two processes, each with its own shards: counts, lists and examples to the bit, float sums to 1e-12."""
     runs = [run, nested(made, tmp_path / "runs", "nested")]

@@ -98,13 +98,29 @@ def test_a_sequence_for_each_document(tiny_model: Path, texts_file: Path, tmp_pa
     np.testing.assert_allclose(stats.all.sum, rows.sum(0).numpy(), rtol=1e-6, atol=1e-4)
 
 
+KEEPS_APART = {
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "phi3",
+    "olmo2",
+}
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_every_family_keeps_documents_apart_or_says_that_it_cannot(family: str, attention: str) -> None:
-    if attention == "sdpa" and family in ("gemma2", "gpt_neo", "gptj"):
-        pytest.skip("transformers has no such path")
     model = random_model(family)
-    model.set_attn_implementation(attention)  # type: ignore[operator]
+    try:
+        model.set_attn_implementation(attention)  # type: ignore[operator]
+    except ValueError:
+        pytest.skip("transformers has no such path")
     kinds = FAMILIES[family].kinds_of(model.config)
     names = tuple(format_site(LAYERS - 1, kind) for kind in kinds)
     ids = (torch.arange(24) * 7 + 5) % 90
@@ -113,11 +129,15 @@ def test_every_family_keeps_documents_apart_or_says_that_it_cannot(family: str, 
     together: dict[str, Tensor] = {}
     alone: dict[str, Tensor] = {}
     with SiteReader(model, body_of(model), resolve_sites(names, model)) as reader:
+        try:
+            check_isolated(reader, 2, 96, 24, torch.device("cpu"))
+        except UsageError:
+            assert family not in KEEPS_APART
+            return
         reader.read(ids[None], None, lambda n, v: together.__setitem__(n, v.clone()), positions)
         reader.read(ids[None, 12:], None, lambda n, v: alone.__setitem__(n, v.clone()))
         for name in names:
             torch.testing.assert_close(together[name][:, 12:], alone[name], rtol=1e-4, atol=1e-4)
-        check_isolated(reader, 2, 96, 24, torch.device("cpu"))
 
 
 def test_a_model_that_cannot_keep_documents_apart_is_refused() -> None:

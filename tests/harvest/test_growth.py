@@ -76,6 +76,7 @@ def assert_same_content(grown: Cache, whole: Cache) -> None:
     assert grown.manifest["n_tokens"] == whole.manifest["n_tokens"]
 
 
+@pytest.mark.slow
 def test_more_tokens_through_a_kill_are_the_bytes_of_one_go(
     tiny_model: Path, texts_file: Path, tmp_path: Path, root: Path
 ) -> None:
@@ -158,6 +159,7 @@ def test_growing_past_a_short_shard_leaves_its_places_padding(
         assert open_cache(path, identity=identity).n_seq == n
 
 
+@pytest.mark.slow
 def test_further_sites_through_a_kill_on_the_stored_tokens(
     tiny_model: Path, texts_file: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,8 +92,10 @@ def test_every_site_equals_a_hook_on_the_plain_model(
     kinds = {
         "resid_pre": ("", "in"),
         "attn_in": (".input_layernorm", "out"),
+        "attn_z": (".self_attn.o_proj", "in"),
         "attn_out": (".post_attention_layernorm", "out"),
         "resid_mid": (".pre_feedforward_layernorm", "in"),
+        "mlp_in_nogain": (".pre_feedforward_layernorm", "norm"),
         "mlp_in": (".pre_feedforward_layernorm", "out"),
         "mlp_out": (".post_feedforward_layernorm", "out"),
         "resid_post": ("", "out"),
@@ -102,8 +104,12 @@ def test_every_site_equals_a_hook_on_the_plain_model(
         for kind, (path, side) in kinds.items():
             name = f"layer_{layer:02d}.{kind}"
 
-            def hook(_module: Any, args: Any, output: Any, name: str = name, side: str = side) -> None:
-                seen[name] = (args[0] if side == "in" else output).clone()
+            def hook(module: Any, args: Any, output: Any, name: str = name, side: str = side) -> None:
+                if side == "norm":
+                    x = args[0].float()
+                    seen[name] = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + module.eps)).to(args[0].dtype)
+                else:
+                    seen[name] = (args[0] if side == "in" else output).clone()
 
             model.get_submodule(f"model.layers.{layer}{path}").register_forward_hook(hook)
     for start in range(0, 16, 8):
@@ -112,7 +118,7 @@ def test_every_site_equals_a_hook_on_the_plain_model(
             model(input_ids=ids)
         for name in ALL_SITES:
             rows = cache.rows(name, np.arange(start * CTX, (start + 8) * CTX))
-            expected = seen[name].reshape(-1, 24).to(torch.bfloat16)
+            expected = seen[name].flatten(0, -2).to(torch.bfloat16)
             assert torch.equal(rows, expected), name
             assert rows.float().abs().mean() > 0.01
 
@@ -511,7 +517,7 @@ def test_a_checkpoint_that_lacks_weights_or_safetensors(tiny_model: Path, texts_
     weights = load_file(model / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(DataError, match=r"no weights for 1 parameters of Gemma2ForCausalLM, such as .*up_proj"):
+    with pytest.raises(DataError, match=r"no weights for 1 parameters that its sites need, such as .*up_proj"):
         harvest(config_for(model, texts_file, tmp_path / "cache"))
     (model / "model.safetensors").unlink()
     torch.save(weights, model / "pytorch_model.bin")

@@ -48,7 +48,7 @@ def test_compiled_sites_are_the_sites_in_one_graph(family: str, monkeypatch: pyt
     model = random_model(family)
     kinds = [kind for kind in FAMILIES[family].kinds_of(model.config) if kind != "resid_post"]
     names = tuple(format_site(LAYERS - 2, kind) for kind in kinds)
-    expected = read_sites(model, family, names)
+    expected = read_sites(model, names)
     torch._dynamo.utils.counters.clear()
     with CompiledReader(model, body_of(model), resolve_sites(names, model)) as reader:
         for ids in (IDS, IDS.flip(0)):
@@ -160,7 +160,7 @@ def test_a_path_without_soft_caps_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
         return attend
 
-    sites = resolve_sites(("layer_00.attn_out",), model, "gemma2")
+    sites = resolve_sites(("layer_00.attn_out",), model)
     for cls in (type(model), type(body)):
         monkeypatch.setattr(cls, "_supports_sdpa", True)
     model.set_attn_implementation("sdpa")  # type: ignore[operator]

@@ -63,6 +63,7 @@ def figure(found: list[dict[str, Any]], name: str) -> np.ndarray:
     return np.array([line[name] for line in found if line.get(name) is not None])
 
 
+@pytest.mark.slow
 def test_the_adaptive_sampler_gives_position_0_its_share_of_the_activation(loud: Cache, tmp_path: Path) -> None:
     """The target is the corpus's own share of such rows, 1/16; uniform sampling leaves it at half of the activation."""
     sampler = PositionStratifiedConfig(adaptive=True, bos_factor=1.0, max_bos_share=0.5, ema=0.9)
@@ -82,6 +83,7 @@ def test_the_sampler_reaches_another_ratio_and_draws_more_where_position_0_is_qu
     assert share[3:].mean() == pytest.approx(4 / 16, rel=0.3)
 
 
+@pytest.mark.slow
 def test_the_position_weight_moves_the_enrichment_to_its_target_and_settles(soft: Cache, tmp_path: Path) -> None:
     schedule = AdaptiveConfig(metric="position/bos_enrichment", target=2.5, rate=0.6, ema=0.5, max=1000)
     penalty = PositionDiversityConfig(bins=4, weight=0.01, schedule=schedule)
@@ -94,6 +96,7 @@ def test_the_position_weight_moves_the_enrichment_to_its_target_and_settles(soft
     assert weight[-1] < 0.5 * weight.max(), "and falls once it is below"
 
 
+@pytest.mark.slow
 def test_the_correlation_weight_lowers_the_largest_r(soft: Cache, tmp_path: Path) -> None:
     coder = TopKConfig(latents=192, k=8)
     schedule = AdaptiveConfig(metric="correlation/max_r", target=0.8, rate=30, ema=0.5, min=1, max=100_000)

@@ -181,7 +181,7 @@ def test_progress_says_whose_fvu_it_shows(
     table = [line.split() for line in capsys.readouterr().err.splitlines()[-3:]]
     assert table[0] == ["loss", "batch", "FVU", "L0"]
     assert {row[0]: row[2] for row in table[1:]} == {"a": a, "b": b}
-    assert str(summaries[0]).startswith(f"a: held-out FVU {summaries[0].fvu:.4f}, including position 0 ")
+    assert str(summaries[0]).startswith(f"a: held-out FVU {summaries[0].fvu:.4f}, per dimension ")
 
 
 def test_runs_trained_side_by_side_have_the_bits_of_runs_trained_alone(config: MakeConfig, tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_loss_that_is_not_finite_names_step_and_culprit_and_keeps_the_last_che
     step = sparse_pipeline.train.loop.train_step
 
     def poisoned(trainee: Any, rows: Any, measure: bool = False) -> Any:
-        if trainee.step == 30 and trainee.config is made:
+        if trainee.step == 30 and trainee.config.path == made.path:
             with torch.no_grad():
                 trainee.coder.w_enc[5:8] = torch.nan
         return step(trainee, rows, measure)
@@ -310,7 +310,11 @@ def test_rows_that_are_not_finite_are_named(config: MakeConfig, tmp_path: Path) 
     acts = sparse_acts(table, {SOURCE: 32, TARGET: 32})
     acts[TARGET][777, 3] = torch.inf
     bad = make_cache(tmp_path / "bad", acts=acts, table=table, n_seq=160, ctx=16)
-    refused([config(cache=bad.path)], DataError, "1 rows of layer_01.mlp_out .* hold an infinity or a NaN")
+    refused(
+        [config(cache=bad.path)],
+        DataError,
+        r"train.target: layer_01.mlp_out in .* has 1 rows with an infinity or a NaN",
+    )
     # Past that check (as when a file changes under a running process), the step itself says which row it was.
     made = config(data={"heldout": 0.0})
     group = plan([made]).groups[0]

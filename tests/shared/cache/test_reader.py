@@ -139,7 +139,7 @@ def test_a_missing_chunk(cache: Cache) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"format_version": 2}, "is 'activation-cache' of version 2, expected 'activation-cache' of version 3"),
+        ({"format_version": 2}, "has format version 2, expected 3"),
         ({"format": "shards"}, "is 'shards' of version 3"),
         ({"layout": {"n_seq": 70}}, "manifest.json is not of this format: layout.ctx: Field required"),
     ],

@@ -250,7 +250,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_a_cache_of_another_version_is_refused(tmp_path: Path) -> None:
     begin(tmp_path / "c").close()
     reseal(tmp_path / "c/plan.json", lambda plan: plan.update(format_version=2))
-    with pytest.raises(DataError, match="of version 2, expected 'activation-cache' of version 3"):
+    with pytest.raises(DataError, match="has format version 2, expected 3"):
         begin(tmp_path / "c")
 
 

@@ -277,6 +277,7 @@ def test_what_the_fused_step_does_not_do(device: torch.device) -> None:
         FusedStep(coder, torch.optim.Adam(coder.parameters()), grad_clip=1.0)
 
 
+@pytest.mark.slow
 def test_only_steps_of_the_kind_that_is_captured_count_before_a_capture(device: torch.device) -> None:
     """A kernel that a capture meets first would be compiled and loaded within it, which CUDA refuses."""
     coder = made(TopKConfig(latents=16, k=2), 8, 8, True)

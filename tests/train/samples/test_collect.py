@@ -299,7 +299,7 @@ def test_with_the_stratified_sampler_position_zero_is_a_fifth_at_most_of_batches
         # Repeats and all: what becomes of the samples without a cap of their own, and with it.
         for cap in (1.0, None):
             samples = SamplesConfig(every=1, distinct=False, max_bos_share=cap, per_latent=50, **EVERYTHING)
-            made = config(name=f"{name} {cap}", cache=cache.path, data={"batch_size": 50}, samples=samples, **sampler)
+            made = config(name=f"{name}-{cap}", cache=cache.path, data={"batch_size": 50}, samples=samples, **sampler)
             train_runs([made])
             found = [[s.position == 0 for s in latent.samples] for latent in load_samples(made.path).latents]
             share[name, cap] = [np.mean(latent) for latent in found]
