@@ -18,18 +18,9 @@ from dataclasses import dataclass
 from ..models.families import FAMILIES
 from ..models.site_names import format_site, parse_module_site, parse_site
 from ..shared.errors import DataError, UsageError
+from ..shared.hook_names import KIND_OF
 
-_TL_KINDS = {
-    "resid_pre": "hook_resid_pre",
-    "attn_in": "attn.hook_in",
-    "attn_z": "attn.hook_z",
-    "attn_out": "hook_attn_out",
-    "resid_mid": "hook_resid_mid",
-    "mlp_in": "mlp.hook_in",
-    "mlp_in_nogain": "ln2.hook_normalized",
-    "mlp_out": "hook_mlp_out",
-    "resid_post": "hook_resid_post",
-}
+_TL_KINDS = {kind: hook for hook, kind in KIND_OF.items()} | {"attn_in": "attn.hook_in", "mlp_in": "mlp.hook_in"}
 """Kind of site → TransformerLens's hook below `blocks.L.` (`hook_in` of a module: its TransformerBridge and
 circuit-tracer)."""
 
@@ -43,7 +34,7 @@ _TL_SITES = {hook: (kind, False) for kind, hook in _TL_KINDS.items()} | {
 
 _NORMALIZED = {"resid_mid": "ln2.hook_normalized", "resid_pre": "ln1.hook_normalized"}
 
-_HOOK_Z = "attn.hook_z"
+_HOOK_Z = _TL_KINDS["attn_z"]
 _MLP_OUT = "mlp.hook_out"
 
 _NAMES = (

@@ -18,11 +18,9 @@ from sparse_pipeline.harvest.config import HarvestConfig
 from sparse_pipeline.harvest.job import Job
 from sparse_pipeline.harvest.prepare import cost, prepare
 from sparse_pipeline.harvest.run import harvest
-from sparse_pipeline.models.bodies import body_of, drop_later_layers
 from sparse_pipeline.models.capture import CompiledReader, SiteReader
-from sparse_pipeline.models.loading import load_model
+from sparse_pipeline.models.loading import load_cut
 from sparse_pipeline.models.site_names import Site
-from sparse_pipeline.models.sites import resolve_sites
 from sparse_pipeline.shared.cache import CacheWriter, Layout, SiteSpec, open_cache
 from sparse_pipeline.shared.cache.files import crc32c
 from sparse_pipeline.shared.cache.stats import site_stats
@@ -75,14 +73,11 @@ def _tokens(setting: Setting) -> int:
 def _reader_parts(config: HarvestConfig) -> tuple[Job, nn.Module, nn.Module, list[Site], Tensor]:
     """(job, the cut model, its body, the sites, one batch of random ids), as `harvest` makes them."""
     job = prepare(config)
-    model = load_model(job.checkpoint, config.model)
-    sites = resolve_sites(config.sites, model)
-    drop_later_layers(model, sites)
-    body = body_of(model).to(job.checkpoint.device)
+    cut = load_cut(job.checkpoint, config.model, config.sites)
     vocabulary = job.checkpoint.config.get_text_config().vocab_size
     ids = torch.randint(3, vocabulary, (job.batch_seqs, CTX), device=job.checkpoint.device)
     ids[:, 0] = job.specials.bos
-    return job, model, body, sites, ids
+    return job, cut.model, cut.body.to(job.checkpoint.device), cut.sites, ids
 
 
 def compiled(record: Record, setting: Setting) -> None:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..console import Console, count
 from ..errors import command
@@ -16,12 +16,22 @@ from .lock import WriterLock
 from .verify import VerifyReport, verify_cache
 
 
+class Verified(Protocol):
+    """What a verification found, of a cache or a run."""
+
+    @property
+    def ok(self) -> bool: ...
+    @property
+    def lasting(self) -> bool: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class RepairReport:
     """What a repair did.
 
     Attributes:
-        path: the cache.
+        path: the cache or run.
         found: the damage.
         written: files that follow from others, written again.
         dropped: files that were deleted.
@@ -30,7 +40,7 @@ class RepairReport:
     """
 
     path: Path
-    found: VerifyReport
+    found: Verified
     written: tuple[Path, ...]
     dropped: tuple[Path, ...]
     again: tuple[str, ...]
@@ -39,7 +49,7 @@ class RepairReport:
     @property
     def ok(self) -> bool:
         """Whether nothing is left that cannot be repaired."""
-        return not any(problem.lasting for problem in self.found.problems)
+        return not self.found.lasting
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -56,7 +66,7 @@ class RepairReport:
         lines += [f"written again: {file}" for file in self.written]
         lines += [f"dropped: {file}" for file in self.dropped]
         lines += [f"to compute again: {what}" for what in self.again]
-        if not self.found.problems:
+        if self.found.ok:
             lines.append("nothing to repair")
         return "\n".join(lines)
 

@@ -59,6 +59,11 @@ class VerifyReport:
         return not self.problems
 
     @property
+    def lasting(self) -> bool:
+        """Whether some of it cannot be repaired."""
+        return any(problem.lasting for problem in self.problems)
+
+    @property
     def hint(self) -> str | None:
         """The command to run next."""
         if self.ok:

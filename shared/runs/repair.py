@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..cache.files import sync_folder, write_file
+from ..cache.repair import RepairReport
 from ..console import Console
 from ..errors import DataError, command
 from .folder import CONFIG, Run, remove_folder
 from .records import wrong_records
-from .verify import Damage, RunReport, verify_run
+from .verify import Damage, verify_run
 
 
-@dataclass(frozen=True)
-class RunRepair:
-    """What a repair did; attributes as in shared.cache.repair.RepairReport."""
-
-    path: Path
-    found: RunReport
-    written: tuple[Path, ...]
-    dropped: tuple[Path, ...]
-    again: tuple[str, ...]
-    next: str | None
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is left that cannot be repaired."""
-        return not self.found.damage.lasting
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            **self.found.to_dict(),
-            "repaired": self.ok,
-            "written": [str(file) for file in self.written],
-            "dropped": [str(file) for file in self.dropped],
-            "computed_again": list(self.again),
-            "next": self.next,
-        }
-
-    def __str__(self) -> str:
-        lines = [str(self.found)]
-        lines += [f"written again: {file}" for file in self.written]
-        lines += [f"dropped: {file}" for file in self.dropped]
-        lines += [f"to compute again: {what}" for what in self.again]
-        if self.found.ok:
-            lines.append("nothing to repair")
-        return "\n".join(lines)
-
-
-def repair_run(path: Path, console: Console | None = None) -> RunRepair:
+def repair_run(path: Path, console: Console | None = None) -> RepairReport:
     """Verifies a run and repairs what it finds; resuming it ends with the bytes of an undamaged run.
 
     Raises:
@@ -64,7 +27,7 @@ def repair_run(path: Path, console: Console | None = None) -> RunRepair:
             lost = f"write {path / CONFIG} again from the settings of the run: no sound copy is left"
             if damage.imported:
                 lost = f"import the coder again: {path} was not trained here"
-            return RunRepair(path, found, (), (), (), lost)
+            return RepairReport(path, found, (), (), (), lost)
         for file, content in damage.write.items():
             if file.is_dir() and not file.is_symlink():
                 remove_folder(file)
@@ -81,7 +44,7 @@ def repair_run(path: Path, console: Console | None = None) -> RunRepair:
         after = f"the steps after {left[-1].name.removeprefix('step_').lstrip('0') or '0'}" if left else "every step"
         again = (f"{after}, then the final evaluation",)
     step = None if run.complete else command("train", "-c", path, "--resume")
-    return RunRepair(path, found, tuple(damage.write), tuple(dropped), again, step)
+    return RepairReport(path, found, tuple(damage.write), tuple(dropped), again, step)
 
 
 def _to_drop(run: Run, damage: Damage) -> list[Path]:

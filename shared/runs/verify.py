@@ -58,6 +58,11 @@ class RunReport:
         return not self.problems
 
     @property
+    def lasting(self) -> bool:
+        """Whether some of it cannot be repaired."""
+        return self.damage.lasting
+
+    @property
     def hint(self) -> str | None:
         """The command to run next."""
         if self.ok:
