@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 from sparse_pipeline.shared.cache import Cache
 from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
 from sparse_pipeline.shared.coders.topk import TopKConfig
+from sparse_pipeline.train import loop
 from sparse_pipeline.train.config import TrainConfig
 from sparse_pipeline.train.data.config import DataConfig
 from tests.synthetic import make_cache
@@ -16,6 +17,22 @@ from tests.synthetic import make_cache
 SOURCE, TARGET = "layer_01.resid_mid", "layer_01.mlp_out"
 TOPK = TopKConfig(latents=64, k=4)
 MATRYOSHKA = MatryoshkaConfig(latents=64, k=4)
+
+
+def train_until_power_cut(configs: Sequence[TrainConfig], steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train these runs; the step after so many (of all runs together) raises, and nothing is saved for it."""
+    real, left = loop.train_step, [steps]
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("power cut")
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", interrupted)
+        with pytest.raises(RuntimeError, match="power cut"):
+            loop.train(configs)
 
 
 @pytest.fixture(scope="session")

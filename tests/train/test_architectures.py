@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-import sparse_pipeline
 from sparse_pipeline.shared.cache import Cache
 from sparse_pipeline.shared.coders import ARCHITECTURES, CoderConfig
 from sparse_pipeline.shared.runs.folder import open_run
 from sparse_pipeline.train.config import TrainConfig
 from sparse_pipeline.train.loop import train as train_runs
-from tests.train.conftest import SOURCE, TARGET
+from tests.train.conftest import SOURCE, TARGET, train_until_power_cut
 
 MakeConfig = Callable[..., TrainConfig]
 SHAPES: dict[str, dict[str, Any]] = {"sae": {}, "transcoder": {}, "skip": {"skip": True}}
@@ -63,18 +62,7 @@ def test_it_trains_resumes_exactly_and_loads(
         assert torch.isfinite(coder.decode(coder.encode(x), x)).all()
 
     cut = config(name="cut", data={"epochs": 1}, coder=made.coder, target=made.target)
-    real, left = sparse_pipeline.train.loop.train_step, [30]
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise RuntimeError("power cut")
-        return real(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sparse_pipeline.train.loop, "train_step", interrupted)
-        with pytest.raises(RuntimeError, match="power cut"):
-            train_runs([cut])
+    train_until_power_cut([cut], 30, monkeypatch)
     train_runs([cut], resume=True)
     file = "final/coder.safetensors"
     assert (cut.path / file).read_bytes() == (made.path / file).read_bytes()

@@ -15,7 +15,7 @@ from sparse_pipeline.shared.runs.folder import open_run
 from sparse_pipeline.shared.runs.verify import verify_run
 from sparse_pipeline.train.config import OptimizerConfig, TrainConfig
 from sparse_pipeline.train.loop import train as train_runs
-from tests.train.conftest import TOPK
+from tests.train.conftest import TOPK, train_until_power_cut
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -65,18 +65,7 @@ def test_schedules_and_averages_resume_exactly(
 ) -> None:
     whole, cut = (config(name=name, ema=0.99, target=None, **settings) for name in ("whole", "cut"))
     train_runs([whole])
-    real, left = sparse_pipeline.train.loop.train_step, [33]
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise RuntimeError("power cut")
-        return real(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sparse_pipeline.train.loop, "train_step", interrupted)
-        with pytest.raises(RuntimeError, match="power cut"):
-            train_runs([cut])
+    train_until_power_cut([cut], 33, monkeypatch)
     train_runs([cut], resume=True)
     for file in ("final/coder.safetensors", "final/ema/coder.safetensors"):
         assert (cut.path / file).read_bytes() == (whole.path / file).read_bytes(), file

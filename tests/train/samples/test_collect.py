@@ -24,6 +24,7 @@ from sparse_pipeline.train.samples.collect import Kept, SampleCollector
 from sparse_pipeline.train.samples.config import SamplesConfig
 from sparse_pipeline.train.samples.report import SampleWriter
 from tests.synthetic import make_cache, token_table
+from tests.train.conftest import train_until_power_cut
 from tests.train.test_architectures import coder_config
 
 MakeConfig = Callable[..., TrainConfig]
@@ -253,18 +254,7 @@ def test_a_resumed_run_has_the_same_samples_and_none_has_other_weights(
     )
     train_runs([plain])
     train_runs([whole])
-    real, left = sparse_pipeline.train.loop.train_step, [50]
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise RuntimeError("power cut")
-        return real(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sparse_pipeline.train.loop, "train_step", interrupted)
-        with pytest.raises(RuntimeError, match="power cut"):
-            train_runs([cut])
+    train_until_power_cut([cut], 50, monkeypatch)
     assert load_samples(cut.path).step == 40  # those of the last checkpoint
     train_runs([cut], resume=True)
     assert files(cut.path) == files(whole.path)
