@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
+import os
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -81,28 +83,49 @@ VARIANTS = "\b\n" + textwrap.fill(f"Variants: {', '.join(variants())}.", 76, bre
 
 
 @cli.command("harvest")
+@click.option("--ranks", metavar="N|array", help="Harvest with N processes; array: one for each task of a SLURM array.")
+@click.option("--rank", type=int, metavar="I", help="Be process I of the N, counted from 0; start no others.")
 @_dry_run
 @settings
 @_limited
 @common
-def harvest_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...], dry_run: bool) -> None:
+def harvest_command(
+    console: Console,
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    ranks: str | None,
+    rank: int | None,
+    dry_run: bool,
+) -> None:
     """Run the model once and write its activations to a cache, or resume one.
 
     Settings: the harvest section. Shards already in the cache are kept; a cache with different settings is an
-    error.
+    error. Under torchrun, and with --ranks, each process writes its own shards (docs/scale.md).
     """
     config = resolve(files, sets).harvest
-    if not dry_run:
-        console.info(f"harvest: {config.model} on {config.dataset_name}, {', '.join(config.sites)}")
-    from .harvest.plan import plan
-    from .harvest.run import harvest as harvested
+    from .harvest.ranks import placed, rank_of
 
+    this = rank_of(ranks, rank, os.environ)
     if dry_run:
+        from .harvest.plan import plan
+
         planned = plan(config)
         console.result(planned.to_dict(), str(planned))
-    else:
-        result = harvested(config, console)
-        console.result(result.to_dict(), str(result))
+        return
+    if this is not None and not this.speaks:
+        console = Console(quiet=True, json=console.json, out=io.StringIO())
+    console.info(f"harvest: {config.model} on {config.dataset_name}, {', '.join(config.sites)}")
+    if this is None:
+        from .harvest.together import harvest_together
+
+        arguments = [word for flag, words in (("-c", files), ("--set", sets)) for one in words for word in (flag, one)]
+        together = harvest_together(arguments, int(ranks or 1), console)
+        console.result(together.to_dict(), str(together))
+        return
+    from .harvest.run import harvest_share
+
+    result = harvest_share(placed(config, os.environ), this, console)
+    console.result(result.to_dict(), str(result))
 
 
 @cli.command("train", epilog=VARIANTS)

@@ -116,5 +116,10 @@ class Disk:
         with self._stages.of("write"):
             self._pool.shutdown(wait=True, cancel_futures=failed)
         if kind is None:
+            self.drain()
+
+    def drain(self) -> None:
+        """Waits for the writes in progress. Raises the error of one that failed."""
+        with self._stages.of("write"):
             while self._pending:
                 self._pending.popleft().result()

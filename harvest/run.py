@@ -22,6 +22,7 @@ from ..shared.cache.files import make_folder, read_json, sync_folder, write_file
 from ..shared.cache.format import HISTORY, MANIFEST, TOKENIZER
 from ..shared.cache.growth import read_head
 from ..shared.cache.reader import open_cache, read_sequences
+from ..shared.cache.writer import Share
 from ..shared.console import Console, count, duration, si, size
 from ..shared.errors import DataError, PipelineError
 from ..shared.provenance import provenance
@@ -36,6 +37,7 @@ from .forward import Forward
 from .job import Job, empty_dataset
 from .plan import free_disk, may_grow
 from .prepare import identity_of, layout, prepare, probe_ids, refuse_too_large
+from .ranks import Rank, begins, progress_of, refuse_unsettled, shards_committed, wait_for_others
 from .recognise import CHECKED, place_of, recognised, recorded_dataset
 from .stages import Stages
 from .units import Unit, dataset_units, stored_units
@@ -91,6 +93,38 @@ class HarvestResult:
         return f"{self.path}: {self.n_tokens:,} tokens, {size(self.bytes)} of chunk files ({done}){rows}"
 
 
+@dataclass(frozen=True)
+class ShareResult:
+    """What one of several processes did while others still have shards to write.
+
+    Attributes:
+        path: the cache, not finished.
+        rank: which process of how many.
+        shards, shards_missing: in total, and those that other processes have to write.
+        shards_written, tokens_run, tokens_per_second, stages: as in :class:`HarvestResult`.
+    """
+
+    path: Path
+    rank: Rank
+    shards: int
+    shards_missing: int
+    shards_written: int
+    tokens_run: int
+    tokens_per_second: float
+    stages: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``--json`` document."""
+        rank = {"rank": self.rank.index, "ranks": self.rank.count}
+        return {**self.__dict__, "path": str(self.path), **rank, "complete": False}
+
+    def __str__(self) -> str:
+        left = f"{self.shards_missing} of {count(self.shards, 'shard')} are left to other processes"
+        if not self.shards_missing:
+            left = "another process finishes the cache"
+        return f"{self.path}: process {self.rank} wrote {count(self.shards_written, 'shard')}; {left}"
+
+
 def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestResult:
     """Writes the cache that the config describes, or its missing parts.
 
@@ -103,8 +137,25 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
         DataError: the folder holds a cache with different settings, or the dataset has changed since.
         PipelineError: the disk is full or too small.
     """
+    found = harvest_share(config, Rank(), console)
+    assert isinstance(found, HarvestResult)  # a single process has nobody to leave shards to
+    return found
+
+
+def harvest_share(config: HarvestConfig, rank: Rank, console: Console | None = None) -> HarvestResult | ShareResult:
+    """As :func:`harvest`, by one of several processes: writes the missing shards that it owns (Share).
+
+    Each process tokenises the text itself, and nothing else is done twice. Whichever ends last finishes the cache,
+    which then is bit-identical to that of one process. Shards of a process that died stay missing until it, or any
+    number of processes, harvest with the same settings again.
+
+    Raises:
+        UsageError: as :func:`harvest`; or ``batch_tokens`` is null, which each process could settle differently.
+    """
     console = console or Console(quiet=True)
     started = time.perf_counter()
+    if rank.count > 1:
+        refuse_unsettled(config)
     job = prepare(config)
     refuse_too_large(job)
     make_folder(config.cache_dir, "harvest.cache_dir")
@@ -121,16 +172,30 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
     identity, made_with = recognised(path, identity_of(job)), {**provenance(), "on_bad_row": config.on_bad_row}
     for note in skipped_files(job.dataset.skipped):
         console.info(note)
-    with CacheWriter.create(path, shapes, identity, made_with, may_grow=may_grow(config)) as writer:
-        _keep_tokenizer(path, job)
+    with CacheWriter.create(
+        path,
+        shapes,
+        identity,
+        made_with,
+        share=Share(rank.index, rank.count, job.unit_shards),
+        may_grow=may_grow(config),
+        set_up=lambda: _keep_tokenizer(path, job),
+    ) as writer:
         # in a cache that grows by sites, only the new ones are computed
         wanted = {name for shard in writer.missing_shards() for name in writer.missing_sites(shard)}
         with reader_class(model, body, [site for site in sites if site.name in wanted] or sites) as reader:
-            work = _Work(job, reader, writer, console)
+            work = _Work(job, reader, writer, rank, console)
             if not writer.complete:
                 work.run()
-    finished = writer.layout
+    if not writer.complete:
+        return work.share()
     _refuse_nonfinite(path)
+    return _result(writer, work, time.perf_counter() - started)
+
+
+def _result(writer: CacheWriter, work: _Work, seconds: float) -> HarvestResult:
+    """What a finished cache holds, and what this process did for it."""
+    path, finished = writer.path, writer.layout
     commits = [load_commit(path, shard) for shard in range(finished.n_shards)]
     massive = read_json(path / MANIFEST).get("massive", {})
     return HarvestResult(
@@ -142,8 +207,8 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
         shards=finished.n_shards,
         shards_written=work.shards_written,
         tokens_run=work.rows_run,
-        seconds=time.perf_counter() - started,
-        tokens_per_second=work.rows_run / work.seconds if work.seconds else 0.0,
+        seconds=seconds,
+        tokens_per_second=work.rate,
         stages=work.stages.shares(),
         massive_rows={site: int(found["n_rows"]) for site, found in massive.items()},
     )
@@ -188,8 +253,8 @@ def _keep_tokenizer(path: Path, job: Job) -> None:
 class _Work:
     """The loop of a harvest, with its counts."""
 
-    def __init__(self, job: Job, reader: SiteReader, writer: CacheWriter, console: Console) -> None:
-        self.job, self.reader, self.writer, self.console = job, reader, writer, console
+    def __init__(self, job: Job, reader: SiteReader, writer: CacheWriter, rank: Rank, console: Console) -> None:
+        self.job, self.reader, self.writer, self.rank, self.console = job, reader, writer, rank, console
         self.shards_written = 0
         self.rows_run = 0
         self.seconds = 0.0
@@ -215,13 +280,14 @@ class _Work:
         if missing and job.compiled:
             self.console.info("compiling the model")
             forward.warm_up()
+        if self.rank.count > 1:
+            self.console.info(begins(self.rank, missing, writer))
         started = time.perf_counter()
         n_seq = 0
-        done = planned.n_rows - sum(len(planned.rows_of(shard)) for shard in missing)
         with (
-            self.console.progress(planned.n_rows, "rows", "harvest", done=done) as progress,
+            progress_of(self.rank, writer, self.console) as progress,
             self._interruptible(),
-            nullcontext() if stored else DocumentWriter(writer.path, documents_file) as documents,
+            nullcontext() if stored or self.rank.index else DocumentWriter(writer.path, documents_file) as documents,
             Ahead(self._units(stored), depth=2) as units,
             Disk(job, shapes, writer, progress, self.stages) as disk,
         ):
@@ -242,24 +308,54 @@ class _Work:
             if documents is not None:
                 keep_skipped(writer.path, documents_file, self.reading)
                 documents.finish()
-        self.seconds = time.perf_counter() - started
-        if stored:
-            self._finish(_sequences_committed(writer), documents_file)
+            disk.drain()
+            self.seconds = time.perf_counter() - started
+            if not stored and not n_seq:
+                raise empty_dataset(job.config, self.reading)
+            if self.rank.waits:
+                wait_for_others(writer, None if stored else n_seq)
+        self._end(_sequences_committed(writer) if stored else n_seq, stored, documents_file)
+
+    def _end(self, n_seq: int, stored: bool, documents_file: str) -> None:
+        """Finishes the cache, unless another process does or has done so."""
+        writer = self.writer
+        if writer.ranks_left(n_seq) or writer.complete:
             return
-        if not n_seq:
-            raise empty_dataset(job.config, self.reading)
+        if not (writer.path / documents_file).exists():
+            return  # the first process writes it when it has read all of the text
+        if stored:
+            self._finish(n_seq, documents_file)
+            return
         self._warn_if_short(n_seq)
         for note in self.reading.notes():
             self.console.warn(note)
-        self._finish(n_seq, documents_file, {CHECKED: [job.dataset.identity]} if self.dataset_changed else {})
+        self._finish(n_seq, documents_file, {CHECKED: [self.job.dataset.identity]} if self.dataset_changed else {})
+
+    @property
+    def rate(self) -> float:
+        """Rows through the model per second."""
+        return self.rows_run / self.seconds if self.seconds else 0.0
+
+    def share(self) -> ShareResult:
+        """What this process did of a cache that others finish."""
+        total = self.writer.layout.n_shards
+        return ShareResult(
+            path=self.writer.path,
+            rank=self.rank,
+            shards=total,
+            shards_missing=total - shards_committed(self.writer),
+            shards_written=self.shards_written,
+            tokens_run=self.rows_run,
+            tokens_per_second=self.rate,
+            stages=self.stages.shares(),
+        )
 
     def _units(self, stored: bool) -> Iterator[Unit]:
         """What the loop computes or checks, from the cache itself or from the dataset."""
         job, writer = self.job, self.writer
-        unit = (job.unit_shards, job.seqs_per_shard)
         if stored:
-            return stored_units(writer, *unit)
-        return dataset_units(job.blocks(self.reading), writer.parts.segments, *unit)
+            return stored_units(writer, job.unit_shards)
+        return dataset_units(job.blocks(self.reading), writer.parts.segments, job.unit_shards, job.seqs_per_shard)
 
     def _waiting_for(self, units: Iterable[Unit]) -> Iterator[Unit]:
         """The units, counting the time spent waiting for each."""
@@ -343,9 +439,7 @@ class _Work:
         try:
             yield
         except (KeyboardInterrupt, BadRowError) as stop:
-            left = len(self.writer.missing_shards())
-            total = self.writer.layout.n_shards
-            kept = f"{total - left} of {total} shards are in {self.writer.path}"
+            kept = f"{shards_committed(self.writer)} of {self.writer.layout.n_shards} shards are in {self.writer.path}"
             if isinstance(stop, BadRowError):
                 self.console.warn(f"stopped: {kept}; when the row is repaired or skipped, the same command continues")
                 raise

@@ -49,22 +49,14 @@ def dataset_units(
         yield shard, held
 
 
-def stored_units(writer: CacheWriter, unit_shards: int, seqs_per_shard: int) -> Iterator[Unit]:
+def stored_units(writer: CacheWriter, unit_shards: int) -> Iterator[Unit]:
     """Units read from the cache itself: those in which a shard lacks a site."""
     missing = set(writer.missing_shards())
-    first = 0
-    while first < writer.layout.n_shards:
-        last = first  # a unit ends with a partly filled shard, as in dataset_units
-        while (
-            last + 1 < min(first + unit_shards, writer.layout.n_shards)
-            and writer.parts.sequences(last) == seqs_per_shard
-        ):
-            last += 1
-        if not missing.isdisjoint(range(first, last + 1)):
-            found = [read_sequences(writer.path, writer.parts, shard) for shard in range(first, last + 1)]
+    for shards in writer.parts.units(unit_shards):  # as in dataset_units
+        if not missing.isdisjoint(shards):
+            found = [read_sequences(writer.path, writer.parts, shard) for shard in shards]
             whole = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-            yield first, Block(whole["tokens"], whole["doc_id"], whole["pos_in_doc"], whole["flags"])
-        first = last + 1
+            yield shards.start, Block(whole["tokens"], whole["doc_id"], whole["pos_in_doc"], whole["flags"])
 
 
 def _joined(a: Block, b: Block) -> Block:

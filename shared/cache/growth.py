@@ -14,7 +14,7 @@ manifest last, by a rename. Array metadata may become longer before that, which 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -138,6 +138,19 @@ class Parts:
         """Sequences in the shard; fewer than it has room for at the end of a generation."""
         size = self.layout.seqs_per_shard
         return next((n % size for n in self._ends if n // size == shard), len(self.layout.seqs_of(shard)))
+
+    def units(self, unit_shards: int) -> Iterator[range]:
+        """The shards in runs of at most ``unit_shards``; a run ends with a shard that is partly filled."""
+        first = 0
+        while first < self.layout.n_shards:
+            stop = first + 1
+            while (
+                stop < min(first + unit_shards, self.layout.n_shards)
+                and self.sequences(stop - 1) == self.layout.seqs_per_shard
+            ):
+                stop += 1
+            yield range(first, stop)
+            first = stop
 
     @property
     def padding(self) -> int:

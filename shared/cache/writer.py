@@ -11,8 +11,8 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -47,12 +47,31 @@ from .files import (
     write_sealed,
 )
 from .format import ARRAYS, COMMITS, LOCK, MANIFEST, PLAN, STORED, TOKEN_ARRAYS, Layout, SiteSpec
-from .growth import Parts, Standing, copy_of, is_empty, stand
+from .growth import Parts, Standing, copy_of, is_empty, read_head, read_plans, stand, standing_of
 from .lock import WriterLock
 from .quantise import dequantise, quantise
 from .reader import Cache, massive_entry
 from .rows import text_rows
 from .stats import SiteStats, site_stats
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which shards one of several writers owns: of the units in order, every ``world``-th from ``rank`` on.
+
+    Attributes:
+        rank, world: this writer, and how many there are.
+        unit_shards: shards that are computed together, and so belong to one writer (Parts.units).
+    """
+
+    rank: int = 0
+    world: int = 1
+    unit_shards: int = 1
+
+    def of(self, parts: Parts) -> frozenset[int]:
+        """The shards."""
+        units = enumerate(parts.units(self.unit_shards))
+        return frozenset(shard for unit, shards in units if unit % self.world == self.rank for shard in shards)
 
 
 class CacheWriter:
@@ -65,14 +84,15 @@ class CacheWriter:
         complete: the cache is finished: a manifest, and a commit for every shard.
     """
 
-    def __init__(self, path: Path, standing: Standing, lock: WriterLock, rank: int, world: int) -> None:
+    def __init__(self, path: Path, standing: Standing, lock: WriterLock, share: Share) -> None:
         self.path = path
         self.layout = standing.layout
         self.parts = standing.parts
         self._plan = standing.plan
         self._lock = lock
-        self._rank, self._world = rank, world
+        self._share = share
         self._missing = self.parts.missing(commits_of(path))
+        self._owned = None if share.world == 1 else share.of(self.parts)
         self._guard = threading.Lock()
         self.complete = standing.finished and not self._missing
 
@@ -83,9 +103,9 @@ class CacheWriter:
         layout: Layout,
         config: Mapping[str, Any],
         provenance: Mapping[str, Any],
-        rank: int = 0,
-        world: int = 1,
+        share: Share | None = None,
         may_grow: Collection[str] = (),
+        set_up: Callable[[], None] | None = None,
     ) -> Self:
         """Begins a cache, resumes one that was made from the same config and layout, or lets a finished one grow.
 
@@ -94,20 +114,21 @@ class CacheWriter:
             layout: planned shapes; counts sequences with data. A cache that grew past a short shard also has padding.
             config: everything that determines the bytes of the cache, JSON-able; its hash is the cache's identity.
             provenance: package versions, revisions and the like; recorded at the start, not compared on resume.
-            rank, world: of several writers, this one owns the shards with ``shard % world == rank``.
+            share: of several writers, which shards are this one's; None: it is the only one.
             may_grow: dotted paths of the config in which a finished cache may differ and grow, provided the layout has
                 all its sites and at least as many sequences. Committed files are never rewritten.
+            set_up: what else one writer does for all of them before the first shard; nobody else writes meanwhile.
 
         Raises:
             DataError: the folder holds other files, or a cache with a different config and at least one commit (the
                 error lists every field that differs).
             PipelineError: another process is writing the cache.
         """
-        path = Path(path)
+        path, share = Path(path), share or Share()
         config = json.loads(json.dumps(config, allow_nan=False))
         _refuse_foreign_folder(path)
         make_folder(path, "harvest.cache_dir")
-        lock = WriterLock(path, rank, world)
+        lock = WriterLock(path, share.rank, share.world)
         try:
             standing = stand(path, layout, config, json.loads(json.dumps(provenance, allow_nan=False)), may_grow)
             if standing.replaces and not lock.is_first:
@@ -117,6 +138,8 @@ class CacheWriter:
                 )
             if lock.is_first:
                 _set_up(path, standing)
+                if set_up is not None:
+                    set_up()
             commits = commits_of(path)
             check_sizes(path, standing.parts.expected_files(commits))
             for shard, part in commits:  # what is built on must be this cache's own, and whole
@@ -128,7 +151,7 @@ class CacheWriter:
                     hint=f"{command('harvest', '-c', path)} writes them with its present config",
                 )
             lock.set_up_done()
-            return cls(path, standing, lock, rank, world)
+            return cls(path, standing, lock, share)
         except BaseException:
             lock.release()
             raise
@@ -136,7 +159,29 @@ class CacheWriter:
     def missing_shards(self) -> list[int]:
         """The shards of this rank that have no commit of all their arrays, in order."""
         with self._guard:
-            return [shard for shard in sorted(self._missing) if shard % self._world == self._rank]
+            return [shard for shard in sorted(self._missing) if self.owns(shard)]
+
+    def owns(self, shard: int) -> bool:
+        """Whether the shard is this writer's to write."""
+        return self._owned is None or shard in self._owned
+
+    def ranks_left(self, n_seq: int | None = None) -> bool:
+        """Whether the finish is left to another rank: one is at work still, or has to write its shards first.
+
+        After True this writer holds the cache no longer. A single writer always finishes.
+
+        Args:
+            n_seq: as for :meth:`finish`.
+        """
+        if self._share.world == 1:
+            return False
+        if not self._lock.alone():
+            return True
+        standing = standing_of(self.path, read_plans(self.path), _manifest(self.path))
+        if standing.finished:  # by another rank, while this one waited
+            self.layout, self.parts, self.complete = standing.layout, standing.parts, True
+            return False
+        return bool(self._planned_parts(n_seq).missing(commits_of(self.path)))
 
     def missing_sites(self, shard: int) -> tuple[str, ...]:
         """The sites of a shard that have no commit, in the layout's order."""
@@ -267,13 +312,18 @@ class CacheWriter:
         self.close()
         return self.path / MANIFEST
 
-    def _final_parts(self, n_seq: int | None) -> Parts:
-        """The shards and their parts as they turned out. Raises DataError when one of them has no commit."""
+    def _planned_parts(self, n_seq: int | None) -> Parts:
+        """The shards and their parts, of so many sequences if the data ended before the plan did."""
         layout, generations = self.layout, self.parts.generations
         if n_seq is not None:
             layout = replace(layout, n_seq=n_seq + self.parts.padding)
             generations = (*generations[:-1], replace(generations[-1], n_seq=layout.n_seq))
-        parts = Parts(layout, generations)
+        return Parts(layout, generations)
+
+    def _final_parts(self, n_seq: int | None) -> Parts:
+        """The shards and their parts as they turned out. Raises DataError when one of them has no commit."""
+        parts = self._planned_parts(n_seq)
+        layout = parts.layout
         commits = commits_of(self.path)
         missing = parts.missing(commits)
         beyond = max((shard for shard, _ in commits), default=-1)
@@ -322,7 +372,7 @@ class CacheWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         refused = isinstance(error, (UsageError, DataError))
-        if refused and self._world == 1 and is_empty(self.path):  # a refused start leaves nothing to resume
+        if refused and self._share.world == 1 and is_empty(self.path):  # a refused start leaves nothing to resume
             _clear(self.path)
         self.close()
 
@@ -346,6 +396,10 @@ class CacheWriter:
         self._write_chunk(site.scale, shard, scales.numpy(), files)
         found: NDArray[Any] = dequantise(codes, scales, site.quantised).view(torch.uint16).numpy()
         return found
+
+
+def _manifest(path: Path) -> dict[str, Any] | None:
+    return read_head(path / MANIFEST) if (path / MANIFEST).exists() else None
 
 
 def _refuse_foreign_folder(path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 import zarr
 
 from sparse_pipeline.shared.cache import CacheWriter, Layout, SiteSpec, open_cache, verify_cache
+from sparse_pipeline.shared.cache.writer import Share
 from sparse_pipeline.shared.errors import DataError, PipelineError
 from tests.sealed import reseal
 from tests.shared.cache.folders import contents
@@ -129,11 +130,11 @@ def test_threads_write_distinct_shards(tmp_path: Path, table: TokenTable, acts) 
 
 
 def test_ranks_own_their_shards(tmp_path: Path, table: TokenTable, acts) -> None:
-    first = CacheWriter.create(tmp_path / "c", layout(), CONFIG, {}, rank=0, world=2)
-    second = CacheWriter.create(tmp_path / "c", layout(), CONFIG, {}, rank=1, world=2)
+    first = CacheWriter.create(tmp_path / "c", layout(), CONFIG, {}, share=Share(0, 2))
+    second = CacheWriter.create(tmp_path / "c", layout(), CONFIG, {}, share=Share(1, 2))
     assert (first.missing_shards(), second.missing_shards()) == ([0, 2, 4], [1, 3])
     with pytest.raises(PipelineError, match="being written by another process"):
-        CacheWriter.create(tmp_path / "c", layout(), CONFIG, {}, rank=1, world=2)
+        CacheWriter.create(tmp_path / "c", layout(), CONFIG, {}, share=Share(1, 2))
     write_missing(second, table, acts)
     second.close()
     with pytest.raises(DataError, match="shards 0, 2, 4 have no commit"):
@@ -224,10 +225,10 @@ def test_a_cache_without_a_commit_makes_room_for_another_config(tmp_path: Path, 
 
 def test_ranks_of_different_configs_do_not_replace_one_another(tmp_path: Path) -> None:
     with (
-        CacheWriter.create(tmp_path / "c", layout(), CONFIG, {}, rank=0, world=2),
+        CacheWriter.create(tmp_path / "c", layout(), CONFIG, {}, share=Share(0, 2)),
         pytest.raises(DataError, match="another rank is starting .* with a different config"),
     ):
-        CacheWriter.create(tmp_path / "c", layout(), CONFIG | {"ctx": 17}, {}, rank=1, world=2)
+        CacheWriter.create(tmp_path / "c", layout(), CONFIG | {"ctx": 17}, {}, share=Share(1, 2))
 
 
 def test_provenance_is_recorded_once_and_not_compared(tmp_path: Path) -> None:
