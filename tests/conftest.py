@@ -1,4 +1,4 @@
-"""What every test may rely on: two threads, no network, no account, a fixed seed, and GPU tests that skip cleanly."""
+"""What every test may rely on: one thread, no network, no account, a fixed seed, and GPU tests that skip cleanly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 import sys
 
 # Before any library is imported: nothing here may look at a hub or an account.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# One thread here and in every process that a test starts, for torch, BLAS and the kernels of shared/codes/parallel.py:
+# the tests' tensors are small, and pytest's workers already fill the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command does: several test processes share the cores
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -41,12 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Two threads; one for harvest/ and train/, whose tensors are small: a second thread only waits for the first.
-
-    Before any fixture: what a test finds does not hang on the tests that ran before it in the same process.
-    """
-    small = any(item.path.is_relative_to(ROOT / "tests" / name) for name in ("harvest", "train"))
-    torch.set_num_threads(1 if small else 2)
+    """One thread, before any fixture: what a test finds does not hang on the tests that ran before it."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -97,13 +95,11 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "width.yaml").write_text(SWEEP, encoding="utf-8")
     texts = (f"The {n}th document says that {n} plus {n} is {2 * n}. " * 12 for n in range(60))
     (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    before, threads = Path.cwd(), torch.get_num_threads()
+    before = Path.cwd()
     os.chdir(folder)
-    torch.set_num_threads(2)  # whichever test asks first
     try:
         assert pipeline.run(["harvest"]) == 0
         assert pipeline.run(["train", "--variant", "topk", "--variant", "matryoshka"]) == 0
     finally:
         os.chdir(before)
-        torch.set_num_threads(threads)
     return folder

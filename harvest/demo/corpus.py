@@ -14,6 +14,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from ..data.documents import Document
@@ -58,9 +59,14 @@ def documents() -> Iterator[Document]:
     that has occurred before is skipped. Sources: ``help:lambda``, ``doc:json.decoder``,
     ``doc:json.decoder#JSONDecoder``.
     """
+    yield from _collected()
+
+
+@cache  # seconds of parsing for 2 MB of text, which one harvest reads several times
+def _collected() -> tuple[Document, ...]:
     with _without_collector():
         found = [*_help_topics(), *_docstrings(Path(sysconfig.get_path("stdlib")))]
-    yield from sorted(found, key=lambda document: (zlib.crc32(document.source.encode()), document.source))
+    return tuple(sorted(found, key=lambda document: (zlib.crc32(document.source.encode()), document.source)))
 
 
 def group_of(document: Document) -> str:

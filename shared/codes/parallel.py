@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-@cache
 def threads() -> int:
     """How many threads share the kernels' work: the processors this process may use."""
     limit = os.environ.get("OMP_NUM_THREADS", "")
@@ -26,8 +25,8 @@ def threads() -> int:
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads(), thread_name_prefix="kernel")
+def _pool(n: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n, thread_name_prefix="kernel")
 
 
 def over_latents(kernel: Callable[[int, int], object], weight: NDArray[Any]) -> None:
@@ -36,8 +35,8 @@ def over_latents(kernel: Callable[[int, int], object], weight: NDArray[Any]) -> 
     Args:
         weight: [F] the work that each latent takes, ≥ 0.
     """
-    n_latents = len(weight)
-    pieces = 4 * threads() if threads() > 1 else 1
+    n_latents, n_threads = len(weight), threads()
+    pieces = 4 * n_threads if n_threads > 1 else 1
     load = np.cumsum(weight, dtype=np.float64)
     total = load[-1] if n_latents else 0.0
     if total <= 0:
@@ -48,4 +47,4 @@ def over_latents(kernel: Callable[[int, int], object], weight: NDArray[Any]) -> 
     if len(spans) == 1:
         kernel(*spans[0])
     else:
-        list(_pool().map(lambda span: kernel(*span), spans))
+        list(_pool(n_threads).map(lambda span: kernel(*span), spans))

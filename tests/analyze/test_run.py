@@ -92,7 +92,8 @@ def nested(made: Planted, folder: Path, name: str, seed: int = 0, freeze: tuple[
     return run.path
 
 
-def test_every_file_of_a_report(made: Planted, run: Path, tmp_path: Path) -> None:
+def test_every_file_of_a_report(made: Planted, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the threads of a report's counts, which the other tests have one of
     other = nested(made, tmp_path / "runs", "nested <b>")
     result = analyze([run, other], AnalyzeConfig(out=tmp_path / "reports"))
     folder = result.report.parent
