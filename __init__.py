@@ -243,9 +243,11 @@ def top_latents(
     from .live.origin import Origin, open_model, origin_of, tokenizer_of
     from .live.read import read_text
     from .shared.coders.base import Coder
+    from .shared.coders.one_site import require_one_site
 
     folder = None if isinstance(coder, Coder) else _find(coder, "run")
     used = coder if isinstance(coder, Coder) else load_coder(coder)
+    require_one_site(used, "reading a text")
     bos = "auto"
     if model is None or isinstance(model, str):
         origin = Origin(None, "a coder without its run names no model") if folder is None else origin_of(folder)

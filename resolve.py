@@ -180,6 +180,7 @@ def resolve_sweep(
         check_sets(whole.sweep, [text.partition("=")[0].strip().removeprefix("train.") for text in training])
         section = settings_of.to_dict(whole.train)
         section["cache"] = str(cache_to_train_on(whole))
+        section["beside"] = [str(path) for path in caches_beside(whole)]
 
         def finish(one: dict[str, Any]) -> dict[str, Any]:
             """`--set` overrides variants and grid too."""
@@ -219,7 +220,7 @@ def train_configs(
     for variant in names or (None,):
         section = {"train": changes} if changes else None
         whole, drawn = resolve_seeds(files, sets, variant, seeds=seeds, here=here, changes=section)
-        own: dict[str, Any] = {"cache": cache_to_train_on(whole)}
+        own: dict[str, Any] = {"cache": cache_to_train_on(whole), "beside": caches_beside(whole)}
         if whole.train.init is not None:
             from .shared.overview.find import named
 
@@ -299,6 +300,13 @@ def cache_to_train_on(whole: PipelineConfig) -> Path:
 
     cache = whole.train.cache
     return cache_path(whole.harvest) if cache is None else named(cache, whole.harvest.cache_dir)
+
+
+def caches_beside(whole: PipelineConfig) -> tuple[Path, ...]:
+    """The caches in train.beside, each by its folder or its name."""
+    from .shared.overview.find import named
+
+    return tuple(named(path, whole.harvest.cache_dir) for path in whole.train.beside)
 
 
 def _read(source: str) -> dict[str, Any]:

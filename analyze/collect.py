@@ -71,7 +71,8 @@ def collect(
         {
             name: REPORTS[settings.kind](settings, subject)
             for name, settings in wanted
-            if subject.role == "run" or REPORTS[settings.kind].of_controls
+            if (subject.role == "run" or REPORTS[settings.kind].of_controls)
+            and REPORTS[settings.kind].lacks(subject) is None
         }
         for subject in subjects
     ]

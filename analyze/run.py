@@ -23,9 +23,10 @@ from .config import AnalyzeConfig
 from .render import write_report
 from .render.folder import check_folder, report_folder, standing
 from .render.terminal import headlines
-from .reports import AnyReport
+from .reports import REPORTS, AnyReport
 from .result import Figure, ReportResult
 from .subject.analysed import Analysed
+from .subject.subject import Subject
 from .subjects import UNTRAINED, by_cache, facts_of, named_runs, subjects_of
 
 
@@ -91,6 +92,7 @@ def analyze(paths: Sequence[Path], config: AnalyzeConfig, console: Console | Non
         subjects = subjects_of(cache, members, config)
         make_folder(folder.parent, "analyze.out")  # once nothing can be refused any more, and ahead of the long pass
         possible = reports_on(subjects[0].cache, config, console)
+        refuse_meaningless(subjects, possible, console)
         part = collect_all(subjects, members, possible, console, config.compare and len(runs) > 1)
         console.info(f"finishing {', '.join(subject.name for subject in subjects)}")
         with ThreadPoolExecutor(threads(), "finish") as pool:
@@ -150,6 +152,26 @@ def reports_on(cache: Cache, config: AnalyzeConfig, console: Console) -> Analyze
         raise UsageError(why, "import it again with its token ids, or --only correlation")
     console.warn(f"not made: {why}")
     return replace(config, reports=kept)
+
+
+def refuse_meaningless(subjects: Sequence[Subject], config: AnalyzeConfig, console: Console) -> None:
+    """Names the reports that have no meaning for a run, which are left out.
+
+    Raises:
+        UsageError: none is left for a run.
+    """
+    for subject in (one for one in subjects if one.role == "run"):
+        reasons = {
+            name: reason
+            for name, one in config.reports.items()
+            if (reason := REPORTS[one.kind].lacks(subject)) is not None
+        }
+        if len(reasons) == len(config.reports):
+            name, reason = next(iter(reasons.items()))
+            raise UsageError(f"{subject.name}: no {name} report: {reason}", "--only global, or another report")
+        for name, reason in reasons.items():
+            if not REPORTS[config.reports[name].kind].about_some:
+                console.warn(f"{subject.name}: not made: {name}: {reason}")
 
 
 def check_baseline(baseline: str | None, names: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import torch
 
 from ..shared.cache import Cache, open_cache
+from ..shared.cache.beside import open_beside, open_recorded
 from ..shared.cache.locate import locate
 from ..shared.cache.vocabulary import Vocabulary
 from ..shared.coders import Coder, build_coder
 from ..shared.coders.normalisation import SiteMoments
 from ..shared.errors import DataError, UsageError
+from ..shared.joint_names import parts_of
 from ..shared.runs.folder import Run, open_run
 from .config import AnalyzeConfig
 from .subject.analysed import training_facts
@@ -47,10 +50,17 @@ def named_runs(paths: Sequence[Path]) -> dict[str, Run]:
 
 def by_cache(runs: Mapping[str, Run], config: AnalyzeConfig) -> list[tuple[Path, list[tuple[str, Run]]]]:
     """(cache, runs on it): runs from before and after a cache grew are two groups, for each is analysed on its own."""
-    groups: dict[tuple[Path, str | None], list[tuple[str, Run]]] = {}
+    groups: dict[tuple[Path, str | None, str], list[tuple[str, Run]]] = {}
     for name, run in runs.items():
-        groups.setdefault(_cache_of(run, config), []).append((name, run))
-    return [(path, members) for (path, _), members in groups.items()]
+        beside = json.dumps(_beside(run))
+        groups.setdefault((*_cache_of(run, config), beside), []).append((name, run))
+    return [(path, members) for (path, _, _), members in groups.items()]
+
+
+def _beside(run: Run) -> list[dict[str, Any]]:
+    """The records of the caches beside the one that a run was trained on."""
+    found: list[dict[str, Any]] = run.final.get("cache", {}).get("beside", [])
+    return found
 
 
 def _cache_path(run: Run, config: AnalyzeConfig) -> Path:
@@ -82,7 +92,11 @@ def _cache_of(run: Run, config: AnalyzeConfig) -> tuple[Path, str | None]:
 
 def subjects_of(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeConfig) -> list[Subject]:
     """The runs on one cache and their controls."""
-    cache = open_cache(path, identity=_cache_of(members[0][1], config)[1], checksums=config.checksums)
+    first = members[0][1]
+    cache = open_beside(
+        open_cache(path, identity=_cache_of(first, config)[1], checksums=config.checksums),
+        [open_recorded(one, first.path, checksums=config.checksums) for one in _beside(first)],
+    )
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"analyze.device is {device}, but no CUDA device was found", "--set analyze.device=cpu")
@@ -132,7 +146,7 @@ def _trained_on(run: Run, cache: Cache) -> Cache | None:
     if "path" not in known or not Path(known["path"]).exists():
         return None
     try:
-        found = open_cache(Path(known["path"]), identity=known["identity"])
+        found = open_recorded(known, run.path, Path(known["path"]))
     except DataError:  # it was moved, or another cache is in its place
         return None
     return found if found.identity == known["identity"] else None
@@ -147,15 +161,14 @@ def _check(run: Run, final: dict[str, Any], cache: Cache, given: bool) -> None:
     """Check that the run fits the cache. Raises DataError."""
     for side, width in (("source", final["d_in"]), ("target", final["d_out"])):
         site = final.get(side)
-        if site not in cache.sites:
+        if not isinstance(site, str) or not set(parts_of(site)) <= cache.sites.keys():
             raise DataError(
                 f"the {side} of run {run.name} is {site}, but {cache.path} holds {', '.join(cache.sites)}",
                 f"pipeline inspect {cache.path}",
             )
-        if cache.sites[site].width != width:
+        if (found := cache.spec(site).width) != width:
             raise DataError(
-                f"the {side} of run {run.name}, {site}, has width {width}, but in {cache.path} it has "
-                f"{cache.sites[site].width}",
+                f"the {side} of run {run.name}, {site}, has width {width}, but in {cache.path} it has {found}",
                 f"pipeline inspect {cache.path}",
             )
     trained_on = final.get("cache", {}).get("identity")
@@ -221,7 +234,7 @@ def untrained(subject: Subject, final: dict[str, Any]) -> Coder:
     beginning is not known: a fresh coder with its settings and the cache's normalisation."""
     coder = subject.coder
     generator = torch.Generator().manual_seed(int(final.get("training", {}).get("seed", 0)))
-    fresh = build_coder(coder.config, coder.d_in, coder.d_out, tied=coder.tied, generator=generator)
+    fresh = build_coder(coder.config, coder.source_widths, coder.target_widths, tied=coder.tied, generator=generator)
     if "w_dec" in final.get("training", {}).get("freeze", ()):  # a frozen decoder is still the one that it began with
         with torch.no_grad():
             fresh.w_dec.copy_(coder.w_dec.cpu())
@@ -264,7 +277,7 @@ def facts_of(subject: Subject, run: Run | None) -> dict[str, Any]:
     coder = subject.coder
     facts: dict[str, Any] = {
         "architecture": coder.config.architecture,
-        "kind": "transcoder" if coder.is_transcoder else "SAE",
+        "kind": coder.kind,
         "latents": coder.n_latents,
         "source": subject.source,
         "target": subject.target,

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..shared.cache import Cache, open_cache
 from ..shared.cache.files import write_json
+from ..shared.coders.one_site import require_one_site
 from ..shared.console import Console
 from ..shared.errors import DataError, UsageError
 from ..shared.provenance import provenance
@@ -156,6 +157,7 @@ def _prepare(path: Path | str, form: Format, wanted: Wanted, console: Console) -
     found = load_coders(path)
     ready = []
     for loaded in found:
+        require_one_site(loaded.coder, f"--to {form.name}")
         cache, why_not = _cache_of(loaded, wanted)
         facts = _facts(loaded, cache, wanted.model)
         require_sites(facts, path)

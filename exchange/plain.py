@@ -181,7 +181,7 @@ def _activation_of(coder: Coder, b_enc: Tensor) -> Activation:
     if isinstance(coder, BatchTopK) and coder.selection == "batch":
         if not float(coder.threshold) > 0:
             raise UsageError("this BatchTopK coder has no threshold: it has not been trained", "pipeline train")
-        return Above(coder.threshold.double().expand(coder.n_latents), k=coder.config.k)
+        return Above(coder.thresholds.double(), k=coder.config.k)
     if isinstance(coder, TopK):
         return KLargest(coder.config.k)
     if isinstance(coder, JumpReLU):

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..shared.coders import Coder
+from ..shared.coders.one_site import require_one_site
 from ..shared.saved_report import report_on
 from .answer import Answer
 from .origin import open_model, origin_of
@@ -36,6 +37,7 @@ def ask(
         UsageError: the model or the coder's site is not known, or the text is empty or too long.
         DataError: the model is not the one that was harvested.
     """
+    require_one_site(coder, "asking about a text")
     source = coder.source or names_of(coder, None, None)[0]
     loaded = open_model(origin_of(folder), model, device=device, source=source)
     coder = coder.to(torch.device(next(loaded.model.parameters()).device))

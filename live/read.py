@@ -14,6 +14,7 @@ from ..models.text import encode
 from ..models.tokenizer import special_tokens
 from ..shared.cache.vocabulary import Vocabulary
 from ..shared.coders import Coder
+from ..shared.coders.one_site import require_one_site
 from ..shared.errors import UsageError
 from .sites import body_of, names_of, rooted, sites_of
 
@@ -99,6 +100,7 @@ def read_text(
     Raises:
         UsageError: the text is empty or longer than the model's context, or the coder does not fit the site.
     """
+    require_one_site(coder, "reading a text")
     name = source or coder.source or names_of(coder, None, None)[0]
     (site,) = sites_of(model, name)
     ids = _ids(model, tokenizer, text, bos)

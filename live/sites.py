@@ -10,6 +10,7 @@ from ..models.families import FAMILIES
 from ..models.site_names import Site
 from ..models.sites import resolve_sites
 from ..shared.coders import Coder
+from ..shared.coders.one_site import require_one_site
 from ..shared.errors import UsageError
 
 
@@ -19,6 +20,7 @@ def names_of(coder: Coder, source: str | None, target: str | None) -> tuple[str,
     Raises:
         UsageError: neither says, or a transcoder has only one of them.
     """
+    require_one_site(coder, "running a coder on a model")
     read = source or coder.source
     written = target or (coder.target if source is None or coder.is_transcoder else None)
     if read is not None and written is None and not coder.is_transcoder:

@@ -33,6 +33,10 @@ GLOSSARY: dict[str, dict[str, str]] = {
         "SAE": "Sparse autoencoder: a coder that reconstructs the site that it reads.",
         "transcoder": "A coder whose target is another site than its source, for example the output of an MLP "
         "predicted from its input.",
+        "crosscoder": "A coder that reads and reconstructs several sites at once, or one site of two models, with one "
+        "dictionary (Lindsey et al. 2024). `docs/crosscoders.md`.",
+        "relative norm": "Of a crosscoder over two sites: 0 for a latent whose decoder row lies in the first site "
+        "alone, ½ for one of both alike, 1 for the second alone.",
         "latent": "One unit of a coder: an encoder row that decides when it fires, and a decoder row, the direction "
         "that it adds to the reconstruction. Also called a feature.",
         "code": "The activations of all latents on one row; most are 0. A latent *fires* on a row where its code is "

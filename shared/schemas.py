@@ -162,6 +162,8 @@ class _Trained(TypedDict, total=False):
     cache: Document
     training: Document
     files: dict[Path_, Recorded]
+    source_widths: list[Small]
+    target_widths: list[Small]
 
 
 class Final(_Trained):

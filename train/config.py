@@ -5,17 +5,24 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..shared.coders import AnyCoderConfig
 from ..shared.coders.configs.matryoshka import MatryoshkaConfig
 from ..shared.hook_names import from_hook_names
+from ..shared.joint_names import JOIN, parts_of
 from .data.config import DataConfig
 from .monitors import Monitors
 from .penalties import Penalties
 from .samplers import AnySamplerConfig, UniformConfig
 from .samples.config import SamplesConfig
 from .schedules import default_lr, linear, warmup_constant, warmup_cosine
+
+if TYPE_CHECKING:
+    Sites = str
+else:
+    Sites = str | tuple[str, ...]
+    """Settings may list sites; they become one joint site, named `A+B` (shared/joint_names.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +125,14 @@ class TrainConfig:
     cache: Path | None = None
     """The cache: its folder, or its name in harvest.cache_dir; null: where `pipeline harvest` writes with the same
     settings."""
-    source: str = "layer_02.resid_mid"
-    """Site the coder reads."""
-    target: str | None = "layer_02.mlp_out"
-    """Site it reconstructs (a transcoder); null: the source itself (a sparse autoencoder)."""
+    beside: tuple[Path, ...] = ()
+    """Caches of the same tokens, harvested from other models: the coder reads and reconstructs its sites in all of
+    them, `SITE` of the first cache beside `SITE@2` of the second (docs/crosscoders.md)."""
+    source: Sites = "layer_02.resid_mid"
+    """Site the coder reads. A list of sites with `target: null` makes a crosscoder: one dictionary for all of them."""
+    target: Sites | None = "layer_02.mlp_out"
+    """Site it reconstructs (a transcoder); null: the source itself (a sparse autoencoder). For a list of sources, null
+    or a list of as many."""
     sites: Literal["all"] | tuple[int, ...] | None = None
     """Layers, or `all` of the cache: one coder for each, on one read of the data. source and target are then the
     template: kinds of site (resid_mid), or sites whose layer is replaced. Null: the one run that they name."""
@@ -190,9 +201,10 @@ class TrainConfig:
     """Weights & Biases."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "source", *from_hook_names(self.source))
+        object.__setattr__(self, "source", _joint("source", self.source, len(self.beside) + 1))
         if self.target is not None:
-            object.__setattr__(self, "target", *from_hook_names(self.target))
+            object.__setattr__(self, "target", _joint("target", self.target, len(self.beside) + 1))
+        self._check_joint()
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=%#,-]*", self.name):
             plain = re.sub(r"[^A-Za-z0-9._+=%#,-]+", "-", self.name).strip("-.") or "run"
             allowed = "letters, digits and . _ + - = % # and commas"  # a sweep names runs k=16 and share=0.1%
@@ -226,6 +238,17 @@ class TrainConfig:
 
         self._check_reseed()
 
+    def _check_joint(self) -> None:
+        """Raises ValueError where source and target do not belong to one coder of several sites."""
+        n_read, n_written = len(parts_of(self.source)), len(parts_of(self.target_site))
+        if n_read != n_written:
+            raise ValueError(
+                f"target: {n_written} site{'s' * (n_written > 1)} for {n_read} of the source; give as many, or "
+                "target: null for a crosscoder"
+            )
+        if n_read > 1 and self.sites is not None:
+            raise ValueError("sites: trains a coder for each layer; a coder of several sites names them in source")
+
     def _check_reseed(self) -> None:
         """Raises ValueError where re-seeding cannot do what the settings say."""
         merging = [name for name, penalty in self.penalties.items() if getattr(penalty, "merge", None) is not None]
@@ -254,6 +277,24 @@ class TrainConfig:
         return self.runs / self.run_name
 
 
+def _joint(key: str, sites: str | tuple[str, ...], n_caches: int) -> str:
+    """The name of a site, or of the joint site of a list; with several caches, of the sites in all of them.
+
+    Raises:
+        ValueError: a site is listed twice, or belongs to a cache that is not named.
+    """
+    names = [part for site in ([sites] if isinstance(sites, str) else sites) for part in parts_of(site)]
+    found = from_hook_names(*names)
+    marks = [int(mark) for name in found if (mark := name.partition("@")[2]).isdigit()]
+    if any(not 2 <= mark <= n_caches for mark in marks):
+        raise ValueError(f"{key}: {JOIN.join(found)} names cache {max(marks)}, but train.beside names {n_caches - 1}")
+    if n_caches > 1 and not marks:
+        found = tuple(f"{name}{mark}" for name in found for mark in ("", *(f"@{n}" for n in range(2, n_caches + 1))))
+    if not found or not all(found) or len(set(found)) < len(found):
+        raise ValueError(f"{key}: expected one site or a list of different ones, found {list(found)}")
+    return JOIN.join(found)
+
+
 def with_precision(config: TrainConfig, device: str) -> TrainConfig:
     """The settings with `precision: auto` replaced by its choice for this type of device: a resumed run keeps it."""
     if config.precision != "auto":
@@ -266,6 +307,7 @@ RESEEDED = ("topk", "batchtopk", "matryoshka")
 
 OPERATIONAL = (
     "cache",
+    "beside",
     "runs",
     "name",
     "variant",

@@ -14,6 +14,7 @@ from ..shared.cache import Cache
 from ..shared.cache.batch import Batch
 from ..shared.cache.heldout import Split
 from ..shared.coders import Coder
+from ..shared.joint_names import parts_of
 from .data.rows import row_batches, thin
 from .fvu import FVU
 
@@ -31,6 +32,8 @@ class Evaluation:
         fvu_without_massive: as `fvu`, excluding the target's massive rows too; `fvu_dims_without_massive` likewise.
         l0: mean number of active latents, over the rows excluding position 0.
         rows: number of rows, including position 0.
+        by_site: of a joint target, part → its own `fvu`, `fvu_dims` and the two without its massive rows; None for one
+            site. The figures above then count each part in units of its variance (shared/cache/joint.py).
     """
 
     fvu: float | None
@@ -40,9 +43,10 @@ class Evaluation:
     fvu_dims_without_massive: float | None
     l0: float | None
     rows: int
+    by_site: dict[str, dict[str, float | None]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "by_site" or value is not None}
 
 
 def evaluation_rows(split: Split, limit: int) -> NDArray[np.int64]:
@@ -81,10 +85,12 @@ class _Meters:
 
     def __init__(self, coder: Coder, source: str, target: str, cache: Cache) -> None:
         self.coder, self.source, self.target = coder, source, target
-        stats = cache.stats(target)
-        self.rest, self.all = FVU(torch.from_numpy(stats.rest.mean)), FVU(torch.from_numpy(stats.all.mean))
+        stats, scale = cache.stats(target), cache.balance(target)
         outliers = cache.outliers(target)
-        self.ordinary = FVU(torch.from_numpy(outliers.ordinary.mean))
+        self.rest, self.all, self.ordinary = (
+            FVU(torch.from_numpy(one.mean), None if scale is None else torch.from_numpy(scale))
+            for one in (stats.rest, stats.all, outliers.ordinary)
+        )
         self.massive = torch.from_numpy(outliers.mask(cache.n_rows))
         self.active = 0
 
@@ -109,4 +115,19 @@ class _Meters:
             fvu_dims_without_massive=self.ordinary.mean_over_dimensions,
             l0=l0,
             rows=self.all.rows,
+            by_site=self._by_site() if self.coder.n_targets > 1 else None,
         )
+
+    def _by_site(self) -> dict[str, dict[str, float | None]]:
+        found, start = {}, 0
+        for site, width in zip(parts_of(self.target), self.coder.target_widths, strict=True):
+            fvu, dims = self.rest.part(start, start + width)
+            ordinary, ordinary_dims = self.ordinary.part(start, start + width)
+            found[site] = {
+                "fvu": fvu,
+                "fvu_dims": dims,
+                "fvu_without_massive": ordinary,
+                "fvu_dims_without_massive": ordinary_dims,
+            }
+            start += width
+        return found

@@ -15,10 +15,11 @@ class FVU:
 
     Args:
         mean: ȳ [d].
+        scale: [d] what y − ŷ and y − ȳ are multiplied by: of a joint site, so that its parts count alike; None: 1.
     """
 
-    def __init__(self, mean: Tensor) -> None:
-        self.mean = mean.to(torch.float64)
+    def __init__(self, mean: Tensor, scale: Tensor | None = None) -> None:
+        self.mean, self.scale = mean.to(torch.float64), scale
         self.error = 0.0
         self.variance = 0.0
         self.rows = 0
@@ -28,7 +29,10 @@ class FVU:
     def update(self, y: Tensor, y_hat: Tensor) -> None:
         """Add rows [B, d] in raw activation space."""
         y = y.to(torch.float64)
-        error, deviation = (y - y_hat.to(torch.float64)).square(), (y - self.mean.to(y.device)).square()
+        error, deviation = y - y_hat.to(torch.float64), y - self.mean.to(y.device)
+        if self.scale is not None:
+            error, deviation = error * self.scale.to(y.device), deviation * self.scale.to(y.device)
+        error, deviation = error.square(), deviation.square()
         self.error += _sum(error)
         self.variance += _sum(deviation)
         self.error_of += error.cpu().numpy().sum(axis=0)
@@ -39,6 +43,14 @@ class FVU:
     def value(self) -> float | None:
         """The ratio; None without rows or variance."""
         return self.error / self.variance if self.variance > 0 else None
+
+    def part(self, start: int, stop: int) -> tuple[float | None, float | None]:
+        """(value, mean over dimensions) of the dimensions [start, stop) alone: of one part of a joint site."""
+        error, variance = self.error_of[start:stop], self.variance_of[start:stop]
+        varies = variance > 0
+        if not varies.any():
+            return None, None
+        return float(error.sum() / variance.sum()), float((error[varies] / variance[varies]).mean())
 
     @property
     def mean_over_dimensions(self) -> float | None:

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from ..shared.cache import Cache, Layout, open_cache
+from ..shared.cache.beside import open_beside
 from ..shared.cache.format import MANIFEST
 from ..shared.coders import build_coder, load_coder
 from ..shared.coders.warm_start import refuse
 from ..shared.config.registry import did_you_mean
 from ..shared.console import count, si, size
 from ..shared.errors import UsageError
+from ..shared.joint_names import parts_of
 from ..shared.runs.folder import open_run
 from .config import TrainConfig, with_precision
 from .data.estimate import estimate_stream
@@ -75,7 +77,7 @@ class Sizes:
         }
 
     def _run(self, config: TrainConfig) -> dict[str, Any]:
-        d_in, d_out = (self.widths[site] for site in (config.source, config.target_site))
+        d_in, d_out = (sum(widths_of(self.widths, site)) for site in (config.source, config.target_site))
         n_latents = config.coder.latents
         parameters = n_latents * (d_in + d_out + 1) + d_out + (d_in * d_out if config.coder.skip else 0)
         batch = config.data.batch_size
@@ -185,7 +187,8 @@ def plan(configs: Sequence[TrainConfig], unharvested: Mapping[Path, Unharvested]
         alone = config.path if config.sampler.follows_training else None
         # Which rows are massive depends on the sites: runs that exclude them share a read only with the same sites.
         sites = {config.source, config.target_site} if config.sampler.massive == "exclude" else ()
-        read = (config.data, config.sampler, config.device, frozenset(sites))
+        beside = tuple(path.resolve() for path in config.beside)
+        read = (config.data, config.sampler, config.device, frozenset(sites), beside)
         key = (config.cache.resolve(), _trained_on(config), *read, alone)
         batches.setdefault(key, []).append(config)
     groups, foreseen = [], []
@@ -212,11 +215,13 @@ def _group(configs: list[TrainConfig]) -> Group:
     first = configs[0]
     assert first.cache is not None
     cache = open_cache(first.cache, identity=_trained_on(first), checksums=first.data.checksums)
+    cache = open_beside(cache, [open_cache(path, checksums=first.data.checksums) for path in first.beside])
     widths = {name: spec.width for name, spec in cache.sites.items()}
     sites = _checked_sites(configs, cache.path, widths)
     for config in configs:
-        check_trainable(cache, config.source, "source")
-        check_trainable(cache, config.target_site, "target")
+        for role, joint in (("source", config.source), ("target", config.target_site)):
+            for site in parts_of(joint):
+                check_trainable(cache, site, role)
     if first.sampler.needs_bos and not cache.has_bos:
         raise UsageError(
             f"train.sampler: {first.sampler.kind} would exclude nothing, since {cache.path} has no BOS (harvest.bos)",
@@ -232,6 +237,8 @@ def _group(configs: list[TrainConfig]) -> Group:
 
 def _foreseen(configs: list[TrainConfig], path: Path, coming: Unharvested) -> Foreseen:
     first, device = configs[0], pick_device(configs[0].device)
+    if first.beside:
+        raise UsageError(f"train.beside: {path} is not harvested yet", "harvest every cache first: pipeline harvest")
     widths = {spec.name: spec.width for spec in coming.layout.sites}
     sites = _checked_sites(configs, path, widths)
     stream = estimate_stream(coming.layout, sites, first.data, build_sampler(first.sampler), device)
@@ -243,19 +250,25 @@ def _foreseen(configs: list[TrainConfig], path: Path, coming: Unharvested) -> Fo
 def _checked_sites(configs: Sequence[TrainConfig], path: Path, widths: Mapping[str, int]) -> list[str]:
     """The sites that the runs need, all of them in the cache; refuses a coder that cannot train."""
     for config in configs:
-        for key, site in (("source", config.source), ("target", config.target_site)):
-            if site not in widths:
-                raise UsageError(
-                    f"train.{key}: {path} has no site {site!r}{did_you_mean(site, widths)}",
-                    f"sites of this cache: {', '.join(widths)}",
-                )
-        d_in, d_out = widths[config.source], widths[config.target_site]
+        for key, joint in (("source", config.source), ("target", config.target_site)):
+            for site in parts_of(joint):
+                if site not in widths:
+                    raise UsageError(
+                        f"train.{key}: {path} has no site {site!r}{did_you_mean(site, widths)}",
+                        f"sites of this cache: {', '.join(widths)}",
+                    )
+        d_in, d_out = widths_of(widths, config.source), widths_of(widths, config.target_site)
         with torch.device("meta"):
             coder = build_coder(config.coder, d_in, d_out, tied=config.source == config.target_site)
         refusal(config, coder, pick_device(config.device))
         if config.init is not None:
             refuse(coder, load_coder(config.init), str(config.init))
     return [site for config in configs for site in (config.source, config.target_site)]
+
+
+def widths_of(widths: Mapping[str, int], site: str) -> tuple[int, ...]:
+    """The widths of a site's parts."""
+    return tuple(widths[part] for part in parts_of(site))
 
 
 def _refuse_short(config: TrainConfig, stream: StreamPlan) -> None:

@@ -19,6 +19,7 @@ from ..shared.cache import Cache
 from ..shared.cache.files import write_file, write_json
 from ..shared.cache.rows import text_rows
 from ..shared.coders import Coder
+from ..shared.coders.one_site import require_one_site
 from ..shared.console import Console
 from ..shared.errors import UsageError
 from .outgoing import Exported, new_folder
@@ -38,6 +39,7 @@ def export_delphi(cache: Cache, coder: Coder, out: Path, console: Console | None
         UsageError: the cache has no tokens or not the coder's source, or `out` exists.
     """
     console = console or Console(quiet=True)
+    require_one_site(coder, "delphi")
     if not cache.has_tokens:
         raise UsageError(f"delphi needs tokens, and {cache.path} has none", "--to safetensors")
     if coder.source is None:

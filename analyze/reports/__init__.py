@@ -22,6 +22,7 @@ from .absorption.config import AbsorptionConfig
 from .base import AnyReport, Report, ReportConfig
 from .correlation.config import CorrelationConfig
 from .cross_entropy.config import CrossEntropyConfig
+from .crosscoder.config import CrosscoderConfig
 from .position.config import PositionConfig
 from .probing.config import ProbingConfig
 from .reconstruction.config import ReconstructionConfig
@@ -31,6 +32,7 @@ REPORTS: Registry[type[AnyReport]] = Registry(
     __package__,
     {
         "global": (ReconstructionConfig, "reconstruction.report.ReconstructionReport"),
+        "crosscoder": (CrosscoderConfig, "crosscoder.report.CrosscoderReport"),
         "correlation": (CorrelationConfig, "correlation.report.CorrelationReport"),
         "position": (PositionConfig, "position.report.PositionReport"),
         "top_activations": (TopActivationsConfig, "top_activations.report.TopActivationsReport"),

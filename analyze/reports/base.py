@@ -42,6 +42,14 @@ class Report(ABC, Generic[C]):
     of_controls: ClassVar[bool] = True
     """Whether controls get this report too (untrained and random coders, for comparison)."""
 
+    @classmethod
+    def lacks(cls, subject: Subject) -> str | None:
+        """Why this report has no meaning for a subject, or None."""
+        return None
+
+    about_some: ClassVar[bool] = False
+    """Whether nothing is said where the report is not made: it is about one kind of coder."""
+
     def __init__(self, config: C, subject: Subject) -> None:
         self.config = config
         self.subject = subject

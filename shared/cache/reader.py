@@ -17,15 +17,17 @@ from torch import Tensor
 
 from ..config.registry import did_you_mean
 from ..errors import DataError, UsageError, command, repair_command
+from ..joint_names import parts_of
 from ..schemas import Massive, checked
 from .commits import check_sizes, commits_of, load_checksums, load_commit, load_shard
 from .first_touch import compare_once
 from .format import ARRAYS, MANIFEST, PLAN, TOKEN_ARRAYS, Layout, SiteSpec
 from .growth import Generation, Parts, generations_of, plan_files, read_head, read_plans
+from .joint import balance, joined, joint_outliers, joint_spec, joint_stats
 from .outliers import SiteOutliers, find_outliers
 from .quantise import CODE_DTYPES, dequantise
 from .rows import rest_rows
-from .stats import SiteStats, merge_stats
+from .stats import SiteStats, Vector, merge_stats
 
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -61,6 +63,11 @@ class Cache:
     def identity(self) -> str:
         """sha256 of the config, hex."""
         return str(self.manifest["identity"])
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a run notes of the cache that it is trained on."""
+        return {"path": str(self.path), "identity": self.identity}
 
     @property
     def has_bos(self) -> bool:
@@ -109,7 +116,9 @@ class Cache:
         return self._token_array(3)
 
     def spec(self, site: str) -> SiteSpec:
-        """The description of a site. Raises UsageError, with the known sites, for any other name."""
+        """The description of a site, stored or joint. Raises UsageError, with the known sites, for any other name."""
+        if len(parts := parts_of(site)) > 1:
+            return joint_spec(site, [self.spec(part) for part in parts])
         if site not in self.sites:
             raise UsageError(
                 f"no site {site!r} in {self.path}; its sites: {', '.join(self.sites)}",
@@ -121,13 +130,17 @@ class Cache:
         """The rows of one shard, [rows, d] in the logical dtype: a view of the mapped file, not a copy.
 
         The map is private: writing to the tensor changes neither the file nor another map of it. A quantised site is
-        dequantised, which is a copy.
+        dequantised, which is a copy, and so are the rows of a joint site.
         """
+        if len(parts := parts_of(site)) > 1:
+            return joined([self.chunk(part, shard) for part in parts])
         spec = self.spec(site)
         return _logical({name: self._stored(name, shard) for name in spec.arrays}, spec)
 
     def rows(self, site: str, index: Sequence[int] | NDArray[Any] | Tensor) -> Tensor:
         """Gathers rows [len(index), d] in the logical dtype, in the order of ``index``; meant for small sets."""
+        if len(parts := parts_of(site)) > 1:
+            return joined([self.rows(part, index) for part in parts])
         spec = self.spec(site)
         wanted = np.asarray(index, dtype=np.int64).reshape(-1)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.n_rows):
@@ -181,6 +194,8 @@ class Cache:
     def stats(self, site: str) -> SiteStats:
         """Statistics of a site over the whole cache (of an incomplete one, over the committed shards)."""
         spec = self.spec(site)
+        if len(parts := parts_of(site)) > 1:
+            return joint_stats([self.stats(part) for part in parts])
         if site not in self._stats:
             if "statistics" in self.manifest:
                 kept = self.manifest["statistics"].get(site)
@@ -191,8 +206,15 @@ class Cache:
             self._stats[site] = merge_stats(found, spec.width, self.ctx)
         return self._stats[site]
 
+    def balance(self, site: str) -> Vector | None:
+        """What a joint site is multiplied by before its parts are added up in one figure [d]; None for one site."""
+        parts = parts_of(site)
+        return balance([self.stats(part) for part in parts]) if len(parts) > 1 else None
+
     def outliers(self, site: str) -> SiteOutliers:
         """Massive rows and outlying dimensions of a site, from the manifest, or by a pass over its rows."""
+        if len(parts := parts_of(site)) > 1:
+            return joint_outliers([self.outliers(part) for part in parts])
         if site not in self._outliers:
             kept = self.manifest.get("massive", {}).get(site)
             rest = self.stats(site).rest

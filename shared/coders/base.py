@@ -21,6 +21,9 @@ TRAINING_BUFFERS = frozenset({"since_fired", "threshold_steps", "log_pressure", 
 """State that only training reads: in checkpoints, but not in a finished coder."""
 
 
+Widths = int | tuple[int, ...]
+"""Width of a site; of a joint site, the widths of its parts."""
+
 WHITENING = ("input_whiten", "target_whiten", "target_colour")
 """Buffers that only a whitened coder has."""
 
@@ -67,7 +70,7 @@ class Coder(nn.Module, ABC):
 
     Args:
         config: the architecture's settings.
-        d_in, d_out: widths of the source and target sites.
+        d_in, d_out: widths of the source and target sites; of joint sites, the widths of their parts.
         tied: an SAE: the decoder starts as the encoder's transpose. Otherwise a transcoder.
         generator: source of the initial weights (CPU); the same seed gives the same weights on every device.
     """
@@ -80,10 +83,12 @@ class Coder(nn.Module, ABC):
     coder."""
 
     def __init__(
-        self, config: CoderConfig, d_in: int, d_out: int, *, tied: bool, generator: torch.Generator | None = None
+        self, config: CoderConfig, d_in: Widths, d_out: Widths, *, tied: bool, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        if tied and d_in != d_out:
+        self.source_widths, self.target_widths = _parts(d_in), _parts(d_out)
+        d_in, d_out = sum(self.source_widths), sum(self.target_widths)
+        if tied and self.source_widths != self.target_widths:
             raise ValueError(f"an SAE reads and writes one width, not {d_in} and {d_out}")
         if config.subtract_decoder_bias and not tied:
             raise ValueError("subtract_decoder_bias: a transcoder's input and output are different spaces")
@@ -99,9 +104,11 @@ class Coder(nn.Module, ABC):
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         self.w_skip = nn.Parameter(torch.zeros(d_out, d_in)) if config.skip else None
         self.register_buffer("input_mean", torch.zeros(d_in))
-        self.register_buffer("input_scale", torch.ones(d_in if self.normalise_of_input == "per_dimension" else ()))
+        by_dimension = self.normalise_of_input == "per_dimension" or self.n_sources > 1
+        self.register_buffer("input_scale", torch.ones(d_in if by_dimension else ()))
         self.register_buffer("target_mean", torch.zeros(d_out))
-        self.register_buffer("target_scale", torch.ones(d_out if config.normalise == "per_dimension" else ()))
+        by_dimension = config.normalise == "per_dimension" or self.n_targets > 1
+        self.register_buffer("target_scale", torch.ones(d_out if by_dimension else ()))
         # W of the input; W of the target and its inverse: only a whitened coder has them
         self.register_buffer("input_whiten", torch.eye(d_in) if self.normalise_of_input == "whiten" else None)
         self.register_buffer("target_whiten", torch.eye(d_out) if config.normalise == "whiten" else None)
@@ -138,8 +145,43 @@ class Coder(nn.Module, ABC):
         return not self.tied
 
     @property
+    def kind(self) -> str:
+        """What a reader calls it: SAE, transcoder, crosscoder (several sites), transcoder of several sites."""
+        if self.n_sources == self.n_targets == 1:
+            return "SAE" if self.tied else "transcoder"
+        return "crosscoder" if self.tied else "transcoder of several sites"
+
+    @property
     def n_latents(self) -> int:
         return self.config.latents
+
+    @property
+    def n_sources(self) -> int:
+        """How many sites it reads side by side: more than one for a crosscoder."""
+        return len(self.source_widths)
+
+    @property
+    def n_targets(self) -> int:
+        """How many sites it reconstructs."""
+        return len(self.target_widths)
+
+    def site_norms(self) -> Tensor:
+        """Length of each latent's decoder row in each target site, in the normalised space: [F, L]."""
+        pieces = torch.split(self.w_dec, list(self.target_widths), dim=1)
+        return torch.stack([torch.linalg.vector_norm(piece, dim=1) for piece in pieces], dim=1)
+
+    def row_norms(self) -> Tensor:
+        """Σ_l ‖w_i^l‖ over the target sites l [F], which weighs sparsity (Lindsey et al. 2024); of one site ‖w_i‖."""
+        return self.site_norms().sum(dim=1) if self.n_targets > 1 else torch.linalg.vector_norm(self.w_dec, dim=1)
+
+    @torch.no_grad()
+    def selection_weights(self) -> Tensor | None:
+        """What pre-activations are multiplied by before latents are selected: Σ_l ‖w_i^l‖ [F] where several sites are
+        reconstructed (Minder et al. 2025, arXiv 2504.02922), 1 for a row that is still zero; None for one site."""
+        if self.n_targets == 1:
+            return None
+        norms = self.row_norms()
+        return torch.where(norms > 0, norms, 1.0)
 
     @property
     def prefixes(self) -> tuple[int, ...] | None:
@@ -164,20 +206,28 @@ class Coder(nn.Module, ABC):
         """Take the moments of the source and target sites as the normalisation of both sides."""
         if self.config.input_transform == "raw":
             self.input_mean.copy_(source.mean)
-            scale, whiten, _ = self._normaliser(source)
+            scale, whiten, _ = self._normaliser(source, self.source_widths)
             self.input_scale.copy_(scale)
             if self.input_whiten is not None and whiten is not None:
                 self.input_whiten.copy_(whiten)
         self.target_mean.copy_(target.mean)
-        scale, whiten, colour = self._normaliser(target)
+        scale, whiten, colour = self._normaliser(target, self.target_widths)
         self.target_scale.copy_(scale)
         if self.target_whiten is not None and whiten is not None:
             self.target_whiten.copy_(whiten)
         if self.target_colour is not None and colour is not None:
             self.target_colour.copy_(colour)
 
-    def _normaliser(self, moments: SiteMoments) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(divisor, W, W⁻¹) of one side; W only where it is whitened, and then the divisor is 1."""
+    def _normaliser(self, moments: SiteMoments, widths: tuple[int, ...]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(divisor, W, W⁻¹) of one side; W only where it is whitened, and then the divisor is 1. Each part of a joint
+        site is normalised as it would be alone."""
+        if len(widths) > 1:
+            found = [self._normaliser(one, (one.width,)) for one in moments.split(widths)]
+            scales, whitens, colours = zip(*found, strict=True)
+            scale = torch.cat([one.expand(width) for one, width in zip(scales, widths, strict=True)])
+            if self.config.normalise != "whiten":
+                return scale, None, None
+            return scale, *(torch.block_diag(*blocks) for blocks in (whitens, colours))  # type: ignore[no-untyped-call]
         if self.config.normalise == "scalar":
             return scalar_scale(moments.var), None, None
         if self.config.normalise == "per_dimension":
@@ -198,7 +248,7 @@ class Coder(nn.Module, ABC):
         """u [B, d_in] from raw activations [B, d_in] of any float dtype."""
         x = x.to(self.w_enc.dtype)
         if self.config.input_transform == "rms":
-            x = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + RMS_EPS)
+            x = torch.cat([_over_rms(part) for part in torch.split(x, list(self.source_widths), dim=-1)], dim=-1)
         u = (x - self.input_mean) / self.input_scale
         return u if self.input_whiten is None else u @ self.input_whiten
 
@@ -350,6 +400,14 @@ class Coder(nn.Module, ABC):
     def after_step(self, codes: Codes) -> None:
         """Update the state that depends on a step's codes: here, how long each latent has been silent."""
         self.since_fired.add_(codes.n_rows).masked_fill_(codes.fired(), 0)
+
+
+def _parts(width: Widths) -> tuple[int, ...]:
+    return (width,) if isinstance(width, int) else tuple(width)
+
+
+def _over_rms(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + RMS_EPS)
 
 
 def _unit_rows(matrix: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .base import Widths
 from .codes import Codes
 from .configs.base import CoderConfig
 from .configs.batchtopk import BatchTopKConfig
@@ -32,12 +33,18 @@ class BatchTopK(TopK):
     config: BatchTopKConfig
 
     def __init__(
-        self, config: CoderConfig, d_in: int, d_out: int, *, tied: bool, generator: torch.Generator | None = None
+        self, config: CoderConfig, d_in: Widths, d_out: Widths, *, tied: bool, generator: torch.Generator | None = None
     ) -> None:
         super().__init__(config, d_in, d_out, tied=tied, generator=generator)
         if self.selection == "batch":
             self.register_buffer("threshold", torch.zeros(()))
             self.register_buffer("threshold_steps", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def thresholds(self) -> Tensor:
+        """θ as a threshold of each latent's pre-activation [F]: of several sites, θ / Σ_l ‖w_i^l‖."""
+        weights = self.selection_weights()
+        return self.threshold.expand(self.n_latents) if weights is None else self.threshold / weights
 
     threshold: Tensor
     threshold_steps: Tensor
@@ -56,10 +63,12 @@ class BatchTopK(TopK):
     def _chosen(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(latents [B, K], their pre-activations [B, K], which of them are codes [B, K] bool)."""
         pre = dense_pre(u, self.w_enc, self.b_enc, self.selection_dtype)
+        weights = self.selection_weights()
+        score = pre if weights is None else pre * weights.to(pre.dtype)
         if self.training or not bool(self.threshold > 0):
-            latents, kept = select_batch(pre, self.k)
+            latents, kept = select_batch(score, self.k)
         else:
-            latents, kept = packed(pre > self.threshold.to(pre.dtype))
+            latents, kept = packed(score > self.threshold.to(pre.dtype))
         if pre.dtype != u.dtype:  # selected in low precision; the values themselves are exact
             return latents, sampled_dot(u, self.w_enc, latents) + self.b_enc[latents], kept
         return latents, pre.gather(1, latents), kept
@@ -69,6 +78,9 @@ class BatchTopK(TopK):
         super().after_step(codes)
         if self.selection == "batch":
             active = codes.values.detach()
+            weights = self.selection_weights()
+            if weights is not None and codes.latents is not None:
+                active = active * weights[codes.latents]
             self.update_threshold(torch.where(active > 0, active, torch.inf).amin())
 
     @torch.no_grad()

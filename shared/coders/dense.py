@@ -41,11 +41,10 @@ class DenseCoder(Coder):
         return terms
 
     def weighted_l1(self, values: Tensor) -> Tensor:
-        """Mean over rows of Σ_i values_i·‖w_i‖ / √d_out, of values [B, F] ≥ 0.
+        """Mean over rows of Σ_i values_i·‖w_i‖ / √d_out, of values [B, F] ≥ 0. Of several sites, Σ_l ‖w_i^l‖ / √L.
 
         The root rescales it to targets of mean squared norm 1, as the reconstruction term does, so that a coefficient
         means the same at every width.
         """
-        norms = torch.linalg.vector_norm(self.w_dec, dim=1)
-        total: Tensor = values @ norms
-        return total.mean() / math.sqrt(self.d_out)
+        total: Tensor = values @ self.row_norms()
+        return total.mean() / math.sqrt(self.d_out * self.n_targets)

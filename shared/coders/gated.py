@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from .base import Widths
 from .codes import Codes
 from .configs.base import CoderConfig
 from .configs.gated import GatedConfig
@@ -31,7 +32,7 @@ class Gated(PenalisedCoder):
     config: GatedConfig
 
     def __init__(
-        self, config: CoderConfig, d_in: int, d_out: int, *, tied: bool, generator: torch.Generator | None = None
+        self, config: CoderConfig, d_in: Widths, d_out: Widths, *, tied: bool, generator: torch.Generator | None = None
     ) -> None:
         super().__init__(config, d_in, d_out, tied=tied, generator=generator)
         self.log_scale = nn.Parameter(torch.zeros(self.n_latents))

@@ -43,6 +43,7 @@ def save_coder(coder: Coder, folder: Path, extra: Mapping[str, Any] | None = Non
         "d_in": coder.d_in,
         "d_out": coder.d_out,
         "tied": coder.tied,
+        **_joint(coder),
         "sha256": hashlib.sha256(weights).hexdigest(),
         **(extra or {}),
     }
@@ -66,7 +67,11 @@ def load_coder(folder: Path | str) -> Coder:
         folder = folder / "final"
     document = read_coder_config(folder)
     config = coder_config(document, folder)
-    coder = build_coder(config, document["d_in"], document["d_out"], tied=document["tied"])
+    widths = (document.get(f"{side}_widths") for side in ("source", "target"))
+    d_in, d_out = (
+        tuple(parts) if parts else document[key] for parts, key in zip(widths, ("d_in", "d_out"), strict=True)
+    )
+    coder = build_coder(config, d_in, d_out, tied=document["tied"])
     path = folder / "coder.safetensors"
     weights = read_file(path, _remedy(folder))
     found_sum = hashlib.sha256(weights).hexdigest()
@@ -90,6 +95,13 @@ def load_coder(folder: Path | str) -> Coder:
     coder.load_state_dict(state, strict=False)
     coder.source, coder.target = document.get("source"), document.get("target")
     return coder.eval()
+
+
+def _joint(coder: Coder) -> dict[str, Any]:
+    """The widths of the parts of joint sites, for config.json; nothing for a coder of one site."""
+    if coder.n_sources == coder.n_targets == 1:
+        return {}
+    return {"source_widths": list(coder.source_widths), "target_widths": list(coder.target_widths)}
 
 
 def read_coder_config(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .base import Widths
 from .codes import Codes
 from .configs.base import CoderConfig
 from .configs.jumprelu import JumpReLUConfig
@@ -35,7 +36,7 @@ class JumpReLU(PenalisedCoder):
     levelled_by_bias = False
 
     def __init__(
-        self, config: CoderConfig, d_in: int, d_out: int, *, tied: bool, generator: torch.Generator | None = None
+        self, config: CoderConfig, d_in: Widths, d_out: Widths, *, tied: bool, generator: torch.Generator | None = None
     ) -> None:
         super().__init__(config, d_in, d_out, tied=tied, generator=generator)
         first = math.log(self.config.first_threshold)
@@ -69,7 +70,7 @@ class JumpReLU(PenalisedCoder):
         )
         weight = self.strength * c.coefficient
         if c.penalty == "tanh_quadratic":
-            size = codes.values * torch.linalg.vector_norm(self.w_dec, dim=1)
+            size = codes.values * self.row_norms()
             often = self.counted(torch.tanh(c.tanh_scale * size))
             terms = {"sparsity": weight * (often * (1 + often / c.tanh_share)).sum()}
         elif target is not None:

@@ -10,7 +10,7 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from .base import Coder, StepContext
+from .base import Coder, StepContext, Widths
 from .configs.base import CoderConfig
 from .configs.nested import NestedConfig
 
@@ -24,7 +24,7 @@ class Nested(Coder):
     config: NestedConfig
 
     def __init__(
-        self, config: CoderConfig, d_in: int, d_out: int, *, tied: bool, generator: torch.Generator | None = None
+        self, config: CoderConfig, d_in: Widths, d_out: Widths, *, tied: bool, generator: torch.Generator | None = None
     ) -> None:
         super().__init__(config, d_in, d_out, tied=tied, generator=generator)
         self._groups = tuple(accumulate(self.config.group_sizes()))

@@ -32,6 +32,20 @@ class SiteMoments:
     var: Tensor
     covariance: Tensor | None = None
 
+    @property
+    def width(self) -> int:
+        """d."""
+        return len(self.mean)
+
+    def split(self, widths: tuple[int, ...]) -> list[SiteMoments]:
+        """Those of the parts of a joint site, without the covariances between parts."""
+        means, variances = torch.split(self.mean, list(widths)), torch.split(self.var, list(widths))
+        blocks: list[Tensor | None] = [None] * len(widths)
+        if self.covariance is not None:
+            rows = torch.split(self.covariance, list(widths))
+            blocks = [torch.split(row, list(widths), dim=1)[place] for place, row in enumerate(rows)]
+        return [SiteMoments(m, v, c) for m, v, c in zip(means, variances, blocks, strict=True)]
+
 
 def scalar_scale(var: Tensor) -> Tensor:
     """The s with E‖(x − m)/s‖² = d, [] float64; 1 where nothing varies."""

@@ -59,10 +59,10 @@ def weighted_rows(weights: Tensor, ids: Tensor, matrix: Tensor, *, offsets: Tens
 
 def sampled_dot(x: Tensor, w: Tensor, ids: Tensor) -> Tensor:
     """out[b, j] = ⟨x[b], w[ids[b, j]]⟩ for x [N, d], w [M, d], ids [N, K]: [N, K]."""
-    return _bag_dot(x, w, ids=ids.reshape(-1), offsets=_row_starts(ids)).view(ids.shape)
+    return bag_dot(x, w, ids=ids.reshape(-1), offsets=_row_starts(ids)).view(ids.shape)
 
 
-def _bag_dot(x: Tensor, w: Tensor, *, ids: Tensor, offsets: Tensor) -> Tensor:
+def bag_dot(x: Tensor, w: Tensor, *, ids: Tensor, offsets: Tensor) -> Tensor:
     """out[e] = ⟨x[bag of e], w[ids[e]]⟩ for the entries e of bags.
 
     This is the gradient of `weighted_rows` with respect to its weights, ∂⟨x, Σ_e weights[e]·w[ids[e]]⟩/∂weights[e], so
@@ -235,7 +235,7 @@ class _NestedSquaredError(torch.autograd.Function):
         by_bag = suffix.view(n_rows * n_groups, width)
         grad_values = grad_w = grad_base = None
         if ctx.needs_input_grad[0]:
-            dots = _bag_dot(by_bag, w_dec, ids=ids, offsets=offsets).view(values.shape)
+            dots = bag_dot(by_bag, w_dec, ids=ids, offsets=offsets).view(values.shape)
             grad_values = dots if by_group is None else torch.empty_like(dots).scatter_(1, by_group, dots)
         if ctx.needs_input_grad[2]:
             grad_w = ctx.lists.sum_by_latent(values, bags, by_bag)

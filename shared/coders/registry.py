@@ -17,7 +17,7 @@ from .configs.topk import TopKConfig
 if TYPE_CHECKING:
     import torch
 
-    from .base import Coder
+    from .base import Coder, Widths
 
 ARCHITECTURES: Registry[type[Coder]] = Registry(
     __package__,
@@ -39,7 +39,7 @@ else:
 
 
 def build_coder(
-    config: CoderConfig, d_in: int, d_out: int, *, tied: bool, generator: torch.Generator | None = None
+    config: CoderConfig, d_in: Widths, d_out: Widths, *, tied: bool, generator: torch.Generator | None = None
 ) -> Coder:
     """A fresh coder on the CPU, in float32.
 

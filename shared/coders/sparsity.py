@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from .base import Widths
 from .codes import Codes
 from .configs.base import CoderConfig
 from .configs.sparsity import SparsityConfig
@@ -45,7 +46,7 @@ class PenalisedCoder(DenseCoder):
     controller would wind up a weight that silences them for good."""
 
     def __init__(
-        self, config: CoderConfig, d_in: int, d_out: int, *, tied: bool, generator: torch.Generator | None = None
+        self, config: CoderConfig, d_in: Widths, d_out: Widths, *, tied: bool, generator: torch.Generator | None = None
     ) -> None:
         super().__init__(config, d_in, d_out, tied=tied, generator=generator)
         if self.levelled_by_bias and self.config.first_level is not None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Coder
+from .base import Coder, Widths
 from .codes import Codes
 from .configs.base import CoderConfig
 from .configs.topk import TopKConfig
@@ -21,7 +21,7 @@ class TopK(Coder):
     config: TopKConfig
 
     def __init__(
-        self, config: CoderConfig, d_in: int, d_out: int, *, tied: bool, generator: torch.Generator | None = None
+        self, config: CoderConfig, d_in: Widths, d_out: Widths, *, tied: bool, generator: torch.Generator | None = None
     ) -> None:
         super().__init__(config, d_in, d_out, tied=tied, generator=generator)
         self.selection = self.config.selects_over
@@ -43,9 +43,15 @@ class TopK(Coder):
 
     @torch.no_grad()
     def select(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """(latents [B, k] int64, their pre-activations [B, k]) of the k largest of u W_encᵀ + b_enc in each row."""
+        """(latents [B, k] int64, their pre-activations [B, k]) of the k largest of u W_encᵀ + b_enc in each row; of
+        several sites, the k largest after multiplication by `selection_weights`."""
         pre = dense_pre(u, self.w_enc, self.b_enc, self.selection_dtype)
-        values, latents = pre.topk(self.k, dim=1, sorted=False)
+        weights = self.selection_weights()
+        if weights is None:
+            values, latents = pre.topk(self.k, dim=1, sorted=False)
+        else:
+            latents = (pre * weights.to(pre.dtype)).topk(self.k, dim=1, sorted=False).indices
+            values = pre.gather(1, latents)
         if values.dtype != u.dtype:  # selected in low precision; the values themselves are exact
             values = sampled_dot(u, self.w_enc, latents) + self.b_enc[latents]
         return latents, values

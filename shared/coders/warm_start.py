@@ -33,8 +33,8 @@ def refuse(into: Coder, source: Coder, where: str) -> None:
     """
     hint = "train.init takes a coder of the same kind; leave it null to start from random weights"
     for what, ours, theirs in (
-        ("input width", into.d_in, source.d_in),
-        ("output width", into.d_out, source.d_out),
+        ("input width", _shown(into.source_widths), _shown(source.source_widths)),
+        ("output width", _shown(into.target_widths), _shown(source.target_widths)),
         ("autoencoder", into.tied, source.tied),
         ("skip connection", into.config.skip, source.config.skip),
         ("input_transform", into.config.input_transform, source.config.input_transform),
@@ -52,6 +52,10 @@ def refuse(into: Coder, source: Coder, where: str) -> None:
             f"{lengths}",
             "set train.coder.latents to one of them, or to as many latents as it has, or more",
         )
+
+
+def _shown(widths: tuple[int, ...]) -> str:
+    return " + ".join(map(str, widths))
 
 
 @torch.no_grad()
@@ -125,7 +129,7 @@ def frequency_thresholds(coder: BatchTopK, inputs: Sequence[Tensor]) -> Tensor:
         row, latent = (pre >= lowest / 2).nonzero(as_tuple=True)
         latents.append(latent)
         values.append(pre[row, latent])
-    thresholds = torch.maximum(largest, coder.threshold.expand(coder.n_latents)).clamp_min(SMALLEST)
+    thresholds = torch.maximum(largest, coder.thresholds).clamp_min(SMALLEST)
     if not latents:
         return thresholds
     latent, value = torch.cat(latents), torch.cat(values)

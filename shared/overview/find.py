@@ -80,6 +80,8 @@ def _settings_of_run(path: Path) -> dict[str, Any]:
     if run.config.get("cache") is not None:
         identity = run.provenance.get("cache", {}).get("identity")
         settings["cache"] = str(locate(Path(run.config["cache"]), identity, path))
+        beside = run.provenance.get("cache", {}).get("beside", ())
+        settings["beside"] = [str(locate(Path(one["path"]), one.get("identity"), path)) for one in beside]
     return settings
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ...shared.cache import Flag, Layout
+from ...shared.joint_names import stored_sites
 from ..samplers.base import Sampler, Window
 from .config import DataConfig
 from .memory import choose_pool, free_memory
@@ -27,7 +28,7 @@ def estimate_stream(
         layout: shapes that the harvest plans.
         sites: arrays that a batch carries.
     """
-    specs = [spec for spec in layout.sites if spec.name in set(sites)]
+    specs = [spec for spec in layout.sites if spec.name in stored_sites(sites)]
     row_bytes = sum(spec.row_bytes for spec in specs)
     heldout = round(layout.n_rows * config.heldout)
     train = layout.n_rows - heldout

@@ -22,8 +22,10 @@ from torch import Tensor
 
 from ...shared.cache import Cache, SiteSpec
 from ...shared.cache.first_touch import Comparisons
+from ...shared.cache.joint import joined
 from ...shared.cache.reader import logical_rows, stored_dtype
 from ...shared.errors import DataError, repair_command
+from ...shared.joint_names import parts_of, stored_sites
 
 SEGMENT_BYTES = 8 << 20
 """Neighbouring blocks are read together up to this size: long enough for any disk, short enough for many threads."""
@@ -53,16 +55,19 @@ class Pool:
     Attributes:
         arrays: stored array → [capacity, …], in the stored dtype.
         sites: the sites that the arrays belong to.
+        wanted: the sites that are drawn: those, or joint ones of them.
         last_use: on CUDA, an event behind the device's last read of them, awaited before refilling.
     """
 
     arrays: dict[str, Tensor]
     sites: tuple[SiteSpec, ...]
+    wanted: tuple[str, ...]
     last_use: torch.cuda.Event | None = field(default=None)
 
     @classmethod
     def allocate(cls, cache: Cache, sites: Sequence[str], rows: int, device: torch.device) -> Pool:
-        return cls(_empty(cache, sites, rows, device), tuple(cache.spec(site) for site in sites))
+        specs = tuple(cache.spec(site) for site in stored_sites(sites))
+        return cls(_empty(cache, sites, rows, device), specs, tuple(sites))
 
     @property
     def bytes(self) -> int:
@@ -77,7 +82,8 @@ class Pool:
             # work, many times longer while the cores are busy
             rows = slots.numpy()
             stored = {name: take_rows(tensor, rows) for name, tensor in self.arrays.items()}
-        return {spec.name: logical_rows(stored, spec) for spec in self.sites}
+        acts = {spec.name: logical_rows(stored, spec) for spec in self.sites}
+        return {site: joined([acts[part] for part in parts_of(site)]) for site in self.wanted}
 
     def mark_used(self) -> None:
         """Records on the current CUDA stream that everything enqueued so far may still read the pool."""
@@ -97,7 +103,7 @@ class BlockReader:
 
     Args:
         cache: the cache.
-        sites: which arrays.
+        sites: which sites; of a joint one, its parts.
         device: where the pools lie.
         workers: reading threads.
         beyond_memory: the data are larger than memory, so the file cache will have dropped each page before it is
@@ -120,7 +126,7 @@ class BlockReader:
         beyond_memory: bool = False,
         staging_bytes: int | None = None,
     ) -> None:
-        self.cache, self.sites, self.device = cache, tuple(sites), device
+        self.cache, self.sites, self.device = cache, stored_sites(sites), device
         self._beyond_memory = beyond_memory
         self.comparisons = None
         if cache.checksums:
@@ -223,7 +229,7 @@ class _Staging:
 
     def __init__(self, cache: Cache, sites: Sequence[str], device: torch.device, staging_bytes: int) -> None:
         self._cuda = device.type == "cuda"
-        self.rows = max(1, staging_bytes // sum(cache.sites[site].row_bytes for site in sites))
+        self.rows = max(1, staging_bytes // sum(cache.spec(site).row_bytes for site in stored_sites(sites)))
         # a segment is never split, so a buffer must hold the largest, which is at most a shard
         self.rows = max(self.rows, cache.layout.shard_rows)
         self._stream = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
@@ -277,7 +283,7 @@ def _empty(
 ) -> dict[str, Tensor]:
     """Array → [rows, …] for all arrays of the sites, in the dtype that holds what is stored."""
     found = {}
-    for spec in (cache.spec(site) for site in sites):
+    for spec in (cache.spec(site) for site in stored_sites(sites)):
         for name in spec.arrays:
             inner = cache.layout.arrays[name].shape[1:]
             dtype = stored_dtype(name, spec)

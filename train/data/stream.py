@@ -36,6 +36,7 @@ from ...shared.cache.batch import Batch
 from ...shared.cache.blocks import Blocks, Index, StreamPosition, WindowPlan, expand, make_blocks, segments, window_rows
 from ...shared.cache.heldout import Split, split_rows
 from ...shared.errors import DataError, UsageError
+from ...shared.joint_names import stored_sites
 from ..samplers.base import Sampler, Window
 from .config import DataConfig
 from .memory import choose_pool, free_memory
@@ -141,7 +142,7 @@ class Stream:
         if sampler.config.template == "exclude":
             self._train = self._train & ((cache.flags.reshape(-1) & np.uint8(Flag.TEMPLATE)) == 0)
         self._blocks: Blocks = make_blocks(layout.n_rows, layout.shard_rows, config.block_rows, self._train)
-        self._row_bytes = sum(cache.spec(site).row_bytes for site in self.sites)
+        self._row_bytes = sum(cache.spec(site).row_bytes for site in stored_sites(self.sites))
         free = free_memory(device)
         size = choose_pool(config, self._blocks.n_rows, self._row_bytes + META_BYTES, free)
         # the system's cache of file pages is in the host's memory, wherever the pool lies

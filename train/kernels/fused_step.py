@@ -509,6 +509,8 @@ def refusal(coder: Coder, optimizer: torch.optim.Optimizer | None = None) -> str
         return "k changes during the run (k_start)"
     if coder.config.subtract_decoder_bias:
         return "subtract_decoder_bias"
+    if coder.n_sources > 1 or coder.n_targets > 1:
+        return "a coder of several sites"
     frozen = [name for name, parameter in coder.named_parameters() if not parameter.requires_grad]
     if frozen:
         return f"frozen parameters ({', '.join(frozen)})"

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ class RunSummary:
     FVU of each; `…_without_massive` exclude the target's massive rows. `outlying_share` and `massive_share`: shares of
     the target's variance (excluding position 0) in its outlying dimensions and in its massive rows. `note` says in
     words where `fvu` is mostly about a few dimensions. `fvu_ema`: of the coder with averaged weights (train.ema).
-    `moved`: cosines between the rows that a run started from (train.init) and those that it ended with.
+    `by_site`: of a coder of several sites, the FVU figures of each; the others then count each site in units of its own
+    variance. `moved`: cosines between the rows that a run started from (train.init) and those that it ended with.
     """
 
     name: str
@@ -69,6 +71,7 @@ class RunSummary:
     massive_share: float | None = None
     note: str | None = None
     fvu_ema: float | None = None
+    by_site: dict[str, dict[str, float | None]] | None = None
     moved: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,7 +92,12 @@ class RunSummary:
         if self.moved is not None:
             median = self.moved["w_dec"]["median"]
             work += f", {self.moved['latents']:,} latents at a median cosine of {median:.3f} to their start"
-        note = "" if self.note is None else f"\n  note: {self.note}"
+        note = "".join(
+            f"\n  {site}: {fvu} {figures['fvu']:.4f}, per dimension {figures['fvu_dims']:.4f}"
+            for site, figures in (self.by_site or {}).items()
+            if figures["fvu"] is not None and figures["fvu_dims"] is not None
+        )
+        note += "" if self.note is None else f"\n  note: {self.note}"
         return f"{self.name}: {figures}{l0}, {self.dead} dead, {work} → {self.path}{note}"
 
 
@@ -232,7 +240,7 @@ class Session:
         extra = {
             "source": config.source,
             "target": config.target_site,
-            "cache": {"path": str(group.cache.path), "identity": group.cache.identity},
+            "cache": group.cache.record,
             "training": to_dict(config),
         }
         if (distance := moved(config, group.cache, trainee.coder)) is not None:
@@ -273,7 +281,7 @@ def open_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
     for group in groups:
         for config in group.configs:
             if config.path not in found:
-                made_with = {**provenance(), "cache": {"path": str(group.cache.path), "identity": group.cache.identity}}
+                made_with = {**provenance(), "cache": group.cache.record}
                 found[config.path] = create_run(config.runs, config.run_name, to_dict(config), made_with)
     return found
 
@@ -327,9 +335,12 @@ def summarise(run: Run, config: TrainConfig) -> RunSummary:
 
 def _refuse_other_settings(run: Run, config: TrainConfig, cache: Cache) -> None:
     lines = differences(_compared(_as_of_now(run.config)), _compared(to_dict(config)), owner="the run")
-    identity = run.provenance.get("cache", {}).get("identity")
-    if identity != cache.identity:
-        lines.append(f"cache: the run was trained on {identity}, {cache.path} is {cache.identity}")
+    known, now = run.provenance.get("cache", {}), cache.record
+    none: dict[str, Any] = {}
+    for one, two in zip_longest((known, *known.get("beside", ())), (now, *now.get("beside", ())), fillvalue=none):
+        if one.get("identity") != two.get("identity"):
+            found = f"{two['path']} is {two['identity']}" if two else "these settings name no such cache"
+            lines.append(f"cache: the run was trained on {one.get('identity', 'no such cache')}, {found}")
     if lines:
         raise DataError(
             f"run {run.name} was started with different settings:\n" + "\n".join(lines),

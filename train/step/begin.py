@@ -12,6 +12,7 @@ from ...shared.cache.heldout import split_rows
 from ...shared.cache.rows import rest_rows
 from ...shared.coders import Coder, build_coder, load_coder
 from ...shared.coders.warm_start import distances, refuse, transfer
+from ...shared.joint_names import parts_of
 from ..config import TrainConfig, with_precision
 from ..data.rows import thin
 from ..monitors.watch import Watch
@@ -62,7 +63,11 @@ def new_trainee(
         generator=generator,
         total_steps=total_steps,
         ctx=cache.ctx,
-        massive={site: _massive(cache, site, device) for site in (config.source, config.target_site)},
+        massive={
+            site: tuple(_massive(cache, part, device) for part in parts_of(site))
+            for site in (config.source, config.target_site)
+        },
+        balance=None if (scale := cache.balance(config.target_site)) is None else torch.from_numpy(scale).to(device),
         rest_mean=torch.from_numpy(target.rest.mean).to(device),
         all_mean=torch.from_numpy(target.all.mean).to(device),
         clock=StepClock(device),
@@ -113,17 +118,22 @@ def _batches(config: TrainConfig, cache: Cache) -> list[torch.Tensor]:
     return [cache.rows(config.source, rows[start::n]) for start in range(n)]
 
 
+def _widths(cache: Cache, site: str) -> tuple[int, ...]:
+    """The widths of a site's parts."""
+    return tuple(cache.spec(part).width for part in parts_of(site))
+
+
 def _massive(cache: Cache, site: str, device: torch.device) -> MassiveRows:
     found = cache.outliers(site)
-    return MassiveRows(torch.from_numpy(found.mask(cache.n_rows)).to(device), found.threshold)
+    return MassiveRows(torch.from_numpy(found.mask(cache.n_rows)).to(device), found.threshold, cache.spec(site).width)
 
 
 def _new_coder(config: TrainConfig, cache: Cache, generator: torch.Generator) -> Coder:
     """The coder with its initial weights, on the CPU: the same seed gives the same weights on every device."""
     coder = build_coder(
         config.coder,
-        cache.sites[config.source].width,
-        cache.sites[config.target_site].width,
+        _widths(cache, config.source),
+        _widths(cache, config.target_site),
         tied=config.source == config.target_site,
         generator=generator,
     )

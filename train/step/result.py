@@ -55,18 +55,19 @@ def measured(trainee: Trainee, batch: StepBatch, codes: Codes) -> dict[str, floa
     """Figures of a batch, in raw activation space and float64.
 
     FVU excluding and including position 0, its mean over dimensions (`fvu_dims`), mean L0, how many latents fired, and
-    how many are dead.
+    how many are dead. Of a joint target, the parts' errors count in units of their variance (shared/cache/joint.py).
     """
+    scale = 1.0 if trainee.balance is None else trainee.balance
     y = trainee.inputs(batch.rows)[1].to(torch.float64)
     y_hat = trainee.coder.denormalise_target(trainee.coder.decode_normalised(codes, batch.u))
-    error = (y - y_hat.to(torch.float64)).square()
+    error = ((y - y_hat.to(torch.float64)) * scale).square()
     rest = batch.position > 0
-    variance = (y[rest] - trainee.rest_mean).square().sum(dim=0)
+    variance = ((y[rest] - trainee.rest_mean) * scale).square().sum(dim=0)
     error_rest = error[rest].sum(dim=0)
     varies = variance > 0
     return {
         "fvu": _ratio(error_rest.sum(), variance.sum()),
-        "fvu_with_bos": _ratio(error.sum(), (y - trainee.all_mean).square().sum()),
+        "fvu_with_bos": _ratio(error.sum(), ((y - trainee.all_mean) * scale).square().sum()),
         "fvu_dims": _ratio((error_rest[varies] / variance[varies]).sum(), varies.sum()),
         "l0": float(codes.l0().to(torch.float64).mean()),
         "active": int(codes.fired().sum()),

@@ -33,10 +33,12 @@ class MassiveRows:
     Attributes:
         mask: [n_rows] bool, all rows of the cache.
         threshold: the norm beyond which a row can be massive.
+        width: of the site.
     """
 
     mask: Tensor
     threshold: float
+    width: int
 
 
 @dataclass
@@ -49,7 +51,9 @@ class Trainee:
         loss_ema: moving average of the loss; None before the first step.
         clock: measures the time of this coder's own steps.
         ctx: tokens in a sequence of the cache.
-        massive: site → which rows of the cache are massive there.
+        massive: site → which rows of the cache are massive in each of its parts.
+        balance: [d_out] float64 what a joint target is multiplied by before its parts are added up in one figure; None
+            for one site.
         rest_mean, all_mean: [d_out] float64 mean of the target's rows in the cache, excluding and including position 0.
         untrained: the evaluation before the first step.
         average: moving average of the parameters, with `ema`.
@@ -66,7 +70,7 @@ class Trainee:
     generator: torch.Generator
     total_steps: int
     ctx: int
-    massive: Mapping[str, MassiveRows]
+    massive: Mapping[str, tuple[MassiveRows, ...]]
     rest_mean: Tensor
     all_mean: Tensor
     clock: StepClock
@@ -78,6 +82,7 @@ class Trainee:
     watch: Watch | None = None
     samples: SampleCollector | None = None
     fused: FusedStep | None = None
+    balance: Tensor | None = None
     reseeded: int = 0
     merged: int = 0
 
@@ -89,7 +94,7 @@ class Trainee:
 
     def massive_rows(self, rows: Batch) -> Tensor:
         """[B] bool: rows that are massive at the source or the target."""
-        found = [one.mask[rows.row.long()] for one in self.massive.values()]
+        found = [one.mask[rows.row.long()] for parts in self.massive.values() for one in parts]
         return functools.reduce(torch.logical_or, found)
 
     def _clipped(self, rows: Batch, site: str) -> Tensor:
@@ -97,8 +102,9 @@ class Trainee:
         if self.config.sampler.massive != "clip":
             return x
         massive = self.massive[site]
-        factor = massive.threshold / x.float().norm(dim=1).clamp_min(massive.threshold)
-        return torch.where(massive.mask[rows.row.long()][:, None], x * factor[:, None].to(x.dtype), x)
+        pieces = torch.split(x, [one.width for one in massive], dim=1)
+        clipped = [_clip(piece, one, rows.row.long()) for piece, one in zip(pieces, massive, strict=True)]
+        return clipped[0] if len(clipped) == 1 else torch.cat(clipped, dim=1)
 
     def advance(self, loss: Tensor, n_rows: int) -> None:
         """Count an update."""
@@ -130,3 +136,9 @@ class Trainee:
     def learning_rate(self, step: int) -> float:
         """The rate of update number `step`, from 1."""
         return self.config.optimizer.rate(step, self.total_steps, self.coder.n_latents)
+
+
+def _clip(x: Tensor, massive: MassiveRows, rows: Tensor) -> Tensor:
+    """Rows x [B, d] of one site, its massive ones scaled to the threshold's norm; `rows` [B] are their numbers."""
+    factor = massive.threshold / x.float().norm(dim=1).clamp_min(massive.threshold)
+    return torch.where(massive.mask[rows][:, None], x * factor[:, None].to(x.dtype), x)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ....models.splice import Replace
 from ...result import Figure, ReportResult, Table, TableColumn, significant
 from ...stream.batches import StreamBatch
+from ...subject.subject import Subject
 from ..base import Report, ReportConfig
 from .config import CrossEntropyConfig
 from .splice import Loss, choose_sequences, losses, model_of
@@ -31,6 +32,12 @@ class CrossEntropyReport(Report[CrossEntropyConfig]):
 
     config_class: ClassVar[type[ReportConfig]] = CrossEntropyConfig
     title: ClassVar[str] = "Cross-entropy"
+
+    @classmethod
+    def lacks(cls, subject: Subject) -> str | None:
+        if subject.coder.n_sources == subject.coder.n_targets == 1:
+            return None
+        return "one site of the model is replaced, and this coder has several"
 
     def update(self, batch: StreamBatch) -> None:
         """The model needs whole sequences of tokens, not codes."""

@@ -48,6 +48,10 @@ class ByDimension:
         self.error += other.error
         self.variance += other.variance
 
+    def part(self, start: int, stop: int) -> ByDimension:
+        """The dimensions [start, stop) alone."""
+        return ByDimension(self.rows, self.error[start:stop], self.variance[start:stop])
+
     @property
     def fvu(self) -> float | None:
         """Σ‖y − ŷ‖² / Σ‖y − ȳ‖²; None without variance."""

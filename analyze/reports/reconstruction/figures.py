@@ -222,7 +222,8 @@ DEFINITIONS = [
         "FVU",
         "Σ‖y − ŷ‖² / Σ‖y − ȳ‖² in float64. ȳ is the mean of each dimension in the training cache (if that is not "
         "found, in the cache under analysis): over its rows excluding position 0 for the figure, over all its rows for "
-        "the twin that includes position 0.",
+        "the twin that includes position 0. Of a coder of several sites, each site's squares are divided by its "
+        "mean variance per dimension first, so that all sites count alike.",
     ),
     (
         "Massive rows",

@@ -19,7 +19,7 @@ from .config import ReconstructionConfig
 from .counts import Counts
 from .decoder import Decoder
 from .figures import DEFINITIONS, columns, figures, lead
-from .tables import groups, panel
+from .tables import by_site, groups, panel, sites
 
 
 class ReconstructionReport(Report[ReconstructionConfig]):
@@ -38,6 +38,9 @@ class ReconstructionReport(Report[ReconstructionConfig]):
         self.mean_all = torch.from_numpy(stats.all.mean).to(subject.device)
         ordinary = (subject.trained_on or subject.cache).outliers(subject.target).ordinary
         self.mean_ordinary = torch.from_numpy(ordinary.mean).to(subject.device)
+        scale = (subject.trained_on or subject.cache).balance(subject.target)
+        self.scale = torch.ones((), device=subject.device) if scale is None else torch.from_numpy(scale)
+        self.scale = self.scale.to(subject.device)
         self.counts = Counts.empty(
             positions=subject.n_positions,
             latents=subject.n_latents,
@@ -52,19 +55,24 @@ class ReconstructionReport(Report[ReconstructionConfig]):
         # Held-out documents are a few rows of a shard: nothing is computed for the others.
         kept = torch.from_numpy(np.flatnonzero(rows.keep)).to(batch.y.device)
         y, y_hat = batch.y[kept].double(), batch.y_hat[kept]
-        squared, about_rest = (y - y_hat.double()).square(), (y - self.mean_rest).square()
+        squared = self._squares(y - y_hat.double())
+        about_rest = self._squares(y - self.mean_rest)
         self.counts.add(
             rows,
             batch.codes,
             errors=self._errors(batch, y, y_hat, squared),
             about_rest=_row_sums(about_rest),
-            about_all=_row_sums((y - self.mean_all).square()),
+            about_all=_row_sums(self._squares(y - self.mean_all)),
         )
         self.counts.rest.add(squared, about_rest, rows.rest[rows.keep])
         if subject.has_massive:
             ordinary = rows.rest & ~subject.massive_target[rows.start : rows.start + len(rows)]
-            self.counts.ordinary.add(squared, (y - self.mean_ordinary).square(), ordinary[rows.keep])
+            self.counts.ordinary.add(squared, self._squares(y - self.mean_ordinary), ordinary[rows.keep])
             self.counts.add_massive(batch.codes, subject.massive_of(rows))
+
+    def _squares(self, difference: Tensor) -> Tensor:
+        """Squares [K, d_out]; of a joint target in units of each part's variance, so that all parts count alike."""
+        return (difference if self.scale.dim() == 0 else difference * self.scale).square()
 
     def _errors(self, batch: StreamBatch, y: Tensor, y_hat: Tensor, squared: Tensor) -> list[NDArray[np.float64]]:
         """‖y − ŷ‖² of the K rows that count [K] for each prefix of the dictionary, the whole dictionary last.
@@ -91,7 +99,8 @@ class ReconstructionReport(Report[ReconstructionConfig]):
                     w_dec,
                     offsets=torch.from_numpy(starts),
                 )
-                out.append(_row_sums((y.cpu() - (y_hat.cpu() - missing).double()).square()))
+                nested = y.cpu() - (y_hat.cpu() - missing).double()
+                out.append(_row_sums(self._squares(nested.to(self.scale.device))))
         return out[::-1]
 
     def merge(self, other: Self) -> None:
@@ -101,16 +110,16 @@ class ReconstructionReport(Report[ReconstructionConfig]):
         config, subject, counts = self.config, self.subject, self.counts
         decoder, outliers = Decoder.of(subject), subject.cache.outliers(subject.target)
         architecture = subject.coder.config.architecture
-        kind = "transcoder" if subject.coder.is_transcoder else "SAE"
+        kind = subject.coder.kind
         trained_on = "training cache" if subject.trained_on else "cache under analysis (training cache not found)"
-        nested = groups(counts, self.prefixes)
+        tables = [groups(counts, self.prefixes), sites(counts, subject)]
         return ReportResult(
             "global",
             self.title,
             lead(counts, config, f"{architecture} {kind}", outliers),
             figures(counts, decoder, config, outliers, trained_on=trained_on),
             charts(counts, decoder),
-            [nested] if nested is not None else [],
+            [table for table in tables if table is not None],
             columns(subject, decoder, self.prefixes),
             {
                 "rows": counts.n_rest,
@@ -122,6 +131,7 @@ class ReconstructionReport(Report[ReconstructionConfig]):
                 "target": subject.target,
                 "architecture": architecture,
                 "kind": kind,
+                **({"by_site": by_site(counts, subject)} if subject.coder.n_targets > 1 else {}),
                 "l0_distribution": counts.l0[1],
                 "l0_distribution_at_position_0": counts.l0[0],
                 "pairs_with_close_decoder_rows": decoder.geometry.n_close,

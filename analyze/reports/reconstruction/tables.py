@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+from ....shared.joint_names import parts_of
 from ...result import Table, TableColumn
 from ...subject.geometry import Geometry
+from ...subject.subject import Subject
 from .counts import Counts
 
 
@@ -45,6 +47,44 @@ def groups(counts: Counts, prefixes: Sequence[int]) -> Table | None:
         listed,
         len(listed),
     )
+
+
+def by_site(counts: Counts, subject: Subject) -> dict[str, dict[str, float | None]]:
+    """FVU and mean FVU per dimension of each target site alone, excluding position 0."""
+    out, start = {}, 0
+    for site, width in zip(parts_of(subject.target), subject.coder.target_widths, strict=True):
+        part = counts.rest.part(start, start + width)
+        ordinary = counts.ordinary.part(start, start + width)
+        out[site] = {
+            "fvu": part.fvu,
+            "fvu_dims": part.fvu_dims,
+            "fvu_without_massive": ordinary.fvu,
+            "fvu_dims_without_massive": ordinary.fvu_dims,
+        }
+        start += width
+    return out
+
+
+def sites(counts: Counts, subject: Subject) -> Table | None:
+    """The reconstruction of each site of a crosscoder; None for a coder of one site."""
+    if subject.coder.n_targets == 1:
+        return None
+    massive = counts.n_massive > 0
+    rows = [
+        [site, figures["fvu"], figures["fvu_dims"], *([figures["fvu_without_massive"]] if massive else [])]
+        for site, figures in by_site(counts, subject).items()
+    ]
+    columns = [
+        TableColumn("site", "text"),
+        TableColumn("FVU", "number"),
+        TableColumn("mean FVU per dimension", "number"),
+    ]
+    columns += [TableColumn("FVU, excluding massive rows", "number")] if massive else []
+    caption = (
+        "The reconstruction of each site alone, excluding position 0. The figures of the whole count each site in "
+        "units of its own variance."
+    )
+    return Table("sites", "Sites", caption, columns, rows, len(rows))
 
 
 def panel(geometry: Geometry) -> Callable[[int], list[dict[str, Any]]]:

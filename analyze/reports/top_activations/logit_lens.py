@@ -42,7 +42,7 @@ class LogitLens:
 
 def lens_of(subject: Subject, tokens: int) -> LogitLens | None:
     """The logit lens of a run; None if its target is not in the residual stream or the model's files are not here."""
-    site = subject.cache.sites[subject.target]
+    site = subject.cache.spec(subject.target)  # of a joint site: no kind, and so no lens
     if site.kind not in RESIDUAL_KINDS:
         return None
     config = subject.cache.config

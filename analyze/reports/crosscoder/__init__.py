@@ -1,0 +1,1 @@
+"""Which sites each latent of a crosscoder writes, and what differs between two models."""
