@@ -45,6 +45,8 @@ class AnalyzeConfig:
     """Compare the latents of several runs: CKA, CCA, matching."""
     baseline: str | None = None
     """Run whose setting the before/after table compares the others with; null: the first run given."""
+    nonfinite: Literal["refuse", "skip"] = "refuse"
+    """Rows with an infinity or a NaN at the runs' sites: refuse to analyze, or skip them in every figure."""
     checksums: bool = True
     """Compare each chunk file with the checksum in its commit when it is first read."""
     processes: int = 1

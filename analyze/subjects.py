@@ -13,6 +13,7 @@ import torch
 from ..shared.cache import Cache, open_cache
 from ..shared.cache.beside import open_beside, open_recorded
 from ..shared.cache.locate import locate
+from ..shared.cache.nonfinite import usable
 from ..shared.cache.vocabulary import Vocabulary
 from ..shared.coders import Coder, build_coder
 from ..shared.coders.normalisation import SiteMoments
@@ -100,13 +101,16 @@ def subjects_of(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeC
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"analyze.device is {device}, but no CUDA device was found", "--set analyze.device=cpu")
+    for _, run in members:
+        _check(run, run.final, cache, given=config.cache is not None)
+    sites = [run.final[side] for _, run in members for side in ("source", "target")]
+    cache = usable(cache, sites, config.nonfinite, "analyze.nonfinite")
     shards = choose_shards(cache, config.max_tokens)
     vocabulary = Vocabulary.of(cache)
     heldout = _heldout(members) if config.documents == "heldout" else None
     subjects = []
     for name, run in members:
         final = run.final
-        _check(run, final, cache, given=config.cache is not None)
         frozen = "w_dec" in final.get("training", {}).get("freeze", ())
         coder = run.load_coder().to(device)
         subjects.append(

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..models.site_names import parse_site
 from ..shared.cache import Cache
+from ..shared.dataset_text import dataset_text
 from ..shared.errors import DataError
 from .hooks import model_type_of
 
@@ -60,7 +61,7 @@ def facts_of_run(name: str, final: Mapping[str, Any], cache: Cache | None, model
             "family": resolved.get("model_type"),
             "context": cache.ctx,
             "prepend_bos": resolved.get("bos_token_id") is not None,
-            "dataset": harvest.get("dataset"),
+            "dataset": dataset_text(harvest["dataset"]) if "dataset" in harvest else None,
         } | {key: value for key, value in known.items() if value is not None}
     if model is not None:
         known |= {"model": model, "family": None}

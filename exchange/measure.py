@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..shared.cache import Cache
 from ..shared.cache.heldout import split_rows
-from ..shared.cache.rows import rest_rows, text_rows
+from ..shared.cache.rows import counted_rows, rest_rows
 from ..shared.coders import Coder
 from .plain import Plain
 
@@ -82,9 +82,10 @@ def rows_for(cache: Cache, sites: tuple[str, str], heldout: float, most: int) ->
         heldout: the share of documents that training held out; 0: it held out none, or was not on this cache.
         most: largest number of rows of each kind.
     """
+    cache = cache.without_nonfinite(sites)
     split = split_rows(cache, heldout or DEFAULT_SHARE)
     flags = cache.flags.reshape(-1)
-    counted = rest_rows(flags, cache.ctx) if cache.ctx > 1 else text_rows(flags)
+    counted = rest_rows(flags, cache.ctx) if cache.ctx > 1 else counted_rows(flags)
     trained, held = _spread(split.train & counted, most), _spread(split.heldout & counted, most)
     which = "held-out rows"
     if not len(held):  # a cache of one document

@@ -11,6 +11,7 @@ from typing import Any
 from ..shared.cache import open_cache
 from ..shared.cache.files import write_file, write_json
 from ..shared.console import Console
+from ..shared.dataset_text import dataset_text
 from ..shared.errors import PipelineError, UsageError
 from .card import Published, card, licence_of
 from .export import Wanted, export
@@ -133,7 +134,8 @@ def trained_on(loaded: Loaded) -> tuple[int | None, str | None]:
     facts, known = loaded.facts, loaded.final.get("cache") or {}
     if facts.dataset is None and "path" in known and Path(known["path"]).is_dir():
         cache = open_cache(Path(known["path"]), allow_incomplete=True)
-        return cache.ctx, cache.config.get("harvest", {}).get("dataset")
+        dataset = cache.config.get("harvest", {}).get("dataset")
+        return cache.ctx, None if dataset is None else dataset_text(dataset)
     return facts.context, facts.dataset
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..models.site_names import every_layer, parse_site
 from ..shared.config.settings import identity, to_dict
+from ..shared.dataset_text import dataset_text
 from ..shared.hook_names import from_hook_names
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -31,6 +33,37 @@ _LATER = ("bos", "storage_of", "layout", "chunk_rows", "format", "special_tokens
 
 
 @dataclass(frozen=True)
+class DatasetPart:
+    """One dataset of a mixture; documents are drawn from all parts in turn, by weight, until one has none left."""
+
+    source: str | tuple[str, ...]
+    """As `dataset`: demo, files, folders or patterns, or a hub dataset."""
+    weight: float = 1.0
+    """Its share of the documents, relative to the other parts."""
+    domain: str | None = None
+    """Domain of its documents; null: that of `domain_column`, else the source."""
+    subset: str | None = None
+    """As `dataset_subset`, for this part."""
+    split: str = "train"
+    """As `dataset_split`, for this part."""
+    revision: str | None = None
+    """As `dataset_revision`, for this part."""
+    text_column: str | None = None
+    """As `text_column`, for this part; null: the harvest's."""
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise ValueError("source: expected demo, a file, a folder, a pattern or a hub dataset, found nothing")
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"weight: expected a positive number, found {self.weight}")
+
+    @property
+    def name(self) -> str:
+        """The part in a message."""
+        return self.source if isinstance(self.source, str) else ", ".join(self.source)
+
+
+@dataclass(frozen=True)
 class HarvestConfig:
     """Which activations of which model on which text go into the cache. The defaults are the embedded demo."""
 
@@ -38,9 +71,9 @@ class HarvestConfig:
     """`demo`, a folder with a `transformers` checkpoint, or the name of one on the Hugging Face hub."""
     model_revision: str | None = None
     """Branch, tag or commit of a hub model; the commit it resolves to is recorded in the cache."""
-    dataset: str | tuple[str, ...] = "demo"
+    dataset: str | tuple[str | DatasetPart, ...] = "demo"
     """`demo`; a local file, folder or glob pattern, or a list of them, read in this order (docs/inputs.md lists the
-    kinds); or a hub dataset."""
+    kinds); a hub dataset; or a mixture: a list of {source, weight, domain, …}, interleaved by weight."""
     dataset_subset: str | None = None
     """Configuration of a hub dataset, such as `sample-10BT`."""
     dataset_split: str = "train"
@@ -66,7 +99,7 @@ class HarvestConfig:
     shuffle_documents: int = 0
     """Shuffle the documents in a buffer of this many; 0: the dataset's order. Memory: the buffer's text."""
     shuffle_seed: int = 0
-    """Seed of that order."""
+    """Seed of that order, and of the order in which a mixture takes documents from its parts."""
     domain_column: str | None = None
     """Column with the kind of a document; recorded in the cache's documents.jsonl."""
     label_columns: tuple[str, ...] = ()
@@ -134,7 +167,11 @@ class HarvestConfig:
             raise ValueError("sites: expected at least one, such as layer_02.resid_mid")
         if len(set(self.sites)) != len(self.sites):
             raise ValueError(f"sites: a site is given twice: {', '.join(self.sites)}")
-        if not isinstance(self.dataset, str) and len(self.dataset) == 1:  # a list of one is that one
+        if self.mixture and (self.dataset_subset or self.dataset_revision or self.dataset_split != "train"):
+            raise ValueError("dataset: subset, split and revision belong to the parts of a mixture, not to the whole")
+        if self.mixture:  # a name among the parts is a part
+            object.__setattr__(self, "dataset", self.mixture)
+        elif not isinstance(self.dataset, str) and len(self.dataset) == 1:  # a list of one is that one
             object.__setattr__(self, "dataset", self.dataset[0])
         if not self.dataset:
             raise ValueError("dataset: expected demo, a file, a folder, a pattern or a hub dataset, found nothing")
@@ -183,7 +220,31 @@ class HarvestConfig:
     @property
     def dataset_name(self) -> str:
         """The dataset in a message."""
-        return self.dataset if isinstance(self.dataset, str) else ", ".join(self.dataset)
+        return dataset_text(to_dict(self)["dataset"])
+
+    @property
+    def mixture(self) -> tuple[DatasetPart, ...]:
+        """The parts of a mixture; empty for one dataset."""
+        parts = () if isinstance(self.dataset, str) else self.dataset
+        if not any(isinstance(one, DatasetPart) for one in parts):
+            return ()
+        return tuple(one if isinstance(one, DatasetPart) else DatasetPart(one) for one in parts)
+
+    @property
+    def names(self) -> str | tuple[str, ...]:
+        """The files, folders and patterns, or the one name, of what is no mixture."""
+        return self.dataset if isinstance(self.dataset, str) else tuple(map(str, self.dataset))
+
+    def of_part(self, part: DatasetPart) -> HarvestConfig:
+        """The settings of a harvest of one part alone."""
+        return replace(
+            self,
+            dataset=part.source,
+            dataset_subset=part.subset,
+            dataset_split=part.split,
+            dataset_revision=part.revision,
+            text_column=part.text_column or self.text_column,
+        )
 
     def storage_at(self, site: str) -> Storage:
         """Number format of a site's stored activations."""
@@ -207,7 +268,7 @@ def cache_path(config: HarvestConfig) -> Path:
     if config.name is not None:
         return config.cache_dir / config.name
     settings = content_settings(config)
-    if config.dataset == "demo":  # another Python version has other text
+    if "demo" in (config.dataset, *(part.source for part in config.mixture)):  # another Python version has other text
         settings["python"] = platform.python_version()
     parts = [_slug(Path(config.model).name or config.model), _sites_slug(config.sites)]
     return config.cache_dir / f"{'-'.join(parts)}-{identity(settings)[:8]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..shared.cache import CacheWriter, Layout
+from ..shared.cache.commits import CommitRecord
 from ..shared.console import Progress, size
 from .data.pack import Block
 from .data.reading import BadRowError
@@ -27,9 +28,21 @@ class Disk:
     Back-pressure: there are `harvest.buffers` buffers, and each is either in the queue of free ones, being filled, or
     owned by one pending write. If the disk is slower than the model, :meth:`buffer` waits for a free one, so memory
     does not grow.
+
+    Args:
+        look: sees every shard that was committed.
     """
 
-    def __init__(self, job: Job, shapes: Layout, writer: CacheWriter, progress: Progress, stages: Stages) -> None:
+    def __init__(
+        self,
+        job: Job,
+        shapes: Layout,
+        writer: CacheWriter,
+        progress: Progress,
+        stages: Stages,
+        look: Callable[[CommitRecord], None] = lambda _: None,
+    ) -> None:
+        self._look = look
         self._writer, self._progress, self._ctx, self._stages = writer, progress, shapes.ctx, stages
         self._cuda = job.checkpoint.device.type == "cuda"
         self._row_bytes = sum(site.row_bytes for site in shapes.sites)
@@ -88,7 +101,7 @@ class Disk:
                 part = block[cut]
                 rows = slice(cut.start * self._ctx, (cut.start + len(part)) * self._ctx)
                 acts = {name: values[rows] for name, values in buffer.items()}
-                self._writer.write_shard(
+                record = self._writer.write_shard(
                     shard,
                     tokens=part.tokens,
                     doc_id=part.doc_id,
@@ -96,6 +109,7 @@ class Disk:
                     flags=part.flags,
                     acts=acts,
                 )
+                self._look(record)
                 n_rows = part.tokens.size
                 self._bytes += n_rows * self._row_bytes
                 rate = self._bytes / (time.perf_counter() - self._started)

@@ -246,7 +246,10 @@ def plan(config: HarvestConfig) -> HarvestPlan:
 def _identity(job: Job, sources: Sources, path: Path) -> dict[str, Any]:
     """The identity of the job; what is not known without the hub is as the cache recorded it."""
     found = recognised(path, identity_of(job))
-    unknown = [*(["model_revision"] if sources.facts else []), *([] if sources.dataset else ["dataset"])]
+    unknown = [
+        *(["model_revision"] if sources.facts else []),
+        *([] if sources.dataset else ["dataset", "dataset_parts"]),
+    ]
     if unknown and (path / PLAN).exists():
         recorded = read_json(path / PLAN).get("config", {}).get("resolved", {})
         found["resolved"] |= {key: recorded[key] for key in unknown if key in recorded}

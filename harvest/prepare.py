@@ -144,6 +144,7 @@ def identity_of(job: Job) -> dict[str, Any]:
             "model_revision": checkpoint.revision,
             "model_sha256": fingerprint(checkpoint),
             "dataset": job.dataset.identity,
+            **({"dataset_parts": list(job.dataset.parts)} if job.dataset.parts else {}),
             "device": checkpoint.device.type,
             "dtype": str(checkpoint.dtype).removeprefix("torch."),
             "attention": checkpoint.attention or "default",

@@ -35,6 +35,8 @@ def recognised(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     theirs, ours = recorded.get("resolved", {}), found["resolved"]
     if _may_differ(path, ours["dataset"], len(plans)):
         ours["dataset"] = theirs.get("dataset")
+        if "dataset_parts" in ours and "dataset_parts" in theirs:
+            ours["dataset_parts"] = theirs["dataset_parts"]
     for setting, fingerprint in (("model", "model_sha256"), ("dataset", "dataset")):
         if ours[fingerprint] is not None and ours[fingerprint] == theirs.get(fingerprint):
             found["harvest"][setting] = recorded["harvest"][setting]

@@ -21,7 +21,7 @@ from ..shared.cache.documents import DocumentWriter, documents_name, documents_s
 from ..shared.cache.files import make_folder, read_json, sync_folder, write_file
 from ..shared.cache.format import HISTORY, MANIFEST, TOKENIZER
 from ..shared.cache.growth import read_head
-from ..shared.cache.reader import open_cache, read_sequences
+from ..shared.cache.reader import read_sequences
 from ..shared.cache.writer import Share
 from ..shared.console import Console, count, duration, si, size
 from ..shared.errors import DataError, PipelineError
@@ -35,6 +35,7 @@ from .data.tokenise import Ahead
 from .disk import Disk
 from .forward import Forward
 from .job import Job, empty_dataset
+from .nonfinite import NonfiniteWatch
 from .plan import free_disk, may_grow
 from .prepare import identity_of, layout, prepare, probe_ids, refuse_too_large
 from .ranks import Rank, begins, progress_of, refuse_unsettled, shards_committed, wait_for_others
@@ -43,9 +44,6 @@ from .stages import Stages
 from .units import Unit, dataset_units, stored_units
 
 _PROBE_LENGTH = 32
-
-NONFINITE_SHARE = 0.01
-"""Share of rows with an infinity or a NaN beyond which a harvest has failed."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,7 @@ class HarvestResult:
         tokens_per_second: of this run, from the first batch to the last commit; 0.0 if nothing was missing.
         stages: share of that time in which the run waited for each stage (harvest.stages).
         massive_rows: of each site, as in the manifest.
+        nonfinite_rows: site → rows with an infinity or a NaN, of the sites that have any.
     """
 
     path: Path
@@ -76,6 +75,7 @@ class HarvestResult:
     tokens_per_second: float
     stages: dict[str, float]
     massive_rows: dict[str, int]
+    nonfinite_rows: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """The ``--json`` document."""
@@ -189,13 +189,13 @@ def harvest_share(config: HarvestConfig, rank: Rank, console: Console | None = N
                 work.run()
     if not writer.complete:
         return work.share()
-    _refuse_nonfinite(path)
     return _result(writer, work, time.perf_counter() - started)
 
 
 def _result(writer: CacheWriter, work: _Work, seconds: float) -> HarvestResult:
     """What a finished cache holds, and what this process did for it."""
     path, finished = writer.path, writer.layout
+    nonfinite = work.watch.finish(path)
     commits = [load_commit(path, shard) for shard in range(finished.n_shards)]
     massive = read_json(path / MANIFEST).get("massive", {})
     return HarvestResult(
@@ -211,20 +211,8 @@ def _result(writer: CacheWriter, work: _Work, seconds: float) -> HarvestResult:
         tokens_per_second=work.rate,
         stages=work.stages.shares(),
         massive_rows={site: int(found["n_rows"]) for site, found in massive.items()},
+        nonfinite_rows=nonfinite,
     )
-
-
-def _refuse_nonfinite(path: Path) -> None:
-    """Raises PipelineError where a finished cache is mostly of no use."""
-    cache = open_cache(path)
-    for site in cache.sites:
-        stats = cache.stats(site)
-        total = stats.all.n + stats.nonfinite
-        if stats.nonfinite > NONFINITE_SHARE * total:
-            raise PipelineError(
-                f"{path} is finished, but {stats.nonfinite:,} of {total:,} rows of {site} hold an infinity or a NaN",
-                "--set harvest.dtype=float32 --set harvest.name=OTHER harvests again",
-            )
 
 
 def _settled(job: Job, probe: SiteReader, body: nn.Module, path: Path) -> Job:
@@ -255,6 +243,7 @@ class _Work:
 
     def __init__(self, job: Job, reader: SiteReader, writer: CacheWriter, rank: Rank, console: Console) -> None:
         self.job, self.reader, self.writer, self.rank, self.console = job, reader, writer, rank, console
+        self.watch = NonfiniteWatch(job, console)
         self.shards_written = 0
         self.rows_run = 0
         self.seconds = 0.0
@@ -289,7 +278,7 @@ class _Work:
             self._interruptible(),
             nullcontext() if stored or self.rank.index else DocumentWriter(writer.path, documents_file) as documents,
             Ahead(self._units(stored), depth=2) as units,
-            Disk(job, shapes, writer, progress, self.stages) as disk,
+            Disk(job, shapes, writer, progress, self.stages, self.watch.look) as disk,
         ):
             wanted = set(missing)
             for first, block in self._waiting_for(units):

@@ -65,6 +65,8 @@ def train_group(group: Group, runs: Mapping[Path, Run], console: Console, interr
         open_stream(group.cache, group.sites, data, sampler, behind.position, group.device) as stream,
         console.progress(group.steps * data.batch_size, "tokens", label, behind.step * data.batch_size) as progress,
     ):
+        for note in group.notes:
+            console.warn(note)
         _evaluate_untrained(sessions, group, stream)
         for step, rows in enumerate(stream, behind.step + 1):
             failures = {}

@@ -12,6 +12,7 @@ import torch
 from ..shared.cache import Cache, Layout, open_cache
 from ..shared.cache.beside import open_beside
 from ..shared.cache.format import MANIFEST
+from ..shared.cache.nonfinite import usable
 from ..shared.coders import build_coder, load_coder
 from ..shared.coders.warm_start import refuse
 from ..shared.config.registry import did_you_mean
@@ -53,8 +54,10 @@ class Sizes:
 
     @property
     def notes(self) -> list[str]:
-        """What the plan could not look at, in words."""
-        return []
+        """What the plan leaves out or could not look at, in words."""
+        if not self.stream.nonfinite_rows:
+            return []
+        return [f"{count(self.stream.nonfinite_rows, 'row')} with an infinity or a NaN left out (data.nonfinite: skip)"]
 
     def to_dict(self) -> dict[str, Any]:
         batch = self.configs[0].data.batch_size
@@ -68,6 +71,7 @@ class Sizes:
             "batch_size": batch,
             "rows_per_epoch": self.stream.rows_per_epoch,
             "heldout_rows": self.stream.heldout_rows,
+            "nonfinite_rows": self.stream.nonfinite_rows,
             "runs": [self._run(config) for config in self.configs],
             "bytes": {
                 "data": self.stream.pool_bytes,
@@ -185,8 +189,10 @@ def plan(configs: Sequence[TrainConfig], unharvested: Mapping[Path, Unharvested]
             raise UsageError(f"train.sites: {config.run_name} is a template of several runs, not a run")
         # A sampler that follows one run's training cannot serve another's.
         alone = config.path if config.sampler.follows_training else None
-        # Which rows are massive depends on the sites: runs that exclude them share a read only with the same sites.
-        sites = {config.source, config.target_site} if config.sampler.massive == "exclude" else ()
+        # Which rows are massive or not finite depends on the sites: runs that leave them out share a read only with the
+        # same sites.
+        by_site = config.sampler.massive == "exclude" or config.data.nonfinite == "skip"
+        sites = {config.source, config.target_site} if by_site else ()
         beside = tuple(path.resolve() for path in config.beside)
         read = (config.data, config.sampler, config.device, frozenset(sites), beside)
         key = (config.cache.resolve(), _trained_on(config), *read, alone)
@@ -218,6 +224,7 @@ def _group(configs: list[TrainConfig]) -> Group:
     cache = open_beside(cache, [open_cache(path, checksums=first.data.checksums) for path in first.beside])
     widths = {name: spec.width for name, spec in cache.sites.items()}
     sites = _checked_sites(configs, cache.path, widths)
+    cache = usable(cache, sites, first.data.nonfinite, "train.data.nonfinite")
     for config in configs:
         for role, joint in (("source", config.source), ("target", config.target_site)):
             for site in parts_of(joint):

@@ -21,6 +21,7 @@ from ..shared.cache.rows import text_rows
 from ..shared.coders import Coder
 from ..shared.coders.one_site import require_one_site
 from ..shared.console import Console
+from ..shared.dataset_text import dataset_text
 from ..shared.errors import UsageError
 from .outgoing import Exported, new_folder
 
@@ -91,7 +92,7 @@ def _config(cache: Cache) -> dict[str, Any]:
     """delphi's CacheConfig, and the model's name."""
     harvest = cache.config.get("harvest", {})
     return {
-        "dataset_repo": harvest.get("dataset") or "",
+        "dataset_repo": dataset_text(harvest.get("dataset") or ""),
         "dataset_split": harvest.get("dataset_split") or "train",
         "dataset_name": harvest.get("dataset_subset") or "",
         "dataset_column": harvest.get("text_column") or "text",

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...shared.cache import Cache, open_cache
 from ...shared.cache.documents import DocumentRecord, read_documents
 from ...shared.cache.heldout import split_rows
+from ...shared.cache.rows import counted_rows
 from ...shared.errors import UsageError
 from ..stream.batches import StreamBatch
 from .dense import LinearProbes, train_probes
@@ -41,6 +42,7 @@ class LabelSample:
         min_positives: a label with fewer positive or fewer negative rows is dropped: its probe would learn noise.
         shards: sample from these shards only; None: from all.
         heldout: sample only from the documents that training held out: their share (`data.heldout`); None: from all.
+        left_out: sites whose rows that are not finite are no sample (Cache.left_out).
     """
 
     rows: int
@@ -50,6 +52,7 @@ class LabelSample:
     seed: int
     shards: tuple[int, ...] | None = None
     heldout: float | None = None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def sampled_rows(cache: Cache, sample: LabelSample) -> NDArray[np.int64]:
     """At most `sample.rows` rows with text (of prompts: their target rows), drawn uniformly. [n], ascending."""
     targets = [record.target_row for record in read_documents(cache.path) if record.target_row is not None]
     rows = np.unique(np.array(targets, np.int64)) if targets else content_rows(cache)
+    rows = rows[counted_rows(cache.flags.reshape(-1))[rows]]
     if sample.shards is not None and len(sample.shards) < cache.layout.n_shards:
         rows = rows[np.isin(rows // cache.layout.shard_rows, sample.shards)]
     if sample.heldout is not None:
@@ -93,7 +97,7 @@ def labelled(cache: Cache, site: str, sample: LabelSample) -> Labelled:
     """
     # Reports of several coders finish side by side: the first computes, the others wait for its result.
     with _LOCK:
-        rows = replace(sample, splits=0, min_positives=0)
+        rows = replace(sample, splits=0, min_positives=0, left_out=cache.left_out)
         base = _base(cache.path, cache.identity, site, rows)
         splits = [split_groups(base.groups, sample.seed + number) for number in range(sample.splits)]
         enough = base.labels.with_enough(sample.min_positives)
@@ -127,6 +131,7 @@ class _Base:
 @lru_cache(maxsize=2)
 def _base(path: Path, identity: str, site: str, sample: LabelSample) -> _Base:
     cache = open_cache(path, identity=identity)
+    cache = cache.without_nonfinite([one for one in sample.left_out if one in cache.sites])
     rows = sampled_rows(cache, sample)
     documents = list(read_documents(path))
     columns = document_columns(documents)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...shared.config.settings import to_dict
+from ...shared.dataset_text import dataset_text
 from ...shared.provenance import provenance
 from ...shared.saved_report import SCHEMA, SCHEMA_VERSION
 from ..compare.runs import Comparison
@@ -32,7 +33,7 @@ def build_document(
             "path": str(cache.path),
             "identity": cache.identity,
             "model": harvest.get("model"),
-            "dataset": harvest.get("dataset"),
+            "dataset": dataset_text(harvest["dataset"]) if "dataset" in harvest else None,
             "ctx": cache.ctx,
             "rows": cache.n_rows,
             "rows_analysed": one.subject.n_rows,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...shared.cache import Cache, positions
-from ...shared.cache.rows import text_rows
+from ...shared.cache.rows import counted_rows
 from ...shared.coders import Coder
 from ...shared.codes.contexts import context_hashes
 from ...shared.codes.sparse import SparseCodes
@@ -37,7 +37,7 @@ class ShardRows:
         shard: its number.
         start: the cache row of its first row.
         tokens, pos_in_doc, doc_id, flags: [R].
-        keep: [R] rows that count: not padding, and of the documents under analysis.
+        keep: [R] rows that count: not padding, finite, and of the documents under analysis.
     """
 
     shard: int
@@ -104,7 +104,7 @@ def shard_rows(cache: Cache, shard: int, only: NDArray[np.bool_] | None = None) 
         return array[cut].reshape(-1).astype(np.int64)
 
     flags = cache.flags[cut].reshape(-1)
-    keep = text_rows(flags)
+    keep = counted_rows(flags)
     if only is not None:
         keep &= only[seqs.start * cache.ctx : seqs.stop * cache.ctx]
     tokens, pos_in_doc, doc_id = flat(cache.tokens), flat(cache.pos_in_doc), flat(cache.doc_id)

@@ -46,22 +46,53 @@ def _draw(seed: int, number: int, below: int) -> int:
 
 
 def limited(documents: Iterable[TokenDocument], most: int | None, split: bool) -> Iterator[TokenDocument]:
-    """Documents of at most `most` tokens: of longer ones the beginning, or with `split` all parts, as documents."""
-    index = 0
+    """Documents of at most `most` tokens, numbered anew: of longer ones the beginning, or with `split` all parts, as
+    documents. Pieces of a document stay pieces, except those of parts."""
+    if split and most is not None:
+        yield from _split(documents, most)
+        return
+    index = -1
     for document in documents:
-        if most is None or len(document.tokens) <= most:
+        index += not document.start
+        if most is None:
             yield replace(document, index=index)
+        elif document.start < most:
+            room = most - document.start
+            goes_on = document.more and len(document.tokens) < room
+            ends = len(document.tokens) <= room and not document.more
+            cut = _slice(document, 0, room)
+            yield replace(cut, index=index, more=goes_on, close=document.close and (ends or goes_on))
+
+
+def _split(documents: Iterable[TokenDocument], most: int) -> Iterator[TokenDocument]:
+    """Every `most` tokens of a document as a document. Holds one part at a time."""
+    index = part = 0
+    held: TokenDocument | None = None
+    for document in documents:
+        if held is None or not document.start:
+            held, part = replace(document, more=False), 0
+        else:
+            held = _joined(held, document)
+        while len(held.tokens) > most:
+            part += 1
+            yield replace(_part(_slice(held, 0, most), part), index=index, close=False)
+            index, held = index + 1, _slice(held, most, len(held.tokens))
+        if not document.more:
+            yield replace(_part(held, part + 1) if part else held, index=index)
             index += 1
-            continue
-        for part, start in enumerate(range(0, len(document.tokens) if split else most, most), 1):
-            stop = start + most
-            ends = stop >= len(document.tokens)
-            yield replace(
-                document,
-                index=index,
-                tokens=document.tokens[start:stop],
-                flags=None if document.flags is None else document.flags[start:stop],
-                source=f"{document.source} part {part}" if split else document.source,
-                close=document.close and ends,
-            )
-            index += 1
+
+
+def _slice(document: TokenDocument, start: int, stop: int) -> TokenDocument:
+    flags = None if document.flags is None else document.flags[start:stop]
+    return replace(document, tokens=document.tokens[start:stop], flags=flags)
+
+
+def _part(document: TokenDocument, number: int) -> TokenDocument:
+    return replace(document, source=f"{document.source} part {number}")
+
+
+def _joined(held: TokenDocument, piece: TokenDocument) -> TokenDocument:
+    flags = None
+    if held.flags is not None and piece.flags is not None:
+        flags = np.concatenate([held.flags, piece.flags])
+    return replace(held, tokens=np.concatenate([held.tokens, piece.tokens]), flags=flags, close=piece.close)

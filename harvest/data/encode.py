@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,14 +15,19 @@ from ...models.text import encode
 from ...shared.cache import Flag
 from ...shared.errors import UsageError
 from .chat import Span, render
+from .decode import PART
 from .documents import Document
 from .pack import TokenDocument
 from .reading import BadRowError, Reading
+from .windows import WINDOW, pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Flags = NDArray[np.uint8]
+
+WHOLE = 1 << 20
+"""Longest text, in characters, that is tokenised as a whole."""
 
 TEMPLATE_ROLE = "template"
 """Name among `train_roles` of the template's own tokens."""
@@ -39,6 +44,7 @@ class Encoder:
         targets: the documents are prompts; find the target token of each.
         bos, eos: ids that packing adds: one at the beginning or the end of a document is left to it.
         vocab: number of ids that the model embeds.
+        window: characters of a long text that are tokenised at a time.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -48,14 +54,18 @@ class Encoder:
     bos: int | None = None
     eos: int | None = None
     vocab: int | None = None
+    window: int = WINDOW
 
     def encode(self, documents: Sequence[Document], reading: Reading) -> Iterator[TokenDocument | BadRowError]:
-        """The tokens of each document, or why it has none. ``index`` is left to the caller.
+        """The tokens of each document, of a long text in pieces, or why it has none. ``index`` is left to the caller.
 
         Raises:
             UsageError: a prompt's target is not one of its tokens.
         """
-        texts = [i for i, one in enumerate(documents) if one.ids is None and one.messages is None]
+        if self.targets:  # prompts are short, or refused
+            documents = [replace(one, text=_whole_text(one), parts=None) for one in documents]
+        long = [self._is_long(one) for one in documents]
+        texts = [i for i, one in enumerate(documents) if one.ids is None and one.messages is None and not long[i]]
         encoded = self._plain([documents[i].text for i in texts], reading) if texts else {}
         place = {i: k for k, i in enumerate(texts)}
         for i, document in enumerate(documents):
@@ -64,6 +74,8 @@ class Encoder:
                     yield self._of_ids(document)
                 elif document.messages is not None:
                     yield self._of_chat(document, reading)
+                elif long[i]:
+                    yield from self._of_long(document, reading)
                 else:
                     yield self._of_text(document, encoded, place[i])
             except BadRowError as bad:
@@ -83,6 +95,30 @@ class Encoder:
         if self.special == "text":
             return self._document(document, ids, target=target)
         return self._trimmed(document, ids, np.where(self._is_special(ids), int(Flag.TEMPLATE), 0), target)
+
+    def _is_long(self, document: Document) -> bool:
+        return not self.targets and (document.parts is not None or len(document.text) > WHOLE)
+
+    def _of_long(self, document: Document, reading: Reading) -> Iterator[TokenDocument]:
+        """The pieces of a long text."""
+        parts = document.parts() if document.parts is not None else _cut(document.text)
+        parse, start = self.special == "parse", 0
+        held: TokenDocument | None = None  # the last piece that has tokens says that the text ends
+        for piece in pieces(parts, lambda text: self._whole(text, parse), self.window):
+            reading.unsure += not piece.exact
+            if not parse and self._spelled is not None:
+                reading.spelled.update(self._spelled.findall(piece.text))
+            found = self._document(document, piece.ids)
+            if parse:
+                template = np.where(self._is_special(piece.ids), int(Flag.TEMPLATE), 0)
+                found = self._trimmed(document, piece.ids, template, None, leading=not start)
+            if not len(found.tokens):
+                continue
+            if held is not None:
+                yield replace(held, more=True)
+            held = replace(found, start=start)
+            start += len(found.tokens)
+        yield held or self._document(document, np.zeros(0, np.int32))
 
     # --- ids ---------------------------------------------------------------------------------------------------------
 
@@ -167,10 +203,19 @@ class Encoder:
     # --- both --------------------------------------------------------------------------------------------------------
 
     def _trimmed(
-        self, document: Document, ids: NDArray[np.int32], flags: NDArray[np.integer], target: int | None
+        self,
+        document: Document,
+        ids: NDArray[np.int32],
+        flags: NDArray[np.integer],
+        target: int | None,
+        leading: bool = True,
     ) -> TokenDocument:
-        """Without a BOS at the beginning, which packing adds; and not closed again if an EOS ends it."""
-        leads = int(len(ids) > 0 and ids[0] == self.bos)
+        """Without a BOS at the beginning, which packing adds; and not closed again if an EOS ends it.
+
+        Args:
+            leading: the document begins here.
+        """
+        leads = int(leading and len(ids) > 0 and ids[0] == self.bos)
         ends = bool(len(ids) > leads and ids[-1] == self.eos)
         target = None if target is None else max(target - leads, 0)
         return self._document(document, ids[leads:], flags[leads:].astype(np.uint8), not ends, target)
@@ -200,6 +245,15 @@ class Encoder:
         """Matches the special tokens as they are spelt; None if the tokenizer has none."""
         words = [str(entry) for entry in self.tokenizer.added_tokens_decoder.values() if entry.special]
         return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True)))) if words else None
+
+
+def _whole_text(document: Document) -> str:
+    return document.text if document.parts is None else "".join(document.parts())
+
+
+def _cut(text: str) -> Iterator[str]:
+    for start in range(0, len(text), PART):
+        yield text[start : start + PART]
 
 
 def target_of(document: Document, n: int, offsets: Sequence[tuple[int, int]] | None) -> int:

@@ -31,7 +31,7 @@ def embedded(documents: Iterable[TokenDocument], vocabulary: int, model: str) ->
             low, high = int(document.tokens.min()), int(document.tokens.max())
             if low < 0 or high >= vocabulary:
                 bad = low if low < 0 else high
-                place = int(np.flatnonzero(document.tokens == bad)[0])
+                place = document.start + int(np.flatnonzero(document.tokens == bad)[0])
                 raise UsageError(
                     f"harvest.dataset: {document.source or f'document {document.index}'}: token {place} has id {bad}, "
                     f"but {model} embeds ids from 0 to {vocabulary - 1:,}",

@@ -61,7 +61,8 @@ class TokenDocument:
     """The tokens of one document, without special tokens, and its index in the dataset.
 
     ``target`` is the index of a prompt's target token, ``flags`` further flags of the tokens (of chat templates and
-    roles); without ``close`` packing adds no EOS, since the text ended with one.
+    roles); without ``close`` packing adds no EOS, since the text ended with one. A long document comes in pieces, one
+    after the other: ``start`` tokens of it came before, and there is ``more``. No piece but an only one is empty.
     """
 
     index: int
@@ -72,6 +73,8 @@ class TokenDocument:
     target: int | None = None
     flags: NDArray[np.uint8] | None = None
     close: bool = True
+    start: int = 0
+    more: bool = False
 
     def record(self, target_row: int | None = None) -> DocumentRecord:
         """The document's line in documents.jsonl; ``target_row`` is the row of a prompt's target in the cache."""
@@ -134,7 +137,8 @@ def pack(documents: Iterable[TokenDocument], spec: PackSpec) -> Iterator[Block]:
         if not len(document.tokens):
             continue
         held.append(_rows(document, spec))
-        begun.append(document.record())
+        if not document.start:
+            begun.append(document.record())
         n_held += len(held[-1])
         if n_held >= size:
             joined = np.concatenate(held)
@@ -175,10 +179,12 @@ def pack_apart(
             raise _too_long(document, len(rest), spec)
         # A prompt is alone, so its first token is row 1 of a new sequence: row 0 is the BOS, if there is one.
         target_row = None if document.target is None else n_sequences * spec.ctx + spec.leading + document.target
-        begun.append(document.record(target_row))
+        if not document.start:
+            begun.append(document.record(target_row))
         while len(rest):
-            rest = open_sequence.add(rest)
-            if open_sequence.room <= spec.leading or alone:
+            rest = open_sequence.add(rest, continues=document.start > 0)
+            ends = len(rest) > 0 or not document.more  # otherwise the next piece continues in this sequence
+            if not open_sequence.room or (ends and (open_sequence.room <= spec.leading or alone)):
                 held.append(open_sequence.close())
                 n_sequences += 1
             if len(held) == spec.block:
@@ -198,8 +204,17 @@ class _OpenSequence:
         self.room = spec.ctx
         self._spec = spec
 
-    def add(self, rows: TokenRows) -> TokenRows:
-        """Adds a BOS and as many rows as fit behind it, and returns the rest. Needs room for a BOS and a row."""
+    def add(self, rows: TokenRows, continues: bool = False) -> TokenRows:
+        """Adds a BOS and as many rows as fit behind it, and returns the rest. Needs room for a BOS and a row.
+
+        Args:
+            continues: the rows are of the document that was added last; in its sequence they need no BOS.
+        """
+        if continues and self.parts:
+            part, rest = rows[: self.room], rows[self.room :]
+            self.parts.append(part)
+            self.room -= len(part)
+            return rest
         fit = self.room - self._spec.leading
         part, rest = rows[:fit], rows[fit:]
         if self._spec.bos is not None:
@@ -229,20 +244,22 @@ def _too_long(document: TokenDocument, n_rows: int, spec: PackSpec) -> UsageErro
 
 def _rows(document: TokenDocument, spec: PackSpec) -> TokenRows:
     tokens = document.tokens.astype(np.int64)
-    closes = spec.close and document.close and spec.eos is not None
+    ends = not document.more
+    closes = spec.close and document.close and ends and spec.eos is not None
     if spec.eos is not None and closes:
         tokens = np.append(tokens, spec.eos)
     flags = np.where(tokens == spec.bos, int(Flag.BOS), 0) if spec.bos is not None else np.zeros_like(tokens)
     if spec.eos is not None and spec.eos != spec.bos:
         flags |= np.where(tokens == spec.eos, int(Flag.EOS), 0)
     elif closes or (
-        tokens[-1] == spec.eos and not document.close
+        tokens[-1] == spec.eos and ends and not document.close
     ):  # one token is BOS and EOS (GPT-2): only the one at the end closes the document
         flags[-1] = int(Flag.EOS)
-    flags[0] |= int(Flag.DOC_START)
+    if not document.start:
+        flags[0] |= int(Flag.DOC_START)
     if document.flags is not None:  # an EOS that is added is like the token before it
         flags |= np.append(document.flags, document.flags[-1:] if closes else document.flags[:0])
-    positions = np.minimum(np.arange(len(tokens)), _LAST_POSITION)
+    positions = np.minimum(document.start + np.arange(len(tokens)), _LAST_POSITION)
     return np.stack([tokens, np.full(len(tokens), document.index), positions, flags], axis=1)
 
 

@@ -60,12 +60,16 @@ class Reading:
         skipped: reason → rows that were skipped.
         examples: reason → where the first of them is.
         spelled: special token → how often a text spells it out and it was read as plain text.
+        unsure: places where a long text was cut although its tokens depend on the text far away.
+        ended: what ended a mixture of datasets before the budget.
     """
 
     on_bad_row: OnBadRow = "error"
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     spelled: Counter[str] = field(default_factory=Counter)
+    unsure: int = 0
+    ended: str = ""
 
     def refuse(self, bad: BadRowError) -> None:
         """Raises the error, or counts the row as skipped."""
@@ -99,7 +103,12 @@ class Reading:
                 f"{self.spelled.total():,} special tokens spelled out in the text were read as plain text ({words}); "
                 "--set harvest.special_tokens=parse reads them as tokens"
             )
-        return notes
+        if self.unsure:
+            notes.append(
+                f"long texts were cut at {self.unsure:,} places where the tokenizer looks further than the tokens "
+                "nearby: a few tokens there may differ from those of the whole text"
+            )
+        return [*notes, *([self.ended] if self.ended else [])]
 
 
 def keep_skipped(cache: Path, documents_file: str, reading: Reading) -> None:

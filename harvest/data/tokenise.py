@@ -22,25 +22,24 @@ _BATCH_CHARS = 1 << 20
 def tokenise(documents: Iterable[Document], encoder: Encoder, reading: Reading) -> Iterator[TokenDocument]:
     """The tokens of each document, excluding special tokens that packing adds.
 
-    The tokenizer works on many documents at once, on all cores.
+    The tokenizer works on many documents at once, on all cores. A long text is tokenised in windows, and comes in
+    pieces (:mod:`.windows`).
 
     Raises:
         UsageError: a prompt's target is not one of its tokens.
         BadRowError: a document has no valid tokens, and the reading does not skip such rows.
     """
-    index = 0
+    index = -1
     for batch in _batches(documents):
         for document in reading.each(encoder.encode(batch, reading), lambda found: found):
+            index += not document.start
             yield replace(document, index=index)
-            index += 1
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     held: list[Document] = []
     chars = 0
     for document in documents:
-        if document.parts is not None:
-            document = replace(document, text="".join(document.parts()), parts=None)
         held.append(document)
         chars += len(document.text)
         if len(held) >= _BATCH_DOCUMENTS or chars >= _BATCH_CHARS:

@@ -20,7 +20,7 @@ from .batch import Batch
 from .blocks import WindowPlan, make_blocks, window_rows
 from .format import positions
 from .reader import Cache, open_cache
-from .rows import rest_rows, text_rows
+from .rows import counted_rows, rest_rows
 
 BLOCK_ROWS = 128
 POOL_ROWS = 1 << 17
@@ -61,7 +61,7 @@ def batches(cache: Cache, settings: BatchSettings, worker: int = 0, workers: int
     for site in sites:
         cache.spec(site)
     flags = cache.flags
-    wanted = text_rows(flags).reshape(-1)
+    wanted = counted_rows(flags).reshape(-1)
     if not settings.position_0:
         wanted = wanted & rest_rows(flags, cache.ctx).reshape(-1)
     blocks = make_blocks(cache.n_rows, cache.layout.shard_rows, BLOCK_ROWS, wanted)

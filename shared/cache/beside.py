@@ -53,6 +53,10 @@ class CachesBeside(Cache):
         owner, name = self._owner(site)
         return super().stats(site) if owner is None else owner.stats(name)
 
+    def shard_stats(self, site: str, shard: int) -> SiteStats:
+        owner, name = self._owner(site)
+        return super().shard_stats(site, shard) if owner is None else owner.shard_stats(name, shard)
+
     def outliers(self, site: str) -> SiteOutliers:
         owner, name = self._owner(site)
         return super().outliers(site) if owner is None else owner.outliers(name)

@@ -60,7 +60,7 @@ TOKENIZER = "tokenizer/tokenizer.json"
 
 
 class Flag(IntFlag):
-    """Bits of the ``flags`` array, one byte for each row."""
+    """Bits of the ``flags`` array, one byte for each row. NONFINITE is set in memory only (Cache.without_nonfinite)."""
 
     BOS = 1
     EOS = 2
@@ -68,6 +68,7 @@ class Flag(IntFlag):
     DOC_START = 8
     TEMPLATE = 16
     UNTRAINED = 32
+    NONFINITE = 64
 
 
 def positions(row: NDArray[np.integer], flags: NDArray[np.uint8], ctx: int) -> NDArray[np.int32]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,16 +17,16 @@ from torch import Tensor
 
 from ..config.registry import did_you_mean
 from ..errors import DataError, UsageError, command, repair_command
-from ..joint_names import parts_of
+from ..joint_names import parts_of, stored_sites
 from ..schemas import Massive, checked
 from .commits import check_sizes, commits_of, load_checksums, load_commit, load_shard
 from .first_touch import compare_once
-from .format import ARRAYS, MANIFEST, PLAN, TOKEN_ARRAYS, Layout, SiteSpec
+from .format import ARRAYS, MANIFEST, PLAN, TOKEN_ARRAYS, Flag, Layout, SiteSpec
 from .growth import Generation, Parts, generations_of, plan_files, read_head, read_plans
 from .joint import balance, joined, joint_outliers, joint_spec, joint_stats
 from .outliers import SiteOutliers, find_outliers
 from .quantise import CODE_DTYPES, dequantise
-from .rows import rest_rows
+from .rows import rest_rows, text_rows
 from .stats import SiteStats, Vector, merge_stats
 
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -44,6 +44,7 @@ class Cache:
         complete: the cache is finished and every shard is committed.
         parts: which commit covers which arrays.
         checksums: compare each chunk file with its commit when it is first read.
+        left_out: sites whose rows with an infinity or a NaN are flagged NONFINITE (:meth:`without_nonfinite`).
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Cache:
     complete: bool
     parts: Parts = field(repr=False)
     checksums: bool = True
+    left_out: tuple[str, ...] = ()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -113,7 +115,28 @@ class Cache:
     @cached_property
     def flags(self) -> NDArray[np.uint8]:
         """[n_seq, ctx] :class:`Flag` bits; padding in shards without a commit."""
-        return self._token_array(3)
+        stored = self._token_array(3)
+        if not self.left_out:
+            return stored
+        flagged = np.where(self.nonfinite_rows(self.left_out), np.uint8(Flag.NONFINITE), np.uint8(0))
+        flags = np.asarray(stored | flagged.reshape(stored.shape), np.uint8)
+        flags.setflags(write=False)
+        return flags
+
+    def without_nonfinite(self, sites: Sequence[str]) -> Self:
+        """The same cache, in which rows with an infinity or a NaN at one of the sites have the flag NONFINITE: they are
+        neither trained on nor counted."""
+        return replace(self, left_out=tuple(sorted(stored_sites(sites))))
+
+    def nonfinite_rows(self, sites: Sequence[str]) -> NDArray[np.bool_]:
+        """[n_rows]: text rows with an infinity or a NaN at one of the sites. Reads shards whose commits count any."""
+        found = np.zeros(self.n_rows, np.bool_)
+        for site in (site for site in stored_sites(sites) if self.stats(site).nonfinite):
+            for shard in self.shards:
+                if self.shard_stats(site, shard).nonfinite:
+                    rows = self.layout.rows_of(shard)
+                    found[rows.start : rows.stop] |= ~self.chunk(site, shard).isfinite().all(dim=1).numpy()
+        return found & text_rows(self._token_array(3)).reshape(-1)
 
     def spec(self, site: str) -> SiteSpec:
         """The description of a site, stored or joint. Raises UsageError, with the known sites, for any other name."""
@@ -210,6 +233,10 @@ class Cache:
         """What a joint site is multiplied by before its parts are added up in one figure [d]; None for one site."""
         parts = parts_of(site)
         return balance([self.stats(part) for part in parts]) if len(parts) > 1 else None
+
+    def shard_stats(self, site: str, shard: int) -> SiteStats:
+        """Statistics of a stored site over one shard, from its commit."""
+        return load_shard(self.path, shard, self.parts.owners(shard, site)).stats[site]
 
     def outliers(self, site: str) -> SiteOutliers:
         """Massive rows and outlying dimensions of a site, from the manifest, or by a pass over its rows."""

@@ -1,4 +1,4 @@
-"""Which rows of a cache count: text, and text excluding position 0."""
+"""Which rows of a cache count: text, and text excluding position 0; rows flagged NONFINITE never do."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ def text_rows(flags: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return found
 
 
+def counted_rows(flags: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Text rows that are not left out for an infinity or a NaN, in the shape of `flags`."""
+    found: NDArray[np.bool_] = (flags & np.uint8(Flag.PADDING | Flag.NONFINITE)) == 0
+    return found
+
+
 def trained_rows(flags: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Text rows that may be trained on, in the shape of `flags`: all but those of roles that the harvest left out."""
-    found: NDArray[np.bool_] = (flags & np.uint8(Flag.PADDING | Flag.UNTRAINED)) == 0
+    """Rows that count and may be trained on, in the shape of `flags`: all but those of roles that the harvest left
+    out."""
+    found: NDArray[np.bool_] = counted_rows(flags) & ((flags & np.uint8(Flag.UNTRAINED)) == 0)
     return found
 
 
 def first_rows(flags: NDArray[np.uint8], ctx: int) -> NDArray[np.bool_]:
-    """Text rows at position 0.
+    """Rows that count at position 0.
 
     Args:
         flags: [n_seq, ctx], or [R] of whole sequences in order.
@@ -29,13 +36,13 @@ def first_rows(flags: NDArray[np.uint8], ctx: int) -> NDArray[np.bool_]:
     Returns:
         In the shape of `flags`.
     """
-    found: NDArray[np.bool_] = text_rows(flags) & (_positions(flags, ctx) == 0)
+    found: NDArray[np.bool_] = counted_rows(flags) & (_positions(flags, ctx) == 0)
     return found
 
 
 def rest_rows(flags: NDArray[np.uint8], ctx: int) -> NDArray[np.bool_]:
-    """Text rows excluding position 0. Arguments and shape as for :func:`first_rows`."""
-    found: NDArray[np.bool_] = text_rows(flags) & (_positions(flags, ctx) > 0)
+    """Rows that count excluding position 0. Arguments and shape as for :func:`first_rows`."""
+    found: NDArray[np.bool_] = counted_rows(flags) & (_positions(flags, ctx) > 0)
     return found
 
 

@@ -78,6 +78,8 @@ def shape_of(annotation: Any) -> Shape:
         )
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return Shape(value=get_args(annotation)[1], keyed=marks[0].tag if marks else None)
+    if origin is tuple and get_args(annotation)[1:] == (...,):
+        return Shape(shape_of(get_args(annotation)[0]).classes)
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return Shape((annotation,))
     return Shape()
@@ -303,8 +305,8 @@ def _problem(error: Any, settings: Any, cls: type) -> tuple[str, str]:
             parts.append(str(part))
         elif isinstance(node, list) and isinstance(part, int):
             node = node[part] if part < len(node) else None
-            arguments = get_args(annotation)
-            annotation = arguments[0] if arguments else None
+            items = [get_args(kind)[0] for kind in _kinds(annotation) if get_origin(kind) is tuple]
+            annotation = items[0] if items else None
             parts.append(str(part))
     path = ".".join(parts)
     kind, context = error["type"], error.get("ctx", {})

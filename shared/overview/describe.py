@@ -165,6 +165,8 @@ def describe_text(document: dict[str, Any]) -> str:
             lines.append(f"  {name}: {shape} {site['storage']}, {site['module_path']}:{site['io']}")
             massive = massive_text(site["massive_activations"])
             lines += [f"    {massive}"] if massive else []
+            if site["nonfinite"]:
+                lines.append(f"    {count(site['nonfinite'], 'row')} with an infinity or a NaN")
             rows = site["massive_rows"]
             lines += [] if rows is None else [f"    {_massive_rows_text(rows)}"]
         if (bos := document["bos"]) is not None:

@@ -313,7 +313,7 @@ def test_rows_that_are_not_finite_are_named(config: MakeConfig, tmp_path: Path) 
     refused(
         [config(cache=bad.path)],
         DataError,
-        r"train.target: layer_01.mlp_out in .* has 1 rows with an infinity or a NaN",
+        r"1 row of layer_01.mlp_out hold an infinity or a NaN",
     )
     # Past that check (as when a file changes under a running process), the step itself says which row it was.
     made = config(data={"heldout": 0.0})

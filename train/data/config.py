@@ -30,6 +30,9 @@ class DataConfig:
     """Pools to read ahead during training; each takes the memory of a pool."""
     resident: Literal["auto"] | bool = "auto"
     """Keep all rows of the run's sites in memory (with CUDA: on the device); auto: if they fit. Affects speed only."""
+    nonfinite: Literal["refuse", "skip"] = "refuse"
+    """Rows with an infinity or a NaN at the run's sites: refuse to train, or skip them in training, evaluation and
+    every statistic; log and summary count them."""
     checksums: bool = True
     """Compare each chunk file with the checksum in its commit when a process first reads it, in the background."""
     memory_gb: float | None = None

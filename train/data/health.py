@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...shared.cache import Cache
-from ...shared.cache.rows import text_rows
+from ...shared.cache.rows import counted_rows
 from ...shared.errors import DataError
 
 LARGEST = 1e18
@@ -22,14 +22,14 @@ def check_trainable(cache: Cache, site: str, role: str) -> None:
         role: "source" or "target", for the message.
 
     Raises:
-        DataError: rows that are not finite, all alike, all zero, or too large or too small for float32 squares.
+        DataError: rows that are all alike, all zero, or too large or too small for float32 squares; or none is finite.
     """
     stats = cache.stats(site)
     where = f"train.{role}: {site} in {cache.path}"
     other = "train on another site, or harvest again with harvest.storage: float32 or another harvest.dtype"
-    if stats.nonfinite:
-        raise DataError(f"{where} has {stats.nonfinite:,} rows with an infinity or a NaN: training would fail", other)
     rows = stats.all
+    if not rows.n and stats.nonfinite:
+        raise DataError(f"{where}: every row holds an infinity or a NaN", other)
     if not rows.n:
         return
     rms = float(np.sqrt(rows.mean_sq_norm / len(rows.sum)))
@@ -52,8 +52,8 @@ def _largest(cache: Cache, site: str) -> tuple[int, float]:
     best, at = 0.0, 0
     for shard in cache.shards:
         seqs = cache.layout.seqs_of(shard)
-        kept = text_rows(cache.flags[seqs.start : seqs.stop].reshape(-1))
-        magnitude = cache.chunk(site, shard).double().abs().amax(dim=1).numpy() * kept
+        kept = counted_rows(cache.flags[seqs.start : seqs.stop].reshape(-1))
+        magnitude = np.where(kept, cache.chunk(site, shard).double().abs().amax(dim=1).numpy(), 0.0)
         row = int(magnitude.argmax())
         if magnitude[row] > best:
             best, at = float(magnitude[row]), cache.layout.rows_of(shard).start + row

@@ -59,6 +59,7 @@ class StreamPlan:
         n_windows: windows in an epoch.
         resident: everything stays in memory.
         pool_bytes: memory of all pools together.
+        nonfinite_rows: rows left out because they hold an infinity or a NaN.
     """
 
     total_steps: int
@@ -71,6 +72,7 @@ class StreamPlan:
     n_windows: int
     resident: bool
     pool_bytes: int
+    nonfinite_rows: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -198,6 +200,7 @@ class Stream:
             n_windows=self._windows.n_windows,
             resident=self.resident,
             pool_bytes=capacity * self._row_bytes * (1 if self.resident else 1 + config.prefetch),
+            nonfinite_rows=int(((self.cache.flags & np.uint8(Flag.NONFINITE)) != 0).sum()),
         )
 
     @property

@@ -49,7 +49,8 @@ class RunSummary:
     the target's variance (excluding position 0) in its outlying dimensions and in its massive rows. `note` says in
     words where `fvu` is mostly about a few dimensions. `fvu_ema`: of the coder with averaged weights (train.ema).
     `by_site`: of a coder of several sites, the FVU figures of each; the others then count each site in units of its own
-    variance. `moved`: cosines between the rows that a run started from (train.init) and those that it ended with.
+    variance. `nonfinite_rows`: rows left out because they hold an infinity or a NaN.
+    `moved`: cosines between the rows that a run started from (train.init) and those that it ended with.
     """
 
     name: str
@@ -73,6 +74,7 @@ class RunSummary:
     fvu_ema: float | None = None
     by_site: dict[str, dict[str, float | None]] | None = None
     moved: dict[str, Any] | None = None
+    nonfinite_rows: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,6 +94,8 @@ class RunSummary:
         if self.moved is not None:
             median = self.moved["w_dec"]["median"]
             work += f", {self.moved['latents']:,} latents at a median cosine of {median:.3f} to their start"
+        if self.nonfinite_rows:
+            work += f", {self.nonfinite_rows:,} rows that are not finite left out"
         note = "".join(
             f"\n  {site}: {fvu} {figures['fvu']:.4f}, per dimension {figures['fvu_dims']:.4f}"
             for site, figures in (self.by_site or {}).items()
@@ -182,6 +186,7 @@ class Session:
             **({} if trainee.config.reseed is None else {"reseeded": trainee.reseeded, "merged": trainee.merged}),
             **result.measures,
             **stream.sampler.metrics(),
+            **({"nonfinite_rows": n} if (n := stream.plan.nonfinite_rows) else {}),
             **(self.report.figures if self.report else {}),
             "lr": result.lr,
             "grad_norm": float(result.grad_norm),
@@ -236,6 +241,7 @@ class Session:
             "seconds": trainee.clock.seconds,
             "fvu_untrained": trainee.untrained.get("fvu"),
             "evaluated_on": "heldout" if group.stream.heldout_rows else "train",
+            "nonfinite_rows": group.stream.nonfinite_rows,
         }
         extra = {
             "source": config.source,

@@ -19,7 +19,7 @@ from ....models.folder import model_folder
 from ....models.splice import Replace, spliced
 from ....shared.cache import Cache, positions
 from ....shared.cache.documents import document_positions
-from ....shared.cache.rows import text_rows
+from ....shared.cache.rows import counted_rows, text_rows
 from ....shared.errors import DataError, UsageError
 
 TOLERANCE = 0.05
@@ -233,9 +233,9 @@ def _inputs(
     ids = torch.from_numpy(cache.tokens[sequences].astype(np.int64)).to(device)
     real = torch.from_numpy(text_rows(flags)).to(device)
     position = torch.from_numpy(positions(np.arange(cache.ctx), flags, cache.ctx)).to(device)
-    rows = real
+    rows = torch.from_numpy(counted_rows(flags)).to(device)
     if only is not None:
-        rows = real & torch.from_numpy(only.reshape(-1, cache.ctx)[sequences]).to(device)
+        rows = rows & torch.from_numpy(only.reshape(-1, cache.ctx)[sequences]).to(device)
     counted = rows[:, :-1] & rows[:, 1:]
     told: dict[str, Any] = {"attention_mask": None if bool(real.all()) else real.long()}
     if _apart(cache):
@@ -270,9 +270,10 @@ def _loss(spliced_in: Tensor, clean: Tensor, part: _Inputs) -> Loss:
 
 
 def _check(cache: Cache, source: str, sequence: int, *, found: Tensor, real: Tensor) -> None:
-    """Compares a sequence's activations [T, d] with the cached ones, excluding padding."""
+    """Compares a sequence's activations [T, d] with the cached ones, excluding padding and rows that are not finite."""
     rows = np.arange(sequence * cache.ctx, (sequence + 1) * cache.ctx)
     cached = cache.rows(source, rows).float().to(found.device)
+    real = real & cached.isfinite().all(dim=1)
     off = float((found.float() - cached)[real].norm() / cached[real].norm().clamp_min(1e-12))
     if not off <= TOLERANCE:
         raise DataError(
