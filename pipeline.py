@@ -21,6 +21,7 @@ from .shared.console import Console
 from .shared.deadline import stop_signals
 from .shared.errors import PipelineError, UsageError
 from .shared.explain import explained
+from .shared.mapped import name_failed_mappings
 from .shared.writable import provide
 
 COMPLETE = "_PIPELINE_COMPLETE"
@@ -41,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"note: {note}", file=sys.stderr)
     for number in stop_signals()[1:]:
         signal.signal(number, _interrupt)
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name_failed_mappings(given)
+    sys.exit(run(given))
 
 
 def _interrupt(number: int, frame: object) -> None:

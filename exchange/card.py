@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from ..shared.config.yaml import dump_yaml
 from ..shared.errors import DataError
+from ..shared.untrusted import read_object
 
 LICENCES = (
     (r"gemma", "gemma"),
@@ -150,11 +150,11 @@ def report_figures(folder: Path) -> dict[str, str]:
         DataError: the folder holds no report.
     """
     try:
-        runs = json.loads((folder / "report.json").read_bytes())["runs"]
+        runs = read_object(folder / "report.json", "pipeline analyze RUN")["runs"]
         trained = [run for run in runs if run["trained"]]
         controls = [run for run in runs if not run["trained"]]
         return {run["name"]: _figures(run, _control_of(run, controls)) for run in trained}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder} holds no report that can be read: {error!r}", "pipeline analyze RUN") from None
 
 

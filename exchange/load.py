@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from .hub import is_hub_path, local_folder
 from .plain import coder_of
 
 OWN = "run"
+
+_WRONG = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,24 @@ def load_coders(path: Path | str, *, layer: int | None = None, cache: Cache | No
     found = recognise(local)
     if found is None:
         raise _unknown(local)
-    parts = found.read(local, layer)
-    if not parts:
-        raise DataError(f"{local} holds no coder with latents")
-    return [Loaded(_placed(part), _described(part), found.name, local, {}) for part in parts]
+    with _reading(local, found.name):
+        parts = found.read(local, layer)
+        if not parts:
+            raise DataError(f"{local} holds no coder with latents")
+        return [Loaded(_placed(part), _described(part), found.name, local, {}) for part in parts]
+
+
+@contextmanager
+def _reading(path: Path, name: str) -> Iterator[None]:
+    """Whatever the values in another program's files run into is a fault of those files."""
+    try:
+        yield
+    except _WRONG as error:
+        text = str(error).strip().splitlines()
+        raise DataError(
+            f"{path} does not hold what {name} writes: {text[0] if text else type(error).__name__}",
+            "write it again with the program that it is from",
+        ) from error
 
 
 def load_coder(path: Path | str, *, layer: int | None = None) -> Coder:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from ..shared.errors import UsageError
+from ..shared.untrusted import parse_json, read_object
 
 _POINTER = b"version https://git-lfs"
 _INDEX = "model.safetensors.index.json"
@@ -34,7 +34,7 @@ def refuse_damaged(folder: Path, setting: str) -> None:
         if path.suffix == ".json":
             _refuse_no_json(path, setting)
     if (folder / _INDEX).is_file():
-        named = set(json.loads((folder / _INDEX).read_text(encoding="utf-8")).get("weight_map", {}).values())
+        named = _files_of(folder / _INDEX, setting)
         if missing := sorted(name for name in named if not (folder / name).is_file()):
             raise UsageError(
                 f"{setting}: {len(missing)} of {len(named)} files of weights in {folder / _INDEX} were not found, "
@@ -53,14 +53,35 @@ def _entries(path: Path) -> tuple[int, list[dict[str, Any]]]:
     """Length and entries of the header of a safetensors file: 8 bytes with its length, then JSON.
 
     Raises:
-        ValueError: the file does not begin with one.
+        ValueError: the file does not begin with one, or not with one of this form.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= min(path.stat().st_size, _LONGEST_HEADER):
             raise ValueError("no header")
-        header = json.loads(file.read(length))
-    return length, [entry for name, entry in header.items() if name != "__metadata__"]
+        header = parse_json(file.read(length))
+    entries = [entry for name, entry in header.items() if name != "__metadata__"] if isinstance(header, dict) else [{}]
+    if not all(isinstance(entry, dict) and _whole(entry.get("shape")) for entry in entries):
+        raise ValueError("no shapes")
+    if not all(_whole(entry.get("data_offsets")) and len(entry["data_offsets"]) == 2 for entry in entries):
+        raise ValueError("no places")
+    return length, entries
+
+
+def _whole(value: Any) -> bool:
+    """Whether it is a list of whole numbers."""
+    return isinstance(value, list) and all(type(one) is int and one >= 0 for one in value)
+
+
+def _files_of(index: Path, setting: str) -> set[str]:
+    """The files of weights that an index names. Raises UsageError where it names none, or one elsewhere."""
+    named = read_object(index, "download it again").get("weight_map")
+    if not isinstance(named, dict):
+        raise UsageError(f"{setting}: {index} names no files of weights", "download it again")
+    found = {str(name) for name in named.values()}
+    if elsewhere := sorted(name for name in found if name != Path(name).name):
+        raise UsageError(f"{setting}: {index} names {elsewhere[0]!r}, no file beside it", "download it again")
+    return found
 
 
 def _refuse_cut(path: Path, setting: str) -> None:
@@ -78,6 +99,6 @@ def _refuse_cut(path: Path, setting: str) -> None:
 
 def _refuse_no_json(path: Path, setting: str) -> None:
     try:
-        json.loads(path.read_bytes())
+        parse_json(path.read_bytes())
     except ValueError as error:
         raise UsageError(f"{setting}: {path} is no JSON: {error}", hint="download it again") from None

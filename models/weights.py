@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..shared.errors import UsageError
+from ..shared.untrusted import read_object
 from .folder import DEMO_MODEL
+from .gguf_header import check_gguf
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,8 +79,9 @@ def _in_folder(path: Path, setting: str) -> Weights:
 
 def adapter_facts(folder: Path) -> dict[str, Any]:
     """Base model and kind of an adapter, as its adapter_config.json says."""
-    found = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    return {"base_model_name_or_path": found.get("base_model_name_or_path"), "peft_type": found.get("peft_type")}
+    found = read_object(folder / ADAPTER_CONFIG, "save the adapter again")
+    names = ("base_model_name_or_path", "peft_type")
+    return {name: value if isinstance(value := found.get(name), str) else None for name in names}
 
 
 def merged(model: nn.Module, adapter: str, setting: str) -> nn.Module:
@@ -159,8 +161,9 @@ def gguf_facts(path: Path) -> dict[str, Any]:
 
 
 def require_gguf(path: Path) -> None:
-    """Raises UsageError where the package that reads GGUF files is not installed."""
+    """Raises UsageError where the package that reads GGUF files is not installed, or the file is none."""
     try:
         import gguf  # noqa: F401
     except ImportError:
         raise UsageError(f"{path} requires the gguf package", "pip install 'sparse-coder-pipeline[gguf]'") from None
+    check_gguf(path)

@@ -51,7 +51,8 @@ def explained(error: BaseException, again: str) -> PipelineError | None:
     """
     place = _place(error)
     then = f", then {again}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch's own, of a CPU
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or cpu:
         return PipelineError(
             f"not enough memory: {str(error).splitlines()[0] if str(error) else 'the system gave no more'}",
             "lower train.data.memory_gb, train.data.batch_size or harvest.batch_tokens" + then,

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cache.files import inside
+from .columnar import read_parquet
 from .errors import DataError, UsageError
+from .schemas import Report, checked
+from .untrusted import read_object
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = "sparse-coder-analysis"
 SCHEMA_VERSION = 1
+
+_AGAIN = "pipeline analyze writes it again"
 
 _FIGURE = ("label", "value", "with_bos", "without_massive", "null", "low", "high", "better", "definition")
 
@@ -66,7 +71,7 @@ class SavedReport:
         """
         found: dict[str, Callable[[], pd.DataFrame]] = {}
         for run in self.document["runs"]:
-            for file in sorted((self.path / run["folder"]).glob("*.parquet")):
+            for file in sorted(self._folder(run).glob("*.parquet")):
                 found.setdefault(file.stem, partial(self._parquet, file.stem))
         for report, table in self._listed():
             name = f"{report}.{table['key']}"
@@ -89,14 +94,18 @@ class SavedReport:
         table = self.tables["latents"]
         return table[table["run"] == name].drop(columns="run").set_index("latent")
 
+    def _folder(self, run: Mapping[str, Any]) -> Path:
+        """Where the tables of a run are. Raises DataError where the name leads out of the report."""
+        return inside(self.path, f"{run['folder']}/latents.parquet").parent
+
     def _parquet(self, name: str) -> pd.DataFrame:
         import pandas as pd
 
         parts = []
         for run in self.document["runs"]:
-            file = self.path / run["folder"] / f"{name}.parquet"
+            file = inside(self.path, f"{run['folder']}/{name}.parquet")
             if file.is_file():
-                part = pd.read_parquet(file)
+                part = _frame(file)
                 part.insert(0, "run", run["name"])
                 parts.append(part)
         return pd.concat(parts, ignore_index=True)
@@ -109,6 +118,8 @@ class SavedReport:
             for report, table in self._listed_of(run):
                 if f"{report}.{table['key']}" == name:
                     labels = _distinct(column["label"] for column in table["columns"])
+                    if any(len(row) != len(labels) for row in table["rows"]):
+                        raise DataError(f"{self.path}: a row of {name} has not {len(labels)} values", _AGAIN)
                     part = pd.DataFrame(table["rows"], columns=labels)
                     if run is not None:
                         part.insert(0, "run", run["name"], allow_duplicates=True)
@@ -127,6 +138,16 @@ class SavedReport:
             return
         for report, result in run["reports"].items():
             yield from ((report, table) for table in result["tables"])
+
+
+def _frame(file: Path) -> pd.DataFrame:
+    """A Parquet file. Raises DataError if it is damaged."""
+    import pyarrow as pa
+
+    try:
+        return read_parquet(file).to_pandas()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{file} cannot be read: {error}", _AGAIN) from None
 
 
 class _Lazy(Mapping[str, Any]):
@@ -173,24 +194,22 @@ def open_report(path: Path | str) -> SavedReport:
     path = Path(path)
     folder = path.parent if path.suffix in (".json", ".html") else path
     file = folder / "report.json"
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not file.exists():
         beside = ", ".join(sorted(one.parent.name for one in folder.parent.glob("*/report.json")))
         raise DataError(
             f"no report at {folder} (no report.json)",
             f"reports in {folder.parent}: {beside}" if beside else "pipeline analyze writes one",
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read: {error}", "pipeline analyze writes it again") from None
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        )
+    document = read_object(file, _AGAIN)
+    if document.get("schema") != SCHEMA:
         raise DataError(f"{file} is not a report of `pipeline analyze`")
-    if document["schema_version"] > SCHEMA_VERSION:
+    version = document.get("schema_version")
+    if type(version) is int and version > SCHEMA_VERSION:
         raise DataError(
-            f"{file} has schema version {document['schema_version']}, this program reads up to {SCHEMA_VERSION}",
+            f"{file} has schema version {version}, this program reads up to {SCHEMA_VERSION}",
             "install a newer version of the program",
         )
-    return SavedReport(folder, document)
+    return SavedReport(folder, checked(Report, document, file, _AGAIN))
 
 
 def report_on(run: Path, reports: Path) -> tuple[SavedReport, str] | None:

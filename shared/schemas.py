@@ -187,6 +187,67 @@ class Provenance(_Cached):
     config_sha256: Sha256
 
 
+class _Column(TypedDict):
+    label: str
+
+
+class Table(TypedDict):
+    """A table of report.json."""
+
+    key: Name
+    columns: list[_Column]
+    rows: list[list[Any]]
+
+
+class ReportedFigure(TypedDict):
+    """A headline figure of report.json."""
+
+    label: str
+    value: Number | None
+    with_bos: Number | None
+    without_massive: Number | None
+    null: Number | None
+    interval: Annotated[list[Number], Field(min_length=2, max_length=2)] | None
+    better: str | None
+    definition: str
+
+
+class Reported(TypedDict):
+    """One report on one run."""
+
+    figures: dict[str, ReportedFigure]
+    tables: list[Table]
+
+
+class _Facts(TypedDict, total=False):
+    path: Path_
+
+
+class ReportedRun(TypedDict):
+    """A run or control of report.json."""
+
+    name: Name
+    folder: Path_
+    trained: Flag
+    facts: _Facts
+    reports: dict[str, Reported]
+
+
+class _Comparison(TypedDict):
+    tables: list[Table]
+
+
+class _Compared(TypedDict, total=False):
+    comparison: _Comparison | None
+
+
+class Report(_Compared):
+    """report.json."""
+
+    schema_version: Count
+    runs: list[ReportedRun]
+
+
 def checked(shape: type, value: object, file: Path, hint: str | None = None) -> dict[str, Any]:
     """The document itself, if it has this shape.
 

@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..shared.columnar import arrow_batches
 from ..shared.errors import DataError
+from ..shared.untrusted import read_object
 from .foreign import Column, Foreign, token_name
 
 SETTINGS = "cache_activations_runner_cfg.json"
@@ -34,12 +36,17 @@ def open_dataset(folder: Path) -> Foreign:
     Raises:
         DataError: it cannot be read, has no column of activations, or its columns have different shapes.
     """
+    import pyarrow as pa
     from datasets import load_from_disk
 
     try:
+        for file in sorted(folder.glob("*.arrow")):
+            for _ in arrow_batches(file):
+                pass
+        read_object(folder / "state.json"), read_object(folder / "dataset_info.json")
         dataset = load_from_disk(str(folder)).with_format("numpy")
         first: Mapping[str, Any] = dataset[0]
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, pa.ArrowException) as error:
         raise DataError(f"{folder} cannot be read as a dataset: {error}") from None
     samples = {name: np.asarray(first[name]) for name in dataset.column_names}
     floats = {name: one for name, one in samples.items() if one.dtype.kind == "f" and one.ndim in (1, 2)}
@@ -83,8 +90,8 @@ def _model(folder: Path) -> str | None:
     """The model's name in SAELens's settings; None where not found."""
     file = folder / SETTINGS
     try:
-        found = json.loads(file.read_text(encoding="utf-8")).get("model_name") if file.is_file() else None
-    except (OSError, ValueError, AttributeError):
+        found = read_object(file).get("model_name") if file.is_file() else None
+    except DataError:
         return None
     return str(found) if found else None
 

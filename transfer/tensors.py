@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..shared.archives import load_plain
 from ..shared.errors import DataError
 from .foreign import ROW_ARRAYS, Column, Foreign, token_name
 
@@ -95,6 +96,8 @@ def _shapes(path: Path, floats: dict[str, list[Piece]]) -> tuple[int | None, int
         rows[name] = sum(piece.shape[0] * (piece.shape[1] if len(piece.shape) == 3 else 1) for piece in pieces)
     if len(set(rows.values())) > 1:
         raise DataError(f"{path}: its arrays have different numbers of rows: {rows}")
+    if not any(rows.values()):
+        raise DataError(f"{path}: its arrays have no rows")
     return ctx, next(iter(rows.values()))
 
 
@@ -124,9 +127,7 @@ def _pieces(file: Path) -> list[tuple[str, Piece]]:
                     for name, one in slices.items()
                 ]
         found = _opened(file)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, EOFError) as error:
-        raise _unreadable(file, error) from None
-    except Exception as error:  # torch.load raises UnpicklingError for anything but plain tensors
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError, EOFError, MemoryError) as error:
         raise _unreadable(file, error) from None
     if isinstance(found, Tensor):
         name = "tokens" if re.match(r"(tokens?|input_ids)", file.stem) else ALONE
@@ -149,7 +150,7 @@ def _opened(file: Path) -> Any:
     """A .npy or .pt file, mapped."""
     if file.suffix == ".npy":
         return torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False))
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return load_plain(file, mapped=True)
 
 
 def _load(piece: Piece, start: int, stop: int) -> Tensor:

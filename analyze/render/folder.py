@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...shared.config.settings import to_dict
-from ...shared.errors import UsageError
+from ...shared.errors import DataError, UsageError
 from ...shared.provenance import provenance
 from ...shared.runs.folder import Run
+from ...shared.untrusted import read_object
 from ..config import AnalyzeConfig, usual_reports
 from ..result import plain
 from ..subject.analysed import training_facts
@@ -51,12 +51,8 @@ def check_folder(folder: Path, schema: str, config: AnalyzeConfig, runs: Sequenc
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    try:
-        found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        ours = found.get("schema") == schema
-    except (OSError, ValueError, AttributeError):
-        ours = False
-    if not ours:
+    found = _document(folder)
+    if found is None or found.get("schema") != schema:
         raise UsageError(
             f"{folder} exists and is not a report of this program", "--set analyze.name=NAME for another folder"
         )
@@ -72,17 +68,25 @@ def check_folder(folder: Path, schema: str, config: AnalyzeConfig, runs: Sequenc
 
 def standing(folder: Path, schema: str, config: AnalyzeConfig, runs: Sequence[Run]) -> dict[str, Any] | None:
     """report.json of `folder` if the same report would be made again: same settings, runs and program; else None."""
-    try:
-        found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if found.get("schema") != schema or found.get("made_with") != plain(provenance()):
+    found = _document(folder)
+    if found is None or found.get("schema") != schema or found.get("made_with") != plain(provenance()):
         return None
     facts = [entry["facts"] for entry in found["runs"] if entry["facts"]["trained"]]
     trained = [[one["training"], one["settings"]] for one in facts]
     if trained != [plain([training_facts(run), run.final.get("training", {})]) for run in runs]:
         return None
     return None if _differences(found, config, [run.path for run in runs]) else found
+
+
+def _document(folder: Path) -> dict[str, Any] | None:
+    """report.json of a folder with the parts that are compared; None where it is not whole."""
+    try:
+        found = read_object(folder / "report.json")
+        for entry in found["runs"]:
+            _ = (str(entry["facts"]["trained"]), Path(entry["facts"].get("path", "")))
+    except (DataError, KeyError, TypeError, AttributeError):
+        return None
+    return found if isinstance(found.get("config", {}), dict) else None
 
 
 def _differences(found: dict[str, Any], config: AnalyzeConfig, runs: Sequence[Path]) -> list[str]:

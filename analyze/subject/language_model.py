@@ -5,7 +5,6 @@ No model is built and nothing is downloaded: the files are in the folder that wa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from ...shared.errors import DataError
+from ...shared.untrusted import read_object
 
 UNEMBEDDINGS = (
     "lm_head.weight",
@@ -99,10 +101,10 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names: Mapping[str, Any] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (OSError, ValueError, KeyError):
+            names: Mapping[str, Any] = read_object(index)["weight_map"]
+            return {name: folder / file for name, file in names.items() if (folder / file).is_file()}
+        except (DataError, KeyError, AttributeError, TypeError):
             return {}
-        return {name: folder / file for name, file in names.items() if (folder / file).is_file()}
     single = folder / "model.safetensors"
     if not single.is_file():
         return {}
@@ -123,6 +125,6 @@ def read_tensor(files: Mapping[str, Path], name: str) -> Tensor:
 def _model_type(folder: Path) -> str:
     """`model_type` of a checkpoint's config.json; "" where not found."""
     try:
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
-    except (OSError, ValueError):
+        return str(read_object(folder / "config.json").get("model_type", ""))
+    except DataError:
         return ""

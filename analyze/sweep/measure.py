@@ -13,7 +13,9 @@ from typing import Any
 from ...shared.cache.files import write_file
 from ...shared.config.settings import identity, to_dict
 from ...shared.console import Console
+from ...shared.errors import DataError
 from ...shared.runs.folder import Run, open_run
+from ...shared.untrusted import read_object
 from ..config import AnalyzeConfig
 from ..render.folder import ELSEWHERE
 from ..result import TWINS, Figure, Number, number
@@ -218,8 +220,8 @@ def _key(run: Run, config: AnalyzeConfig) -> str:
 
 def _read(path: Path, key: str) -> dict[str, Any] | None:
     try:
-        document: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        document = read_object(path)
+    except DataError:
         return None
     return document if document.get("key") == key else None
 

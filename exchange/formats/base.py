@@ -155,6 +155,10 @@ def checked(found: Mapping[str, Tensor], required: Sequence[str], path: Path) ->
 
 def shaped(plain: Plain, path: Path) -> Plain:
     """The coder itself, with its shapes checked. Raises DataError where they do not fit together."""
+    if plain.w_enc.dim() != 2 or plain.w_dec.dim() != 2 or not plain.w_enc.numel() or not plain.w_dec.numel():
+        raise DataError(
+            f"{path}: found matrices {list(plain.w_enc.shape)} and {list(plain.w_dec.shape)}, expected [F, d]"
+        )
     n, d_in, d_out = plain.n_latents, plain.d_in, plain.d_out
     wrong = [
         f"{name}: found {list(value.shape)}, expected {list(expected)}"

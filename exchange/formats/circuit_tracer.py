@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 
 from ...shared.cache.files import write_file
-from ...shared.config.yaml import dump_yaml, load_yaml
+from ...shared.config.yaml import MOST_BYTES, dump_yaml, load_yaml
 from ...shared.errors import DataError, PipelineError, UsageError
 from ..facts import Facts
 from ..hooks import Reading, from_tl, layer_of, model_type_of, tl_hook
@@ -72,9 +72,10 @@ class CircuitTracer(Format):
     def recognises(self, path: Path) -> bool:
         if path.suffix == ".safetensors" and re.fullmatch(r"layer_\d+\.safetensors", path.name):
             return (path.parent / CONFIG).is_file()
-        return (path / CONFIG).is_file() and "model_kind" in (path / CONFIG).read_text(
-            encoding="utf-8", errors="replace"
-        )
+        if not (path / CONFIG).is_file():
+            return False
+        with (path / CONFIG).open("rb") as file:
+            return b"model_kind" in file.read(MOST_BYTES)
 
     def read(self, path: Path, layer: int | None = None) -> list[Part]:
         if path.is_file():

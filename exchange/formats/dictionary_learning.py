@@ -12,7 +12,6 @@ All but JumpReluAutoEncoder and AutoEncoderNew read x minus their output bias.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,8 +19,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...shared.archives import load_plain
 from ...shared.cache.files import write_file
 from ...shared.errors import DataError
+from ...shared.untrusted import read_object
 from ..facts import Facts
 from ..hooks import from_module, layer_of, model_type_of, module_of
 from ..plain import Above, Gate, KLargest, Plain, Relu, is_uniform
@@ -139,22 +140,15 @@ def _trainer(path: Path) -> dict[str, Any]:
     where = path / CONFIG
     if not where.is_file():
         return {}
-    try:
-        trainer = json.loads(where.read_bytes())["trainer"]
-        return dict(trainer)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{where} cannot be read: {error!r}") from None
+    trainer = read_object(where).get("trainer")
+    if not isinstance(trainer, dict):
+        raise DataError(f"{where} has no trainer")
+    return trainer
 
 
 def _load(path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict; nothing but tensors is constructed."""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises its own errors for what it refuses to construct
-        raise DataError(
-            f"{path} cannot be read as plain tensors: {str(error).splitlines()[0]}",
-            "save its state dict again: torch.save(coder.state_dict(), PATH)",
-        ) from None
+    found = load_plain(path)
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise DataError(f"{path} is not a state dict of tensors")
     return dict(found)

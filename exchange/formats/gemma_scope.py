@@ -12,7 +12,6 @@ transcoders are the norm's output *with* its gain, and attn_out is the input of 
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +22,10 @@ import torch
 from torch import Tensor
 
 from ...models.site_names import format_site
+from ...shared.archives import load_arrays
 from ...shared.cache.files import write_file
 from ...shared.errors import DataError, UsageError
+from ...shared.untrusted import read_object
 from ..facts import Facts
 from ..hooks import from_hf, layer_of, model_type_of, to_hf
 from ..plain import Above, Plain
@@ -138,22 +139,17 @@ def _notes(part: Part, version: int) -> tuple[str, ...]:
 def _config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+    found = read_object(path)
     if found.get("architecture", "jump_relu") != "jump_relu":
         raise DataError(f"{path}: architecture {found['architecture']!r} is not read (read: jump_relu)")
-    return dict(found)
+    return found
 
 
 def _read_1(file: Path, config: dict[str, Any]) -> Part:
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {name: torch.from_numpy(np.asarray(archive[name])) for name in archive.files}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as plain arrays: {error}") from None
-    found = checked(arrays, _REQUIRED_1, file)
+    arrays = load_arrays(file)
+    if wrong := [name for name, array in arrays.items() if array.dtype.kind not in "fiub"]:
+        raise DataError(f"{file}: {wrong[0]} holds {arrays[wrong[0]].dtype}, expected numbers")
+    found = checked({name: torch.from_numpy(array) for name, array in arrays.items()}, _REQUIRED_1, file)
     source, target, rms, problem = _sites_1(file, config)
     act = Above(found["threshold"].clamp_min(0))  # a ReLU stands before it
     plain = Plain(

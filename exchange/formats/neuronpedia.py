@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -21,6 +24,7 @@ from torch import Tensor
 
 from ...shared.cache.files import write_file
 from ...shared.errors import DataError, UsageError
+from ...shared.untrusted import Expanding, byte_lines, parse_json, read_object
 from ..hooks import layer_of, tl_hook
 from ..plain import Plain
 from .base import ALL, Format, Options, Part, Written
@@ -90,9 +94,9 @@ class Neuronpedia(Format):
 def _report(folder: Path, name: str) -> tuple[Mapping[str, Any], Path]:
     """(report.json, the run's latents.jsonl.gz). Raises DataError where the report does not have the run."""
     try:
-        document = json.loads((folder / "report.json").read_bytes())
+        document = read_object(folder / "report.json", f"pipeline analyze {name}")
         found = next((run for run in document["runs"] if run["trained"] and run["name"] == name), None)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DataError(f"{folder} holds no report that can be read: {error!r}", f"pipeline analyze {name}") from None
     if found is None:
         held = ", ".join(run["name"] for run in document["runs"] if run["trained"])
@@ -104,10 +108,22 @@ def _report(folder: Path, name: str) -> tuple[Mapping[str, Any], Path]:
 
 
 def _batches(path: Path) -> Iterator[list[dict[str, Any]]]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        lines = (json.loads(line) for line in file)
-        while batch := list(islice(lines, BATCH)):
-            yield batch
+    with io.BufferedReader(Expanding(gzip.open(path), path)) as file:
+        lines = (_latent(line, path) for line in byte_lines(file))
+        try:
+            while batch := list(islice(lines, BATCH)):
+                yield batch
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{path} is damaged: {error}", "pipeline analyze writes it again") from None
+
+
+def _latent(line: bytes | None, path: Path) -> dict[str, Any]:
+    found: Any = None
+    with suppress(ValueError):
+        found = parse_json(line or b"")
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is damaged: a line that is no object", "pipeline analyze writes it again")
+    return found
 
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

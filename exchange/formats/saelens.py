@@ -9,7 +9,6 @@ settings of versions before 6.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...shared.errors import DataError, UsageError
+from ...shared.untrusted import read_object
 from ..facts import Facts
 from ..hooks import Reading, from_hf, from_tl, model_type_of, tl_hook, to_hf
 from ..plain import Above, Activation, Gate, KLargest, Plain, Relu
@@ -148,10 +148,7 @@ def _metadata(part: Part) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 def _config(path: Path) -> dict[str, Any]:
     """cfg.json with the metadata's keys and, of older versions, the newer names."""
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+    config = read_object(path)
     renamed = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
     flat = {renamed.get(key, key): value for key, value in config.items() if key != "metadata"}
     metadata: Mapping[str, Any] = config.get("metadata") or {}

@@ -9,12 +9,12 @@ sites and the model. docs/interop.md has the formulas. Reading it back gives the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ...shared.errors import DataError
+from ...shared.untrusted import read_object
 from ..facts import Facts
 from ..plain import Above, Activation, Gate, KLargest, Plain, Relu
 from .base import ALL, Format, Options, Part, Written, read_tensors, shaped, write_document, write_tensors
@@ -66,12 +66,12 @@ class Safetensors(Format):
 
     def read(self, path: Path, layer: int | None = None) -> list[Part]:
         where = path / DOCUMENT
+        document = read_object(where)
         try:
-            document = json.loads(where.read_bytes())
             version, kind = document["version"], document["activation"]
             facts = Facts(**{name: document[name] for name in FACTS})
             rms, tied, groups = document["input"] == "rms", document["tied"], document["groups"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise DataError(f"{where} cannot be read: {error!r}") from None
         if version > VERSION:
             raise DataError(f"{where} has version {version}, this program reads up to {VERSION}")

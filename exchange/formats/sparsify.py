@@ -7,7 +7,6 @@ is a module path: an SAE reads the module's output, a transcoder its input, and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from ...shared.errors import DataError, UsageError
+from ...shared.untrusted import read_object
 from ..facts import Facts
 from ..hooks import from_module, is_module_path, model_type_of, module_of
 from ..plain import KLargest, Plain
@@ -133,9 +133,9 @@ def _read_by(source: tuple[str, str]) -> str | None:
 def _read(path: Path) -> Part:
     where = path / CONFIG
     try:
-        config: dict[str, Any] = json.loads(where.read_bytes())
+        config = read_object(where)
         k, d_in, transcode = int(config["k"]), int(config["d_in"]), bool(config.get("transcode", False))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(f"{where} cannot be read: {error!r}") from None
     if config.get("activation", "topk") != "topk":
         raise DataError(f"{where}: activation {config['activation']!r} is not read (read: topk)")

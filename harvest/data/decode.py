@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from ...shared.errors import UsageError
+from ...shared.untrusted import ROW_CHARS, Expanding, byte_lines
 from .reading import BadRowError
 
 Line = tuple[int, str | BadRowError]
@@ -53,16 +54,16 @@ COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
 
 
 def open_binary(file: Path) -> IO[bytes]:
-    """The bytes of a file, decompressed.
+    """The bytes of a file, decompressed as far as the bound on what a file may expand to.
 
     Raises:
         UsageError: the file cannot be opened, or is the pointer that Git LFS leaves in place of a file.
     """
     refuse_pointer(file)
     suffix = file.suffix.lower()
-    opener = gzip.open if suffix == ".tgz" else COMPRESSIONS.get(suffix, io.FileIO)
+    opener = gzip.open if suffix == ".tgz" else COMPRESSIONS.get(suffix)
     try:
-        return io.BufferedReader(cast(Any, opener(file)), _BUFFER)
+        return io.BufferedReader(io.FileIO(file) if opener is None else Expanding(opener(file), file), _BUFFER)
     except OSError as error:
         raise UsageError(f"harvest.dataset: cannot read {file}: {error}") from None
 
@@ -94,7 +95,8 @@ def damaged(where: str, error: Exception) -> BadRowError:
 
 
 def lines(file: Path) -> Iterator[Line]:
-    """The numbered lines of a file, with their line ends; one that is not text in the file's encoding is a bad row.
+    """The numbered lines of a file, with their line ends; one that is not text in the file's encoding, or longer than a
+    row may be, is a bad row.
 
     What follows damage in a compressed file is one bad row at the end.
     """
@@ -170,17 +172,35 @@ def _decoded_lines(raw: IO[bytes], encoding: str, file: Path) -> Generator[str |
     if not encoding.startswith("utf-8"):
         text = io.TextIOWrapper(raw, encoding, errors=_errors(encoding), newline="")
         try:
-            while decoded := text.readline():  # `yield from` would close the file when the reader stops early
-                yield decoded
+            number = 0
+            while decoded := text.readline(ROW_CHARS + 1):  # `yield from` would close the file when the reader stops
+                number += 1
+                long = len(decoded) > ROW_CHARS
+                while long and decoded and not decoded.endswith(("\n", "\r")):
+                    decoded = text.readline(PART)
+                yield too_long(f"{file}:{number}") if long else decoded
         finally:
             text.detach()
         return
     # decoded line by line, so that a bad byte costs one line
-    for number, line in enumerate(raw, 1):
+    for number, line in enumerate(byte_lines(raw), 1):
+        if line is None:
+            yield too_long(f"{file}:{number}")
+            continue
         try:
             yield line.decode(encoding if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             yield _not_text(f"{file}:{number}", error)
+
+
+def too_long(where: str) -> BadRowError:
+    """The bad row that stands for one beyond the bound."""
+    return BadRowError(
+        where,
+        f"longer than {ROW_CHARS:,} characters",
+        f" is longer than {ROW_CHARS:,} characters, the most that a row may have",
+        cure="split its document into rows, or put it into a .txt file of its own, which may have any length",
+    )
 
 
 def _not_text(where: str, error: UnicodeDecodeError) -> BadRowError:

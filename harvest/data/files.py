@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...shared.config.registry import did_you_mean
-from ...shared.errors import UsageError
+from ...shared.errors import DataError, UsageError
+from ...shared.untrusted import read_object
 from .decode import COMPRESSIONS
 from .tables import is_json_table
 
@@ -134,7 +134,11 @@ def _saved(folder: Path, split: str) -> list[Path] | None:
     other folder.
     """
     if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        splits = read_object(folder / "dataset_dict.json", "copy the whole folder again").get("splits")
+        if not isinstance(splits, list) or not all(isinstance(one, str) for one in splits):
+            raise UsageError(
+                f"harvest.dataset: {folder / 'dataset_dict.json'} lists no splits", hint="copy the whole folder again"
+            )
         if split not in splits:
             raise UsageError(
                 f"harvest.dataset_split: {folder} has no split {split!r}{did_you_mean(split, splits)}",
@@ -145,11 +149,13 @@ def _saved(folder: Path, split: str) -> list[Path] | None:
     if not state.is_file():
         return None
     try:
-        listed = json.loads(state.read_text(encoding="utf-8")).get("_data_files")
-    except (ValueError, AttributeError):
+        listed = read_object(state).get("_data_files")
+    except DataError:
         return None
     if listed is None:
         return None
+    if not isinstance(listed, list) or not all(isinstance(one, dict) and "filename" in one for one in listed):
+        raise UsageError(f"harvest.dataset: {state} lists no files", hint="copy the whole folder again")
     found = [folder / str(entry["filename"]) for entry in listed]
     if lost := [file for file in found if not file.is_file()]:
         raise UsageError(

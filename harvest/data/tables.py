@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .decode import DAMAGE, PART, damaged, lines, open_binary, refuse_pointer, text_parts
+from ...shared.columnar import BATCH_ROWS, arrow_batches, open_parquet, plain_rows
+from ...shared.untrusted import ROW_CHARS, byte_lines, parse_json
+from .decode import DAMAGE, PART, damaged, lines, open_binary, refuse_pointer, text_parts, too_long
 from .documents import Columns
 from .reading import BadRowError
 
@@ -18,7 +19,6 @@ Row = tuple[Mapping[str, Any], str]
 
 Rows = Iterator[Row | BadRowError]
 
-_BATCH = 1024
 _DELIMITERS = (",", ";", "\t", "|")
 _LONGEST_LITERAL = len("-Infinity")
 
@@ -55,7 +55,7 @@ def _first_char(file: Path) -> str:
 
 def csv_file(file: Path, columns: Columns) -> Rows:
     """A table with a header; the delimiter is the first of , ; tab | that gives the columns of the settings."""
-    csv.field_size_limit(sys.maxsize)  # a text may be longer than the library expects
+    csv.field_size_limit(ROW_CHARS)  # a text may be longer than the library expects
     header = next((line for _, line in lines(file) if isinstance(line, BadRowError) or line.strip()), "")
     if isinstance(header, BadRowError) or not header:
         yield from [header] if header else []
@@ -65,12 +65,16 @@ def csv_file(file: Path, columns: Columns) -> Rows:
     delimiter = next((one for one, names in tried.items() if required <= set(names)), _DELIMITERS[0])
     columns.select(tried[delimiter], file)
     bad: list[BadRowError] = []
-    reader = csv.reader(_strings(file, bad), delimiter=delimiter, strict=True)
+    strings = _Strings(file, bad)
+    reader = csv.reader(strings, delimiter=delimiter, strict=True)
     names: list[str] | None = None
     while True:
-        first = reader.line_num + 1
+        first, strings.chars = reader.line_num + 1, 0
         try:
             fields = next(reader, None)
+        except BadRowError as long:  # a quote that nothing closes
+            yield long
+            return
         except csv.Error as error:
             yield BadRowError(f"{file}:{first}", "invalid CSV", f" is not valid CSV: {error}")
             continue
@@ -93,9 +97,10 @@ def parquet(file: Path, columns: Columns) -> Rows:
     row = 0
     refuse_pointer(file)
     try:
-        with pq.ParquetFile(file) as opened:
-            wanted = columns.select(opened.schema_arrow.names, file)
-            for batch in opened.iter_batches(batch_size=_BATCH, columns=wanted):
+        wanted = columns.select(pq.read_schema(file).names, file)
+        opened, at_once = open_parquet(file, wanted)
+        with opened:
+            for batch in opened.iter_batches(batch_size=at_once, columns=wanted):
                 yield from _rows(batch, file, row)
                 row += batch.num_rows
     except (pa.ArrowException, OSError) as error:
@@ -111,25 +116,12 @@ def arrow(file: Path, columns: Columns) -> Rows:
     try:
         for batch in arrow_batches(file):
             wanted = columns.select(batch.schema.names, file)
-            for start in range(0, batch.num_rows, _BATCH):
-                part = batch.select(wanted).slice(start, _BATCH)
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                part = batch.select(wanted).slice(start, BATCH_ROWS)
                 yield from _rows(part, file, row + start)
             row += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         yield damaged(f"{file} row {row}", error)
-
-
-def arrow_batches(file: Path) -> Iterator[Any]:
-    """The record batches of an Arrow stream (what `datasets` writes) or file, mapped."""
-    import pyarrow as pa
-
-    with pa.memory_map(str(file)) as source:
-        try:
-            batches = pa.ipc.open_stream(source)
-        except pa.ArrowInvalid:
-            opened = pa.ipc.open_file(source)
-            batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
-        yield from batches
 
 
 def count_rows(file: Path, kind: str) -> int | None:
@@ -144,7 +136,7 @@ def count_rows(file: Path, kind: str) -> int | None:
             return sum(int(batch.num_rows) for batch in arrow_batches(file))
         if kind in (".jsonl", ".ndjson"):
             with open_binary(file) as raw:
-                return sum(1 for line in raw if line.strip())
+                return sum(1 for line in byte_lines(raw) if line is None or line.strip())
     except (pa.ArrowException, *DAMAGE):  # the harvest says what is wrong
         return None
     return None
@@ -152,8 +144,8 @@ def count_rows(file: Path, kind: str) -> int | None:
 
 def _object(line: str, where: str) -> Row | BadRowError:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = parse_json(line)
+    except ValueError as error:
         return BadRowError(where, "invalid JSON", f" is not valid JSON: {error}")
     return _checked(row, where)
 
@@ -174,8 +166,13 @@ def _json_array(file: Path) -> Rows:
         try:
             begin, row, end = _element(text, at, opening, decoder)
         except json.JSONDecodeError as error:
+            held = len(text) - at
+            if held > ROW_CHARS and _may_go_on(error):
+                yield too_long(f"{file}:{line}")
+                return
+            wanted = max(PART, min(held, ROW_CHARS + 1 - held))
             try:
-                more = "".join(_upto(parts, max(PART, len(text) - at))) if _may_go_on(error) else ""
+                more = "".join(_upto(parts, wanted)) if _may_go_on(error) else ""
             except BadRowError as bad:
                 yield bad
                 return
@@ -185,6 +182,10 @@ def _json_array(file: Path) -> Rows:
                 return
             text, at = text[at:] + more, 0
             continue
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+            reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+            yield BadRowError(f"{file}:{line}", "invalid JSON", f" is not valid JSON from here on: {reason}")
+            return
         if begin == end:
             return
         line += text.count("\n", at, begin)
@@ -225,14 +226,28 @@ def _skip_space(text: str, at: int) -> int:
     return at
 
 
-def _strings(file: Path, bad: list[BadRowError]) -> Iterator[str]:
-    """The lines of a file; one that is not text is noted in `bad` and comes as an empty one."""
-    for _, line in lines(file):
+class _Strings:
+    """The lines of a file; one that is not text is noted in `bad` and comes as an empty one.
+
+    Attributes:
+        chars: given since the reader set it to 0, at the beginning of a row. Beyond the bound BadRowError is raised.
+    """
+
+    def __init__(self, file: Path, bad: list[BadRowError]) -> None:
+        self._lines, self._file, self._bad, self.chars = lines(file), file, bad, 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        number, line = next(self._lines)
         if isinstance(line, BadRowError):
-            bad.append(line)
-            yield "\n"
-        else:
-            yield line
+            self._bad.append(line)
+            return "\n"
+        self.chars += len(line)
+        if self.chars > ROW_CHARS:
+            raise too_long(f"{self._file}:{number}")
+        return line
 
 
 def _csv_row(names: list[str], fields: list[str], where: str) -> Row | BadRowError:
@@ -244,5 +259,5 @@ def _csv_row(names: list[str], fields: list[str], where: str) -> Row | BadRowErr
 
 
 def _rows(batch: Any, file: Path, first: int) -> Iterator[Row]:
-    for offset, row in enumerate(batch.to_pylist()):
+    for offset, row in enumerate(plain_rows(batch)):
         yield row, f"{file} row {first + offset}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from ...shared.errors import UsageError
+from ...shared.untrusted import BoundedMember
 from .decode import DAMAGE, PART, damaged, decoded_parts, open_binary, text_parts
 from .documents import Document
 from .reading import BadRowError, refuse_surrogates
@@ -71,12 +72,19 @@ def _document(
 
 def _members(file: Path) -> Iterator[tuple[int, str, IO[bytes]]]:
     """Index, name and bytes of each regular member that is not hidden. The bytes last until the next one."""
-    with open_binary(file) as raw, tarfile.open(fileobj=cast(Any, raw), mode="r|") as archive:
+    with open_binary(file) as raw, _opened(raw) as archive:
         for index, member in enumerate(archive):
+            archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
             hidden = any(part.startswith(".") and part != "." for part in Path(member.name).parts)
+            if member.issparse() and not hidden:
+                raise tarfile.ReadError(f"{member.name} is a sparse file, which may claim any length")
             handle = archive.extractfile(member) if member.isfile() and not hidden else None
             if handle is not None:
                 yield index, member.name, handle
+
+
+def _opened(raw: IO[bytes]) -> tarfile.TarFile:
+    return tarfile.open(fileobj=cast(Any, raw), mode="r|", tarinfo=BoundedMember)
 
 
 def _again(file: Path, wanted: int) -> Callable[[], Iterator[str]]:

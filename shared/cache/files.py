@@ -23,8 +23,13 @@ import google_crc32c
 import numpy as np
 
 from ..errors import DamagedError, PipelineError, UsageError, VersionError, repair_command
+from ..explain import explained
+from ..untrusted import DOCUMENT_BYTES
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_DAMAGE = (errno.EIO, errno.EBADMSG, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.ENOENT, errno.ENOTDIR)
+"""Errors of reading that are about the file; any other is about the process, its rights or the machine."""
 
 SEAL = "seal"
 """Key of a sealed JSON file: the sha256 of the file with this value replaced by 64 zeros."""
@@ -98,33 +103,46 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def read_file(path: Path, hint: str | None = None) -> bytes:
+def read_file(path: Path, hint: str | None = None, most: int | None = None) -> bytes:
     """The bytes of a regular file of a cache or run.
 
     A folder somebody else made may hold a pipe or a device under any name; opening one could wait forever.
 
     Args:
         hint: the command to run next; None: the one that repairs the cache or run that the file is in.
+        most: bytes that it may have.
 
     Raises:
-        DamagedError: it is missing, is not a regular file, or the system cannot read it.
+        DamagedError: it is missing, is not a regular file, has more bytes, or the disk cannot read it.
+        PipelineError: the system does not let this process read it.
     """
     hint = hint or repair_command(path)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
                 raise DamagedError(f"{path} is not a regular file", hint)
+            if most is not None and found.st_size > most:
+                raise DamagedError(f"{path} has {found.st_size:,} bytes, expected at most {most:,}", hint)
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         raise DamagedError(f"{path} is missing", hint) from None
     except OSError as error:
-        raise DamagedError(f"{path} cannot be read: {error.strerror}", hint) from None
+        raise unreadable(path, error, hint) from None
+
+
+def unreadable(path: Path, error: OSError, hint: str | None = None) -> PipelineError:
+    """The error for a file that cannot be read. Only one of the file itself is damage, which a repair may drop."""
+    if error.errno in _DAMAGE:
+        return DamagedError(f"{path} cannot be read: {error.strerror}", hint or repair_command(path))
+    error.filename = str(path)
+    return explained(error, "the same command") or PipelineError(f"{path} cannot be read: {error}")
 
 
 def read_json(path: Path, hint: str | None = None) -> Any:
     """Parses a JSON file of a cache or run. Raises DamagedError: as :func:`read_file`, or it is not JSON."""
-    return _parsed(path, read_file(path, hint), hint)
+    return _parsed(path, read_file(path, hint, DOCUMENT_BYTES), hint)
 
 
 def sealed_bytes(value: Mapping[str, Any]) -> bytes:
@@ -150,7 +168,7 @@ def read_sealed(path: Path, hint: str | None = None, version: int | None = None)
         VersionError: it has another.
         DamagedError: as :func:`read_json`, or the bytes are not those that were sealed.
     """
-    data = read_file(path, hint)
+    data = read_file(path, hint, DOCUMENT_BYTES)
     parsed = _parsed(path, data, hint)
     value: dict[str, Any] = parsed if isinstance(parsed, dict) else {}
     seal = value.pop(SEAL, None)

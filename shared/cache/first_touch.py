@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, repair_command
-from .files import crc32c
+from .files import crc32c, unreadable
 from .format import StoredArray
 
 PIECE_BYTES = 4 << 20
@@ -40,7 +40,7 @@ def compare_once(file: Path, array: StoredArray, crc: int, beyond_memory: bool =
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}", hint) from None
+        raise unreadable(file, error, hint) from None
     try:
         status = os.fstat(descriptor)
         key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, crc)
@@ -52,7 +52,7 @@ def compare_once(file: Path, array: StoredArray, crc: int, beyond_memory: bool =
         if beyond_memory:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}", hint) from None
+        raise unreadable(file, error, hint) from None
     finally:
         os.close(descriptor)
     if found != crc:
@@ -69,7 +69,9 @@ def compare_sha256_once(file: Path, sha256: str) -> None:
             if key in _compared:
                 return
             found = hashlib.file_digest(data, "sha256").hexdigest()
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise unreadable(file, error) from None
+    except ValueError as error:
         raise DataError(f"{file} cannot be read: {error}", repair_command(file)) from None
     if found != sha256:
         raise DataError(f"{file} is damaged: sha256 {found}, the manifest has {sha256}", repair_command(file))

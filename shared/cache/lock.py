@@ -122,6 +122,7 @@ def open_lock(file: Path) -> int:
     Raises:
         DataError: the name is taken by a link, a folder or a pipe.
         PipelineError: the file cannot be created.
+        OSError: the system has no descriptor, memory, … left.
     """
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -131,6 +132,8 @@ def open_lock(file: Path) -> int:
             raise DataError(
                 f"{file} is not a regular file, expected a lock file", shlex.join(["rm", "-r", str(file)])
             ) from None
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+            raise
         raise PipelineError(
             f"{file} cannot be created: {error.strerror}", f"make {file.parent} writable, or choose another folder"
         ) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .base import Coder
 
 FORMAT_VERSION = 2
+
+_HEADER_BYTES = 1 << 20  # of safetensors, and of the vectors beside the matrices
 
 
 def save_coder(coder: Coder, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
@@ -71,6 +73,7 @@ def load_coder(folder: Path | str) -> Coder:
     d_in, d_out = (
         tuple(parts) if parts else document[key] for parts, key in zip(widths, ("d_in", "d_out"), strict=True)
     )
+    _check_size(config.latents, (d_in, d_out), folder / "coder.safetensors")
     coder = build_coder(config, d_in, d_out, tied=document["tied"])
     path = folder / "coder.safetensors"
     weights = read_file(path, _remedy(folder))
@@ -102,6 +105,21 @@ def _joint(coder: Coder) -> dict[str, Any]:
     if coder.n_sources == coder.n_targets == 1:
         return {}
     return {"source_widths": list(coder.source_widths), "target_widths": list(coder.target_widths)}
+
+
+def _check_size(latents: int, widths: Sequence[int | tuple[int, ...]], path: Path) -> None:
+    """Raises DamagedError where the file of weights is missing, or its size is beyond what config.json describes: the
+    coder is built, and the file read, only if both can be."""
+    try:
+        n_bytes = path.stat().st_size
+    except OSError:
+        raise DamagedError(f"{path} is missing", _remedy(path.parent)) from None
+    numbers = latents * sum(sum(one) if isinstance(one, tuple) else one for one in widths)
+    if not numbers // 2 <= n_bytes <= _HEADER_BYTES + 32 * (numbers + latents):
+        raise DamagedError(
+            f"{path} has {n_bytes:,} bytes, which cannot be the {latents:,} latents of config.json",
+            _remedy(path.parent),
+        )
 
 
 def read_coder_config(folder: Path) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..cache.files import inside, sync_folder
-from ..errors import DataError
+from ..cache.files import inside, sync_folder, unreadable
 
 Records = Mapping[str, Mapping[str, Any]]
 """Path below the run's folder → {"bytes", "sha256"}."""
@@ -72,5 +71,5 @@ def _sha256(file: Path, n_bytes: int) -> str:
                 digest.update(piece)
                 n_bytes -= len(piece)
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}") from None
+        raise unreadable(file, error) from None
     return digest.hexdigest() if not n_bytes else ""
