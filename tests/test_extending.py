@@ -164,28 +164,60 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return source
 
 
-@pytest.fixture
-def here(workshop: Path, tmp_path: Path) -> Path:
-    shutil.copytree(workshop, tmp_path / "here")
-    return tmp_path / "here"
+@pytest.fixture(scope="module")
+def here(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("extending") / "here"
+    shutil.copytree(workshop, folder)
+    return folder
 
 
-def command(source: Path, here: Path, *words: str) -> str:
-    """What a command of the copied tree prints on stdout."""
-    found = subprocess.run(
-        [sys.executable, "-m", "sparse_pipeline", *words],
+SWEEP = """
+sweep: {name: one, variants: {plain: topk}, plots: []}
+analyze: {controls: false, reports: {toy: {}, position: null, top_activations: null, correlation: null}}
+"""
+RUNS = ("topk", "matryoshka")
+COMMANDS = {
+    "train": ["train", "--variant", "toy", "--json"],
+    "analyze": ["analyze", *RUNS, "--only", "global", "--only", "toy"],
+    "sweep": ["sweep", "one.yaml"],
+    "sweep again": ["sweep", "one.yaml"],
+}
+PROGRAM = """
+import contextlib, hashlib, io, json, pathlib, sys
+from sparse_pipeline import pipeline
+
+found = {}
+for name, words in json.loads(sys.argv[1]).items():
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert pipeline.run(words) == 0, name
+    files = pathlib.Path("sweeps").rglob("*.*")
+    found[name] = [out.getvalue(), {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(source: Path, here: Path) -> dict[str, tuple[str, dict[str, str]]]:
+    """What each command of the copied tree prints on stdout, and the files of the sweep after it: one process, since
+    its imports take longer than the commands."""
+    (here / "one.yaml").write_text(SWEEP, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(COMMANDS)],
         cwd=here,
         env={**os.environ, "PYTHONPATH": str(source.parent)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert found.returncode == 0, found.stderr
-    return found.stdout
+    assert done.returncode == 0, done.stderr
+    return {name: (out, files) for name, (out, files) in json.loads(done.stdout).items()}
 
 
-def test_a_toy_of_each_kind_trains_from_the_command_line(source: Path, here: Path) -> None:
-    (run,) = json.loads(command(source, here, "train", "--variant", "toy", "--json"))["runs"]
+Told = dict[str, tuple[str, dict[str, str]]]
+
+
+def test_a_toy_of_each_kind_trains_from_the_command_line(told: Told, here: Path) -> None:
+    (run,) = json.loads(told["train"][0])["runs"]
     assert (run["name"], run["variant"]) == ("toy", "toy")
     assert 0 < run["fvu"] < run["fvu_untrained"]
     line = json.loads((here / "runs/toy/metrics.jsonl").read_text().splitlines()[-1])
@@ -196,10 +228,9 @@ def test_a_toy_of_each_kind_trains_from_the_command_line(source: Path, here: Pat
     assert "margin: 0.2" in frozen
 
 
-def test_the_figure_of_a_toy_report_is_shown_everywhere(source: Path, here: Path) -> None:
+def test_the_figure_of_a_toy_report_is_shown_everywhere(told: Told, here: Path) -> None:
     """A report in one folder and one registry line: every table and file finds its figure by itself."""
-    runs = ("topk", "matryoshka")
-    printed = command(source, here, "analyze", *runs, "--only", "global", "--only", "toy")
+    printed = told["analyze"][0]
     header = re.split(r"  +", printed.splitlines()[0])
     assert header[0] == "run"
     assert header[header.index("toy") + 1] == "incl. pos. 0"
@@ -220,16 +251,11 @@ def test_the_figure_of_a_toy_report_is_shown_everywhere(source: Path, here: Path
     rows = {row[0]: row for row in changes["rows"]}
     assert rows["toy firings per latent"][1] == "≤ 1e9"
     assert "✓" in rows["toy firings per latent"][2]
-    assert set(document["comparison"]["data"]["before_after"]["toy_firings"]) == set(runs)
+    assert set(document["comparison"]["data"]["before_after"]["toy_firings"]) == set(RUNS)
 
 
-def test_the_figure_of_a_toy_report_is_a_column_of_a_sweep(source: Path, here: Path) -> None:
-    sweep = """
-sweep: {name: one, variants: {plain: topk}, plots: []}
-analyze: {controls: false, reports: {toy: {}, position: null, top_activations: null, correlation: null}}
-"""
-    (here / "one.yaml").write_text(sweep, encoding="utf-8")
-    printed = command(source, here, "sweep", "one.yaml")
+def test_the_figure_of_a_toy_report_is_a_column_of_a_sweep(told: Told, here: Path) -> None:
+    printed, written = told["sweep"]
     (header,) = (line for line in printed.splitlines() if line.startswith("setting"))
     assert re.split(r"  +", header) == ["setting", "seeds", "FVU", "L0", "toy", "dead"]
     folder = here / "sweeps/one"
@@ -238,8 +264,5 @@ analyze: {controls: false, reports: {toy: {}, position: null, top_activations: n
     markdown = (folder / "comparison.md").read_text(encoding="utf-8")
     assert "| toy | toy incl. pos. 0 |" in markdown
     assert "- **toy**: Rows on which a latent fires, mean over latents." in markdown
-    before = {path: path.read_bytes() for path in folder.iterdir()}
-    command(source, here, "sweep", "one.yaml")
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before, (
-        "what was measured is kept with its figures"
-    )
+    assert {str(path.relative_to(here)) for path in folder.iterdir()} == set(written)
+    assert told["sweep again"][1] == written, "what was measured is kept with its figures"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from huggingface_hub import ModelCard, constants
@@ -66,38 +68,68 @@ def test_what_is_missing_is_an_error(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import sys
+import contextlib, io, json, os, sys
 import sparse_pipeline as sp
 from sparse_pipeline import pipeline
 
-if sys.argv[1] == "load":
-    coder = sp.load_coder(sys.argv[2])
-    print(type(coder).__name__, coder.n_latents)
-else:
-    sys.exit(pipeline.run(sys.argv[1:]))
+for line in sys.stdin:
+    token, *words = json.loads(line)
+    os.environ["HF_TOKEN"] = token
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        if words[0] == "load":
+            coder = sp.load_coder(words[1])
+            print(type(coder).__name__, coder.n_latents)
+        else:
+            code = pipeline.run(words)
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
 """
+
+
+class Told(NamedTuple):
+    """What a command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Machine:
+    """A process with its own view of the hub, which is settled by the environment when it starts."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "hf"), **environment},
+        )  # fmt: skip
+
+    def __call__(self, *words: str, token: str = "secret") -> Told:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps([token, *words]) + "\n")
+        self.process.stdin.flush()
+        return Told(*json.loads(self.process.stdout.readline()))
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate(timeout=60)  # its input ends, and so does it
 
 
 def test_upload_and_load_from_the_hub(tmp_path: Path) -> None:
     """With --yes everything in the folder is committed, and hf:// paths give it back; once offline, from the cache."""
     p.save(p.planted("jumprelu"), tmp_path / "run")
 
-    def call(*arguments: str, token: str = "secret", **environment: str) -> subprocess.CompletedProcess[str]:
-        given = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": token} | environment
-        command = [sys.executable, "-c", PROGRAM, *arguments]
-        return subprocess.run(
-            command, cwd=tmp_path, env=given, capture_output=True, text=True, check=False, timeout=120
-        )
-
-    with stand_in() as hub:
+    with stand_in() as hub, Machine(tmp_path, HF_ENDPOINT=hub.address) as call:
         told = ("publish", "run", "you/coders", "--model", "google/gemma-2-2b", "--overwrite")
-        refused = call(*told, "--yes", token="wrong", HF_ENDPOINT=hub.address)
+        refused = call(*told, "--yes", token="wrong")
         assert refused.returncode == 1
         assert "the hub refused the upload" in refused.stderr
         assert "Traceback" not in refused.stderr
         assert hub.repos == {}
 
-        done = call(*told, "--yes", "--private", HF_ENDPOINT=hub.address)
+        done = call(*told, "--yes", "--private")
         assert done.returncode == 0, done.stderr
         assert f"{hub.address}/you/coders/commit/{SHA}" in done.stdout
         folder = tmp_path / "published/coders"
@@ -106,13 +138,14 @@ def test_upload_and_load_from_the_hub(tmp_path: Path) -> None:
         assert hub.private == {"you/coders": True}
 
         place = f"hf://you/coders/{p.SOURCE}/saelens"
-        loaded = call("load", place, HF_ENDPOINT=hub.address)
+        loaded = call("load", place)
         assert loaded.stdout.split() == ["JumpReLU", str(p.F)], loaded.stderr
         fetched = [path for method, path in hub.requests if method == "GET" and "/resolve/" in path]
         assert fetched
         assert all(f"/{p.SOURCE}/saelens/" in path for path in fetched)  # nothing else of the repository
 
-    offline = call("load", place, HF_HUB_OFFLINE="1")
+    with Machine(tmp_path, HF_HUB_OFFLINE="1") as call:
+        offline = call("load", place)
     assert offline.stdout.split() == ["JumpReLU", str(p.F)], offline.stderr
 
 

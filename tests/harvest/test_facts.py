@@ -36,16 +36,32 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def planned(preset: str, **changes: Any) -> HarvestPlan:
+def settings_of(preset: str, **changes: Any) -> HarvestConfig:
     sets = ["harvest.device=cpu", *(f"harvest.{key}={value}" for key, value in changes.items())]
-    return plan(resolve([preset], sets, here=False).harvest)
+    settings: HarvestConfig = resolve([preset], sets, here=False).harvest
+    return settings
+
+
+def planned(preset: str, **changes: Any) -> HarvestPlan:
+    return plan(settings_of(preset, **changes))
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict[str, HarvestPlan]:
+    """Plans by their settings: presets that differ in their training alone share one."""
+    return {}
 
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("preset", GEMMAS)
-def test_every_packaged_gemma_is_planned_without_a_network(preset: str, tmp_path: Path) -> None:
+def test_every_packaged_gemma_is_planned_without_a_network(
+    preset: str, tmp_path: Path, plans: dict[str, HarvestPlan]
+) -> None:
     """Rows, bytes and parameters in closed form, from the published shape of each model."""
-    found = planned(preset)
+    settings = settings_of(preset)
+    if repr(settings) not in plans:
+        plans[repr(settings)] = plan(settings)
+    found = plans[repr(settings)]
     document, config = found.to_dict(), resolve([preset], here=False).harvest
     # d, layers, MLP width, heads, key-value heads, head width, vocabulary, and whether queries and keys have norms
     shape = {

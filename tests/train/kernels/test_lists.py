@@ -4,6 +4,18 @@ import pytest
 import torch
 
 from sparse_pipeline.train.kernels import lists, select
+from tests.train.kernels.oracles import selected
+
+
+def fill(codes: select.Selection, rows: list[list[tuple[int, float]]]) -> None:
+    """Write a selection as the kernel does: TopK's rows have k places each, BatchTopK's lie close together."""
+    counts = [len(row) for row in rows]
+    starts = [sum(counts[:b]) if codes.over_batch else b * codes.k for b in range(len(rows))]
+    codes.start.copy_(torch.tensor(starts))
+    codes.count.copy_(torch.tensor(counts))
+    for start, row in zip(starts, rows, strict=True):
+        for e, (latent, value) in enumerate(row, start):
+            codes.latent[e], codes.value[e] = latent, value
 
 
 @pytest.mark.parametrize(
@@ -17,7 +29,7 @@ def test_each_latent_lists_its_rows_in_order(
     by_latent = lists.allocate(codes, segment_length=8)
     for _ in range(2):  # the second build finds the first one's leavings
         pre = torch.randn(rows, latents) + torch.linspace(2, -3, latents)  # some latents never fire, some nearly always
-        select.select(pre.to(device), codes)
+        fill(codes, selected(pre, k, over_batch))
         lists.build_lists(codes, by_latent)
         expected: list[list[tuple[int, int, float]]] = [[] for _ in range(latents)]
         latent, value = codes.latent.tolist(), codes.value.tolist()
