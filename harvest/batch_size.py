@@ -6,13 +6,13 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from ..models.capture import SiteReader
 from ..shared.cache.files import read_json
 from ..shared.cache.format import PLAN
 from ..shared.errors import PipelineError
+from ..shared.memory import free_host_memory
 from .job import Job
 
 MOST_ON_CPU = 8192
@@ -46,7 +46,7 @@ def estimate(job: Job, available: int | None = None) -> int:
     inner = int(getattr(config, "intermediate_size", None) or 4 * width)
     heads = int(config.num_attention_heads)
     numbers = 8 * width + 3 * inner + 3 * heads * job.config.ctx
-    free = psutil.virtual_memory().available if available is None else available
+    free = free_host_memory() if available is None else available
     fits = int(_SHARE_OF_MEMORY * free) // (numbers * job.checkpoint.dtype.itemsize)
     tokens = MOST_ON_CPU
     while tokens > max(fits, job.config.ctx):

@@ -18,6 +18,7 @@ from .config import HarvestConfig
 from .data.local import count_rows
 from .data.reading import Reading, skipped_files
 from .job import Job
+from .memory import buffer_bytes
 from .prepare import Sources, cost, identity_of, layout, prepare_plan
 from .recognise import place_of, recognised
 
@@ -262,13 +263,6 @@ def free_disk(path: Path) -> int:
     while not existing.exists():
         existing = existing.parent
     return shutil.disk_usage(existing).free
-
-
-def buffer_bytes(job: Job, shapes: Layout) -> int:
-    """Host memory of the buffers between the model and the disk."""
-    return (
-        job.config.buffers * job.unit_shards * shapes.shard_rows * sum(site.logical_row_bytes for site in shapes.sites)
-    )
 
 
 def may_grow(config: HarvestConfig) -> tuple[str, ...]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from ..models.bodies import body_of, drop_later_layers, is_encoder_decoder
@@ -16,7 +14,6 @@ from ..models.checkpoint import (
     find_checkpoint,
     fingerprint,
 )
-from ..models.files import stored_numbers
 from ..models.loading import empty_model, load_cut
 from ..models.site_names import Site
 from ..models.sites import resolve_sites
@@ -24,7 +21,6 @@ from ..models.tokenizer import Specials, load_tokenizer, special_tokens, vocabul
 from ..models.weights import identity_of_weights
 from ..shared.cache import Layout, SiteSpec
 from ..shared.cache.format import default_chunk_rows
-from ..shared.console import size
 from ..shared.errors import PipelineError
 from .batch_size import estimate, recorded
 from .config import HarvestConfig, Storage, cache_path, content_settings
@@ -43,24 +39,6 @@ def prepare(config: HarvestConfig) -> Job:
     job = _sized(Job(config, checkpoint, tokenizer, _specials(config, checkpoint, tokenizer), open_dataset(config), 0))
     job.refuse_unknown()
     return job
-
-
-def refuse_too_large(job: Job) -> None:
-    """Compares a local checkpoint's weights, in the model's dtype, with the free memory; reads no weight.
-
-    Raises:
-        PipelineError: they do not fit.
-    """
-    checkpoint = job.checkpoint
-    if not checkpoint.is_local:
-        return
-    needed = stored_numbers(Path(checkpoint.source)) * checkpoint.dtype.itemsize
-    free = int(psutil.virtual_memory().available)
-    if needed > free:
-        raise PipelineError(
-            f"{job.config.model} needs {size(needed)} of host memory, {size(free)} are free",
-            hint="end other programs, --set harvest.dtype=bfloat16 (half of float32), or use a smaller model",
-        )
 
 
 def _specials(config: HarvestConfig, checkpoint: ModelCheckpoint, tokenizer: Any) -> Specials:

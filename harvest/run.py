@@ -35,9 +35,10 @@ from .data.tokenise import Ahead
 from .disk import Disk
 from .forward import Forward
 from .job import Job, empty_dataset
+from .memory import refuse_large_buffers, refuse_too_large
 from .nonfinite import NonfiniteWatch
 from .plan import free_disk, may_grow
-from .prepare import identity_of, layout, prepare, probe_ids, refuse_too_large
+from .prepare import identity_of, layout, prepare, probe_ids
 from .ranks import Rank, begins, progress_of, refuse_unsettled, shards_committed, wait_for_others
 from .recognise import CHECKED, place_of, recognised, recorded_dataset
 from .stages import Stages
@@ -135,7 +136,7 @@ def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestRes
     Raises:
         UsageError: the model, the dataset, a site or the device was not found.
         DataError: the folder holds a cache with different settings, or the dataset has changed since.
-        PipelineError: the disk is full or too small.
+        PipelineError: the disk is full or too small, or the memory is.
     """
     found = harvest_share(config, Rank(), console)
     assert isinstance(found, HarvestResult)  # a single process has nobody to leave shards to
@@ -169,6 +170,7 @@ def harvest_share(config: HarvestConfig, rank: Rank, console: Console | None = N
         widths = site_widths(probe, probe_ids(job).to(job.checkpoint.device))
     reader_class = CompiledReader if job.compiled else SiteReader
     shapes = layout(job, sites, widths)
+    refuse_large_buffers(job, shapes)
     identity, made_with = recognised(path, identity_of(job)), {**provenance(), "on_bad_row": config.on_bad_row}
     for note in skipped_files(job.dataset.skipped):
         console.info(note)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.capture import SiteReader
-from ..models.checkpoint import ModelCheckpoint, find_checkpoint, fingerprint
+from ..models.checkpoint import LoadSettings, ModelCheckpoint, find_checkpoint, fingerprint
 from ..models.families import family_of
 from ..models.loading import load_model
 from ..models.tokenizer import load_tokenizer
@@ -27,18 +27,6 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.05
 """Largest relative difference between cached activations and the model's; storage in 8 bits stays below it."""
-
-
-@dataclass(frozen=True)
-class LoadSettings:
-    """How a model is loaded (models.checkpoint.ModelSettings)."""
-
-    model: str
-    model_revision: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    attention: str = "auto"
-    ctx: int = 1  # the length of a text is checked where it is read
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,18 @@ class ModelSettings(Protocol):
 
 
 @dataclass(frozen=True)
+class LoadSettings:
+    """How a model is loaded by a command that runs it."""
+
+    model: str
+    model_revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str = "auto"
+    ctx: int = 1  # the length of a text is checked where it is read
+
+
+@dataclass(frozen=True)
 class ModelCheckpoint:
     """A language model found on disk or on the hub, before any weight is read.
 
@@ -110,7 +122,7 @@ def settled(
     Raises:
         UsageError: the device was not found, or ctx is longer than the model's context.
     """
-    longest = getattr(found.get_text_config(), "max_position_embeddings", None)
+    longest = longest_context(found)
     if longest is not None and config.ctx > longest:
         raise UsageError(
             f"harvest.ctx: found {config.ctx}, but {config.model} takes at most {longest} tokens",
@@ -126,6 +138,54 @@ def settled(
         attention=_attention(config.attention, found),
         revision=revision,
     )
+
+
+_LENGTHS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_sequence_length",
+    "max_seq_length",
+    "max_seq_len",
+    "n_ctx",
+    "context_length",
+    "seq_length",
+    "max_encoder_position_embeddings",
+    "max_source_positions",
+    "max_target_positions",
+)
+"""Names that families give the length of their position table, the most usual first."""
+
+_PADDED = (
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "data2vec-text",
+    "longformer",
+    "mpnet",
+    "esm",
+    "ibert",
+)
+"""Families that number positions from behind the padding token's: their table is longer than a sequence may be."""
+
+
+def longest_context(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model takes at most; None where its positions have no table (ALiBi, relative, recurrent)."""
+    text = config.get_text_config()
+    attention = getattr(text, "attn_config", None)
+    alibi = getattr(text, "alibi", False) or getattr(attention, "alibi", False)
+    if (
+        alibi
+        or getattr(text, "relative_attention_num_buckets", None)
+        or text.model_type in ("bloom", "mamba", "mamba2")
+    ):
+        return None
+    found = next(
+        (value for name in _LENGTHS if isinstance(value := getattr(text, name, None), int) and value > 0), None
+    )
+    if found is not None and text.model_type in _PADDED:
+        found -= int(text.pad_token_id or 0) + 1
+    return found
 
 
 def fingerprint(checkpoint: ModelCheckpoint) -> str | None:

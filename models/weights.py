@@ -137,19 +137,30 @@ def identity_of_weights(weights: Weights) -> dict[str, Any]:
     return found
 
 
-def gguf_facts(path: Path) -> dict[str, Any]:
-    """Quantisation of a GGUF file, and how many tensors are stored in which type."""
-    require_gguf(path)
-    from collections import Counter
+def gguf_numbers(path: Path) -> int:
+    """How many numbers the tensors of a GGUF file have."""
+    return sum(int(tensor.n_elements) for tensor in _gguf_reader(path).tensors)
 
-    from gguf import GGUFReader, LlamaFileType
+
+def _gguf_reader(path: Path) -> Any:
+    require_gguf(path)
+    from gguf import GGUFReader
 
     try:
-        reader = GGUFReader(path)
+        return GGUFReader(path)
     except Exception as error:  # the library raises what its parsing runs into
         raise UsageError(
             f"{path} is not a whole GGUF file: {' '.join(str(error).split())[:200]}", hint="download it again"
         ) from None
+
+
+def gguf_facts(path: Path) -> dict[str, Any]:
+    """Quantisation of a GGUF file, and how many tensors are stored in which type."""
+    reader = _gguf_reader(path)
+    from collections import Counter
+
+    from gguf import LlamaFileType
+
     kind = reader.get_field("general.file_type")
     types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
     name = LlamaFileType(int(kind.contents())).name if kind is not None else types.most_common(1)[0][0]

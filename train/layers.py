@@ -16,6 +16,7 @@ from ..shared.errors import UsageError
 from ..shared.runs.folder import fvu_label
 from ..shared.text_table import text_table
 from .config import TrainConfig
+from .fits import refuse_too_large
 from .loop import train
 from .parts import side_by_side
 from .plan import plan
@@ -94,6 +95,7 @@ def train_layers(
     """
     console = console or Console(quiet=True)
     groups = plan(configs).groups
+    refuse_too_large(groups)
     existing_runs(groups, resume)
     wanted = {config.path for config in configs}
     parts = [part for group in groups for part in side_by_side(group, None, wanted)]

@@ -16,6 +16,7 @@ from ..shared.runs.folder import Run
 from .config import TrainConfig
 from .data.stream import Stream, open_stream
 from .evaluate import Evaluation, evaluate, evaluation_rows
+from .fits import refuse_too_large
 from .interrupt import Interrupt, interruptible
 from .plan import Group, TrainPlan, plan
 from .runs.session import RunSummary, Session, begin, open_runs, summarise, trackers_closed
@@ -37,11 +38,13 @@ def train(configs: Sequence[TrainConfig], console: Console | None = None, resume
 
     Raises:
         UsageError, DataError: refused before anything was written.
-        PipelineError: a loss was not finite; every other run was saved at its current step.
+        PipelineError: the memory does not suffice (nothing was written); a loss was not finite:
+            every other run was saved at its current step.
         KeyboardInterrupt: SIGINT or SIGTERM; every run was saved at its current step.
     """
     console = console or Console(quiet=True)
     groups = plan(configs).groups
+    refuse_too_large(groups)
     runs = open_runs(groups, resume)
     with contextlib.ExitStack() as stack:
         for run in runs.values():

@@ -23,6 +23,7 @@ from ..shared.runs.folder import open_run
 from .config import TrainConfig, with_precision
 from .data.estimate import estimate_stream
 from .data.health import check_trainable
+from .data.memory import free_memory
 from .data.stream import StreamPlan, open_stream
 from .samplers import build_sampler
 from .step.fused import refusal
@@ -76,15 +77,35 @@ class Sizes:
             "bytes": {
                 "data": self.stream.pool_bytes,
                 "training": sum(self._run(config)["bytes"] for config in self.configs),
+                "windows": sum(map(window_bytes, self.configs)),
+                "free": free_memory(self.device),
             },
             "notes": self.notes,
         }
 
-    def _run(self, config: TrainConfig) -> dict[str, Any]:
+    @property
+    def bytes(self) -> dict[str, int]:
+        """What the runs take on their device."""
+        sizes = [self._run(config) for config in self.configs]
+        return {
+            "coders and Adam": sum(run["bytes"] - run["batch_bytes"] for run in sizes),
+            "batches": sum(run["batch_bytes"] for run in sizes),
+            "windows": sum(map(window_bytes, self.configs)),
+            "data": self.stream.pool_bytes,
+        }
+
+    def training_bytes(self, config: TrainConfig, latents: int | None = None, batch: int | None = None) -> int:
+        """What one run takes beside the data; with another number of latents, or of rows in a batch."""
+        found = self._run(config, latents, batch)
+        return int(found["bytes"]) + window_bytes(config)
+
+    def _run(self, config: TrainConfig, latents: int | None = None, batch: int | None = None) -> dict[str, Any]:
         d_in, d_out = (sum(widths_of(self.widths, site)) for site in (config.source, config.target_site))
-        n_latents = config.coder.latents
+        n_latents = latents or config.coder.latents
         parameters = n_latents * (d_in + d_out + 1) + d_out + (d_in * d_out if config.coder.skip else 0)
-        batch = config.data.batch_size
+        batch = batch or config.data.batch_size
+        copies = 4 + (config.ema is not None)  # weights, gradients, Adam's two moments, and the average
+        batch_bytes = 4 * batch * (n_latents + 2 * (d_in + d_out))  # the pre-activations and the rows of one batch
         return {
             "name": config.run_name,
             "variant": config.variant,
@@ -94,9 +115,17 @@ class Sizes:
             "latents": n_latents,
             "parameters": parameters,
             "precision": config.precision,
-            # Weights, gradients and Adam's two moments; the pre-activations and the rows of one batch.
-            "bytes": 4 * (4 * parameters + batch * (n_latents + 2 * (d_in + d_out))),
+            "bytes": 4 * copies * parameters + batch_bytes,
+            "batch_bytes": batch_bytes,
         }
+
+
+def window_bytes(config: TrainConfig) -> int:
+    """Of the windows of codes that monitors and penalties keep: of each row values, latents and position."""
+    batches = [config.monitor_window] if config.monitors else []
+    batches += [int(getattr(penalty, "window", 0) or 0) for penalty in config.penalties.values()]
+    per_row = 12 * min(int(getattr(config.coder, "k", 0) or config.coder.latents), config.coder.latents) + 4
+    return sum(batches) * config.data.batch_size * per_row
 
 
 @dataclass(frozen=True)
@@ -154,7 +183,8 @@ class TrainPlan:
                 f"{d['cache']} on {d['device']}",
                 f"  {d['steps']:,} steps of {d['batch_size']:,} rows: {si(d['tokens'])} tokens, "
                 f"{d['epochs']:.2f} epochs of {si(d['rows_per_epoch'])}; {si(d['heldout_rows'])} rows held out",
-                f"  {size(d['bytes']['data'])} of activations in memory, read once for {count(len(d['runs']), 'run')}:",
+                f"  {size(d['bytes']['data'])} of activations in memory, read once for {count(len(d['runs']), 'run')}; "
+                + _memory(d["bytes"]),
             ]
             lines += [
                 f"  {run['name']}: {run['architecture']}, {run['source']} → {run['target']}, "
@@ -164,6 +194,11 @@ class TrainPlan:
             ]
             lines += [f"  note: {note}" for note in group.notes]
         return "\n".join(lines)
+
+
+def _memory(sizes: Mapping[str, int]) -> str:
+    needed, free = sum(sizes.values()) - sizes["free"], sizes["free"]
+    return f"{size(needed)} in all, {size(free)} free{'' if needed <= free else '  NOT ENOUGH'}:"
 
 
 def plan(configs: Sequence[TrainConfig], unharvested: Mapping[Path, Unharvested] | None = None) -> TrainPlan:

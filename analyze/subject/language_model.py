@@ -1,18 +1,19 @@
 """A checkpoint's unembedding and last norm, read from its safetensors files: they map the residual stream to tokens.
 
 No model is built and nothing is downloaded: the files are in the folder that was harvested, or in the local hub cache.
+Of a merged adapter or a GGUF file (harvested.py) they are read from the loaded model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...shared.errors import DataError
 from ...shared.untrusted import read_object
@@ -78,21 +79,31 @@ def load_unembedding(folder: Path | None, width: int) -> Unembedding | None:
     if folder is None:
         return None
     files = tensor_files(folder)
-    name = next((name for name in UNEMBEDDINGS if name in files), None)
-    if name is None:
-        return None
     try:
-        weight = read_tensor(files, name)
-        if weight.dim() != 2 or weight.shape[1] != width:
-            return None
-        norm = next((norm for norm in FINAL_NORMS if norm in files), None)
-        gain = torch.ones(width) if norm is None else read_tensor(files, norm).float()
+        return _unembedding(files, lambda name: read_tensor(files, name), _model_type(folder), width)
     except (OSError, SafetensorError):
         return None
-    kind = _model_type(folder)
+
+
+def unembedding_of(model: nn.Module, width: int) -> Unembedding | None:
+    """The unembedding of a loaded model; None where not found, or of another width."""
+    tensors = model.state_dict()
+    kind = str(getattr(model.config, "model_type", ""))
+    return _unembedding(tensors, lambda name: tensors[name].cpu(), kind, width)
+
+
+def _unembedding(names: Collection[str], read: Callable[[str], Tensor], kind: str, width: int) -> Unembedding | None:
+    name = next((name for name in UNEMBEDDINGS if name in names), None)
+    if name is None:
+        return None
+    weight = read(name)
+    if weight.dim() != 2 or weight.shape[1] != width:
+        return None
+    norm = next((norm for norm in FINAL_NORMS if norm in names), None)
+    gain = torch.ones(width) if norm is None else read(norm).float()
     if norm is not None and kind in ADD_ONE:
         gain = gain + 1
-    centred = kind in BARE_LAYER_NORM or (norm is not None and f"{norm.removesuffix('weight')}bias" in files)
+    centred = kind in BARE_LAYER_NORM or (norm is not None and f"{norm.removesuffix('weight')}bias" in names)
     return Unembedding(weight, gain, centred)
 
 

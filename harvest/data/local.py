@@ -64,11 +64,15 @@ def count_rows(files: Sequence[DataFile]) -> list[int | None]:
 
 
 def fingerprint(files: Sequence[DataFile]) -> str:
-    """sha256 over the files' names, sizes, and first and last mebibyte: cheap, and enough to detect another dataset."""
+    """sha256 over the files' names, sizes, and first and last mebibyte: cheap, and enough to detect another dataset.
+
+    The name of an only file decides nothing but how it is read, so only its kind counts.
+    """
     digest = hashlib.sha256()
     for file in files:
         size = file.path.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode())
+        name = (kind_of(file.path) or "") if len(files) == 1 else file.name
+        digest.update(f"{name}\0{size}\0".encode())
         with file.path.open("rb") as handle:
             digest.update(handle.read(_FINGERPRINT_BYTES))
             if size > _FINGERPRINT_BYTES:

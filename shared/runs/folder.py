@@ -86,6 +86,17 @@ class Run:
         return (self.path / "final" / "config.json").is_file()
 
     @property
+    def untouched(self) -> bool:
+        """Whether training stopped before its first step: nothing was learned, measured or logged."""
+        return not (self.complete or self.checkpoints() or self.metrics())
+
+    def remove_untouched(self) -> None:
+        """Removes the folder of a run that did no step. Raises PipelineError when another process is about to."""
+        with self.lock():
+            if self.untouched:
+                remove_folder(self.path)
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """Package versions, commit and cache at the start of the run. Raises DataError if it is damaged."""
         file = self.path / PROVENANCE

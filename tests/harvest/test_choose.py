@@ -117,3 +117,18 @@ def test_a_cache_is_recognised_where_its_inputs_have_moved(tiny_model: Path, tmp
     assert plan(moved).path == cache_path(moved)
     with pytest.raises(DataError, match=r"resolved\.dataset"):
         harvest(dataclasses.replace(moved, cache_dir=tmp_path / "named", name="mine"))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".txt"])
+def test_an_only_file_may_be_renamed(suffix: str, tiny_model: Path, tmp_path: Path) -> None:
+    """Its name decides nothing; one of several files, and another kind of the same bytes, are another dataset."""
+    text = "".join(json.dumps({"text": text}) + "\n" for text in make_texts(200))
+    (tmp_path / f"old{suffix}").write_text(text)
+    config = config_for(tiny_model, tmp_path / f"old{suffix}", tmp_path / "cache", tokens=16 * CTX)
+    path = harvest(config).path
+    (tmp_path / f"old{suffix}").rename(tmp_path / f"new{suffix}")
+    renamed = dataclasses.replace(config, dataset=str(tmp_path / f"new{suffix}"))
+    result = harvest(renamed)
+    assert (result.path, result.shards_written) == (path, 0)
+    (tmp_path / f"new{suffix}").rename(tmp_path / "new.ndjson")
+    assert plan(dataclasses.replace(config, dataset=str(tmp_path / "new.ndjson"))).path != path

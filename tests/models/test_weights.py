@@ -5,20 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
+from sparse_pipeline.analyze.reports.cross_entropy.splice import losses, model_of
+from sparse_pipeline.analyze.subject.harvested import made_model
+from sparse_pipeline.analyze.subject.language_model import unembedding_of
 from sparse_pipeline.harvest.config import HarvestConfig
+from sparse_pipeline.harvest.memory import refuse_large_buffers, weight_bytes
 from sparse_pipeline.harvest.plan import plan
+from sparse_pipeline.harvest.prepare import prepare
 from sparse_pipeline.harvest.run import harvest
 from sparse_pipeline.models.checkpoint import find_checkpoint
 from sparse_pipeline.models.loading import load_cut
 from sparse_pipeline.shared.cache import open_cache
-from sparse_pipeline.shared.errors import PipelineError, UsageError
+from sparse_pipeline.shared.console import size
+from sparse_pipeline.shared.errors import DataError, PipelineError, UsageError
 from tests.harvest.conftest import CTX, make_texts
 
 gguf = pytest.importorskip("gguf", reason="the dev extra installs gguf")
@@ -164,14 +172,14 @@ def test_gguf_files_that_cannot_be_read(plain: Path, texts_file: Path, tmp_path:
         harvest(settings(tmp_path / "b.gguf", texts_file, tmp_path))
 
 
-def save_lora(plain: Path, path: Path) -> None:
-    """A LoRA over two kinds of matrices with random weights, stored alone."""
+def save_lora(plain: Path, path: Path, matrices: Sequence[str] = ("q_proj", "down_proj")) -> None:
+    """A LoRA over some kinds of matrices with random weights, stored alone."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(plain)
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=list(matrices), init_lora_weights=False)
     torch.manual_seed(8)
-    peft.get_peft_model(model, config).save_pretrained(path)
+    peft.get_peft_model(model, config).save_pretrained(path, save_embedding_layers=False)
 
 
 def merged_by_hand(plain: Path, adapter: Path, path: Path) -> None:
@@ -234,3 +242,89 @@ def test_adapters_that_cannot_be_merged(plain: Path, tmp_path: Path) -> None:
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
     with pytest.raises(UsageError, match=r"no adapter_model.safetensors in the adapter .*; a pickle"):
         load(pickled)
+
+
+@pytest.mark.parametrize("kind", ["adapter alone", "adapter beside the weights", "gguf"])
+def test_reports_run_the_model_that_was_harvested(
+    kind: str, plain: Path, texts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cross-entropy and logit lens: logits and W_U of the merged or dequantised weights, here with an adapted head."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    by_hand, model = tmp_path / "by_hand", tmp_path / "model"
+    if kind == "gguf":
+        model.mkdir()
+        shutil.copytree(plain, by_hand)
+        save_file(write_gguf(plain, model / "tiny.gguf", "Q4_0"), by_hand / "model.safetensors", {"format": "pt"})
+    else:
+        save_lora(plain, model, ["q_proj", "down_proj", "lm_head"])
+        merged_by_hand(plain, model, by_hand)
+        if kind != "adapter alone":
+            shutil.copytree(plain, model, dirs_exist_ok=True)
+    config = dataclasses.replace(
+        settings(model, texts_file, tmp_path), sites=("layer_00.resid_mid", "layer_00.mlp_out")
+    )
+    cache = open_cache(harvest(config).path)
+    expected = AutoModelForCausalLM.from_pretrained(by_hand, dtype=torch.float32).eval()
+    ids = torch.from_numpy(cache.tokens[:4].astype(np.int64))
+    with torch.inference_mode():
+        logits = expected(input_ids=ids).logits
+        found = model_of(cache, "cpu")(input_ids=ids).logits
+    torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
+    lens = unembedding_of(made_model(cache, "cpu"), 64)
+    assert lens is not None
+    torch.testing.assert_close(lens.weight, load_file(by_hand / "model.safetensors")["lm_head.weight"].float())
+    base = load_file(plain / "model.safetensors")["lm_head.weight"].float()
+    assert not torch.allclose(lens.weight, base, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(lens.gain, expected.model.norm.weight.data)
+    source, target = config.sites
+    clean = losses(
+        model_of(cache, "cpu"), cache, np.arange(4), source=source, target=target, batch=4,
+        replacements={"same": lambda _, y: y},
+    )  # fmt: skip
+    ce = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert clean["clean"].mean("ce", 0) == pytest.approx(float(ce), rel=1e-4)
+
+    file = next(path for path in model.iterdir() if path.suffix in (".gguf",) or path.name == "adapter_config.json")
+    if file.suffix == ".json":
+        found_config = json.loads(file.read_text())
+        file.write_text(json.dumps(found_config | {"lora_alpha": 9}))
+    else:
+        write_gguf(plain, file, "Q8_0")
+    with pytest.raises(DataError, match="holds another (adapter|gguf) than the one"):
+        model_of(cache, "cpu")
+
+
+def test_memory_of_gguf_files_and_of_models_on_the_hub(
+    plain: Path, texts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+
+    file = tmp_path / "tiny.gguf"
+    write_gguf(plain, file, "Q8_0")
+    numbers = sum(value.numel() for value in load_file(plain / "model.safetensors").values())
+    config = settings(file, texts_file, tmp_path)
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=8 * numbers - 1))
+    with pytest.raises(PipelineError, match=f"needs {size(8 * numbers)} of host memory, .* are free"):
+        harvest(config)
+    assert not (tmp_path / "cache").exists()
+    job = prepare(settings(plain, texts_file, tmp_path))
+    assert weight_bytes(job) == 4 * numbers
+    elsewhere = dataclasses.replace(job.checkpoint, source="organisation/name", weights=None)
+    assert weight_bytes(dataclasses.replace(job, checkpoint=elsewhere)) == 4 * numbers
+
+
+def test_buffers_that_do_not_fit_beside_the_model(
+    plain: Path, texts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(settings(plain, texts_file, tmp_path), shard_rows=CTX, batch_tokens=CTX, buffers=3)
+    shapes, job = plan(config).layout, prepare(config)
+    one = CTX * 2 * 64 * 4
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=2 * one + 5))
+    with pytest.raises(PipelineError, match=f"3 buffers .* need {size(3 * one)} of host memory, .* are free") as caught:
+        refuse_large_buffers(job, shapes)
+    assert caught.value.hint == "--set harvest.buffers=2"
+    refuse_large_buffers(dataclasses.replace(job, config=dataclasses.replace(config, buffers=2)), shapes)

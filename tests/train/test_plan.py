@@ -19,6 +19,7 @@ from sparse_pipeline.train.samplers.exclude_bos import ExcludeBosConfig
 from sparse_pipeline.train.samplers.position_stratified import PositionStratifiedConfig
 from sparse_pipeline.train.samplers.uniform import UniformConfig
 from sparse_pipeline.train.step.begin import new_trainee
+from tests.synthetic import make_cache
 
 
 @pytest.mark.parametrize(
@@ -91,3 +92,16 @@ def test_the_precision_follows_the_device_and_is_kept(config: Callable[..., Trai
     assert [line.endswith(", selected in bfloat16") for line in lines] == [False, True]
     dtypes = [new_trainee(one, group.cache, 10, 100, group.device).coder.selection_dtype for one in group.configs]
     assert dtypes == [None, torch.bfloat16]
+
+
+def test_a_sampler_that_would_exclude_nothing_is_refused(tmp_path: Path, config: Callable[..., TrainConfig]) -> None:
+    """On a cache without BOS; one that excludes position 0 whatever it holds is not."""
+    bare = make_cache(tmp_path / "bare", n_seq=160, config={"resolved": {"bos_token_id": None}})
+    flagged = make_cache(tmp_path / "flagged", n_seq=160, config={"resolved": {"bos_token_id": 2}})
+    by_token, by_place = ExcludeBosConfig(position_zero=False), ExcludeBosConfig()
+    with pytest.raises(UsageError, match="exclude_bos would exclude nothing, since .* has no BOS") as caught:
+        plan([config(cache=bare.path, sampler=by_token)])
+    assert caught.value.hint == "--set train.sampler.position_zero=true, or another sampler"
+    for cache, sampler in ((bare, by_place), (flagged, by_token), (flagged, by_place)):
+        rows = plan([config(cache=cache.path, sampler=sampler, data={"heldout": 0.0})]).groups[0].stream.rows_per_epoch
+        assert rows == 160 * 15

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
+from ...shared.memory import free_host_memory
 from .config import DataConfig
 
 MAX_AUTO_ROWS = 1 << 20
@@ -36,12 +35,7 @@ def free_memory(device: torch.device) -> int:
         # the driver counts what torch has reserved as used; what no tensor uses of it is free for the next one
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
-    free = int(psutil.virtual_memory().available)
-    limit, used = _read_int("/sys/fs/cgroup/memory.max"), _read_int("/sys/fs/cgroup/memory.current")
-    if limit is not None and used is not None:
-        # pages of files count as used, but the kernel frees them when memory runs short
-        free = min(free, limit - used + (_inactive_file() or 0))
-    return max(free, 0)
+    return free_host_memory()
 
 
 def choose_pool(config: DataConfig, total_rows: int, row_bytes: int, free: int) -> PoolSize:
@@ -60,19 +54,3 @@ def choose_pool(config: DataConfig, total_rows: int, row_bytes: int, free: int) 
     # not "all rows if resident": where memory suffices, the order must not depend on how much of it there is
     affordable = MAX_AUTO_ROWS if resident else budget // (row_bytes * (1 + config.prefetch))
     return PoolSize(max(config.block_rows, min(MAX_AUTO_ROWS, affordable)), resident)
-
-
-def _read_int(path: str) -> int | None:
-    try:
-        text = Path(path).read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
-
-
-def _inactive_file() -> int | None:
-    try:
-        lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), None)

@@ -260,7 +260,7 @@ class Session:
 
 
 def existing_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
-    """The runs that have a folder already, by path.
+    """The runs that have a folder already, by path; those that stopped before their first step are none, and make room.
 
     Raises:
         UsageError: a run of that name exists and `resume` is off.
@@ -268,6 +268,7 @@ def existing_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
     """
     pairs = [(config, group) for group in groups for config in group.configs]
     found = {config.path: open_run(config.path, allow_incomplete=True) for config, _ in pairs if is_run(config.path)}
+    found = {path: run for path, run in found.items() if not run.untouched}
     for config, group in pairs:
         if config.path in found:
             if not resume:
@@ -287,6 +288,8 @@ def open_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
     for group in groups:
         for config in group.configs:
             if config.path not in found:
+                if is_run(config.path):
+                    open_run(config.path, allow_incomplete=True).remove_untouched()
                 made_with = {**provenance(), "cache": group.cache.record}
                 found[config.path] = create_run(config.runs, config.run_name, to_dict(config), made_with)
     return found

@@ -21,6 +21,7 @@ from ....shared.cache import Cache, positions
 from ....shared.cache.documents import document_positions
 from ....shared.cache.rows import counted_rows, text_rows
 from ....shared.errors import DataError, UsageError
+from ...subject.harvested import is_made, made_model
 
 TOLERANCE = 0.05
 """Largest relative difference between a sequence's cached activations and the model's."""
@@ -86,7 +87,11 @@ def model_of(cache: Cache, device: str) -> nn.Module:
 
     Raises:
         UsageError: its files are not on this machine.
+        DataError: its adapter or GGUF file has changed since the harvest.
     """
+    if is_made(cache):
+        with _MODEL:
+            return made_model(cache, device)
     harvest, resolved = cache.config.get("harvest", {}), cache.config.get("resolved", {})
     name = harvest.get("model")
     folder = model_folder(name, resolved.get("model_revision") or harvest.get("model_revision"))

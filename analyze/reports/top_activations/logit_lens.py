@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ....models.folder import model_folder
-from ...subject.language_model import Unembedding, load_unembedding
+from ....shared.errors import UsageError
+from ...subject.harvested import is_made, made_model
+from ...subject.language_model import Unembedding, load_unembedding, unembedding_of
 from ...subject.subject import Subject
 
 RESIDUAL_KINDS = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "attn_out")
@@ -41,14 +43,24 @@ class LogitLens:
 
 
 def lens_of(subject: Subject, tokens: int) -> LogitLens | None:
-    """The logit lens of a run; None if its target is not in the residual stream or the model's files are not here."""
+    """The logit lens of a run; None if its target is not in the residual stream or the model's files are not here.
+
+    Raises:
+        DataError: the adapter or GGUF file of the model has changed since the harvest.
+    """
     site = subject.cache.spec(subject.target)  # of a joint site: no kind, and so no lens
     if site.kind not in RESIDUAL_KINDS:
         return None
     config = subject.cache.config
     harvest, resolved = config.get("harvest", {}), config.get("resolved", {})
     revision = resolved.get("model_revision") or harvest.get("model_revision")
-    found = load_unembedding(model_folder(harvest.get("model"), revision), subject.coder.d_out)
+    if is_made(subject.cache):
+        try:
+            found = unembedding_of(made_model(subject.cache, "cpu"), subject.coder.d_out)
+        except UsageError:  # not here, or without the package that reads it
+            return None
+    else:
+        found = load_unembedding(model_folder(harvest.get("model"), revision), subject.coder.d_out)
     if found is None:
         return None
     return logit_lens(torch.from_numpy(subject.raw_w_dec), found, tokens, subject.device)
