@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .shared.saved_report import SavedReport
     from .train.config import TrainConfig
     from .train.loop import RunSummary
+    from .tune.run import TuneResult
 
     Files = str | Path | Sequence[str | Path]
 
@@ -43,6 +44,7 @@ __all__ = [
     "run_analyze",
     "run_harvest",
     "run_train",
+    "run_tune",
     "top_latents",
 ]
 
@@ -174,6 +176,35 @@ def run_train(
     return train(many, _console(console), resume=resume)
 
 
+def run_tune(
+    run: Path | str,
+    config: Mapping[str, Any] | Files | None = None,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    **settings: Any,
+) -> TuneResult:
+    """Train a finished coder on in the running model, as `pipeline tune`: a new run beside `run`.
+
+    Args:
+        run: the run, by path or by name in train.runs.
+        config: settings files or presets, or a mapping that overrides the tune section. Without files, ./pipeline.yaml
+            is read if it exists.
+        resume: continue from the last checkpoint.
+        settings: settings of the tune section, over `config`: `update="lora", tokens=100_000, name="mine"`.
+
+    Raises:
+        ConfigError: settings that are not valid, every problem at once.
+        PipelineError: as the command.
+    """
+    from .resolve import resolve, tune_config
+    from .tune.run import tune
+
+    files, changes = _layers(config, settings)
+    whole = resolve(files, changes={"tune": changes} if changes else None)
+    return tune(tune_config(whole, run), _console(console), resume=resume)
+
+
 def run_analyze(
     runs: Sequence[Path | str] | Path | str = (),
     config: AnalyzeConfig | Mapping[str, Any] | Files | None = None,
@@ -240,8 +271,8 @@ def top_latents(
         UsageError: an unknown model, site or tokenizer, or a text that is empty or longer than the model's context.
         DataError: the run is missing, or the model is not the one that was harvested.
     """
-    from .live.origin import Origin, open_model, origin_of, tokenizer_of
     from .live.read import read_text
+    from .models.origin import Origin, open_model, origin_of, tokenizer_of
     from .shared.coders.base import Coder
     from .shared.coders.one_site import require_one_site
 

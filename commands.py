@@ -26,6 +26,7 @@ from .resolve import (
     resolve,
     resolve_sweep,
     train_configs,
+    tune_config,
     unharvested,
     variants,
 )
@@ -230,6 +231,42 @@ def analyze_command(
 
     result = analyzed(paths, config, console)
     console.result(result.to_dict(), str(result))
+
+
+@cli.command("tune")
+@click.argument("run", required=False, metavar="[RUN]", shell_complete=completion.RUNS)
+@click.option("--name", metavar="NAME", help="Name of the new run; else RUN-tuned.")
+@click.option("--model", metavar="NAME", help="A checkpoint in place of the one that the run's cache names.")
+@click.option("--resume", is_flag=True, help="Resume from the last checkpoint, bit-identical to an uninterrupted run.")
+@_dry_run
+@settings
+@_limited
+@common
+def tune_command(
+    console: Console,
+    run: str | None,
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    name: str | None,
+    model: str | None,
+    resume: bool,
+    dry_run: bool,
+) -> None:
+    """Train a finished coder on in the running model, so that the model's predictions stay as they are.
+
+    RUN is a run's folder or its name; the result is a new run beside it, with its figures before and after. The loss is
+    the squared error and the KL divergence between the model's predictions without and with the coder. Settings: the
+    tune section.
+    """
+    config = tune_config(resolve(files, sets), run, name=name, model=model)
+    from .tune.run import plan, tune
+
+    if dry_run:
+        planned = plan(config)
+        console.result(planned.to_dict(), str(planned))
+    else:
+        result = tune(config, console, resume=resume)
+        console.result(result.to_dict(), str(result))
 
 
 @cli.command("sweep")

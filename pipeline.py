@@ -120,8 +120,8 @@ def _plain_text(error: click.ClickException) -> str:
 
 
 def _after_interrupt(arguments: list[str]) -> str | None:
-    """The command that resumes: the same one, for training with --resume."""
-    if arguments[:1] not in (["harvest"], ["train"], ["sweep"], ["demo"]):
+    """The command that resumes: the same one, for training and tuning with --resume."""
+    if arguments[:1] not in (["harvest"], ["train"], ["tune"], ["sweep"], ["demo"]):
         return None
-    extra = ["--resume"] if arguments[0] == "train" and "--resume" not in arguments else []
+    extra = ["--resume"] if arguments[0] in ("train", "tune") and "--resume" not in arguments else []
     return shlex.join(["pipeline", *arguments, *extra])

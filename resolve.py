@@ -22,16 +22,18 @@ if TYPE_CHECKING:
     from .train.config import TrainConfig
     from .train.plan import Unharvested
     from .train.sweep import Cell, SweepConfig
+    from .tune.config import TuneConfig
 
     class PipelineConfig:
-        """The three sections of a settings file."""
+        """The four sections of a settings file."""
 
         harvest: HarvestConfig
         train: TrainConfig
+        tune: TuneConfig
         analyze: AnalyzeConfig
 
     class SweepFile(PipelineConfig):
-        """The three sections and `sweep`: which settings vary."""
+        """The four sections and `sweep`: which settings vary."""
 
         sweep: SweepConfig
 
@@ -45,8 +47,9 @@ def pipeline_class() -> type[PipelineConfig]:
     from .analyze.config import AnalyzeConfig
     from .harvest.config import HarvestConfig
     from .train.config import TrainConfig
+    from .tune.config import TuneConfig
 
-    sections = {"harvest": HarvestConfig, "train": TrainConfig, "analyze": AnalyzeConfig}
+    sections = {"harvest": HarvestConfig, "train": TrainConfig, "tune": TuneConfig, "analyze": AnalyzeConfig}
     fields = [(name, cls, dataclasses.field(default_factory=cls)) for name, cls in sections.items()]
     made: type[Any] = dataclasses.make_dataclass("PipelineConfig", fields, frozen=True)
     return made
@@ -271,6 +274,24 @@ def analyze_config(whole: PipelineConfig, only: Sequence[str] = ()) -> AnalyzeCo
     if config.cache is None:
         return config
     return dataclasses.replace(config, cache=named(config.cache, whole.harvest.cache_dir))
+
+
+def tune_config(whole: PipelineConfig, run: Path | str | None = None, **given: str | None) -> TuneConfig:
+    """The settings of a tuning, its run found by path or by name in train.runs.
+
+    Args:
+        run: the run to tune; None: tune.run.
+        given: further settings from flags; None: those of the section.
+
+    Raises:
+        UsageError: a name that cannot be a folder's.
+    """
+    from .shared.overview.find import named
+
+    chosen = whole.tune.run if run is None else Path(run)
+    changes = {name: value for name, value in given.items() if value is not None}
+    found = None if chosen is None else named(chosen, whole.train.runs)
+    return dataclasses.replace(whole.tune, run=found, **changes)  # type: ignore[arg-type]
 
 
 def unharvested(files: Sequence[str], sets: Sequence[str]) -> dict[Path, Unharvested]:

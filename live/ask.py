@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
+from ..models.held import names_of
+from ..models.origin import open_model, origin_of
 from ..shared.coders import Coder
 from ..shared.coders.one_site import require_one_site
 from ..shared.saved_report import report_on
 from .answer import Answer
-from .origin import open_model, origin_of
 from .read import read_text
-from .sites import names_of
 
 
 def ask(

@@ -23,11 +23,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..models.held import body_of, names_of, rooted, sites_of
 from ..models.splice import spliced
 from ..shared.coders import Coder, Codes
 from ..shared.config.registry import did_you_mean
 from ..shared.errors import UsageError
-from .sites import body_of, names_of, rooted, sites_of
 
 Mode = Literal["replace", "add error", "ablate", "steer"]
 MODES: tuple[str, ...] = get_args(Mode)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..models.capture import SiteReader
+from ..models.held import body_of, names_of, rooted, sites_of
 from ..models.text import encode
 from ..models.tokenizer import special_tokens
 from ..shared.cache.vocabulary import Vocabulary
 from ..shared.coders import Coder
 from ..shared.coders.one_site import require_one_site
 from ..shared.errors import UsageError
-from .sites import body_of, names_of, rooted, sites_of
 
 if TYPE_CHECKING:
     import pandas as pd

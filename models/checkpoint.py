@@ -230,7 +230,7 @@ def _device(wanted: str, setting: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"{setting}: found {wanted}, but this machine has {torch.cuda.device_count()} CUDA devices",
-            hint="--set harvest.device=auto" if setting == "harvest.device" else f"{setting} auto",
+            hint=f"{setting} auto" if setting.startswith("-") else f"--set {setting}=auto",
         )
     return device
 

@@ -14,9 +14,9 @@ from ..shared.cache import Cache
 from ..shared.cache.batch import Batch
 from ..shared.cache.heldout import Split
 from ..shared.coders import Coder
+from ..shared.fvu import FVU
 from ..shared.joint_names import parts_of
 from .data.rows import row_batches, thin
-from .fvu import FVU
 
 ROWS_AT_ONCE = 4096
 

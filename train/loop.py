@@ -12,12 +12,12 @@ from ..shared.coders import Coder
 from ..shared.codes.positions import bos_enrichment
 from ..shared.console import Console
 from ..shared.errors import PipelineError
+from ..shared.interrupt import Interrupt, interruptible
 from ..shared.runs.folder import Run
 from .config import TrainConfig
 from .data.stream import Stream, open_stream
 from .evaluate import Evaluation, evaluate, evaluation_rows
 from .fits import refuse_too_large
-from .interrupt import Interrupt, interruptible
 from .plan import Group, TrainPlan, plan
 from .runs.session import RunSummary, Session, begin, open_runs, summarise, trackers_closed
 from .samplers import build_sampler

@@ -12,6 +12,7 @@ from .likeness import DEFINITIONS, pairs_of, sharing, similarity_table
 from .sample import SampledCodes
 from .seeds import baseline_first, before_after, figures_over_seeds, group_runs
 from .similarity import Matching
+from .tuning import tuning_table
 
 ROLES: tuple[tuple[str, str, Role], ...] = (("run", "runs", "data"), ("control", "controls", "null"))
 """(role of a run, what a legend calls it, its colour)."""
@@ -45,7 +46,7 @@ def compare(
     groups = baseline_first(group_runs(trained), baseline)
     pairs = pairs_of(groups, [one for one in analysed if not one.facts["trained"]], samples)
     estimates = figures_over_seeds(groups)
-    tables = [table for table in [before_after(groups)] if table.rows]
+    tables = [table for table in [before_after(groups), tuning_table(trained)] if table is not None and table.rows]
     if pairs:
         tables.append(similarity_table(pairs))
     charts = [_pairs_chart(trained), _frontier(analysed)]

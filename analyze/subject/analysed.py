@@ -38,5 +38,5 @@ class Analysed:
 def training_facts(run: Run) -> dict[str, Any]:
     """What a report says of the training of a run."""
     summary = run.summary
-    keys = ("steps", "tokens", "seconds", "fvu", "fvu_with_bos", "fvu_untrained", "l0", "evaluated_on")
+    keys = ("steps", "tokens", "seconds", "fvu", "fvu_with_bos", "fvu_untrained", "l0", "evaluated_on", "tuned")
     return {key: summary[key] for key in keys if key in summary}

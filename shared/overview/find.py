@@ -11,7 +11,7 @@ from ..cache.growth import plan_files, read_head
 from ..cache.locate import locate
 from ..config.registry import did_you_mean
 from ..errors import DataError, PipelineError, UsageError, command, repair_command
-from ..runs.folder import open_run
+from ..runs.folder import Run, open_run
 
 
 def kind_of(path: Path) -> str | None:
@@ -66,13 +66,24 @@ def frozen_settings(path: Path) -> dict[str, Any]:
             settings["on_bad_row"] = "skip"
         return {"harvest": settings}
     if kind == "run":
-        return {"train": _settings_of_run(path)}
+        run = open_run(path, allow_incomplete=True)
+        if "tune" in run.config:
+            return {"tune": _settings_of_tuned(run)}
+        return {"train": _settings_of_run(run)}
     raise UsageError(f"-c {path}: the folder is neither a cache nor a run", "pipeline status lists caches and runs")
 
 
-def _settings_of_run(path: Path) -> dict[str, Any]:
+def _settings_of_tuned(run: Run) -> dict[str, Any]:
+    """The settings of a tuned run as they continue this folder; the run that it tunes may have moved with it."""
+    settings: dict[str, Any] = {**run.config["tune"], "name": run.path.name}
+    parent = Path(settings["run"])
+    beside = run.path.parent / parent.name
+    return {**settings, "run": str(parent if parent.exists() or not beside.exists() else beside)}
+
+
+def _settings_of_run(run: Run) -> dict[str, Any]:
     """The settings of a run as they continue this folder, moved or renamed, on the cache of the run, wherever it is."""
-    run = open_run(path, allow_incomplete=True)
+    path = run.path
     settings = {**run.config, "runs": str(path.parent)}
     named_by_settings = run.config.get("name") or run.config.get("variant")
     if path.name != (named_by_settings or run.config.get("coder", {}).get("architecture")):

@@ -11,7 +11,7 @@ from ..cache.format import MANIFEST, PLAN, Layout
 from ..cache.growth import Parts, generations_of, plan_files, read_head
 from ..console import si, size
 from ..errors import DataError, PipelineError, command
-from ..runs.folder import fvu_label, open_run
+from ..runs.folder import fvu_label, open_run, resume_command
 from ..text_table import text_table
 from .find import folder_bytes, kind_of
 
@@ -142,5 +142,5 @@ def run_entry(path: Path) -> dict[str, Any]:
         entry["problem"] = str(error)
         entry["next"] = command("verify", path)
     else:
-        entry["next"] = None if entry["complete"] else command("train", "-c", path, "--resume")
+        entry["next"] = None if entry["complete"] else resume_command(run)
     return entry

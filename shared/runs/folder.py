@@ -69,7 +69,7 @@ class Run:
 
     Attributes:
         path: the run's folder.
-        config: the resolved settings of the run (the `train` section), as plain data.
+        config: the resolved settings of the run (the `train` section, and `tune` of a tuned run), as plain data.
     """
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
@@ -258,8 +258,8 @@ class Run:
         """Write final/: the coder and its config.json with `summary`; after that the run is complete.
 
         Args:
-            summary: {"steps", "tokens", "fvu", "fvu_with_bos", "l0", "dead", "seconds"}.
-            extra: {"source", "target", "cache": {"path", "identity"}, "training": {…}}.
+            summary: {"steps", "tokens", "fvu", "fvu_with_bos", "l0", "dead", "seconds"}; of a tuned run also "tuned".
+            extra: {"source", "target", "cache": {"path", "identity"}, "training": {…}, "tuned": {"run", "sha256"}}.
         """
         sync_all(self.path)
         files = records_of(self.path)
@@ -359,8 +359,13 @@ def open_run(path: Path | str, allow_incomplete: bool = False) -> Run:
     if not run.complete and not allow_incomplete:
         reached = run.checkpoints()
         where = f"its last checkpoint is {reached[-1].name}" if reached else "it has no checkpoint yet"
-        raise DataError(f"run {run.name} is not finished: {where}", command("train", "-c", path, "--resume"))
+        raise DataError(f"run {run.name} is not finished: {where}", resume_command(run))
     return run
+
+
+def resume_command(run: Run) -> str:
+    """The command that continues a run: `pipeline train`, or `pipeline tune` for one that tunes another."""
+    return command("tune" if "tune" in run.config else "train", "-c", run.path, "--resume")
 
 
 def fvu_label(evaluated_on: str | None) -> str:

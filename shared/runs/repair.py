@@ -7,8 +7,8 @@ from pathlib import Path
 from ..cache.files import sync_folder, write_file
 from ..cache.repair import RepairReport
 from ..console import Console
-from ..errors import DataError, command
-from .folder import CONFIG, Run, remove_folder
+from ..errors import DataError
+from .folder import CONFIG, Run, open_run, remove_folder, resume_command
 from .records import wrong_records
 from .verify import Damage, verify_run
 
@@ -43,7 +43,7 @@ def repair_run(path: Path, console: Console | None = None) -> RepairReport:
     if not run.complete:
         after = f"the steps after {left[-1].name.removeprefix('step_').lstrip('0') or '0'}" if left else "every step"
         again = (f"{after}, then the final evaluation",)
-    step = None if run.complete else command("train", "-c", path, "--resume")
+    step = None if run.complete else resume_command(open_run(path, allow_incomplete=True))
     return RepairReport(path, found, tuple(damage.write), tuple(dropped), again, step)
 
 

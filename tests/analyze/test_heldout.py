@@ -10,9 +10,9 @@ import torch
 
 from sparse_pipeline.analyze.config import AnalyzeConfig
 from sparse_pipeline.analyze.reports.correlation.config import CorrelationConfig
-from sparse_pipeline.analyze.reports.cross_entropy.splice import choose_sequences
 from sparse_pipeline.analyze.reports.reconstruction.config import ReconstructionConfig
 from sparse_pipeline.analyze.run import analyze
+from sparse_pipeline.models.sequences import choose_sequences
 from sparse_pipeline.shared.cache.heldout import split_rows
 from sparse_pipeline.shared.errors import UsageError
 from sparse_pipeline.shared.runs.folder import create_run

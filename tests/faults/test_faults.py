@@ -21,9 +21,9 @@ from sparse_pipeline.shared.config.yaml import parse_yaml
 from sparse_pipeline.shared.deadline import seconds_of, time_limit
 from sparse_pipeline.shared.errors import ConfigError, DataError, PipelineError, UsageError
 from sparse_pipeline.shared.explain import explained
+from sparse_pipeline.shared.interrupt import interruptible
 from sparse_pipeline.shared.overview.status import status
 from sparse_pipeline.shared.runs.folder import open_run
-from sparse_pipeline.train.interrupt import interruptible
 from sparse_pipeline.train.loop import train
 from tests.faults import fuzz
 from tests.faults.crash import crash_states

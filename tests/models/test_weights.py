@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from sparse_pipeline.analyze.reports.cross_entropy.splice import losses, model_of
+from sparse_pipeline.analyze.reports.cross_entropy.model import model_of
 from sparse_pipeline.analyze.subject.harvested import made_model
 from sparse_pipeline.analyze.subject.language_model import unembedding_of
 from sparse_pipeline.harvest.config import HarvestConfig
@@ -24,6 +24,7 @@ from sparse_pipeline.harvest.prepare import prepare
 from sparse_pipeline.harvest.run import harvest
 from sparse_pipeline.models.checkpoint import find_checkpoint
 from sparse_pipeline.models.loading import load_cut
+from sparse_pipeline.models.spliced_loss import losses
 from sparse_pipeline.shared.cache import open_cache
 from sparse_pipeline.shared.console import size
 from sparse_pipeline.shared.errors import DataError, PipelineError, UsageError

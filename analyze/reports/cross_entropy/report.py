@@ -15,13 +15,15 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from ....models.sequences import choose_sequences
 from ....models.splice import Replace
+from ....models.spliced_loss import Loss, losses
 from ...result import Figure, ReportResult, Table, TableColumn, significant
 from ...stream.batches import StreamBatch
 from ...subject.subject import Subject
 from ..base import Report, ReportConfig
 from .config import CrossEntropyConfig
-from .splice import Loss, choose_sequences, losses, model_of
+from .model import model_of
 
 IN_PLACE = {"clean": "the model as it is", "coder": "the coder", "mean": "the mean", "zero": "zero"}
 """What is at the target site, and its name in the table of losses."""

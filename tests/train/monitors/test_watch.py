@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sparse_pipeline.shared.interrupt import Interrupt
 from sparse_pipeline.train.config import TrainConfig
-from sparse_pipeline.train.interrupt import Interrupt
 from sparse_pipeline.train.loop import train
 from sparse_pipeline.train.monitors.correlation import CorrelationConfig
 from sparse_pipeline.train.monitors.position import PositionConfig

@@ -11,20 +11,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sparse_pipeline.analyze.config import AnalyzeConfig
+from sparse_pipeline.analyze.reports.cross_entropy.model import load_model, model_of
 from sparse_pipeline.analyze.reports.cross_entropy.report import CrossEntropyConfig
-from sparse_pipeline.analyze.reports.cross_entropy.splice import (
-    Loss,
-    choose_sequences,
-    load_model,
-    losses,
-    model_of,
-)
 from sparse_pipeline.analyze.run import analyze
 from sparse_pipeline.harvest.config import HarvestConfig
 from sparse_pipeline.harvest.run import harvest
 from sparse_pipeline.models.folder import model_folder
+from sparse_pipeline.models.sequences import choose_sequences
 from sparse_pipeline.models.sites import resolve_sites
 from sparse_pipeline.models.splice import Replace, spliced
+from sparse_pipeline.models.spliced_loss import Loss, losses
 from sparse_pipeline.shared.cache import Cache, SiteSpec, open_cache
 from sparse_pipeline.shared.coders import build_coder
 from sparse_pipeline.shared.coders.topk import TopKConfig

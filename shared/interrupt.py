@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP during training: finish the step, save, stop."""
+"""Ctrl-C, SIGTERM and SIGHUP during a run: finish the step, save, stop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ..shared.deadline import stop_signals
+from .deadline import stop_signals
 
 
 class Interrupt:

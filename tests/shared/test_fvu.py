@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_pipeline.train.fvu import FVU
+from sparse_pipeline.shared.fvu import FVU
 
 
 def fvu(y: torch.Tensor, y_hat: torch.Tensor, mean: torch.Tensor) -> float | None:

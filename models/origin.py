@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..models.capture import SiteReader
-from ..models.checkpoint import LoadSettings, ModelCheckpoint, find_checkpoint, fingerprint
-from ..models.families import family_of
-from ..models.loading import load_model
-from ..models.tokenizer import load_tokenizer
 from ..shared.cache import Cache, open_cache
 from ..shared.cache.rows import text_rows
 from ..shared.coders.io import read_coder_config
 from ..shared.errors import DataError, UsageError
-from .sites import body_of, rooted, sites_of
+from .capture import SiteReader
+from .checkpoint import LoadSettings, ModelCheckpoint, find_checkpoint, fingerprint
+from .families import family_of
+from .held import body_of, rooted, sites_of
+from .loading import load_model
+from .tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -115,15 +115,36 @@ def open_model(origin: Origin, name: str | None = None, *, device: str = "auto",
         UsageError: the model is not known or cannot be loaded.
         DataError: it is another model.
     """
+    found, checkpoint = find_model(origin, name, device=device)
+    model = load_model(checkpoint, found).to(checkpoint.device)
+    tokenizer = load_tokenizer(checkpoint, found)
+    return Loaded(found, model, tokenizer, check_model(origin.cache, checkpoint, model, source), origin.bos)
+
+
+def find_model(
+    origin: Origin,
+    name: str | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    device_setting: str = "--device",
+) -> tuple[str, ModelCheckpoint]:
+    """The name of the coder's model, or of another checkpoint of it, and where its files are; no weight is read.
+
+    Args:
+        name: as for :func:`open_model`.
+        dtype: auto: as the harvest loaded it.
+        device_setting: what errors call the device.
+
+    Raises:
+        UsageError: the model is not known, or it or the device was not found.
+    """
     base = LoadSettings(name) if name is not None else origin.settings
     if name is not None and origin.cache is not None and origin.cache.config.get("harvest", {}).get("model"):
         base = replace(origin.settings, model=name, model_revision=None)
-    settings = replace(base, device=device)
-    checkpoint = find_checkpoint(settings, "--model" if name is not None else "the coder's model", "--device")
-    model = load_model(checkpoint, settings.model).to(checkpoint.device)
-    tokenizer = load_tokenizer(checkpoint, settings.model)
-    checked = _checked(origin.cache, checkpoint, model, source)
-    return Loaded(settings.model, model, tokenizer, checked, origin.bos)
+    settings = replace(base, device=device, dtype=base.dtype if dtype == "auto" else dtype)
+    setting = "--model" if name is not None else "the coder's model"
+    return settings.model, find_checkpoint(settings, setting, device_setting)
 
 
 def tokenizer_of(model: nn.Module) -> PreTrainedTokenizerBase:
@@ -134,8 +155,8 @@ def tokenizer_of(model: nn.Module) -> PreTrainedTokenizerBase:
     return load_tokenizer(find_checkpoint(LoadSettings(name, device="cpu"), "model"), name)
 
 
-def _checked(cache: Cache | None, checkpoint: ModelCheckpoint, model: nn.Module, source: str | None) -> str:
-    """How the model was found to be the cache's. Raises DataError if it is not."""
+def check_model(cache: Cache | None, checkpoint: ModelCheckpoint, model: nn.Module, source: str | None) -> str:
+    """How the model was found to be the cache's; "" where nothing could tell. Raises DataError if it is not."""
     if cache is None:
         return ""
     resolved = cache.config.get("resolved", {})

@@ -6,12 +6,12 @@ from typing import cast
 
 from torch import nn
 
-from ..models.families import FAMILIES
-from ..models.site_names import Site
-from ..models.sites import resolve_sites
 from ..shared.coders import Coder
 from ..shared.coders.one_site import require_one_site
 from ..shared.errors import UsageError
+from .families import FAMILIES
+from .site_names import Site
+from .sites import resolve_sites
 
 
 def names_of(coder: Coder, source: str | None, target: str | None) -> tuple[str, str]:

@@ -1,0 +1,1 @@
+"""Run + model → run: a finished coder, tuned with the language model running around it."""
