@@ -179,26 +179,33 @@ def _imagined_cost(job: Job) -> tuple[list[Site], dict[str, int], ModelCost]:
     sites = resolve_sites(job.config.sites, model)
     ids = torch.zeros(1, job.config.ctx, dtype=torch.long)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    total = _whole_flops(model, ids)
+    widths, flops, total = _flops(model, sites, ids)
     drop_later_layers(model, sites)
-    body = body_of(model)
-    with SiteReader(model, body, sites) as reader, count_flops() as cut:
-        widths = site_widths(reader, ids)
-    flops = cut.get_total_flops()
     share = flops / total if total else None
-    return sites, widths, ModelCost(parameters, _bytes(body), share, flops / ids.numel())
+    return sites, widths, ModelCost(parameters, _bytes(body_of(model)), share, flops / ids.numel())
 
 
-def _whole_flops(model: torch.nn.Module, ids: torch.Tensor) -> int:
-    """FLOP of the whole forward pass on text, with logits."""
-    body, head = body_of(model), model.get_output_embeddings()  # type: ignore[operator]
-    with torch.inference_mode(), count_flops() as counter:
-        if is_encoder_decoder(model):
+def _flops(model: torch.nn.Module, sites: list[Site], ids: torch.Tensor) -> tuple[dict[str, int], int, int]:
+    """Name → width of every site; FLOP up to the last site, and of the whole forward pass on text, with logits.
+
+    One pass gives both, but for an encoder–decoder model, whose body is the encoder.
+    """
+    widths: dict[str, int] = {}
+    flops, two_parts = 0, is_encoder_decoder(model)
+    with SiteReader(model, body_of(model), sites, to_the_end=not two_parts) as reader, count_flops() as counter:
+
+        def note(name: str, value: torch.Tensor) -> None:
+            nonlocal flops
+            widths[name], flops = int(value.shape[-1]), int(counter.get_total_flops())
+
+        reader.read(ids, None, note)
+    if two_parts:
+        with torch.inference_mode(), count_flops() as whole:
             model(input_ids=ids, decoder_input_ids=ids)
-        else:
-            body(input_ids=ids)
+        return widths, flops, int(whole.get_total_flops())
+    head = model.get_output_embeddings()  # type: ignore[operator]
     logits = 0 if head is None else 2 * ids.numel() * head.weight.numel()
-    return int(counter.get_total_flops()) + (0 if is_encoder_decoder(model) else logits)
+    return widths, flops, int(counter.get_total_flops()) + logits
 
 
 def _bytes(body: torch.nn.Module) -> int:

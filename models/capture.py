@@ -34,9 +34,11 @@ class SiteReader:
         model: the module that the paths of the sites start from.
         body: the part of it to call, without the head, so that no logits are computed.
         sites: where to read.
+        to_the_end: compute what follows the last site too.
     """
 
-    def __init__(self, model: nn.Module, body: nn.Module, sites: Sequence[Site]) -> None:
+    def __init__(self, model: nn.Module, body: nn.Module, sites: Sequence[Site], *, to_the_end: bool = False) -> None:
+        self._to_the_end = to_the_end
         self._model, self._body, self._sites = model, body, tuple(sites)
         self._handles: list[Any] = []
         self._missing: set[str] = set()
@@ -83,6 +85,8 @@ class SiteReader:
             self._body(input_ids=ids, attention_mask=mask, **self._arguments(positions))
         except _AllRead:
             return
+        if not self._missing:
+            return
         raise UsageError(f"site {', '.join(sorted(self._missing))}: the model's forward pass does not call this module")
 
     def _arguments(self, positions: Tensor | None) -> dict[str, Any]:
@@ -113,6 +117,8 @@ class SiteReader:
         return hook
 
     def _hand_over(self, site: Site, values: Sequence[Any]) -> None:
+        if not self._missing:  # past the last site, where layers that share a module call it again
+            return
         value = _by_sequence(_first_tensor(values), self._shape)
         shape = None if value is None else tuple(value.shape)
         if value is None or shape is None or len(shape) != 3 or shape[:2] != self._shape:
@@ -126,7 +132,7 @@ class SiteReader:
         # The site counts as read only once the sink has copied it: if the sink fails, the error is the sink's own.
         self._sink(site.name, value)
         self._missing.discard(site.name)
-        if not self._missing:
+        if not self._missing and not self._to_the_end:
             raise _AllRead
 
 
@@ -165,6 +171,8 @@ class CompiledReader(SiteReader):
         return [self._found[site.name] for site in self._sites]
 
     def _hand_over(self, site: Site, values: Sequence[Any]) -> None:
+        if not self._missing:  # past the last site, where layers that share a module call it again
+            return
         value = _by_sequence(_first_tensor(values), self._shape)
         if value is not None:
             self._found[site.name] = value.clone()  # the model may add to it in place (Falcon)

@@ -183,7 +183,7 @@ def test_status(cli: Cli, here: Path) -> None:
     assert document["next"] == "pipeline analyze"
 
 
-@pytest.mark.parametrize("path", ["cache/demo", "runs/topk", "topk", "demo"])
+@pytest.mark.parametrize("path", ["runs/topk", "topk", "demo"])
 def test_verify(path: str, cli: Cli, here: Path) -> None:
     document = cli("verify", path)
     assert (document["ok"], document["complete"], document["problems"]) == (True, True, [])

@@ -114,6 +114,25 @@ def read_sites(model: nn.Module, names: tuple[str, ...], ids: Tensor = IDS) -> d
     return found
 
 
+@pytest.mark.parametrize("to_the_end", [False, True])
+def test_a_pass_ends_at_its_last_site_or_computes_to_the_end(to_the_end: bool) -> None:
+    """To the end a module may be called again, as where layers share one; what it was read as stays."""
+    model = random_model("gemma2")
+    names = ("layer_00.resid_mid", "layer_00.mlp_out")
+    expected = read_sites(model, names)
+    body = body_of(model)
+    called: list[int] = []
+    last = body.layers[-1]  # type: ignore[union-attr,index]
+    last.register_forward_hook(lambda *_: called.append(1))
+    last.mlp = body.layers[0].mlp  # type: ignore[union-attr,index]
+    last.post_feedforward_layernorm = body.layers[0].post_feedforward_layernorm  # type: ignore[union-attr,index]
+    found: dict[str, Tensor] = {}
+    with SiteReader(model, body, resolve_sites(names, model), to_the_end=to_the_end) as reader:
+        reader.read(IDS, None, lambda name, value: found.__setitem__(name, value.clone()))
+    assert len(called) == to_the_end
+    assert all(torch.equal(found[name], expected[name]) for name in names)
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "falcon": {"multi_query": True, "parallel_attn": True},
     "falcon, one after the other": {"parallel_attn": False, "alibi": True, "multi_query": False, "bias": True},

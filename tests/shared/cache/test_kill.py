@@ -22,7 +22,7 @@ def quick_folder(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_the_finished_cache_is_byte_identical(quick_folder: Path, root: Path, step: int) -> None:
     """SIGKILL before, in and after the writes, syncs and renames of a writer; another run finishes the cache."""
     run = subprocess.run(

@@ -28,8 +28,8 @@ def config(folder: Path, device: torch.device, **settings: object) -> TrainConfi
         source="layer_01.resid_mid",
         target="layer_01.mlp_out",
         runs=folder / "runs",
-        coder=MatryoshkaConfig(latents=12, k=2, groups=(4, 8)),
-        data=DataConfig(batch_size=8, tokens=40, heldout=0.0),
+        coder=MatryoshkaConfig(latents=8, k=2, groups=(3, 5)),
+        data=DataConfig(batch_size=5, tokens=25, heldout=0.0),
         optimizer=OptimizerConfig(lr=1e-2, warmup_steps=1),
         min_steps=1,
         log_every=2,
@@ -67,7 +67,7 @@ def test_the_same_run_with_and_without_it(device: torch.device, tmp_path: Path) 
 
 
 def test_random_prefixes_over_batchtopk_are_the_same_with_and_without_it(device: torch.device, tmp_path: Path) -> None:
-    coder = MatryoshkaConfig(latents=12, k=2, prefixes="random", n_prefixes=3, selection="batchtopk")
+    coder = MatryoshkaConfig(latents=8, k=2, prefixes="random", n_prefixes=3, selection="batchtopk")
     base = replace(config(tmp_path, device), coder=coder)
     train([replace(base, name=name, fused=name) for name in ("on", "off")])  # type: ignore[arg-type]
     on, off = (open_run(tmp_path / "runs" / name) for name in ("on", "off"))
