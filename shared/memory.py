@@ -1,10 +1,14 @@
-"""How much host memory is free, in a container too."""
+"""How much memory is free: of the host, in a container too, or of a device."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    import torch
 
 
 def free_host_memory() -> int:
@@ -15,6 +19,17 @@ def free_host_memory() -> int:
         # pages of files count as used, but the kernel frees them when memory runs short
         free = min(free, limit - used + (_inactive_file() or 0))
     return max(free, 0)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device; on the CPU, within the process's control group too."""
+    if device.type == "cuda":
+        import torch
+
+        # the driver counts what torch has reserved as used; what no tensor uses of it is free for the next one
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
+    return free_host_memory()
 
 
 def _read_int(path: str) -> int | None:

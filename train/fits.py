@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..shared.console import count, size
 from ..shared.errors import PipelineError
-from .data.memory import free_memory
+from ..shared.memory import free_memory
 from .plan import Sizes
 
 _USABLE = 0.9

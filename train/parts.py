@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Container
 from pathlib import Path
 
+from ..shared.memory import free_memory
 from ..shared.runs.folder import open_run
 from .config import TrainConfig
-from .data.memory import free_memory
 from .plan import Group
 from .runs.session import is_run
 

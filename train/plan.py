@@ -19,11 +19,11 @@ from ..shared.config.registry import did_you_mean
 from ..shared.console import count, si, size
 from ..shared.errors import UsageError
 from ..shared.joint_names import parts_of
+from ..shared.memory import free_memory
 from ..shared.runs.folder import open_run
 from .config import TrainConfig, with_precision
 from .data.estimate import estimate_stream
 from .data.health import check_trainable
-from .data.memory import free_memory
 from .data.stream import StreamPlan, open_stream
 from .samplers import build_sampler
 from .step.fused import refusal

@@ -17,7 +17,8 @@ from ..shared.cache.heldout import split_rows
 from ..shared.cache.locate import locate
 from ..shared.cache.rows import rest_rows, trained_rows
 from ..shared.console import count, si, size
-from ..shared.errors import DataError, UsageError, command
+from ..shared.errors import DataError, PipelineError, UsageError, command
+from ..shared.memory import free_memory
 from ..shared.runs.folder import Run, open_run
 from .config import MOST_TOKENS, TuneConfig
 
@@ -112,9 +113,13 @@ class TunePlan:
 
     _orders: dict[int, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
 
-    def to_dict(self) -> dict[str, Any]:
+    @property
+    def logit_bytes(self) -> int:
+        """Memory of the logits of a step."""
         vocabulary = int(getattr(self.checkpoint.config.get_text_config(), "vocab_size", 0))
-        logits = 4 * COPIES * self.per_step * self.cache.ctx * vocabulary
+        return 4 * COPIES * self.per_step * self.cache.ctx * vocabulary
+
+    def to_dict(self) -> dict[str, Any]:
         return {
             "run": str(self.parent.path),
             "path": str(self.path),
@@ -133,7 +138,7 @@ class TunePlan:
             "rows": int(self.rows.train.sum()),
             "rows_measured": int(self.rows.measured.sum()),
             "measured_on": "heldout" if self.rows.heldout else "train",
-            "bytes": {"logits": logits},
+            "bytes": {"logits": self.logit_bytes},
             "notes": list(self.notes),
         }
 
@@ -190,6 +195,19 @@ def plan(config: TuneConfig) -> TunePlan:
         steps=steps,
         notes=_notes(final, config),
     )
+
+
+def refuse_too_large(planned: TunePlan) -> None:
+    """Raises PipelineError where the logits of a step do not fit into the memory that is free."""
+    needed, free = planned.logit_bytes, free_memory(planned.checkpoint.device)
+    if needed > free:
+        fewer = max(1, int(planned.per_step * 0.9 * free / needed))
+        raise PipelineError(
+            f"tuning on {planned.checkpoint.device} needs {size(needed)} for the logits of a step of "
+            f"{count(planned.per_step, 'sequence')}, "
+            f"{size(free)} are free",
+            f"--set tune.sequences={fewer}",
+        )
 
 
 def refuse_coder(parent: Run, final: Mapping[str, Any], config: TuneConfig) -> None:

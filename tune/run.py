@@ -14,8 +14,8 @@ from ..shared.runs.tuned import before_and_after
 from ..shared.text_table import text_table
 from .config import TuneConfig
 from .figures import figures
-from .plan import TunePlan, plan
-from .session import begin, finish, open_tuned, save
+from .plan import TunePlan, plan, refuse_too_large
+from .session import create, existing, finish, ready, restore, save
 from .step import StepResult, Tuned, tune_step
 
 __all__ = ["TuneResult", "plan", "tune"]
@@ -67,20 +67,23 @@ def tune(config: TuneConfig, console: Console | None = None, *, resume: bool = F
 
     Raises:
         UsageError, DataError: refused before anything was written, or the model is not the one that was harvested.
-        PipelineError: a loss was not finite.
+        PipelineError: the memory does not suffice (nothing was written), or a loss was not finite.
         KeyboardInterrupt: SIGINT or SIGTERM; the run was saved at its current step.
     """
     console = console or Console(quiet=True)
     planned = plan(config)
-    run = open_tuned(planned, resume)
-    with run.lock():
-        if not run.complete:
-            _tune(planned, run, console)
+    run = existing(planned, resume)
+    if run is None or not run.complete:
+        refuse_too_large(planned)
+        tuned = ready(planned)
+        run = create(planned) if run is None else run
+        with run.lock():
+            _tune(tuned, run, console)
     return result_of(run, planned)
 
 
-def _tune(planned: TunePlan, run: Run, console: Console) -> None:
-    tuned, before = begin(planned, run)
+def _tune(tuned: Tuned, run: Run, console: Console) -> None:
+    planned, before = tuned.plan, restore(run, tuned)
     if before is None:
         console.info("figures of the coder as it is")
         before = figures(planned, tuned.coder, tuned.model)

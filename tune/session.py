@@ -20,36 +20,41 @@ from .step import Tuned
 from .update import Update
 
 
-def open_tuned(plan: TunePlan, resume: bool) -> Run:
-    """The new run's folder; with `resume` the existing one.
+def existing(plan: TunePlan, resume: bool) -> Run | None:
+    """The run to resume; None where the tuning begins.
 
     Raises:
-        UsageError: it exists and `resume` is off.
-        DataError: with `resume`: there is none, or it was started with other settings or from another coder.
+        UsageError: the new run's folder exists and `resume` is off.
+        DataError: with `resume`: there is no such run, or it was started with other settings or from another coder.
     """
-    exists = (plan.path / "config.yaml").exists()
+    found = (plan.path / "config.yaml").exists()
     if not resume:
-        if exists or plan.path.exists():
+        if found and open_run(plan.path, allow_incomplete=True).untouched:
+            open_run(plan.path, allow_incomplete=True).remove_untouched()
+        if plan.path.exists():
             raise UsageError(f"{plan.path} already exists", "--resume to resume it, or --name for another")
-        cache = {"path": str(plan.cache.path), "identity": plan.cache.identity}
-        made_with = {**provenance(), "cache": cache, "tuned": _parent(plan)}
-        return create_run(plan.path.parent, plan.path.name, _settings(plan), made_with)
-    if not exists:
-        raise DataError(
-            f"--resume: there is no run {plan.path}",
-            "the same command without --resume begins it",
-        )
+        return None
+    if not found:
+        raise DataError(f"--resume: there is no run {plan.path}", "the same command without --resume begins it")
     run = open_run(plan.path, allow_incomplete=True)
     _refuse_others(run, plan)
     run.drop_damaged_final()
     return run
 
 
-def begin(plan: TunePlan, run: Run) -> tuple[Tuned, dict[str, Any] | None]:
-    """The tuning at its start or at the run's last checkpoint, and the figures before it, if they are known.
+def create(plan: TunePlan) -> Run:
+    """The new run's folder."""
+    cache = {"path": str(plan.cache.path), "identity": plan.cache.identity}
+    made_with = {**provenance(), "cache": cache, "tuned": _parent(plan)}
+    return create_run(plan.path.parent, plan.path.name, _settings(plan), made_with)
+
+
+def ready(plan: TunePlan) -> Tuned:
+    """The tuning before its first step: the model loaded and checked, the coder as its run left it.
 
     Raises:
-        DataError: the model is not the one that was harvested, or a file of the run is damaged.
+        DataError: the model is not the one that was harvested.
+        UsageError: it cannot be loaded, or nothing of the coder would move.
     """
     device = plan.checkpoint.device
     model = load_model(plan.checkpoint, plan.model_name).to(device)
@@ -57,13 +62,21 @@ def begin(plan: TunePlan, run: Run) -> tuple[Tuned, dict[str, Any] | None]:
     coder = plan.parent.load_coder().to(device)
     _restore_training_state(plan.parent, coder)
     frozen = plan.final.get("training", {}).get("freeze", ())
-    tuned = Tuned(plan, coder, model, Update(coder, plan.config, frozen))
+    return Tuned(plan, coder, model, Update(coder, plan.config, frozen))
+
+
+def restore(run: Run, tuned: Tuned) -> dict[str, Any] | None:
+    """Bring a tuning to the run's last checkpoint; the figures before it, None without a checkpoint.
+
+    Raises:
+        DataError: a file of the run is damaged.
+    """
     saved = run.load_checkpoint()
     if saved is not None:
         run.check_records(saved)
         _restore(tuned, saved)
     run.rewind_metrics(saved)
-    return tuned, None if saved is None else dict(saved.state["before"])
+    return None if saved is None else dict(saved.state["before"])
 
 
 def save(run: Run, tuned: Tuned, before: dict[str, Any]) -> None:

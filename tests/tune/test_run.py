@@ -16,6 +16,7 @@ import torch
 import sparse_pipeline as sp
 from sparse_pipeline import pipeline
 from sparse_pipeline.analyze.result import show
+from sparse_pipeline.models.folder import DEMO_MODEL
 from sparse_pipeline.shared.cache.heldout import split_rows
 from sparse_pipeline.shared.coders import ARCHITECTURES, build_coder
 from sparse_pipeline.shared.config.settings import to_dict, validate
@@ -213,6 +214,29 @@ def test_rows_of_held_out_documents_position_0_and_the_samplers_exclusions_keep_
     assert set(first) <= set(np.flatnonzero(rows.train.reshape(-1, cache.ctx).any(1)))
 
 
+def test_another_model_and_too_little_memory_are_refused_before_anything_is_written(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    shutil.copytree(DEMO_MODEL, here / "other")
+    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.mul_(-1)
+    model.save_pretrained(here / "other")
+    refused(DataError, lambda: sp.run_tune("topk", model=str(here / "other"), **FEW), "is not the model of", "differ")
+    assert not Path("runs/topk-tuned").exists()
+    monkeypatch.setattr("sparse_pipeline.tune.plan.free_memory", lambda device: 10_000_000)
+    refused(
+        PipelineError,
+        lambda: sp.run_tune("topk", sequences=8),
+        "33.6 MB for the logits of a step of 8 sequences",
+        "tune.sequences=2",
+    )
+    assert not Path("runs/topk-tuned").exists()
+
+
 def test_bad_inputs_are_refused_by_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(DataError, lambda: sp.run_tune("tipk"), "tipk")
     refused(ConfigError, lambda: sp.run_tune("topk", rank=4), "rank: 4 does nothing with update: full")
@@ -235,6 +259,7 @@ def test_bad_inputs_are_refused_by_name(here: Path, capsys: pytest.CaptureFixtur
     refused(UsageError, lambda: sp.run_tune(aimed), "target L0", "tune.update=decoder")
     refuse_coder(open_run(aimed), open_run(aimed).final, replace(config, update="decoder"))
 
+    capsys.readouterr()
     assert pipeline.run(["tune", "topk", "--dry-run", "--json", "--set", "tune.tokens=1200"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["run"], document["path"], document["steps"]) == ("runs/topk", "runs/topk-tuned", 3)

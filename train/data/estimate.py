@@ -9,9 +9,10 @@ import torch
 
 from ...shared.cache import Flag, Layout
 from ...shared.joint_names import stored_sites
+from ...shared.memory import free_memory
 from ..samplers.base import Sampler, Window
 from .config import DataConfig
-from .memory import choose_pool, free_memory
+from .memory import choose_pool
 from .stream import META_BYTES, StreamPlan
 
 _SEEN_ROWS = 1 << 20

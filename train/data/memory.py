@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from ...shared.memory import free_host_memory
 from .config import DataConfig
 
 MAX_AUTO_ROWS = 1 << 20
@@ -27,15 +24,6 @@ class PoolSize:
 
     window_rows: int
     resident: bool
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device; on the CPU, within the process's control group too."""
-    if device.type == "cuda":
-        # the driver counts what torch has reserved as used; what no tensor uses of it is free for the next one
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + held
-    return free_host_memory()
 
 
 def choose_pool(config: DataConfig, total_rows: int, row_bytes: int, free: int) -> PoolSize:

@@ -37,9 +37,10 @@ from ...shared.cache.blocks import Blocks, Index, StreamPosition, WindowPlan, ex
 from ...shared.cache.heldout import Split, split_rows
 from ...shared.errors import DataError, UsageError
 from ...shared.joint_names import stored_sites
+from ...shared.memory import free_memory
 from ..samplers.base import Sampler, Window
 from .config import DataConfig
-from .memory import choose_pool, free_memory
+from .memory import choose_pool
 from .reader import BlockReader, Pool, Segment
 
 META_BYTES = 64

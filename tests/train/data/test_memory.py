@@ -5,8 +5,9 @@ import torch
 
 from sparse_pipeline.shared.config.settings import to_dict, validate
 from sparse_pipeline.shared.errors import ConfigError
+from sparse_pipeline.shared.memory import free_memory
 from sparse_pipeline.train.data.config import DataConfig
-from sparse_pipeline.train.data.memory import MAX_AUTO_ROWS, choose_pool, free_memory
+from sparse_pipeline.train.data.memory import MAX_AUTO_ROWS, choose_pool
 
 ROW = 1000
 
