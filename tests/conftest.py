@@ -76,7 +76,7 @@ analyze: {name: demo}
 SWEEP = """
 sweep: {name: width, variants: {topk: topk, nested: matryoshka}, grid: {coder.latents: [64, 128]}, plots: [png]}
 train: {data: {epochs: 1}}
-analyze: {reports: {top_activations: null, position: null}}
+analyze: {controls: false, reports: {top_activations: null, position: null}}
 """
 
 
