@@ -12,6 +12,7 @@ from ...shared.lazy import lazily
 from .configs.activation_correlation import ActivationCorrelationConfig
 from .configs.base import PenaltyConfig
 from .configs.decoder_orthogonality import DecoderOrthogonalityConfig
+from .configs.massive_rows import MassiveRowsConfig
 from .configs.ortsae import OrtSAEConfig
 from .configs.position_diversity import PositionDiversityConfig
 from .configs.self_contrastive import SelfContrastiveConfig
@@ -32,6 +33,7 @@ PENALTIES: Registry[type[Penalty]] = Registry(
         "position_diversity": (PositionDiversityConfig, "position_diversity.PositionDiversity"),
         "topk_pairs": (TopkPairsConfig, "topk_pairs.TopkPairs"),
         "tracked_pairs": (TrackedPairsConfig, "tracked_pairs.TrackedPairs"),
+        "massive_rows": (MassiveRowsConfig, "massive_rows.MassiveRows"),
         "self_contrastive": (SelfContrastiveConfig, "self_contrastive.SelfContrastive"),
     },
 )

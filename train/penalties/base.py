@@ -28,6 +28,7 @@ class StepBatch:
         generator: the run's own random numbers (CPU); part of its checkpoints.
         ctx: tokens in a sequence: positions run from 0 to ctx − 1.
         massive: [B] bool, rows that are massive at the source or the target; None: none is.
+        massive_input: [B] bool, those that are massive at the source.
     """
 
     u: Tensor
@@ -38,6 +39,7 @@ class StepBatch:
     generator: torch.Generator
     ctx: int
     massive: Tensor | None = None
+    massive_input: Tensor | None = None
 
     @property
     def position(self) -> Tensor:

@@ -47,6 +47,7 @@ def step_batch(trainee: Trainee, rows: Batch, step: int) -> StepBatch:
         generator=trainee.generator,
         ctx=trainee.ctx,
         massive=trainee.massive_rows(rows),
+        massive_input=trainee.massive_rows(rows, trainee.config.source),
     )
 
 

@@ -92,9 +92,10 @@ class Trainee:
         source, target = (self._clipped(rows, site) for site in (self.config.source, self.config.target_site))
         return source, target
 
-    def massive_rows(self, rows: Batch) -> Tensor:
-        """[B] bool: rows that are massive at the source or the target."""
-        found = [one.mask[rows.row.long()] for parts in self.massive.values() for one in parts]
+    def massive_rows(self, rows: Batch, site: str | None = None) -> Tensor:
+        """[B] bool: rows that are massive at a site; None: at the source or the target."""
+        sites = self.massive if site is None else {site: self.massive[site]}
+        found = [one.mask[rows.row.long()] for parts in sites.values() for one in parts]
         return functools.reduce(torch.logical_or, found)
 
     def _clipped(self, rows: Batch, site: str) -> Tensor:
