@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,7 @@ def analyze(paths: Sequence[Path], config: AnalyzeConfig, console: Console | Non
         possible = reports_on(subjects[0].cache, config, console)
         refuse_meaningless(subjects, possible, console)
         part = collect_all(subjects, members, possible, console, config.compare and len(runs) > 1)
-        console.info(f"finishing {', '.join(subject.name for subject in subjects)}")
-        with ThreadPoolExecutor(threads(), "finish") as pool:
-            finished = list(pool.map(_finalised, part.reports))
+        finished = _finished(part.reports, console)
         facts = [facts_of(subject, dict(members).get(subject.name)) for subject in subjects]
         analysed += map(Analysed, subjects, facts, finished)
         samples |= part.samples
@@ -183,8 +181,24 @@ def check_baseline(baseline: str | None, names: Sequence[str]) -> None:
         )
 
 
-def _finalised(collectors: dict[str, AnyReport]) -> dict[str, ReportResult]:
-    return {name: report.finalise() for name, report in collectors.items()}
+def _finished(collectors: list[dict[str, AnyReport]], console: Console) -> list[dict[str, ReportResult]]:
+    """The results of each subject's collectors, by name. Absorption or the model's loss may take minutes.
+
+    The threads are daemons, so that an interrupt ends the command at once; ThreadPoolExecutor would wait for them.
+    """
+    with (
+        console.progress(sum(map(len, collectors)), "reports", "finish") as progress,
+        ThreadPool(threads()) as pool,
+    ):
+
+        def finished(one: dict[str, AnyReport]) -> dict[str, ReportResult]:
+            results = {}
+            for name, report in one.items():
+                results[name] = report.finalise()
+                progress.advance()
+            return results
+
+        return pool.map(finished, collectors, chunksize=1)
 
 
 def _name_only_control(analysed: list[Analysed], samples: dict[str, SampledCodes]) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
+import signal
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +27,7 @@ from sparse_pipeline.analyze.render.folder import report_folder
 from sparse_pipeline.analyze.render.markdown import to_markdown
 from sparse_pipeline.analyze.reports import REPORTS
 from sparse_pipeline.analyze.reports.reconstruction.config import ReconstructionConfig
+from sparse_pipeline.analyze.reports.reconstruction.report import ReconstructionReport
 from sparse_pipeline.analyze.reports.top_activations.config import TopActivationsConfig
 from sparse_pipeline.analyze.run import analyze
 from sparse_pipeline.analyze.stream import batches as streaming
@@ -326,6 +331,25 @@ def test_a_second_report_replaces_the_first_and_nothing_else(made: Planted, run:
     with pytest.raises(UsageError, match="is not a report"):
         analyze([run], AnalyzeConfig(out=tmp_path / "reports", name="mine"))
     assert (mine / "thesis.tex").exists()
+
+
+def test_an_interrupt_does_not_wait_for_the_reports(
+    made: Planted, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    def slow(self: ReconstructionReport) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        go_on.wait(30)
+
+    monkeypatch.setattr(ReconstructionReport, "finalise", slow)
+    config = AnalyzeConfig(out=tmp_path / "reports", controls=False, reports={"global": ReconstructionConfig()})
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        analyze([run], config)
+    assert time.monotonic() - started < 20
+    go_on.set()
+    assert list((tmp_path / "reports").iterdir()) == []
 
 
 def test_the_folder_is_named_after_what_is_in_it(made: Planted, run: Path, tmp_path: Path) -> None:
