@@ -13,7 +13,7 @@ class MassiveRowsConfig(PenaltyConfig):
     """Pre-activations on massive rows, beyond those of the few latents that may explain them."""
 
     kind: Literal["massive_rows"] = "massive_rows"
-    weight: float = 10.0
+    weight: float = 2.0
     keep: int = 4
     """Latents of a massive row, the strongest, that are left alone."""
     margin: float = 0.5
