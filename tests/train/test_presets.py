@@ -191,7 +191,7 @@ def test_no_two_presets_share_the_name_of_their_run() -> None:
     for name, config in named.items():
         if name.startswith("gemma-2"):
             assert config.wandb.project == name
-        if name.startswith("gemma-3"):
+        if name.startswith("gemma-3-270m-layer9"):
             assert config.wandb.project == SAE
 
 
