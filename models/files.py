@@ -12,6 +12,7 @@ from ..shared.untrusted import parse_json, read_object
 _POINTER = b"version https://git-lfs"
 _INDEX = "model.safetensors.index.json"
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of safetensors
+_LONGEST_NAME = 255  # bytes, of a file
 
 
 def refuse_damaged(folder: Path, setting: str) -> None:
@@ -79,7 +80,7 @@ def _files_of(index: Path, setting: str) -> set[str]:
     if not isinstance(named, dict):
         raise UsageError(f"{setting}: {index} names no files of weights", "download it again")
     found = {str(name) for name in named.values()}
-    if elsewhere := sorted(name for name in found if name != Path(name).name):
+    if elsewhere := sorted(name for name in found if name != Path(name).name or len(name.encode()) > _LONGEST_NAME):
         raise UsageError(f"{setting}: {index} names {elsewhere[0]!r}, no file beside it", "download it again")
     return found
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..shared.config.registry import did_you_mean
 from ..shared.errors import UsageError
+from ..shared.untrusted import check_tokenizer
 from .checkpoint import ModelCheckpoint, explained
 from .weights import Weights
 
@@ -78,6 +79,8 @@ def load_tokenizer(checkpoint: ModelCheckpoint, name: str) -> PreTrainedTokenize
             f"{checkpoint.setting}: no tokenizer in {folder}: expected tokenizer.json, tokenizer.model or a vocab file",
             hint="copy the files of the model's tokenizer there: tokenizer.json and tokenizer_config.json",
         )
+    if not how and (folder / "tokenizer.json").is_file():
+        check_tokenizer(folder / "tokenizer.json")
     with explained(name, checkpoint.source, checkpoint.setting):
         tokenizer = _loaded(source, checkpoint, how)
     if getattr(tokenizer, "backend_tokenizer", None) is None:

@@ -5,7 +5,9 @@ No pickle runs: `.pt` files are read by torch with weights_only, `.npz` files wi
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,9 @@ from .untrusted import refuse_expansion
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_NO_ARRAY = (OSError, ValueError, TypeError, KeyError, MemoryError, SyntaxError, tokenize.TokenError)
+"""What NumPy raises for a file that is no array, or claims too much: it reads a header as Python's literals."""
 
 _AGAIN = "save its state dict again: torch.save(coder.state_dict(), PATH)"
 
@@ -41,8 +46,17 @@ def load_arrays(file: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as archive:
             return {name: np.asarray(archive[name]) for name in archive.files}
-    except (OSError, ValueError, TypeError, KeyError, MemoryError, NotImplementedError, zipfile.BadZipFile) as error:
+    except (*_NO_ARRAY, NotImplementedError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{file} cannot be read as plain arrays: {error}") from None
+
+
+def map_array(file: Path) -> np.ndarray:
+    """The array of an `.npy` file, mapped. Raises DataError."""
+    try:
+        found: np.ndarray = np.load(file, mmap_mode="c", allow_pickle=False)
+    except (*_NO_ARRAY, EOFError) as error:
+        raise DataError(f"{file} cannot be read as tensors alone: {error}", "save it with numpy.save") from None
+    return found
 
 
 def load_plain(file: Path, *, mapped: bool = False) -> Any:

@@ -24,6 +24,9 @@ ROW_CHARS = 16 << 20
 DOCUMENT_BYTES = 256 << 20
 """Bytes of a JSON document."""
 
+TOKEN_IDS = 1 << 24
+"""Ids of a tokenizer: the library keeps a place for each up to the largest."""
+
 _TAR_HEADER_BYTES = 64 << 10
 """Bytes of an extended header of a tar archive: a name, or a few attributes."""
 
@@ -96,6 +99,18 @@ class BoundedMember(tarfile.TarInfo):
         if found.type in (*extended, *named) and found.size > _TAR_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {found.size:,} bytes, expected at most {_TAR_HEADER_BYTES:,}")
         return found
+
+
+def check_tokenizer(file: Path) -> None:
+    """Raises DataError where a tokenizer.json is no JSON object, or has ids beyond the bound."""
+    found = read_object(file)
+    model, added = found.get("model"), found.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    ids += [one.get("id") for one in added if isinstance(one, dict)] if isinstance(added, list) else []
+    for number in ids:
+        if type(number) is not int or not 0 <= number < TOKEN_IDS:
+            raise DataError(f"{file} has the token id {number!r}, expected whole numbers below {TOKEN_IDS:,}")
 
 
 def parse_json(data: bytes | str) -> Any:

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..shared.archives import load_plain
+from ..shared.archives import load_plain, map_array
 from ..shared.errors import DataError
 from .foreign import ROW_ARRAYS, Column, Foreign, token_name
 
@@ -149,7 +149,7 @@ def _unreadable(file: Path, error: Exception) -> DataError:
 def _opened(file: Path) -> Any:
     """A .npy or .pt file, mapped."""
     if file.suffix == ".npy":
-        return torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False))
+        return torch.from_numpy(map_array(file))
     return load_plain(file, mapped=True)
 
 

@@ -22,6 +22,7 @@ from ...shared.cache.files import write_file
 from ...shared.cache.vocabulary import Vocabulary
 from ...shared.errors import DataError
 from ...shared.overview.find import frozen_settings, kind_of
+from ...shared.untrusted import check_tokenizer
 from .labels import word_of
 
 QUESTION = " has the first letter:"
@@ -91,6 +92,7 @@ def first_letter_prompts(
     """
     path = tokenizer_file(tokenizer_path)
     vocabulary = Vocabulary(path)
+    check_tokenizer(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception

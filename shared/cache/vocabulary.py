@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, repair_command
+from ..untrusted import check_tokenizer
 from .characters import joined
 from .files import inside
 from .first_touch import compare_sha256_once
@@ -49,6 +50,7 @@ class Vocabulary:
     def _tokenizer(self) -> Any:
         from tokenizers import Tokenizer
 
+        check_tokenizer(Path(str(self.path)))
         try:
             return Tokenizer.from_file(str(self.path))
         except Exception as error:  # the library raises a bare Exception

@@ -23,8 +23,9 @@ from ruamel.yaml.representer import SafeRepresenter
 
 from ..errors import ConfigError, UsageError, command
 
-MOST_BYTES, MOST_NESTED, MOST_ALIASES = 1 << 20, 50, 100
-"""Bounds of a settings file: characters, depth, uses of an anchor."""
+MOST_BYTES, MOST_NESTED, MOST_ALIASES, MOST_EVENTS = 1 << 20, 50, 100, 20_000
+"""Bounds of a settings file: characters, depth, uses of an anchor, values and keys (the parser reads a few thousand a
+second)."""
 
 _OTHER_IN_YAML_1_1 = re.compile(
     r"yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?"
@@ -121,11 +122,13 @@ def parse_yaml(text: str, where: str = "text", hint: str | None = None) -> Any:
 def _check_bounds(events: Iterable[Any]) -> None:
     """Raises ValueError for a document that would grow: aliases multiply, and deep nesting exhausts the stack."""
     depth = aliases = 0
-    for event in events:
+    for number, event in enumerate(events):
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         aliases += isinstance(event, AliasEvent)
         if depth > MOST_NESTED or aliases > MOST_ALIASES:
             raise ValueError(f"nested more than {MOST_NESTED} deep, or more than {MOST_ALIASES} aliases")
+        if number > MOST_EVENTS:
+            raise ValueError(f"more than {MOST_EVENTS:,} keys and values")
 
 
 def load_yaml(path: Path | str) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from sparse_pipeline.harvest.data.local import documents
 from sparse_pipeline.harvest.data.reading import Reading
 from sparse_pipeline.models.files import refuse_damaged
 from sparse_pipeline.models.weights import gguf_facts
+from sparse_pipeline.shared.cache.vocabulary import Vocabulary
 from sparse_pipeline.shared.errors import PipelineError
 from sparse_pipeline.transfer.opening import open_foreign
 
@@ -166,6 +167,8 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 
 ENDLESS_ARRAY = struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IIQ", 9, 0, 1 << 60)
 
+TOKENIZER = b'{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0, "b": 2147483648}, "merges": []}}'
+
 BOMBS: dict[str, tuple[Action, Action]] = {
     **{
         f"bomb{kind}{suffix}": (streams(compress), read_all)
@@ -201,6 +204,7 @@ BOMBS: dict[str, tuple[Action, Action]] = {
     "nothing.safetensors": (nothing, open_foreign),
     "deep-weights": (weights(b"[" * MIB), check_weights),
     "shape-weights": (weights(b'{"a": {"shape": 3}}'), check_weights),
+    "tokenizer.json": (holding(TOKENIZER), lambda path: Vocabulary(path).piece(3)),
     "loop.gguf": (holding(b"GGUF" + ENDLESS_ARRAY + PART), gguf_facts),
 }
 """Name of a file or folder → what makes it, what reads it."""

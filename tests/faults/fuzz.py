@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -61,7 +62,7 @@ def _replace(document: Any, rng: random.Random) -> None:
         if isinstance(node, dict) and rng.random() < 0.2:
             del node[key]
         else:
-            node[key] = rng.choice(NASTY)
+            node[key] = copy.deepcopy(rng.choice(NASTY))  # it may be changed next
 
 
 def _bytes(data: bytes, rng: random.Random) -> bytes:

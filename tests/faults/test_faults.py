@@ -37,6 +37,9 @@ from tests.synthetic import make_cache, sparse_acts, token_table
 LONG = os.environ.get("PIPELINE_FAULTS") == "long"
 """Many trials instead of a few."""
 
+FUZZED = int(os.environ.get("PIPELINE_FUZZ", "5200" if LONG else "20"))
+"""Files of caches and runs that are broken or changed."""
+
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
@@ -139,7 +142,7 @@ def _said(work: Callable[[], None]) -> str | None:
 
 
 def test_hostile_and_broken_files_give_errors_and_no_tracebacks(memory: Path) -> None:
-    cases = 1300 if LONG else 5
+    cases = FUZZED // 4
     write_cache(memory / "caches/cache")
     whole_cache = contents(memory / "caches/cache")
     (memory / "caches/cache/documents.jsonl").write_text('{"doc_id": 0, "labels": {"a": 1}}\n')
@@ -197,8 +200,13 @@ def test_nothing_outside_the_folder_is_opened_and_nothing_waits_forever(memory: 
 
 @pytest.mark.parametrize(
     "text",
-    ["a: &a [1]\n" + "b: [" + ", ".join(["*a"] * 200) + "]", "[" * 60 + "]" * 60, "x: " + "y" * (2 << 20)],
-    ids=["aliases", "depth", "size"],
+    [
+        "a: &a [1]\n" + "b: [" + ", ".join(["*a"] * 200) + "]",
+        "[" * 60 + "]" * 60,
+        "x: " + "y" * (2 << 20),
+        "- b\n" * 200_000,
+    ],
+    ids=["aliases", "depth", "size", "values"],
 )
 def test_yaml_has_bounds(text: str) -> None:
     with pytest.raises(ConfigError):
