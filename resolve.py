@@ -227,7 +227,8 @@ def train_configs(
         if whole.train.init is not None:
             from .shared.overview.find import named
 
-            own["init"] = named(whole.train.init, whole.train.runs)
+            starts = tuple(named(path, whole.train.runs) for path in whole.train.starts)
+            own["init"] = starts if isinstance(whole.train.init, tuple) else starts[0]
         if name is not None:
             own["name"] = name if len(names) < 2 else f"{name}-{variant}"
         elif (given := whole.train.name) and variant and (len(names) > 1 or not _sets_name(sets)):

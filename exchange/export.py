@@ -9,6 +9,7 @@ from typing import Any
 
 from ..shared.cache import Cache, open_cache
 from ..shared.cache.files import write_json
+from ..shared.coders.cross_layer import CrossLayer
 from ..shared.coders.one_site import require_one_site
 from ..shared.console import Console
 from ..shared.errors import DataError, UsageError
@@ -16,7 +17,7 @@ from ..shared.provenance import provenance
 from .convert import Converted, to_known
 from .facts import Facts, check_against, facts_of_run, require_sites
 from .folder import MARK, check_new, hashes, new_folder, sha256
-from .formats import FORMATS, Format, Options, Part
+from .formats import FORMATS, Format, Options, Part, circuit_tracer_clt
 from .formats.base import Written
 from .hub import is_hub_path
 from .load import Loaded, load_coders
@@ -125,6 +126,8 @@ def export(paths: Sequence[Path | str], wanted: Wanted, console: Console | None 
     console = console or Console(quiet=True)
     form = FORMATS[wanted.to]
     check_new(wanted.out, wanted.overwrite)
+    if form.name == "circuit-tracer" and (whole := _cross_layer(paths)) is not None:
+        return _export_cross_layer(*whole, form, wanted)
     if len(paths) > 1 and not form.many:
         raise UsageError(f"{form.name} holds one coder in a folder, found {len(paths)} runs", "export them one by one")
     ready = [one for path in paths for one in _prepare(path, form, wanted, console)]
@@ -134,6 +137,37 @@ def export(paths: Sequence[Path | str], wanted: Wanted, console: Console | None 
         measured = [_measured(one, form, folder) for one in ready]
         written = replace(written, load=written.load.replace("FOLDER", str(wanted.out)))
         document = _document(form, written, [one.entry(m) for one, m in zip(ready, measured, strict=True)])
+        write_json(folder / MARK, {**document, "files": hashes(folder)})
+    return ExportResult(wanted.out, document)
+
+
+def _cross_layer(paths: Sequence[Path | str]) -> tuple[Loaded, CrossLayer] | None:
+    """The one cross-layer coder of these paths; None where they are something else."""
+    if len(paths) != 1:
+        return None
+    found = load_coders(paths[0])
+    coder = found[0].coder
+    return (found[0], coder) if isinstance(coder, CrossLayer) and coder.n_sources > 1 else None
+
+
+def _export_cross_layer(loaded: Loaded, coder: CrossLayer, form: Format, wanted: Wanted) -> ExportResult:
+    cache, why_not = _cache_of(loaded, wanted)
+    facts = _facts(loaded, cache, wanted.model)
+    circuit_tracer_clt.refuse(coder, facts)
+    rows, rms = None, coder.config.input_transform == "rms"
+    if cache is not None and rms:
+        why_not = "the division of each layer's input by its root mean square is left to circuit-tracer"
+    elif cache is not None:
+        share = float(loaded.final.get("training", {}).get("data", {}).get("heldout", 0.0))
+        rows = rows_for(cache, (facts.source, facts.target), share, wanted.rows)
+    part = Part(plain_of(coder), facts, loaded.path)
+    ready = _Ready(loaded, part, Converted(part.plain), rows, why_not)
+    with new_folder(wanted.out, wanted.overwrite) as folder:
+        written = circuit_tracer_clt.write(part, coder, folder)
+        back = circuit_tracer_clt.read(folder, coder.n_sources, rms)
+        measured = None if rows is None else measure(coder, back, rows)
+        written = replace(written, load=written.load.replace("FOLDER", str(wanted.out)))
+        document = _document(form, written, [ready.entry(measured)])
         write_json(folder / MARK, {**document, "files": hashes(folder)})
     return ExportResult(wanted.out, document)
 

@@ -26,6 +26,7 @@ from ..shared.coders.configs.matryoshka_jumprelu import MatryoshkaJumpReLUConfig
 from ..shared.coders.configs.nested import NestedConfig
 from ..shared.coders.configs.relu import ReLUConfig
 from ..shared.coders.configs.topk import TopKConfig
+from ..shared.coders.cross_layer import CrossLayer
 from ..shared.coders.gated import Gated
 from ..shared.coders.jumprelu import JumpReLU
 from ..shared.coders.topk import TopK
@@ -178,6 +179,12 @@ def plain_of(coder: Coder) -> Plain:
 
 @torch.no_grad()
 def _activation_of(coder: Coder, b_enc: Tensor) -> Activation:
+    if isinstance(coder, CrossLayer) and coder.config.selects_over == "row":
+        raise UsageError("k latents of each layer are kept: thresholds are needed", "coder.selection: batchtopk")
+    if isinstance(coder, CrossLayer):
+        if not bool((coder.threshold > 0).all()):
+            raise UsageError("this coder has no threshold in some layer: it has not been trained", "pipeline train")
+        return Above(coder.threshold.double().repeat_interleave(coder.per_layer))
     if isinstance(coder, BatchTopK) and coder.selection == "batch":
         if not float(coder.threshold) > 0:
             raise UsageError("this BatchTopK coder has no threshold: it has not been trained", "pipeline train")

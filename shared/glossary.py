@@ -35,6 +35,8 @@ GLOSSARY: dict[str, dict[str, str]] = {
         "predicted from its input.",
         "crosscoder": "A coder that reads and reconstructs several sites at once, or one site of two models, with one "
         "dictionary (Lindsey et al. 2024). `docs/crosscoders.md`.",
+        "cross-layer transcoder": "A coder whose latents read one layer and write that layer's MLP output and those of "
+        "all later layers (Ameisen et al. 2025). `docs/crosscoders.md`.",
         "relative norm": "Of a crosscoder over two sites: 0 for a latent whose decoder row lies in the first site "
         "alone, ½ for one of both alike, 1 for the second alone.",
         "latent": "One unit of a coder: an encoder row that decides when it fires, and a decoder row, the direction "

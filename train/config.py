@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..shared.coders import AnyCoderConfig
+from ..shared.coders.configs.cross_layer import CrossLayerConfig
 from ..shared.coders.configs.matryoshka import MatryoshkaConfig
 from ..shared.hook_names import from_hook_names
 from ..shared.joint_names import JOIN, parts_of
@@ -148,9 +149,10 @@ class TrainConfig:
     list, such as [0, 1, 2], trains one run per seed, side by side."""
     coder: AnyCoderConfig = field(default_factory=MatryoshkaConfig)
     """Architecture, size and sparsity."""
-    init: Path | None = None
+    init: Path | tuple[Path, ...] | None = None
     """A run, or a folder with a finished coder, whose latents this one starts from: as many, a prefix of a nested
-    dictionary, or fewer than this one has. Null: random weights."""
+    dictionary, or fewer than this one has; of a cross-layer coder a list of runs, one for each site. Null: random
+    weights."""
     freeze: tuple[str, ...] = ()
     """Parameters that keep their initial values: w_enc, b_enc, w_dec, b_dec, w_skip."""
     penalties: Penalties = field(default_factory=dict)
@@ -237,6 +239,7 @@ class TrainConfig:
             raise ValueError("coder.skip: a skip connection requires a transcoder; it lets an SAE copy its input")
 
         self._check_reseed()
+        self._check_cross_layer()
 
     def _check_joint(self) -> None:
         """Raises ValueError where source and target do not belong to one coder of several sites."""
@@ -248,6 +251,21 @@ class TrainConfig:
             )
         if n_read > 1 and self.sites is not None:
             raise ValueError("sites: trains a coder for each layer; a coder of several sites names them in source")
+
+    def _check_cross_layer(self) -> None:
+        """Raises ValueError where a cross-layer coder does not fit its sites, or another coder has several starts."""
+        if isinstance(self.coder, CrossLayerConfig):
+            if (problem := self.coder.problem(len(parts_of(self.source)))) is not None:
+                raise ValueError(problem)
+            if self.freeze:
+                raise ValueError(f"freeze: {', '.join(self.freeze)}: a cross-layer coder has no frozen parameters")
+        elif isinstance(self.init, tuple):
+            raise ValueError(f"init: several runs start a cross-layer coder, not {self.coder.architecture}; give one")
+
+    @property
+    def starts(self) -> tuple[Path, ...]:
+        """The runs that this one starts from."""
+        return () if self.init is None else self.init if isinstance(self.init, tuple) else (self.init,)
 
     def _check_reseed(self) -> None:
         """Raises ValueError where re-seeding cannot do what the settings say."""

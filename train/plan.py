@@ -13,7 +13,8 @@ from ..shared.cache import Cache, Layout, open_cache
 from ..shared.cache.beside import open_beside
 from ..shared.cache.format import MANIFEST
 from ..shared.cache.nonfinite import usable
-from ..shared.coders import build_coder, load_coder
+from ..shared.coders import Coder, build_coder, load_coder
+from ..shared.coders.configs.cross_layer import CrossLayerConfig
 from ..shared.coders.warm_start import refuse
 from ..shared.config.registry import did_you_mean
 from ..shared.console import count, si, size
@@ -103,6 +104,10 @@ class Sizes:
         d_in, d_out = (sum(widths_of(self.widths, site)) for site in (config.source, config.target_site))
         n_latents = latents or config.coder.latents
         parameters = n_latents * (d_in + d_out + 1) + d_out + (d_in * d_out if config.coder.skip else 0)
+        if isinstance(config.coder, CrossLayerConfig):  # a latent reads one site and writes (L + 1)/2 on average
+            n = len(parts_of(config.source))
+            parameters = round(n_latents * (d_in / n + d_out * (n + 1) / (2 * n) + 1)) + d_out
+            parameters += d_in * d_out // n if config.coder.skip else 0
         batch = batch or config.data.batch_size
         copies = 4 + (config.ema is not None)  # weights, gradients, Adam's two moments, and the average
         batch_bytes = 4 * batch * (n_latents + 2 * (d_in + d_out))  # the pre-activations and the rows of one batch
@@ -303,9 +308,21 @@ def _checked_sites(configs: Sequence[TrainConfig], path: Path, widths: Mapping[s
         with torch.device("meta"):
             coder = build_coder(config.coder, d_in, d_out, tied=config.source == config.target_site)
         refusal(config, coder, pick_device(config.device))
-        if config.init is not None:
-            refuse(coder, load_coder(config.init), str(config.init))
+        check_start(config, coder)
     return [site for config in configs for site in (config.source, config.target_site)]
+
+
+def check_start(config: TrainConfig, coder: Coder) -> None:
+    """Raises UsageError where the coder cannot start from what `train.init` names."""
+    sources = [load_coder(path) for path in config.starts]
+    if sources and isinstance(config.coder, CrossLayerConfig):
+        from ..shared.coders.cross_layer import CrossLayer
+        from ..shared.coders.layer_start import refuse_layers
+
+        assert isinstance(coder, CrossLayer)
+        refuse_layers(coder, sources, [str(path) for path in config.starts])
+    elif sources:
+        refuse(coder, sources[0], str(config.starts[0]))
 
 
 def widths_of(widths: Mapping[str, int], site: str) -> tuple[int, ...]:

@@ -84,7 +84,7 @@ class Subject:
     @cached_property
     def w_enc(self) -> NDArray[np.float32]:
         """Encoder rows [F, d_in] in the coder's normalised space."""
-        rows: NDArray[np.float32] = self.coder.w_enc.detach().float().cpu().numpy()
+        rows: NDArray[np.float32] = self.coder.dense_encoder().detach().float().cpu().numpy()
         return rows
 
     @cached_property

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .codes import Codes
-from .configs.base import ENCODER_NORM, CoderConfig, Normalise
+from .configs.base import ENCODER_NORM, CoderConfig, Normalise, StepContext
 from .normalisation import SiteMoments, dimension_scale, scalar_scale, whitening
 from .ops import dense_pre, gather_pre, sparse_decode
 
@@ -26,27 +26,6 @@ Widths = int | tuple[int, ...]
 
 WHITENING = ("input_whiten", "target_whiten", "target_colour")
 """Buffers that only a whitened coder has."""
-
-
-@dataclass(frozen=True)
-class StepContext:
-    """What a coder may know of the step it is in; the defaults are those of a coder outside training.
-
-    Attributes:
-        seed: the run's.
-        step: number of the update, from 1; total_steps: of the whole run.
-        counted: [B] bool, the batch's rows outside position 0; None: all count.
-    """
-
-    seed: int = 0
-    step: int = 0
-    total_steps: int = 0
-    counted: Tensor | None = None
-
-    def along(self, start: float, end: float, steps: int | None) -> float:
-        """From `start` to `end` along a line over `steps` updates (None: half of the run), then `end`."""
-        length = max(1, self.total_steps // 2) if steps is None else steps
-        return start + (end - start) * min(1.0, self.step / length) if self.total_steps else end
 
 
 @dataclass(frozen=True)
@@ -94,15 +73,7 @@ class Coder(nn.Module, ABC):
             raise ValueError("subtract_decoder_bias: a transcoder's input and output are different spaces")
         self.config = config
         self.d_in, self.d_out, self.tied = d_in, d_out, tied
-        n_latents = config.latents
-        directions = _unit_rows(torch.randn(n_latents, d_in, generator=generator))
-        self.w_enc = nn.Parameter(directions * ENCODER_NORM)
-        self.b_enc = nn.Parameter(torch.zeros(n_latents))
-        # An SAE's decoder is its encoder transposed. A transcoder's starts at zero, so that its first update, and with
-        # it the direction of a unit row, comes from the data.
-        self.w_dec = nn.Parameter(directions.clone() if tied else torch.zeros(n_latents, d_out))
-        self.b_dec = nn.Parameter(torch.zeros(d_out))
-        self.w_skip = nn.Parameter(torch.zeros(d_out, d_in)) if config.skip else None
+        self.make_weights(generator)
         self.register_buffer("input_mean", torch.zeros(d_in))
         by_dimension = self.normalise_of_input == "per_dimension" or self.n_sources > 1
         self.register_buffer("input_scale", torch.ones(d_in if by_dimension else ()))
@@ -113,7 +84,7 @@ class Coder(nn.Module, ABC):
         self.register_buffer("input_whiten", torch.eye(d_in) if self.normalise_of_input == "whiten" else None)
         self.register_buffer("target_whiten", torch.eye(d_out) if config.normalise == "whiten" else None)
         self.register_buffer("target_colour", torch.eye(d_out) if config.normalise == "whiten" else None)
-        self.register_buffer("since_fired", torch.zeros(n_latents, dtype=torch.int64))
+        self.register_buffer("since_fired", torch.zeros(config.latents, dtype=torch.int64))
         self.context = StepContext()
         self.dead_after: int | None = None
         """Tokens without firing after which a latent counts as dead; None: never (AuxK stays off)."""
@@ -124,6 +95,36 @@ class Coder(nn.Module, ABC):
         self.target: str | None = None
         """Site that it reconstructs: the source itself for an SAE."""
 
+    def make_weights(self, generator: torch.Generator | None) -> None:
+        """Make the parameters: w_enc [F, d_in], b_enc [F], w_dec [F, d_out], b_dec [d_out], w_skip [d_out, d_in]."""
+        n_latents = self.config.latents
+        directions = unit_rows(torch.randn(n_latents, self.d_in, generator=generator))
+        self.w_enc = nn.Parameter(directions * ENCODER_NORM)
+        self.b_enc = nn.Parameter(torch.zeros(n_latents))
+        # An SAE's decoder is its encoder transposed. A transcoder's starts at zero, so that its first update, and with
+        # it the direction of a unit row, comes from the data.
+        self.w_dec = nn.Parameter(directions.clone() if self.tied else torch.zeros(n_latents, self.d_out))
+        self.b_dec = nn.Parameter(torch.zeros(self.d_out))
+        self.w_skip = nn.Parameter(torch.zeros(self.d_out, self.d_in)) if self.config.skip else None
+
+    def dense_encoder(self) -> Tensor:
+        """The encoder as one matrix [F, d_in]."""
+        return self.w_enc
+
+    def dense_skip(self) -> Tensor | None:
+        """The skip connection as one matrix [d_out, d_in]; None without one."""
+        return self.w_skip
+
+    @property
+    def reads(self) -> Tensor | None:
+        """Which source site each latent reads [F]; None: every latent reads all sites."""
+        return None
+
+    w_enc: nn.Parameter
+    b_enc: nn.Parameter
+    w_dec: nn.Parameter
+    b_dec: nn.Parameter
+    w_skip: nn.Parameter | None
     input_mean: Tensor
     input_scale: Tensor
     target_mean: Tensor
@@ -136,7 +137,7 @@ class Coder(nn.Module, ABC):
     @torch.no_grad()
     def randomise_decoder(self, generator: torch.Generator | None = None) -> None:
         """Give the decoder random unit rows, for the control with a frozen decoder."""
-        rows = _unit_rows(torch.randn(self.n_latents, self.d_out, generator=generator))
+        rows = unit_rows(torch.randn(self.n_latents, self.d_out, generator=generator))
         self.w_dec.copy_(rows)
 
     @property
@@ -246,7 +247,7 @@ class Coder(nn.Module, ABC):
 
     def normalise_input(self, x: Tensor) -> Tensor:
         """u [B, d_in] from raw activations [B, d_in] of any float dtype."""
-        x = x.to(self.w_enc.dtype)
+        x = x.to(self.b_enc.dtype)
         if self.config.input_transform == "rms":
             x = torch.cat([_over_rms(part) for part in torch.split(x, list(self.source_widths), dim=-1)], dim=-1)
         u = (x - self.input_mean) / self.input_scale
@@ -254,7 +255,7 @@ class Coder(nn.Module, ABC):
 
     def normalise_target(self, y: Tensor) -> Tensor:
         """t [B, d_out] from raw activations [B, d_out]."""
-        t = (y.to(self.w_dec.dtype) - self.target_mean) / self.target_scale
+        t = (y.to(self.b_dec.dtype) - self.target_mean) / self.target_scale
         return t if self.target_whiten is None else t @ self.target_whiten
 
     def denormalise_target(self, t: Tensor) -> Tensor:
@@ -277,7 +278,7 @@ class Coder(nn.Module, ABC):
         `input_transform: rms`, x is the input divided by its root mean square.
         """
         double = torch.float64
-        w_enc, mean, scale = (v.to(double) for v in (self.w_enc, self.input_mean, self.input_scale))
+        w_enc, mean, scale = (v.to(double) for v in (self.dense_encoder(), self.input_mean, self.input_scale))
         into = torch.eye(self.d_in, dtype=double, device=mean.device) / scale.unsqueeze(-1)
         if self.input_whiten is not None:
             into = into @ self.input_whiten.to(double)
@@ -290,9 +291,9 @@ class Coder(nn.Module, ABC):
         b_enc = self.b_enc.to(double) - encoder @ mean
         if self.config.subtract_decoder_bias:
             b_enc = b_enc - w_enc @ self.b_dec.to(double)
-        w_skip = None
-        if self.w_skip is not None:
-            w_skip = (into @ raw(self.w_skip.T)).T
+        w_skip = self.dense_skip()
+        if w_skip is not None:
+            w_skip = (into @ raw(w_skip.T)).T
             b_dec = b_dec - mean @ w_skip.T
         return Folded(encoder, b_enc, raw(self.w_dec), b_dec, w_skip)
 
@@ -371,16 +372,29 @@ class Coder(nn.Module, ABC):
         n_dead = dead.numel()
         if n_dead == 0:
             return None
-        u = self.centred(u)
-        with torch.no_grad():
-            pre = dense_pre(u, self.w_enc[dead], self.b_enc[dead])
-            values, index = pre.topk(min(k_aux, n_dead), dim=1, sorted=False)
-            latents = dead[index]
-        active = torch.relu(gather_pre(u, self.w_enc, self.b_enc, latents, values=values))
-        missed = (error - sparse_decode(active, latents, self.w_dec)).square().sum()
+        active, latents = self.dead_codes(u, dead, min(k_aux, n_dead))
+        missed = (error - self.decode_only(active, latents)).square().sum()
         variance = (error - error.mean(dim=0)).square().sum()
         weight = self.config.aux_coef * min(n_dead / k_aux, 1.0)
         return weight * missed / variance.clamp_min(torch.finfo(variance.dtype).tiny)
+
+    def dead_codes(self, u: Tensor, dead: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """(codes [B, k], latents [B, k]) of the k most active of some latents on each row, with gradients.
+
+        Args:
+            u: [B, d_in].
+            dead: ids [n] of the latents.
+        """
+        u = self.centred(u)
+        with torch.no_grad():
+            pre = dense_pre(u, self.w_enc[dead], self.b_enc[dead])
+            values, index = pre.topk(k, dim=1, sorted=False)
+            latents = dead[index]
+        return torch.relu(gather_pre(u, self.w_enc, self.b_enc, latents, values=values)), latents
+
+    def decode_only(self, values: Tensor, latents: Tensor) -> Tensor:
+        """Σ_i z_i w_i of codes [B, K], without bias: [B, d_out]."""
+        return sparse_decode(values, latents, self.w_dec)
 
     @torch.no_grad()
     def project_gradients(self) -> None:
@@ -410,5 +424,6 @@ def _over_rms(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + RMS_EPS)
 
 
-def _unit_rows(matrix: Tensor) -> Tensor:
+def unit_rows(matrix: Tensor) -> Tensor:
+    """The rows rescaled to length 1; a zero row stays zero."""
     return nn.functional.normalize(matrix, dim=1)

@@ -86,13 +86,22 @@ class BatchTopK(TopK):
     @torch.no_grad()
     def update_threshold(self, smallest: Tensor) -> None:
         """Update θ with a step's smallest kept code (a scalar; inf if no code was kept: then θ stays)."""
-        # No branch on the host: the fused step replays these kernels from a CUDA graph.
-        found = torch.isfinite(smallest) & (smallest > 0)
-        averaged = torch.lerp(smallest.to(self.threshold.dtype), self.threshold, self.config.threshold_ema)
-        fresh = self.threshold_steps < self.config.threshold_warmup
-        moved = torch.where(fresh, smallest.to(self.threshold.dtype), averaged)
-        self.threshold.copy_(torch.where(found, moved, self.threshold))
-        self.threshold_steps.add_(found)
+        follow(self.threshold, self.threshold_steps, smallest, self.config)
+
+
+def follow(threshold: Tensor, steps: Tensor, smallest: Tensor, config: BatchTopKConfig) -> None:
+    """Moves thresholds θ after a step, in place: one, or one for each layer.
+
+    Args:
+        threshold, steps: θ, and how often it has moved.
+        smallest: the step's smallest kept code of each; inf where none was kept: then θ stays.
+    """
+    # No branch on the host: the fused step replays these kernels from a CUDA graph.
+    found = torch.isfinite(smallest) & (smallest > 0)
+    averaged = torch.lerp(smallest.to(threshold.dtype), threshold, config.threshold_ema)
+    moved = torch.where(steps < config.threshold_warmup, smallest.to(threshold.dtype), averaged)
+    threshold.copy_(torch.where(found, moved, threshold))
+    steps.add_(found)
 
 
 def packed(mask: Tensor) -> tuple[Tensor, Tensor]:

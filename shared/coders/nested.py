@@ -10,8 +10,8 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from .base import Coder, StepContext, Widths
-from .configs.base import CoderConfig
+from .base import Coder, Widths
+from .configs.base import CoderConfig, StepContext
 from .configs.nested import NestedConfig
 
 

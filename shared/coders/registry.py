@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..config.registry import Registry, tagged
 from .configs.base import CoderConfig
 from .configs.batchtopk import BatchTopKConfig
+from .configs.cross_layer import CrossLayerConfig
 from .configs.gated import GatedConfig
 from .configs.jumprelu import JumpReLUConfig
 from .configs.matryoshka import MatryoshkaConfig
@@ -28,6 +29,7 @@ ARCHITECTURES: Registry[type[Coder]] = Registry(
         "relu": (ReLUConfig, "relu.ReLU"),
         "jumprelu": (JumpReLUConfig, "jumprelu.JumpReLU"),
         "matryoshka-jumprelu": (MatryoshkaJumpReLUConfig, "matryoshka_jumprelu.MatryoshkaJumpReLU"),
+        "cross-layer": (CrossLayerConfig, "cross_layer.CrossLayer"),
         "gated": (GatedConfig, "gated.Gated"),
     },
 )

@@ -29,10 +29,7 @@ class TopK(Coder):
     @property
     def k(self) -> int:
         """Latents kept per row: those of this step in training, `config.k` otherwise."""
-        c = self.config
-        if c.k_start is None or not self.training:
-            return c.k
-        return round(self.context.along(c.k_start, c.k, c.k_steps))
+        return self.config.k_at(self.context, self.training)
 
     def encode_normalised(self, u: Tensor) -> Codes:
         u = self.centred(u)

@@ -75,10 +75,10 @@ def transfer(into: Coder, source: Coder, inputs: Sequence[Tensor] = ()) -> int:
     """
     n = min(into.n_latents, source.n_latents)
     scale = torch.ones(n, dtype=torch.float64)
-    if _same_normalisation(into, source):
+    if same_normalisation(into, source):
         values = {name: p.double() for name, p in source.named_parameters()}
     else:
-        values = {name: p.double() for name, p in source.named_parameters()} | _renormalised(into, source)
+        values = {name: p.double() for name, p in source.named_parameters()} | renormalised(into, source)
         if into.config.decoder_norm == "unit":
             norms = torch.linalg.vector_norm(values["w_dec"], dim=1)
             norms = torch.where(norms > 0, norms, torch.ones_like(norms))
@@ -165,14 +165,16 @@ def distances(start: Coder, end: Coder, n: int) -> dict[str, Any]:
     return found
 
 
-def _same_normalisation(a: Coder, b: Coder) -> bool:
+def same_normalisation(a: Coder, b: Coder) -> bool:
+    """Whether two coders normalise alike, to the bit."""
+
     def same(x: Tensor | None, y: Tensor | None) -> bool:
         return (x is None) == (y is None) and (x is None or y is None or torch.equal(x, y))
 
     return all(same(getattr(a, name), getattr(b, name)) for name in NORMALISATION)
 
 
-def _renormalised(into: Coder, source: Coder) -> dict[str, Tensor]:
+def renormalised(into: Coder, source: Coder) -> dict[str, Tensor]:
     """The weights of `source` as they act between the normalised spaces of `into`, in float64.
 
     With u = (x − m) W and t = (y − M) V: π = x W_encᵀ + b is u (W_enc W⁻¹)ᵀ + b + W_enc m, and t̂ has the rows w V and

@@ -17,9 +17,11 @@ from sparse_pipeline.models.folder import DEMO_MODEL
 from sparse_pipeline.shared.coders import Coder
 from sparse_pipeline.shared.config.yaml import load_yaml
 from tests.exchange import planted as p
+from tests.exchange import test_cross_layer as cross_layer
 from tests.interop.peers import peer
 
 single = peer("circuit_tracer.transcoder.single_layer_transcoder")
+clt = peer("circuit_tracer.transcoder.cross_layer_transcoder")
 activations = peer("circuit_tracer.transcoder.activation_functions")
 
 
@@ -75,6 +77,21 @@ def test_in(skip: bool, x: torch.Tensor, tmp_path: Path) -> None:
         "feature_output_hook: hook_mlp_out\n"
     )
     p.assert_same(p.outputs(sp.load_coder(tmp_path), x), theirs(transcoder, x))
+
+
+@torch.no_grad()
+def test_cross_layer_out(tmp_path: Path) -> None:
+    coder = cross_layer.planted()
+    run = cross_layer.save(coder, tmp_path / "run")
+    out = export([run], Wanted(to="circuit-tracer", out=tmp_path / "out", model="google/gemma-2-2b")).out
+    loaded = clt.load_clt(str(out), device=torch.device("cpu"), dtype=torch.float32, lazy_decoder=False)
+    x = torch.randn(50, coder.d_in, generator=torch.Generator().manual_seed(0)) * 3
+    codes = coder.encode(x)
+    sites = x.view(50, cross_layer.L, -1).transpose(0, 1)
+    found = loaded.encode(sites)
+    assert torch.allclose(found.transpose(0, 1).flatten(1), codes.dense(), rtol=1e-3, atol=1e-3)
+    y = loaded.decode(found.to_sparse())
+    assert torch.allclose(y.transpose(0, 1).flatten(1), coder.decode(codes), rtol=1e-3, atol=1e-2)
 
 
 def small_gemma(layers: int) -> Any:

@@ -52,7 +52,7 @@ def save(run: Run, trainee: Trainee, position: Mapping[str, Any]) -> None:
 
 def restore(run: Run, trainee: Trainee, checkpoint: Checkpoint) -> None:
     """Bring a new trainee to the state in a checkpoint. Raises DataError if its coder or number of steps differs."""
-    state, device = checkpoint.state, trainee.coder.w_enc.device
+    state, device = checkpoint.state, trainee.coder.b_enc.device
     if state["total_steps"] != trainee.total_steps:
         raise DataError(
             f"run {run.name} was planned for {state['total_steps']} steps, these settings give {trainee.total_steps}",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...shared.cache.batch import Batch
 from ...shared.coders import Coder
-from ...shared.coders.base import StepContext
+from ...shared.coders.configs.base import StepContext
 from ...shared.errors import PipelineError
 from ..penalties import StepBatch
 from .fused import fused_train_step
@@ -82,7 +82,7 @@ def culprit(trainee: Trainee, batch: StepBatch, terms: Terms) -> tuple[str, str]
 
 def _bad_rows(name: str, values: Tensor) -> list[str]:
     finite = torch.isfinite(values)
-    bad = (~(finite if values.dim() == 1 else finite.all(dim=1))).nonzero().squeeze(1)
+    bad = (~(finite if values.dim() == 1 else finite.flatten(1).all(dim=1))).nonzero().squeeze(1)
     if not len(bad):
         return []
     span = f"row {int(bad[0])}" if len(bad) == 1 else f"{len(bad)} of {len(values)} rows, {int(bad[0])}–{int(bad[-1])}"

@@ -11,6 +11,8 @@ from ...shared.cache import Cache
 from ...shared.cache.heldout import split_rows
 from ...shared.cache.rows import rest_rows
 from ...shared.coders import Coder, build_coder, load_coder
+from ...shared.coders.cross_layer import CrossLayer
+from ...shared.coders.layer_start import refuse_layers, start_layers
 from ...shared.coders.warm_start import distances, refuse, transfer
 from ...shared.joint_names import parts_of
 from ..config import TrainConfig, with_precision
@@ -106,7 +108,8 @@ def moved(config: TrainConfig, cache: Cache, coder: Coder) -> dict[str, Any] | N
     if config.init is None:
         return None
     start = _new_coder(config, cache, torch.Generator().manual_seed(config.seed))
-    return distances(start, coder, min(coder.n_latents, load_coder(config.init).n_latents))
+    sources = [load_coder(path).n_latents for path in config.starts]
+    return distances(start, coder, min(coder.n_latents, sum(sources)))
 
 
 def _batches(config: TrainConfig, cache: Cache) -> list[torch.Tensor]:
@@ -144,9 +147,13 @@ def _new_coder(config: TrainConfig, cache: Cache, generator: torch.Generator) ->
     coder.selection_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
     if "w_dec" in config.freeze:
         coder.randomise_decoder(generator)
-    if config.init is not None:
-        source = load_coder(config.init)
-        refuse(coder, source, str(config.init))
+    if isinstance(coder, CrossLayer) and config.starts:
+        sources = [load_coder(path) for path in config.starts]
+        refuse_layers(coder, sources, [str(path) for path in config.starts])
+        start_layers(coder, sources)
+    elif config.starts:
+        source = load_coder(config.starts[0])
+        refuse(coder, source, str(config.starts[0]))
         transfer(coder, source, _batches(config, cache))
     for name in config.freeze:
         parameter = getattr(coder, name)

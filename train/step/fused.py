@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...shared.cache.batch import Batch
 from ...shared.coders import Coder, Codes
-from ...shared.coders.base import StepContext
+from ...shared.coders.configs.base import StepContext
 from ...shared.errors import PipelineError, UsageError
 from ..config import TrainConfig
 from ..kernels import unavailable
@@ -49,7 +49,7 @@ def fused_step_for(config: TrainConfig, coder: Coder, optimizer: torch.optim.Ada
     Raises:
         UsageError: `train.fused: on`, but the fused step cannot train this coder.
     """
-    if refusal(config, coder, coder.w_enc.device) is not None:
+    if refusal(config, coder, coder.b_enc.device) is not None:
         return None
     from ..kernels.fused_step import FusedStep
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ....shared.cache.beside import CachesBeside
 from ....shared.joint_names import parts_of
-from ...result import ReportResult
+from ...result import Column, ReportResult
 from ...stream.batches import StreamBatch
 from ...subject.subject import Subject
 from ..base import Report, ReportConfig
@@ -84,7 +84,7 @@ class CrosscoderReport(Report[CrosscoderConfig]):
             figures(norms, config, self.sites, ratios),
             charts(norms, self.sites),
             tables(norms, config, self.sites, ratios),
-            columns(norms, config, self.sites, ratios),
+            [*_reads(self.subject), *columns(norms, config, self.sites, ratios)],
             {"sites": list(self.sites), "rows": self.rows, "latent_scaling": ratios is not None},
             tables_on_disk={"sites": self._on_disk(norms, ratios)},
             definitions=definitions(config, self.sites, ratios is not None),
@@ -101,6 +101,17 @@ class CrosscoderReport(Report[CrosscoderConfig]):
         if ratios is not None:
             found |= {"nu_error": ratios[0], "nu_reconstruction": ratios[1]}
         return found
+
+
+def _reads(subject: Subject) -> list[Column]:
+    """Which site each latent reads; none where every latent reads all sites."""
+    reads = subject.coder.reads
+    if reads is None or subject.coder.n_sources == 1:
+        return []
+    names = np.asarray(parts_of(subject.source))[reads.cpu().numpy()]
+    return [
+        Column("reads", "reads", "The site that it reads; it writes that layer and later ones.", names.tolist(), "text")
+    ]
 
 
 def named(subject: Subject) -> tuple[str, ...]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Normalise = Literal["scalar", "per_dimension", "whiten"]
 
@@ -48,3 +51,24 @@ class CoderConfig:
             raise ValueError("subtract_decoder_bias: with input_transform: rms, input and output are different spaces")
         if not self.whiten_shrinkage > 0:
             raise ValueError(f"whiten_shrinkage must be positive, not {self.whiten_shrinkage}")
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a coder may know of the step it is in; the defaults are those of a coder outside training.
+
+    Attributes:
+        seed: the run's.
+        step: number of the update, from 1; total_steps: of the whole run.
+        counted: [B] bool, the batch's rows outside position 0; None: all count.
+    """
+
+    seed: int = 0
+    step: int = 0
+    total_steps: int = 0
+    counted: Tensor | None = None
+
+    def along(self, start: float, end: float, steps: int | None) -> float:
+        """From `start` to `end` along a line over `steps` updates (None: half of the run), then `end`."""
+        length = max(1, self.total_steps // 2) if steps is None else steps
+        return start + (end - start) * min(1.0, self.step / length) if self.total_steps else end

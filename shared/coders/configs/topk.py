@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .base import CoderConfig
+from .base import CoderConfig, StepContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,12 @@ class TopKConfig(CoderConfig):
                 raise ValueError(f"{name} must be between 1 and latents = {self.latents}, not {value}")
         if self.k_steps is not None and (self.k_steps < 1 or self.k_start is None):
             raise ValueError("k_steps must be at least 1, and needs k_start")
+
+    def k_at(self, context: StepContext, training: bool) -> int:
+        """k of a step in training; `k` outside training."""
+        if self.k_start is None or not training:
+            return self.k
+        return round(context.along(self.k_start, self.k, self.k_steps))
 
     @property
     def selects_over(self) -> Literal["row", "batch"]:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare
 
 from sparse_pipeline.shared.coders import load_coder, save_coder
-from sparse_pipeline.shared.coders.base import StepContext
 from sparse_pipeline.shared.coders.batchtopk import BatchTopK, BatchTopKConfig
+from sparse_pipeline.shared.coders.configs.base import StepContext
 from sparse_pipeline.shared.coders.matryoshka import Matryoshka, MatryoshkaConfig
 from sparse_pipeline.shared.coders.nested import draw_prefixes
 from sparse_pipeline.shared.config.settings import validate

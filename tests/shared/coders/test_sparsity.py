@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparse_pipeline.shared.coders import ARCHITECTURES, Coder, CoderConfig
-from sparse_pipeline.shared.coders.base import StepContext
+from sparse_pipeline.shared.coders.configs.base import StepContext
 from sparse_pipeline.shared.coders.jumprelu import JumpReLU, JumpReLUConfig
 from sparse_pipeline.shared.coders.matryoshka_jumprelu import MatryoshkaJumpReLU, MatryoshkaJumpReLUConfig
 from sparse_pipeline.shared.coders.relu import ReLUConfig

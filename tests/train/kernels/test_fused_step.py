@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from sparse_pipeline.shared.coders import Coder, Codes, build_coder
-from sparse_pipeline.shared.coders.base import StepContext
 from sparse_pipeline.shared.coders.batchtopk import BatchTopKConfig
-from sparse_pipeline.shared.coders.configs.base import Normalise
+from sparse_pipeline.shared.coders.configs.base import Normalise, StepContext
 from sparse_pipeline.shared.coders.matryoshka import MatryoshkaConfig
 from sparse_pipeline.shared.coders.normalisation import SiteMoments
 from sparse_pipeline.shared.coders.topk import TopKConfig
