@@ -22,7 +22,7 @@ Storage = Literal["bfloat16", "float32", "fp8", "int8"]
 OnBadRow = Literal["error", "skip"]
 Format = Literal["text", "chat", "tokens"]
 
-_RUNTIME = frozenset({"cache_dir", "name", "device", "writers", "buffers", "on_bad_row"})
+_RUNTIME = frozenset({"cache_dir", "name", "device", "writers", "buffers", "on_bad_row", "device_map", "max_memory"})
 """Settings of where and how the work is done. All others decide the content of the cache. (`on_bad_row` does not: where
 one policy finishes, a cache of the same dataset is the same with the other, because a bad row lets only `skip` finish.)
 """
@@ -153,6 +153,11 @@ class HarvestConfig:
     """Name of this cache; null is <model>-<sites>-<hash of these settings>."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; auto is CUDA if available, else the CPU."""
+    device_map: Literal["auto", "balanced", "sequential"] | dict[str, int | str] | None = None
+    """Spread the model over several GPUs, host memory and disk with accelerate (extra `offload`): auto, balanced,
+    sequential, or module path → GPU number, cpu or disk (`{"": 0}` is all); null: the whole model on `device`."""
+    max_memory: dict[str, str] = field(default_factory=dict)
+    """With `device_map`: GPU number or cpu → the most it may take, such as 20GiB."""
     writers: int = 2
     """Threads that write shards while the model computes the next ones."""
     buffers: int = 4
@@ -206,6 +211,15 @@ class HarvestConfig:
         for name in ("batch_tokens", "writers", "buffers"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.device_map == {}:
+            object.__setattr__(self, "device_map", None)
+        if self.device_map is None and self.max_memory:
+            raise ValueError("max_memory: requires device_map: auto, balanced or sequential")
+        if self.device_map is not None and self.compile == "on":
+            raise ValueError("device_map: a model that is spread over devices is not compiled; set compile: auto")
+        for where, most in self.max_memory.items():
+            if not (where == "cpu" or where.isdigit()) or not re.fullmatch(r"\d+(\.\d+)?([KMG]i?B)", most):
+                raise ValueError(f"max_memory: expected such as {{0: 20GiB, cpu: 60GiB}}, found {where}: {most}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, found {self.device!r}")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", self.name):

@@ -80,6 +80,8 @@ class Forward:
     def _keep(self, target: Tensor, value: Tensor) -> None:
         """Copies [batch, ctx, d] into rows of a host buffer, rounding to its dtype."""
         flat = value.reshape(-1, value.shape[-1])
+        if self._cuda:
+            flat = flat.to(self._device)  # a spread model has sites on other devices
         if not self._cuda:
             started = time.perf_counter()
             target.copy_(flat)

@@ -47,6 +47,8 @@ class Job:
     @property
     def compiled(self) -> bool:
         """Whether the model is compiled."""
+        if self.config.compile == "auto" and not self.checkpoint.whole:
+            return False
         if self.config.compile == "auto":
             family = family_of(self.checkpoint.config)
             return self.checkpoint.device.type == "cuda" and family is not None and family.compiles

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..models.files import stored_numbers
 from ..models.loading import empty_model
+from ..models.quantised import quantisation
 from ..models.weights import gguf_numbers
 from ..shared.cache import Layout
 from ..shared.console import size
@@ -39,6 +40,10 @@ def weight_bytes(job: Job) -> int | None:
     Of a local checkpoint its files tell, of a GGUF file its tensors, of a model on the hub its configuration.
     """
     checkpoint = job.checkpoint
+    if checkpoint.device_map is not None:  # accelerate looks at the memory itself
+        return None
+    if quantisation(checkpoint.config) is not None and checkpoint.is_local:
+        return sum(path.stat().st_size for path in Path(checkpoint.source).glob("*.safetensors"))
     gguf = None if checkpoint.weights is None else checkpoint.weights.gguf
     if gguf is not None:
         return gguf_numbers(Path(checkpoint.source) / gguf) * (_DEQUANTISED + checkpoint.dtype.itemsize)

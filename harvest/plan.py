@@ -53,7 +53,7 @@ class HarvestPlan:
         compiled: whether the model will be compiled.
         files: of a local dataset, in the order they are read, with their rows; None: not known without reading.
         not_read: files of a known kind that are not read, and why.
-        skipped: bad rows that were skipped while counting, in words.
+        skipped: further notes: bad rows that were skipped while counting, where the weights will be.
     """
 
     path: Path
@@ -240,7 +240,7 @@ def plan(config: HarvestConfig) -> HarvestPlan:
         compiled=job.compiled,
         files=tuple(zip((str(file.path) for file in job.dataset.files), count_rows(job.dataset.files), strict=True)),
         not_read=tuple((str(path), reason) for path, reason in job.dataset.skipped),
-        skipped=tuple(reading.notes()),
+        skipped=(*reading.notes(), *_placement(config)),
     )
 
 
@@ -255,6 +255,13 @@ def _identity(job: Job, sources: Sources, path: Path) -> dict[str, Any]:
         recorded = read_json(path / PLAN).get("config", {}).get("resolved", {})
         found["resolved"] |= {key: recorded[key] for key in unknown if key in recorded}
     return found
+
+
+def _placement(config: HarvestConfig) -> list[str]:
+    """What the plan cannot say of a model that accelerate spreads over devices."""
+    if config.device_map is None:
+        return []
+    return [f"device_map {config.device_map}: accelerate places the weights when they are loaded"]
 
 
 def free_disk(path: Path) -> int:

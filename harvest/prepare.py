@@ -15,6 +15,7 @@ from ..models.checkpoint import (
     fingerprint,
 )
 from ..models.loading import empty_model, load_cut
+from ..models.quantised import quantisation
 from ..models.site_names import Site
 from ..models.sites import resolve_sites
 from ..models.tokenizer import Specials, load_tokenizer, special_tokens, vocabulary_size
@@ -132,6 +133,7 @@ def identity_of(job: Job) -> dict[str, Any]:
             "pad_token_id": specials.pad,
             "sequences_per_call": job.batch_seqs,
             **({} if checkpoint.weights is None else identity_of_weights(checkpoint.weights)),
+            **({} if (stored := quantisation(checkpoint.config)) is None else {"quantisation": stored}),
         },
     }
 

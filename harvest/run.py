@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from ..models.capture import CompiledReader, SiteReader, check_attention, check_isolated, site_widths
-from ..models.loading import load_cut
+from ..models.loading import load_cut, placed
 from ..shared.cache import CacheWriter, Layout
 from ..shared.cache.commits import load_commit
 from ..shared.cache.documents import DocumentWriter, documents_name, documents_summary
@@ -161,7 +161,7 @@ def harvest_share(config: HarvestConfig, rank: Rank, console: Console | None = N
     refuse_too_large(job)
     make_folder(config.cache_dir, "harvest.cache_dir")
     cut = load_cut(job.checkpoint, config.model, config.sites)
-    model, sites, body = cut.model, cut.sites, cut.body.to(job.checkpoint.device)
+    model, sites, body = cut.model, cut.sites, placed(cut.body, job.checkpoint)
     path = place_of(config, lambda: identity_of(job))
     if path != cache_path(config):
         console.info(f"{path} was made from the same model and dataset, which lay elsewhere")

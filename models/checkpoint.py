@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +14,7 @@ import torch
 
 from ..shared.errors import PipelineError, UsageError
 from .files import refuse_damaged
+from .quantised import quantisation, refuse_unloadable
 from .weights import Weights, find_weights, require_gguf
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ class ModelCheckpoint:
         revision: commit of a hub model, None for a folder.
         setting: name of the setting, for errors.
         weights: where the weights lie; None in a plan without the checkpoint.
+        device_map: how accelerate spreads the model over devices; None: the whole model is on ``device``.
+        max_memory: with it, the most that a device may take.
     """
 
     source: str
@@ -72,6 +76,13 @@ class ModelCheckpoint:
     revision: str | None
     setting: str = "harvest.model"
     weights: Weights | None = None
+    device_map: str | dict[str, int | str] | None = None
+    max_memory: dict[int | str, str] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model is loaded on the CPU and then moved to the device: neither spread nor quantised."""
+        return self.device_map is None and quantisation(self.config) is None
 
     @property
     def model_type(self) -> str:
@@ -107,7 +118,31 @@ def find_checkpoint(
         found = AutoConfig.from_pretrained(source, revision=config.model_revision, trust_remote_code=False, **extra)
     revision = None if Path(source).is_dir() else getattr(found, "_commit_hash", None)
     ready = replace(settled(config, source, found, revision, device_setting), setting=setting, weights=weights)
+    if weights.gguf is None:
+        refuse_unloadable(found, config.model, setting, ready.dtype)
+    ready = _spread(ready, config)
     return ready if weights.gguf is None else replace(ready, auto_class="AutoModelForCausalLM")
+
+
+def _spread(checkpoint: ModelCheckpoint, config: ModelSettings) -> ModelCheckpoint:
+    """The checkpoint with the settings of accelerate, if there are any.
+
+    Raises:
+        UsageError: accelerate is not installed, or the weights are made while they are loaded.
+    """
+    device_map = getattr(config, "device_map", None)
+    if device_map is None:
+        return checkpoint
+    if find_spec("accelerate") is None:
+        raise UsageError("harvest.device_map requires accelerate", "pip install 'sparse-coder-pipeline[offload]'")
+    if checkpoint.weights is not None and (checkpoint.weights.gguf or checkpoint.weights.adapter):
+        what = "a GGUF file" if checkpoint.weights.gguf else "an adapter"
+        raise UsageError(
+            f"harvest.device_map: {config.model} is {what}, whose weights are made in host memory",
+            "save the dequantised or merged model as a checkpoint first, or --set harvest.device_map=null",
+        )
+    limits = {int(key) if key.isdigit() else key: value for key, value in getattr(config, "max_memory", {}).items()}
+    return replace(checkpoint, device_map=device_map, max_memory=limits or None)
 
 
 def settled(

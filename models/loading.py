@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import atexit
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..shared.errors import DataError
+from ..shared.errors import DataError, UsageError
 from .bodies import body_of, drop_later_layers
 from .capture import SiteReader
 from .checkpoint import ModelCheckpoint, explained
@@ -64,6 +65,8 @@ def load_cut(checkpoint: ModelCheckpoint, name: str, sites: tuple[str, ...]) -> 
     names = {parameter: name for name, parameter in model.named_parameters(remove_duplicate=False)}
     drop_later_layers(model, found)
     body = body_of(model)
+    if missing and checkpoint.device_map is not None:  # weights come and go, so which are read cannot be seen
+        raise _incomplete(name, missing, f"parameters of {type(model).__name__}")
     if missing:
         read = {names[parameter] for parameter in _parameters_read(model, body, found) if parameter in names}
         if needed := sorted(read.intersection(missing)):
@@ -104,8 +107,11 @@ def _load(checkpoint: ModelCheckpoint, name: str) -> tuple[nn.Module, set[str]]:
             trust_remote_code=False,
             output_loading_info=True,
             **how,
+            **_placement(checkpoint),
             **_attention_argument(checkpoint),
         )
+    if isinstance(checkpoint.device_map, dict):
+        _refuse_uncovered(model, checkpoint.device_map)
     if weights.adapter is not None:
         model = merged(model, weights.adapter, checkpoint.setting)
     loaded: nn.Module = model.eval().requires_grad_(False)
@@ -155,6 +161,34 @@ def _incomplete(name: str, missing: Sequence[str] | set[str], what: str) -> Data
         f"{name} has no weights for {len(missing)} {what}, such as {min(missing)}",
         hint="download or save the checkpoint again",
     )
+
+
+def placed(body: nn.Module, checkpoint: ModelCheckpoint) -> nn.Module:
+    """The part of a model that is called, on its device; accelerate and quantised weights were placed when loaded."""
+    return body.to(checkpoint.device) if checkpoint.whole else body
+
+
+def _placement(checkpoint: ModelCheckpoint) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that place weights while they are loaded."""
+    if checkpoint.device_map is not None:
+        folder = TemporaryDirectory(prefix="offload-")  # for weights that are converted; others are read where they lie
+        atexit.register(folder.cleanup)
+        limits = {} if checkpoint.max_memory is None else {"max_memory": checkpoint.max_memory}
+        return {"device_map": checkpoint.device_map, "offload_folder": folder.name, **limits}
+    if not checkpoint.whole and checkpoint.device.type == "cuda":
+        return {"device_map": {"": str(checkpoint.device)}}
+    return {}
+
+
+def _refuse_uncovered(model: nn.Module, device_map: Mapping[str, int | str]) -> None:
+    """Raises UsageError for a map that names no device for some weights: `transformers` would place them somewhere."""
+    names = [name for name, _ in model.named_parameters()]
+    lost = [name for name in names if not any(key == "" or f"{name}.".startswith(f"{key}.") for key in device_map)]
+    if lost:
+        raise UsageError(
+            f"harvest.device_map: no device for {len(lost)} of {len(names)} weights, such as {lost[0]}",
+            "name modules that hold all weights, or '' for the rest: --set 'harvest.device_map={\"\": cpu}'",
+        )
 
 
 def _attention_argument(checkpoint: ModelCheckpoint) -> dict[str, str]:
