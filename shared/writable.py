@@ -35,6 +35,8 @@ def provide(environment: MutableMapping[str, str]) -> str | None:
     home = Path(environment.get("HOME") or os.path.expanduser("~"))  # noqa: PTH111 (Path.home raises without a home)
     if home.is_dir() and os.access(home, os.W_OK | os.X_OK):
         return None
+    if home == Path("~"):  # a number without an account: libraries that ask for its home fail
+        environment["HOME"] = str(_folder())
     missing = [name for name in VARIABLES if name not in environment]
     if (home / ".cache" / "huggingface").is_dir():
         missing = [name for name in missing if name != "HF_HOME"]
@@ -46,7 +48,8 @@ def provide(environment: MutableMapping[str, str]) -> str | None:
         place = folder / VARIABLES[name]
         place.mkdir(parents=True, exist_ok=True)
         environment[name] = str(place)
-    return f"the home {home} cannot be written to: libraries keep their caches in {folder} (HOME=FOLDER changes that)"
+    what = "this user has no home" if home == Path("~") else f"the home {home} cannot be written to"
+    return f"{what}: libraries keep their caches in {folder} (HOME=FOLDER changes that)"
 
 
 def _folder() -> Path:

@@ -74,7 +74,10 @@ try:
 except PermissionError:
     pass
 import sparse_pipeline.pipeline as pipeline
-assert pipeline.run(["status"]) == 0
+try:
+    pipeline.main(["status"])
+except SystemExit as stop:
+    assert not stop.code
 import numpy as np
 from sparse_pipeline.shared.codes.pairs import suffixes
 rows, entry, indptr = np.array([0, 0], np.int32), np.array([0, 1]), np.array([0, 2])
@@ -108,5 +111,5 @@ assert made.stat().st_uid == 54321
         )
         subprocess.run(["chmod", "-R", "777", folder], check=True)
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count("cannot be written to") == 1
+        assert done.stderr.count("this user has no home: libraries keep their caches in") == 1
         assert (Path(folder) / "drawn.png").is_file()
