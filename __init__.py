@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from .analyze.config import AnalyzeConfig
     from .analyze.run import AnalyzeResult
+    from .explain.config import ExplainConfig
+    from .explain.result import ExplainResult
     from .harvest.config import HarvestConfig
     from .harvest.run import HarvestResult
     from .live.attach import Attached, Mode
@@ -38,10 +40,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "attach",
+    "explanations",
     "load_coder",
     "open_cache",
     "open_report",
     "run_analyze",
+    "run_explain",
     "run_harvest",
     "run_train",
     "run_tune",
@@ -240,6 +244,57 @@ def run_analyze(
     paths = [str(run) for run in ([runs] if isinstance(runs, (str, Path)) else runs)]
     reports = [only] if isinstance(only, str) else only
     return analyze(run_paths(paths, whole.train.runs), analyze_config(whole, reports), _console(console))
+
+
+def run_explain(
+    run: Path | str,
+    config: ExplainConfig | Mapping[str, Any] | Files | None = None,
+    *,
+    console: Console | None = None,
+    **settings: Any,
+) -> ExplainResult:
+    """Label a run's latents and score the labels, as `pipeline explain`. :func:`explanations` reads the result.
+
+    Args:
+        run: its folder, or its name in train.runs.
+        config: settings files or presets, a mapping that overrides the explain section, or the whole config. Without
+            files, ./pipeline.yaml is read if it exists.
+        settings: settings of the explain section, over `config`: `latents=[3, 5], judge={"kind": "rule"}`.
+
+    Raises:
+        ConfigError: settings that are not valid, every problem at once.
+        PipelineError: as the command.
+    """
+    from .explain.config import ExplainConfig
+    from .explain.run import explain
+    from .resolve import explain_config, resolve
+
+    if isinstance(config, ExplainConfig):
+        return explain(_find(run, "run"), _changed(config, settings, "explain"), _console(console))
+    files, changes = _layers(config, settings)
+    whole = resolve(files, changes={"explain": changes} if changes else None)
+    return explain(_find(run, "run"), explain_config(whole), _console(console))
+
+
+def explanations(run: Path | str, *, judge: str | None = None) -> pd.DataFrame:
+    """The labels of a run's latents and their scores, by latent.
+
+    Args:
+        run: its folder, or its name in train.runs.
+        judge: folder of the explanations to read, below `explanations` in the run's; None: the newest.
+
+    Returns:
+        Columns label, detection, fuzzing, and of each score _low and _high (95 % interval), _shuffled and _random (the
+        same of another latent's label, and of a label of random windows).
+
+    Raises:
+        DataError: the run has none, or they are damaged.
+    """
+    from .shared.runs.explanations import some_explanations
+    from .shared.runs.folder import open_run
+
+    opened = open_run(_find(run, "run"))
+    return some_explanations(opened.path, opened.final["sha256"], judge).frame()
 
 
 def top_latents(

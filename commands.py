@@ -22,6 +22,7 @@ from .exchange_commands import ask_command, cache_group, export_command, import_
 from .resolve import (
     analyze_config,
     cache_to_train_on,
+    explain_config,
     pipeline_class,
     resolve,
     resolve_sweep,
@@ -53,6 +54,7 @@ def cli() -> None:
     pipeline harvest                       model -> cache/
     pipeline train --variant matryoshka    cache -> runs/
     pipeline analyze                       cache + runs -> report
+    pipeline explain RUN                   a label for each latent, scored
 
     Settings: -c FILE or -c PRESET, else ./pipeline.yaml, else the embedded default; then --set KEY=VALUE.
 
@@ -269,6 +271,53 @@ def tune_command(
         console.result(result.to_dict(), str(result))
 
 
+@cli.command("explain")
+@click.argument("run", metavar="RUN", shell_complete=completion.RUNS)
+@click.option(
+    "--judge",
+    metavar="JUDGE",
+    shell_complete=completion.JUDGES,
+    help="rule (the default: no language model), endpoint or local (explain.judge.kind).",
+)
+@click.option("--model", metavar="NAME", help="The judge's model: a name at the endpoint, or a checkpoint's folder.")
+@click.option("--latents", metavar="N,N,…", help="These latents (explain.latents); else explain.count of them.")
+@_dry_run
+@settings
+@_limited
+@common
+def explain_command(
+    console: Console,
+    run: str,
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    judge: str | None,
+    model: str | None,
+    latents: str | None,
+    dry_run: bool,
+) -> None:
+    """Say in one line what each latent fires on, and score how well that line tells where it fires.
+
+    RUN is a run's folder or its name. Examples come from its cache; the language model is not run. Labels are scored on
+    held-out text by detection and fuzzing, beside shuffled and random labels, and then appear in `analyze`, `ask` and
+    exports. Requests and cost are shown first and limited by explain.max_requests and explain.max_cost.
+    """
+    given = {"judge.kind": judge, "judge.model": model, "latents": latents and f"[{latents}]"}
+    whole = resolve(files, (*sets, *(f"explain.{key}={value}" for key, value in given.items() if value)))
+    from .shared.overview.find import run_paths
+
+    config, (path,) = explain_config(whole), run_paths([run], whole.train.runs)
+    console.info(f"explain: {path.name}, judge {judge or config.judge.kind}")
+    from .explain.run import explain as explained
+    from .explain.run import plan
+
+    if dry_run:
+        planned = plan(path, config, console)
+        console.result(planned.to_dict(), str(planned))
+    else:
+        result = explained(path, config, console)
+        console.result(result.to_dict(), str(result))
+
+
 @cli.command("sweep")
 @click.argument("file", metavar="FILE")
 @click.option("--size", metavar="NAME", help="A size of the sweep: one of its sweep.sizes.")
@@ -413,11 +462,18 @@ def _demo_text(runs: Sequence[RunSummary], report: str) -> str:
 @settings
 @common
 def status_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
-    """List the caches and runs, which are incomplete, and the command to run next."""
+    """List caches, runs, reports and sweeps, which are incomplete, and the command to run next."""
     from .shared.overview.status import status
+    from .train.config import SWEEPS
 
     whole = resolve(files, sets)
-    found = status(whole.harvest.cache_dir, whole.train.runs, cache_to_train_on(whole))
+    found = status(
+        whole.harvest.cache_dir,
+        whole.train.runs,
+        cache_to_train_on(whole),
+        reports_dir=whole.analyze.out,
+        sweeps_dir=SWEEPS,
+    )
     console.result(found.to_dict(), str(found))
 
 

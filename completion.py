@@ -48,6 +48,13 @@ def reports() -> Iterable[str]:
     return REPORTS
 
 
+def judges() -> Iterable[str]:
+    """Every judge of explanations."""
+    from .explain.judges import JUDGES
+
+    return JUDGES
+
+
 def _folders(*parents: Path) -> list[str]:
     return [path.name for parent in parents if parent.is_dir() for path in sorted(parent.iterdir()) if path.is_dir()]
 
@@ -66,6 +73,7 @@ def caches_and_runs() -> Iterable[str]:
 VARIANTS = offered(variants)
 KEYS = offered(keys)
 REPORTS = offered(reports)
+JUDGES = offered(judges)
 RUNS = offered(runs, files=True)
 CACHES_AND_RUNS = offered(caches_and_runs, files=True)
 SETTINGS = offered(settings_of.presets, files=True)

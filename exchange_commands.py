@@ -240,7 +240,8 @@ def cache_export(
     """Write sites of a cache, or a run's codes over it, for other programs.
 
     CACHE is a cache's folder or its name, OUT a new folder. safetensors: shards with all that is known of each row.
-    arrow: a Hugging Face dataset, SAELens's cached activations. delphi: its latent cache, from a run's codes.
+    arrow: a Hugging Face dataset, SAELens's cached activations. delphi: its latent cache, from a run's codes, and the
+    run's explanations.
     """
     from .shared.cache import open_cache
     from .shared.coders import load_coder
@@ -257,8 +258,13 @@ def cache_export(
     elif sites:
         raise UsageError("--site: delphi gets the site that the run reads", "omit --site")
     else:
+        from .shared.coders.io import read_coder_config
+        from .shared.runs.explanations import explanations_of
+
         (folder,) = run_paths([str(run)], whole.train.runs)
-        result = export_delphi(opened, load_coder(folder), out, console)
+        explained = explanations_of(folder, read_coder_config(folder / "final")["sha256"])
+        labels = None if explained is None else explained.labels
+        result = export_delphi(opened, load_coder(folder), out, console, labels)
     console.result(result.to_dict(), str(result))
 
 
@@ -285,7 +291,8 @@ def ask_command(
     """Which latents fire on a new text, token by token.
 
     RUN is a run's folder or its name, TEXT the text, or - to read it from stdin. The run's own model reads it, after a
-    check that it is the one that was harvested; labels come from the run's newest report in analyze.out.
+    check that it is the one that was harvested; labels come from the run's explanations, else from its newest report in
+    analyze.out.
     """
     from .live.answer import table
     from .live.ask import ask

@@ -18,6 +18,7 @@ from .shared.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from .analyze.config import AnalyzeConfig
+    from .explain.config import ExplainConfig
     from .harvest.config import HarvestConfig
     from .train.config import TrainConfig
     from .train.plan import Unharvested
@@ -25,15 +26,16 @@ if TYPE_CHECKING:
     from .tune.config import TuneConfig
 
     class PipelineConfig:
-        """The four sections of a settings file."""
+        """The five sections of a settings file."""
 
         harvest: HarvestConfig
         train: TrainConfig
         tune: TuneConfig
         analyze: AnalyzeConfig
+        explain: ExplainConfig
 
     class SweepFile(PipelineConfig):
-        """The four sections and `sweep`: which settings vary."""
+        """The five sections and `sweep`: which settings vary."""
 
         sweep: SweepConfig
 
@@ -45,11 +47,18 @@ SETTINGS_FILE = Path("pipeline.yaml")
 def pipeline_class() -> type[PipelineConfig]:
     """The class of a whole settings file; its defaults are the embedded default."""
     from .analyze.config import AnalyzeConfig
+    from .explain.config import ExplainConfig
     from .harvest.config import HarvestConfig
     from .train.config import TrainConfig
     from .tune.config import TuneConfig
 
-    sections = {"harvest": HarvestConfig, "train": TrainConfig, "tune": TuneConfig, "analyze": AnalyzeConfig}
+    sections = {
+        "harvest": HarvestConfig,
+        "train": TrainConfig,
+        "tune": TuneConfig,
+        "analyze": AnalyzeConfig,
+        "explain": ExplainConfig,
+    }
     fields = [(name, cls, dataclasses.field(default_factory=cls)) for name, cls in sections.items()]
     made: type[Any] = dataclasses.make_dataclass("PipelineConfig", fields, frozen=True)
     return made
@@ -293,6 +302,16 @@ def tune_config(whole: PipelineConfig, run: Path | str | None = None, **given: s
     changes = {name: value for name, value in given.items() if value is not None}
     found = None if chosen is None else named(chosen, whole.train.runs)
     return dataclasses.replace(whole.tune, run=found, **changes)  # type: ignore[arg-type]
+
+
+def explain_config(whole: PipelineConfig) -> ExplainConfig:
+    """The settings of explanations, with their cache found by name."""
+    from .shared.overview.find import named
+
+    config = whole.explain
+    if config.cache is None:
+        return config
+    return dataclasses.replace(config, cache=named(config.cache, whole.harvest.cache_dir))
 
 
 def unharvested(files: Sequence[str], sets: Sequence[str]) -> dict[Path, Unharvested]:

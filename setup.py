@@ -7,7 +7,18 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 STAGES = find_packages(
-    include=["harvest*", "train*", "tune*", "analyze*", "exchange*", "live*", "transfer*", "models*", "shared*"]
+    include=[
+        "harvest*",
+        "train*",
+        "tune*",
+        "analyze*",
+        "exchange*",
+        "explain*",
+        "live*",
+        "transfer*",
+        "models*",
+        "shared*",
+    ]
 )
 
 

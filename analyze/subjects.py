@@ -19,6 +19,7 @@ from ..shared.coders import Coder, build_coder
 from ..shared.coders.normalisation import SiteMoments
 from ..shared.errors import DataError, UsageError
 from ..shared.joint_names import parts_of
+from ..shared.runs.explanations import explanations_of
 from ..shared.runs.folder import Run, open_run
 from .config import AnalyzeConfig
 from .subject.analysed import training_facts
@@ -127,6 +128,7 @@ def subjects_of(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeC
                 seed=config.seed,
                 heldout=heldout,
                 trained_on=_trained_on(run, cache),
+                explanations=explanations_of(run.path, final["sha256"]),
             )
         )
     if heldout is not None and not subjects[0].rest_rows.any():
@@ -223,7 +225,7 @@ def _controls(subjects: Sequence[Subject], members: Sequence[tuple[str, Run]]) -
     runs = dict(members)
     controls: list[tuple[Subject, list[str]]] = []
     for subject in subjects:
-        fresh = replace(subject, coder=untrained(subject, runs[subject.name].final), role="control")
+        fresh = replace(subject, coder=untrained(subject, runs[subject.name].final), role="control", explanations=None)
         for other, names in controls:
             if _agree(fresh, other):
                 names.append(subject.name)

@@ -22,8 +22,9 @@ class Answer:
         run: its name.
         model: the language model's name, and in `checked` how it was found to be the run's own.
         source: site that the coder reads.
-        labels: latent → what it fires on, from the run's report; empty without a report.
+        labels: latent → what it fires on, from the run's explanations and report; empty without both.
         report: the report's folder; None without one.
+        judge: who gave the labels of the explanations; None without any.
     """
 
     run: str
@@ -33,6 +34,7 @@ class Answer:
     reading: Reading
     labels: Mapping[int, str]
     report: str | None
+    judge: str | None = None
 
     def to_dict(self, k: int | None = None) -> dict[str, Any]:
         """The --json document; at most k latents for each token."""
@@ -57,6 +59,7 @@ class Answer:
             "model_checked": self.checked or None,
             "source": self.source,
             "report": self.report,
+            "judge": self.judge,
             "tokens": tokens,
         }
 
@@ -113,8 +116,8 @@ def table(answer: Answer, k: int, width: int = 80, colour: bool = False) -> str:
     console = Console(file=page, width=width, force_terminal=colour, color_system=system, legacy_windows=False)
     console.print(Text(answer.head(), "dim"))
     console.print(out)
-    if answer.report is None:
-        console.print(Text("no report on this run, so no labels: pipeline analyze writes one", "dim"))
+    if answer.report is None and answer.judge is None:
+        console.print(Text("no report on this run, so no labels: pipeline analyze or explain writes them", "dim"))
     return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from ..models.held import names_of
-from ..models.origin import open_model, origin_of
+from ..models.origin import coder_sha256, open_model, origin_of
 from ..shared.coders import Coder
 from ..shared.coders.one_site import require_one_site
+from ..shared.runs.explanations import explanations_of
 from ..shared.saved_report import report_on
 from .answer import Answer
 from .read import read_text
@@ -25,6 +26,8 @@ def ask(
     reports: Path | None = None,
 ) -> Answer:
     """The latents of a run that fire on a text.
+
+    Labels are those of the run's explanations; of other latents the tokens that they fire on, from a report.
 
     Args:
         folder: of the run, or of a coder's files.
@@ -47,6 +50,9 @@ def ask(
     if found is not None:
         fires_on = found[0].latents(found[1])["fires_on"]
         labels = {int(latent): str(label) for latent, label in fires_on.items() if label}
+    explained = explanations_of(folder, coder_sha256(folder))
+    if explained is not None:
+        labels |= explained.labels
     return Answer(
         run=folder.resolve().name,
         model=loaded.name,
@@ -55,4 +61,5 @@ def ask(
         reading=reading,
         labels=labels,
         report=None if found is None else str(found[0].path),
+        judge=None if explained is None else explained.judge,
     )

@@ -88,10 +88,19 @@ class Loaded:
     bos: str = "auto"
 
 
+def _document(folder: Path) -> dict[str, Any]:
+    final = folder / "final"
+    return read_coder_config(final if (final / "config.json").is_file() else folder)
+
+
+def coder_sha256(folder: Path) -> str:
+    """The sha256 of the tensors of the coder in a run's folder, or in a folder with its config.json."""
+    return str(_document(folder)["sha256"])
+
+
 def origin_of(folder: Path) -> Origin:
     """The origin of the coder in a run's folder, or in a folder with its config.json."""
-    final = folder / "final"
-    document = read_coder_config(final if (final / "config.json").is_file() else folder)
+    document = _document(folder)
     known, model = document.get("cache") or {}, document.get("imported", {}).get("model")
     if "path" not in known:
         return Origin(None, f"{folder} does not name its cache", model)

@@ -248,6 +248,38 @@ class Report(_Compared):
     runs: list[ReportedRun]
 
 
+class Scored(TypedDict):
+    """A score of a label: balanced accuracy with its 95 % interval."""
+
+    value: Number
+    low: Number
+    high: Number
+
+
+class ControlScores(TypedDict):
+    """What a label that is not the latent's own scores."""
+
+    detection: Scored | None
+    fuzzing: Scored | None
+
+
+class ExplainedLatent(ControlScores):
+    """One latent in explanations.json."""
+
+    latent: Count
+    label: Annotated[str, Field(min_length=1, max_length=1000)]
+    controls: dict[Name, ControlScores]
+
+
+class ExplanationsFile(TypedDict):
+    """explanations/<judge>/explanations.json of a run."""
+
+    format_version: Count
+    coder_sha256: Sha256
+    judge: Document
+    latents: list[ExplainedLatent]
+
+
 def checked(shape: type, value: object, file: Path, hint: str | None = None) -> dict[str, Any]:
     """The document itself, if it has this shape.
 

@@ -61,7 +61,7 @@ def test_a_sweep_from_the_file_to_the_table(here: Path, capsys: pytest.CaptureFi
     folder = here / "sweeps/width"
     plots = {"curves", "bars", "training", "frontiers"}
     plots |= {f"curve-{key}" for key in ("loss", "reconstruction", "orthogonality", "active")}
-    names = {"comparison.csv", "comparison.md", "comparison.json", *(f"{name}.png" for name in plots)}
+    names = {"index.html", "comparison.csv", "comparison.md", "comparison.json", *(f"{name}.png" for name in plots)}
     assert {path.name for path in folder.iterdir()} == names
     assert all((folder / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in plots)
 
@@ -70,7 +70,7 @@ def test_a_sweep_from_the_file_to_the_table(here: Path, capsys: pytest.CaptureFi
     out, err = capsys.readouterr()
     assert "4 of 4 runs are finished already" in err
     assert "analyze" not in err, "what was measured is not measured again"
-    assert out.rstrip().endswith("comparison: sweeps/width/comparison.md")
+    assert out.rstrip().endswith("comparison: sweeps/width/index.html")
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 

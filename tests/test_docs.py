@@ -173,7 +173,7 @@ def test_every_path_that_is_named_exists(page: str) -> None:
 def test_every_source_file_that_a_page_names_exists(page: Path) -> None:
     # files of the reader's
     yours = {"train.py", "shared.py", "mine.yaml", "train/variants/mine.yaml", "saebench_saes.py"}
-    folders = "harvest|train|tune|analyze|exchange|live|transfer|models|shared|tests|benchmarks|studies|docs"
+    folders = "harvest|train|tune|analyze|exchange|explain|live|transfer|models|shared|tests|benchmarks|studies|docs"
     inside = rf"(?:(?:{folders})/[\w./-]*\w|[\w]+\.py)"
     named = set(re.findall(rf"(?<![\w./<>-])({inside})(?![\w<*./-])", page.read_text(encoding="utf-8"))) - yours
     missing = sorted(path for path in named if not (ROOT / path).exists() and not (page.parent / path).exists())
@@ -184,7 +184,7 @@ def test_the_map_has_every_room() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     rooms = {
         f"{folder.parent.relative_to(ROOT)}/"
-        for stage in ("harvest", "train", "analyze", "exchange", "live", "transfer", "models", "shared")
+        for stage in ("harvest", "train", "analyze", "exchange", "explain", "live", "transfer", "models", "shared")
         for folder in [*(ROOT / stage).glob("__init__.py"), *(ROOT / stage).glob("*/__init__.py")]
     }
     missing = sorted(room for room in rooms if f"`{room}`" not in text)
@@ -252,7 +252,20 @@ def test_pages_are_in_plain_english(page: Path) -> None:
 
 @pytest.mark.parametrize(
     "folder",
-    [".", "harvest", "train", "tune", "analyze", "exchange", "live", "transfer", "models", "shared", "benchmarks"],
+    [
+        ".",
+        "harvest",
+        "train",
+        "tune",
+        "analyze",
+        "exchange",
+        "explain",
+        "live",
+        "transfer",
+        "models",
+        "shared",
+        "benchmarks",
+    ],
 )
 def test_docstrings_comments_and_messages_are_in_plain_english(folder: str) -> None:
     files = (ROOT / folder).glob("*.py") if folder == "." else (ROOT / folder).rglob("*")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("harvest", "train", "tune", "analyze", "exchange", "live", "transfer", "models", "shared")
+PACKAGES = ("harvest", "train", "tune", "analyze", "exchange", "explain", "live", "transfer", "models", "shared")
 ROOT_MODULES = tuple(sorted(path.name for path in ROOT.glob("*.py") if path.name != "setup.py"))
 SHIPPED = [*PACKAGES, *ROOT_MODULES, "setup.py", "pyproject.toml", "README.md", "LICENSE"]
 

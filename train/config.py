@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 else:
     Sites = str | tuple[str, ...]
     """Settings may list sites; they become one joint site, named `A+B` (shared/joint_names.py)."""
+SWEEPS = Path("sweeps")
+"""Folder of sweeps, unless a sweep file names another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +189,9 @@ class TrainConfig:
     the limit of float32). Either way a note stays in the run, which `pipeline status` shows."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
+    report_every: int | None = None
+    """Also evaluate the coder at every n-th checkpoint, and write a short report into the run's progress/; null:
+    never."""
     keep_checkpoints: int | None = 2
     """How many checkpoints to keep on disk, the newest; null: all."""
     eval_rows: int = 262_144
@@ -216,6 +221,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.dead_after is not None and self.dead_after < 1:
             raise ValueError(f"dead_after must be at least 1 (or null), not {self.dead_after}")
+        if self.report_every is not None and self.report_every < 1:
+            raise ValueError(f"report_every must be at least 1 (or null: never), not {self.report_every}")
         if self.keep_checkpoints is not None and self.keep_checkpoints < 1:
             raise ValueError(f"keep_checkpoints must be at least 1 (or null: all), not {self.keep_checkpoints}")
         if isinstance(self.sites, tuple) and (not self.sites or len(set(self.sites)) < len(self.sites)):
@@ -333,6 +340,7 @@ OPERATIONAL = (
     "checkpoint_every",
     "diverged",
     "keep_checkpoints",
+    "report_every",
     "wandb",
     "device",
     "fused",

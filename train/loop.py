@@ -87,6 +87,7 @@ def train_group(group: Group, runs: Mapping[Path, Run], console: Console, interr
             for session in sessions:
                 if id(session) not in failures and (stopping or session.checkpoint_due):
                     session.save(stream)
+            _report(sessions, group, stream)
             if failures:
                 raise next(iter(failures.values()))
             if interrupt.requested:
@@ -134,6 +135,14 @@ def _evaluate(
         coders = [(coder, *pair) for coder, pair in zip(chosen, sites, strict=True)]
         found |= zip(map(id, alike), evaluate(coders, group.cache, rows, group.device), strict=True)
     return [found[id(session)] for session in sessions]
+
+
+def _report(sessions: Sequence[Session], group: Group, stream: Stream) -> None:
+    """The short reports of those runs whose checkpoint comes with one."""
+    due = [session for session in sessions if session.report_due and session.saved_step == session.step]
+    if due:
+        for session, evaluation in zip(due, _evaluate(due, group, stream), strict=True):
+            session.report_progress(evaluation, group)
 
 
 def _evaluate_untrained(sessions: Sequence[Session], group: Group, stream: Stream) -> None:

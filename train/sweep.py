@@ -15,7 +15,7 @@ from ..shared.config.settings import identity, merge, to_dict, validate
 from ..shared.console import Console, count, si, size
 from ..shared.errors import ConfigError, UsageError
 from ..shared.text_table import text_table
-from .config import TrainConfig
+from .config import SWEEPS, TrainConfig
 from .loop import train
 from .parts import side_by_side, state_of
 from .plan import TrainPlan, plan
@@ -51,7 +51,7 @@ class SweepConfig:
     """Runs that train side by side on one read of the data; null: as many as fit in half of the free memory."""
     harvest: bool = False
     """Harvest the cache first if it is missing, with the settings of the harvest section."""
-    out: Path = Path("sweeps")
+    out: Path = SWEEPS
     """Folder of comparisons."""
     plots: tuple[Literal["png", "svg"], ...] = ("png", "svg")
     """File formats of the plots."""

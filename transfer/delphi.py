@@ -1,12 +1,15 @@
 """A run's codes over a cache in delphi's latent-cache format, which explains latents without running the model.
 
 `OUT/MODULE/START_END.safetensors` holds the latents START … END: locations [n, 3] of (sequence, place, latent − START),
-activations [n], and the tokens [sequences, ctx]; `config.json` beside them. delphi stores half precision; here the
+activations [n], and the tokens [sequences, ctx]; `config.json` beside them. `OUT/explanations/MODULE_latentI.txt` is
+the label of a latent, as delphi's explainer leaves it for its scorers. delphi stores half precision; here the
 numbers are float32, which its loader reads as well.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +33,14 @@ BLOCK = 4096
 
 
 @torch.no_grad()
-def export_delphi(cache: Cache, coder: Coder, out: Path, console: Console | None = None) -> Exported:
+def export_delphi(
+    cache: Cache, coder: Coder, out: Path, console: Console | None = None, labels: Mapping[int, str] | None = None
+) -> Exported:
     """Encodes every row of the cache except padding and writes the codes; they are held in memory until the end.
 
     Args:
         coder: with its source; in evaluation mode.
+        labels: latent → its explanation, written too.
 
     Raises:
         UsageError: the cache has no tokens or not the coder's source, or `out` exists.
@@ -63,6 +69,11 @@ def export_delphi(cache: Cache, coder: Coder, out: Path, console: Console | None
             }
             write_file(folder / module / f"{start}_{stop - 1}.safetensors", [save(arrays)])
         write_json(folder / module / "config.json", _config(cache))
+        if labels:
+            (folder / "explanations").mkdir()
+            for latent, label in labels.items():
+                text = json.dumps(label, ensure_ascii=False).encode()
+                write_file(folder / "explanations" / f"{module}_latent{latent}.txt", [text])
         total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     names = {spec.name: module}
     return Exported(str(out), "delphi", names, cache.n_rows, len(edges) - 1, total, f"{len(values):,} codes")

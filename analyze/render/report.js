@@ -380,6 +380,7 @@
       index = Array.from({ length: data.n }, (_, i) => [
         ["fires on", firesOn ? texts(firesOn.values[i]) : []],
         ["top examples", found ? found.peaks[i].map(spelt) : []],
+        ["label", byKey.has("label") && byKey.get("label").values[i] ? [byKey.get("label").values[i]] : []],
         ["promotes", found ? found.promotes[i].map((label) => label.replaceAll("␣", " ")) : []],
       ]);
     }
@@ -388,7 +389,7 @@
     const places = (i, word) => index[i].filter(([, texts]) => texts.some(hit(word))).map(([place]) => place);
     const format = new Map(data.columns.map((c) => [c.key, alike(c.values, c.format)]));
     let order = Array.from({ length: data.n }, (_, i) => i), sortKey = byKey.has("max_r") ? "max_r" : null, descending = true, cursor = 0;
-    const input = el("input", { type: "search", value: state.query, placeholder: 'Token, "exact token", number, or density>0.01', title: "A word is looked for in the tokens that a latent fires on, peaks on in its top examples, and promotes; in quotes it must be the whole token.", "aria-label": "Search latents", spellcheck: "false" });
+    const input = el("input", { type: "search", value: state.query, placeholder: 'Token, "exact token", number, or density>0.01', title: "A word is looked for in the tokens that a latent fires on, peaks on in its top examples, and promotes, and in its label; in quotes it must be the whole token.", "aria-label": "Search latents", spellcheck: "false" });
     const facets = data.columns.filter((c) => c.format === "text").map((c) => [c, [...new Set(c.values)].sort()]).filter(([, v]) => v.length > 1 && v.length <= 12);
     const selects = facets.map(([c, options]) => el("select", { "aria-label": c.label, title: c.definition, onchange: () => refresh() }, el("option", { value: "" }, `${c.label}: any`), options.map((o) => el("option", { value: o }, o))));
     const count = el("span", { class: "count", role: "status" });
@@ -398,7 +399,7 @@
     function matches(i, words, conditions) {
       for (let k = 0; k < facets.length; k++) if (selects[k].value && facets[k][0].values[i] !== selects[k].value) return false;
       for (const [c, test, limit] of conditions) { const v = c.values[i]; if (v === null || !test(v, limit)) return false; }
-      return words.every((w) => (!w.exact && (String(i) === w.text || data.columns.some((c) => c !== firesOn && c.format === "text" && c.values[i].toLowerCase().includes(w.text)))) || places(i, w).length > 0);
+      return words.every((w) => (!w.exact && (String(i) === w.text || data.columns.some((c) => c !== firesOn && c.key !== "label" && c.format === "text" && c.values[i].toLowerCase().includes(w.text)))) || places(i, w).length > 0);
     }
     const tests = { ">": (a, b) => a > b, "<": (a, b) => a < b, "=": (a, b) => a === b, ">=": (a, b) => a >= b, "<=": (a, b) => a <= b };
     function refresh() {

@@ -15,6 +15,7 @@ from ...shared.cache.heldout import split_rows
 from ...shared.cache.rows import rest_rows
 from ...shared.cache.vocabulary import Vocabulary
 from ...shared.coders import Coder
+from ...shared.runs.explanations import Explanations
 from ..stream.batches import CoderSites, ShardRows
 from .geometry import Geometry
 
@@ -37,6 +38,7 @@ class Subject:
         heldout: analyse only the documents that training held out: their share (`data.heldout` of the run); None: all
             documents.
         trained_on: the cache that the coder was trained on, which may be another one; None: not available.
+        explanations: labels of its latents (`pipeline explain`); None: it has none.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Subject:
     seed: int = 0
     heldout: float | None = None
     trained_on: Cache | None = None
+    explanations: Explanations | None = None
 
     @property
     def n_latents(self) -> int:

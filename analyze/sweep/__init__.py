@@ -12,11 +12,13 @@ from typing import Any
 
 from ...shared.console import Console
 from ...shared.errors import DataError
+from ...shared.page import write_page
 from ..config import AnalyzeConfig
 from .estimates import Heading, compare_settings
 from .files import write_comparison
 from .markdown import terminal_table
 from .measure import Measured, Member, measure_runs
+from .page import PLOTS, sweep_page
 from .plots import write_plots
 
 __all__ = ["Heading", "Measured", "Member", "SweepResult", "compare_runs"]
@@ -37,7 +39,7 @@ class SweepResult:
     def __str__(self) -> str:
         missing = self.document["missing"]
         left = f"\nnot finished: {', '.join(missing)}" if missing else ""
-        return f"{terminal_table(self.document)}{left}\ncomparison: {self.folder / 'comparison.md'}"
+        return f"{terminal_table(self.document)}{left}\ncomparison: {self.folder / 'index.html'}"
 
 
 def compare_runs(
@@ -63,5 +65,7 @@ def compare_runs(
         heading, measured, controls_of, [member.path.name for member in members if not member.finished]
     )
     files = write_comparison(document, folder)
-    files += write_plots(measured, document, folder, plots)
+    drawn, pictures = write_plots(measured, document, folder, plots, [name for name, _, _ in PLOTS])
+    write_page(folder / "index.html", sweep_page(document, pictures))
+    files = [*files, *drawn, folder / "index.html"]
     return SweepResult(document, folder, files)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...shared.text_table import text_table
@@ -62,8 +62,7 @@ def settings_table(document: dict[str, Any], columns: Sequence[dict[str, Any]], 
         columns: those of the document's to show.
         against: also the changes against the baseline.
     """
-    shown = {key for row in document["settings"] for key in row["against"]} if against else set()
-    changes = {key: name for key, name in CHANGES.items() if key in shown}
+    changes = changes_of(document) if against else {}
     header = ["setting", "seeds", *(column["label"] for column in columns)]
     rows = settings_rows(document, columns)
     header += [f"{name} vs. {document['baseline']}" for name in changes.values()]
@@ -72,6 +71,12 @@ def settings_table(document: dict[str, Any], columns: Sequence[dict[str, Any]], 
             cells[0] = f"*{cells[0]}*"
         cells += [change(row["against"].get(key)) for key in changes]
     return markdown_table(header, rows)
+
+
+def changes_of(document: Mapping[str, Any]) -> dict[str, str]:
+    """Key → heading of the changes against the baseline that were measured."""
+    shown = {key for row in document["settings"] for key in row["against"]}
+    return {key: name for key, name in CHANGES.items() if key in shown}
 
 
 def terminal_table(document: dict[str, Any]) -> str:
@@ -102,23 +107,46 @@ def tables(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 def efficiency_table(document: dict[str, Any]) -> str:
     """Absorption reduction efficiency, then the settings that are not comparable and why; "" without absorption."""
+    rows = efficiency_rows(document)
+    parts = [markdown_table(list(EFFICIENCY), rows)] if rows else []
+    if reasons := not_comparable(document):
+        listed = "\n".join(f"- {reason}" for reason in reasons)
+        parts.append(f"Not comparable:\n\n{listed}")
+    return "\n\n".join(parts)
+
+
+EFFICIENCY = {
+    "setting": "",
+    "family": "",
+    "absorption removed": "Share of the baseline's absorption that the setting removes.",
+    "FVU": "Change of the FVU: its cost in reconstruction.",
+    "time": "Change of the time of a step: its cost in time.",
+    "per % of FVU": "Absorption removed for each per cent of FVU.",
+    "per % of time": "Absorption removed for each per cent of time.",
+}
+"""Columns of the efficiency, and what they mean."""
+
+
+def efficiency_rows(document: Mapping[str, Any]) -> list[list[str]]:
+    """One row per setting whose efficiency was measured."""
     rows = []
+    for one in document["efficiency"]:
+        if one["status"] == "measured":
+            reduction = {"mean": one["reduction"], "low": one["low"], "high": one["high"]}
+            ratios = [show(one[key]) if one[key] is not None else "no cost" for key in ("per_fvu", "per_time")]
+            costs = [f"{100 * one[key]:+.1f} %" for key in ("fvu_cost", "time_cost")]
+            rows.append([one["setting"], one["family"], change(reduction), *costs, *ratios])
+    return rows
+
+
+def not_comparable(document: Mapping[str, Any]) -> list[str]:
+    """Why settings have no efficiency, each reason with its settings."""
     reasons: dict[str, list[str]] = {}
     for one in document["efficiency"]:
         if one["status"] != "measured":
             reason = re.sub(r" \(seed \d+\)", "", one["status"])
             reasons.setdefault(f"{one['family']}: {reason}", []).append(one["setting"])
-            continue
-        reduction = {"mean": one["reduction"], "low": one["low"], "high": one["high"]}
-        ratios = [show(one[key]) if one[key] is not None else "no cost" for key in ("per_fvu", "per_time")]
-        costs = [f"{100 * one[key]:+.1f} %" for key in ("fvu_cost", "time_cost")]
-        rows.append([one["setting"], one["family"], change(reduction), *costs, *ratios])
-    header = ["setting", "family", "absorption removed", "FVU", "time", "per % of FVU", "per % of time"]
-    parts = [markdown_table(header, rows)] if rows else []
-    if reasons:
-        listed = "\n".join(f"- {reason} ({', '.join(settings)})" for reason, settings in reasons.items())
-        parts.append(f"Not comparable:\n\n{listed}")
-    return "\n\n".join(parts)
+    return [f"{reason} ({', '.join(settings)})" for reason, settings in reasons.items()]
 
 
 def runs_table(document: dict[str, Any]) -> str:
@@ -128,14 +156,14 @@ def runs_table(document: dict[str, Any]) -> str:
         [
             run["run"],
             str(run["seed"]),
-            *(_plain(run, c["key"], c["format"]) for c in columns),
+            *(plain_cell(run, c["key"], c["format"]) for c in columns),
         ]
         for run in document["runs"]
     ]
     return markdown_table(["run", "seed", *(column["label"] for column in columns)], rows)
 
 
-def _plain(run: dict[str, Any], key: str, format: str) -> str:
+def plain_cell(run: Mapping[str, Any], key: str, format: str) -> str:
     """A run's own value; "n. e." where it cannot be evaluated, "–" where it was not measured."""
     return "n. e." if key in run and run[key] is None else show(run.get(key), format)
 
@@ -156,24 +184,32 @@ def rows_seen(document: dict[str, Any]) -> str:
     return f"The reports analyzed {document['rows_analysed']:,} rows{which}."
 
 
+def intervals_text(document: Mapping[str, Any]) -> str:
+    """What the intervals are, or why there are none."""
+    if max((len(row["seeds"]) for row in document["settings"]), default=0) >= 3:
+        return (
+            "Means over seeds with Student's 95 % intervals. Seeds differ in the initial weights and the penalties' "
+            "random numbers; the order of the data is the same."
+        )
+    return "Fewer than three seeds: no intervals, so any difference may be chance."
+
+
+def reproduce_text(document: Mapping[str, Any]) -> str:
+    """The command of the sweep, and those of its settings alone."""
+    commands = [f"$ {row['command']}" for row in document["settings"] if row["command"] != document["command"]]
+    return "\n".join([f"$ {document['command']}", *commands])
+
+
 def to_markdown(document: dict[str, Any]) -> str:
     """The whole comparison."""
-    n = max((len(row["seeds"]) for row in document["settings"]), default=0)
-    intervals = (
-        "Means over seeds with Student's 95 % intervals. Seeds differ in the initial weights and the penalties' random "
-        "numbers; the order of the data is the same."
-        if n >= 3
-        else "Fewer than three seeds: no intervals, so any difference may be chance."
-    )
     parts = [f"# {document['title']}", document["about"].strip()]
-    parts.append(f"{setup_text(document)} {intervals} {rows_seen(document)} *Controls* in italics.")
+    parts.append(f"{setup_text(document)} {intervals_text(document)} {rows_seen(document)} *Controls* in italics.")
     if document["missing"]:
         parts.append(f"Not finished, and not in the tables: {', '.join(document['missing'])}.")
     for title, table in tables(document):
         parts += [f"## {title}", table]
     parts += ["## Every run", runs_table(document)]
     parts.append("\n".join(f"- **{c['label']}**: {c['definition']}" for c in document["columns"]))
-    commands = [f"$ {row['command']}" for row in document["settings"] if row["command"] != document["command"]]
-    block = "\n".join([f"$ {document['command']}", *commands])
+    block = reproduce_text(document)
     parts += ["## Reproduce", f"Measured on {document['machine']}.", f"```console\n{block}\n```"]
     return "\n\n".join(part for part in parts if part) + "\n"

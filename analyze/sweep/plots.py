@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -310,21 +311,42 @@ def frontier_figure(measured: Sequence[Measured], title: str) -> Figure | None:
 
 
 def write_plots(
-    measured: Sequence[Measured], document: Mapping[str, Any], folder: Path, kinds: Sequence[str]
-) -> list[Path]:
+    measured: Sequence[Measured],
+    document: Mapping[str, Any],
+    folder: Path,
+    kinds: Sequence[str],
+    embedded: Sequence[str] = (),
+) -> tuple[list[Path], dict[str, bytes]]:
     """curves, each curve alone (curve-KEY), bars, training (last values of the curves) and frontiers in `folder`; the
-    same bytes for the same runs."""
+    same bytes for the same runs.
+
+    Args:
+        embedded: names of plots that are also returned.
+
+    Returns:
+        The files, and name → PNG of those plots that there are.
+    """
     from matplotlib import rc_context
 
-    written = []
+    written, pictures = [], {}
     with rc_context(STYLE):  # type: ignore[arg-type]
         for name, figure in plots(measured, document).items():
+            if "png" in kinds or name in embedded:
+                pictures[name] = _png(figure)
             for kind in kinds:
                 path = folder / f"{name}.{kind}"
-                metadata = {"Date": None} if kind == "svg" else {"Software": None}
-                figure.savefig(path, dpi=110, metadata=metadata)
+                if kind == "png":
+                    path.write_bytes(pictures[name])
+                else:
+                    figure.savefig(path, dpi=110, metadata={"Date": None} if kind == "svg" else {})
                 written.append(path)
-    return written
+    return written, {name: png for name, png in pictures.items() if name in embedded}
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png", metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def plots(measured: Sequence[Measured], document: Mapping[str, Any]) -> dict[str, Figure]:

@@ -3,7 +3,8 @@ features and activations in gzipped batches. The rows are those of its database 
 same keys.
 
 Activations, histograms, output tokens and co-firing come from the run's report (`--report`), whose `latents.jsonl.gz`
-holds them; the vectors from the weights. What a report does not have stays empty: logit histograms, correlated neurons.
+holds them; the vectors from the weights; explanations from the run (`pipeline explain`). What a report does not have
+stays empty: logit histograms, correlated neurons.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...shared.cache.files import write_file
+from ...shared.coders.io import read_coder_config
 from ...shared.errors import DataError, UsageError
+from ...shared.runs.explanations import Explanations, explanations_of
 from ...shared.untrusted import Expanding, byte_lines, parse_json, read_object
 from ..hooks import layer_of, tl_hook
 from ..plain import Plain
@@ -83,6 +86,12 @@ class Neuronpedia(Format):
             count += len(features)
         if count != part.plain.n_latents:
             raise DataError(f"{latents} has {count:,} latents, the coder {part.plain.n_latents:,}", "analyze it again")
+        explained = None if part.run is None else explanations_of(part.run, _coder_sha256(part.run))
+        if explained is not None:
+            rows = list(_explanations(explained, model, source))
+            for number in range(0, len(rows), BATCH):
+                file = out / "explanations" / f"batch-{number // BATCH}.jsonl.gz"
+                _write_lines(file, rows[number : number + BATCH])
         notes = (
             "activations beside the peak are those of the report, in steps of a hundredth of the latent's maximum",
             "logit histograms, correlated neurons and the cosines of activations are not in a report: left empty",
@@ -221,6 +230,20 @@ def _activations(one: Mapping[str, Any], model: str, source: str, now: str) -> I
                 "createdAt": now, "lossValues": [], "logitContributions": None, "binMin": low, "binMax": high,
                 "binContains": share, "qualifyingTokenIndex": item["peak"], "zIndices": None, "zValues": None,
             }  # fmt: skip
+
+
+def _coder_sha256(run: Path) -> str:
+    return str(read_coder_config(run / "final")["sha256"])
+
+
+def _explanations(explained: Explanations, model: str, source: str) -> Iterator[dict[str, Any]]:
+    """Rows of the table Explanation."""
+    for latent, label in sorted(explained.labels.items()):
+        digest = hashlib.sha256(f"{model}/{source}/{latent}/{explained.judge}".encode()).hexdigest()
+        yield {
+            "id": f"c{digest[:24]}", "modelId": model, "layer": source, "index": str(latent), "description": label,
+            "typeName": "contrastive", "explanationModelName": explained.judge, "authorId": CREATOR,
+        }  # fmt: skip
 
 
 def _panel(one: Mapping[str, Any], report: str, title: str) -> Mapping[str, Any] | None:

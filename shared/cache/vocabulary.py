@@ -120,13 +120,18 @@ class Vocabulary:
         data = self._bytes(token) if "\ufffd" in piece else None
         if data is not None and piece.encode() != data:
             return "".join(f"<0x{byte:02X}>" for byte in data)
-        bare = piece.strip(" ")
-        bare = "␣" * (len(piece) - len(piece.lstrip(" "))) + bare
-        return bare.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
+        return visible(piece)
 
     def text(self, tokens: Iterable[int]) -> str:
         """The pieces joined."""
         return "".join(self.pieces(tokens))
+
+
+def visible(piece: str) -> str:
+    """A piece with its leading spaces, line ends and tabs made visible."""
+    bare = piece.strip(" ")
+    bare = "␣" * (len(piece) - len(piece.lstrip(" "))) + bare
+    return bare.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
 
 
 class _Pieces(dict[int, str]):

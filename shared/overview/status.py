@@ -1,4 +1,4 @@
-"""The state of every cache and run, and the command to run next."""
+"""The state of every cache and run, the reports and sweeps on them, and the command to run next."""
 
 from __future__ import annotations
 
@@ -9,23 +9,30 @@ from typing import Any
 from ..cache.commits import commits_of
 from ..cache.format import MANIFEST, PLAN, Layout
 from ..cache.growth import Parts, generations_of, plan_files, read_head
-from ..console import si, size
+from ..console import count, si, size
 from ..errors import DataError, PipelineError, command
 from ..runs.folder import fvu_label, open_run, resume_command
 from ..text_table import text_table
 from .find import folder_bytes, kind_of
+from .results import reports_in, sweeps_in
+
+NAMED = 4
+"""Runs of a report that are named."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """Every cache and run, and the command to run next ("" when the entries already name it)."""
+    """Every cache, run, report and sweep, and the command to run next ("" when the entries name it, or all is done)."""
 
     caches: list[dict[str, Any]]
     runs: list[dict[str, Any]]
+    reports: list[dict[str, Any]]
+    sweeps: list[dict[str, Any]]
     next: str
 
     def to_dict(self) -> dict[str, Any]:
-        return {"caches": self.caches, "runs": self.runs, "next": self.next}
+        names = ("caches", "runs", "reports", "sweeps", "next")
+        return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
         rows = []
@@ -35,6 +42,11 @@ class Status:
         for entry in self.runs:
             result = f"{fvu_label(entry['evaluated_on'])} {entry['fvu']:.4f}" if entry["fvu"] is not None else ""
             rows.append(("run", entry["path"], _state(entry), size(entry["bytes"]), result))
+        for entry in self.reports:
+            rows.append(("report", entry["path"], "", "", _some(entry["runs"])))
+        for entry in self.sweeps:
+            state = f"{count(entry['missing'], 'run')} missing" if entry["missing"] else "complete"
+            rows.append(("sweep", entry["path"], state, "", count(len(entry["runs"]), "run")))
         if not rows:
             return f"no caches and no runs yet\nnext: {self.next}"
         damaged = [f"damaged: {entry['problem']}" for entry in (*self.caches, *self.runs) if entry["problem"]]
@@ -42,6 +54,14 @@ class Status:
         table = text_table(rows, ("", "name", "state", "size", ""), left=range(5))
         steps = [entry["next"] for entry in (*self.caches, *self.runs)]
         return "\n".join([table, *damaged, *(f"next: {step}" for step in dict.fromkeys([*steps, self.next]) if step)])
+
+
+def _some(names: list[str]) -> str:
+    return (
+        f"of {', '.join(names)}"
+        if len(names) <= NAMED
+        else f"of {', '.join(names[:NAMED])} and {len(names) - NAMED} more"
+    )
 
 
 def _state(entry: dict[str, Any]) -> str:
@@ -52,25 +72,42 @@ def _state(entry: dict[str, Any]) -> str:
     return "complete" if entry["complete"] else f"incomplete, {entry['progress']}"
 
 
-def status(cache_dir: Path, runs_dir: Path, trained_on: Path | None = None) -> Status:
-    """The caches in one folder and the runs in another. Reads plans, manifests and summaries, no array or tensor.
+def status(
+    cache_dir: Path,
+    runs_dir: Path,
+    trained_on: Path | None = None,
+    *,
+    reports_dir: Path | None = None,
+    sweeps_dir: Path | None = None,
+) -> Status:
+    """The caches in one folder, the runs in another, the reports and sweeps on them. Reads no array or tensor.
 
     Args:
         trained_on: the cache that the settings train on. If it does not exist, the next command names another cache.
+        reports_dir, sweeps_dir: folders of reports and sweeps; None: they are not listed.
     """
     caches = [cache_entry(path) for path in _folders(cache_dir) if kind_of(path) == "cache"]
     runs = [run_entry(path) for path in _folders(runs_dir) if kind_of(path) == "run"]
+    reports = [] if reports_dir is None else list(reports_in(reports_dir))
+    sweeps = [] if sweeps_dir is None else list(sweeps_in(sweeps_dir, runs_dir))
+    covered = {path for entry in (*reports, *sweeps) for path in entry.pop("covers")}
     if not caches:
         step = "pipeline harvest"
     elif not (whole := [Path(entry["path"]) for entry in caches if entry["complete"]]):
         step = ""  # each unfinished cache names its own command
     elif not runs:
         step = "pipeline train" if trained_on in whole else f"pipeline train --set train.cache={whole[0]}"
-    elif any(entry["complete"] for entry in runs):
-        step = "pipeline analyze"
     else:
-        step = ""
-    return Status(caches, runs, step)
+        step = _analysis([Path(entry["path"]) for entry in runs if entry["complete"]], covered)
+    return Status(caches, runs, reports, sweeps, step)
+
+
+def _analysis(finished: list[Path], covered: set[str]) -> str:
+    """The command that analyzes what no report covers; "" where there is nothing."""
+    left = [path for path in finished if str(path.resolve()) not in covered]
+    if not left:
+        return ""
+    return "pipeline analyze" if len(left) == len(finished) else command("analyze", *left)
 
 
 def _folders(parent: Path) -> list[Path]:

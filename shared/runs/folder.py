@@ -2,8 +2,8 @@
 
     runs/<name>/  config.yaml  provenance.json  metrics.jsonl  (.config.yaml.copy  .provenance.json.copy)
                   checkpoints/step_00000500/{coder.safetensors, optimizer.safetensors, state.json}
-                  samples/  anti_duplication_logs/
-                  final/{coder.safetensors, config.json}
+                  samples/  anti_duplication_logs/  progress/
+                  final/{coder.safetensors, config.json, record.json}
 
 A checkpoint is complete or absent: it is written into a temporary folder, synced and renamed. A run is complete when
 final/config.json exists, which is written last.
@@ -28,7 +28,16 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from ..cache.files import make_folder, read_file, read_sealed, sealed_bytes, sync_folder, write_file, write_sealed
+from ..cache.files import (
+    make_folder,
+    read_file,
+    read_sealed,
+    sealed_bytes,
+    sync_folder,
+    write_file,
+    write_json,
+    write_sealed,
+)
 from ..cache.lock import open_lock, try_lock
 from ..coders.io import load_coder, read_coder_config, save_coder
 from ..config.settings import dump_yaml
@@ -36,7 +45,7 @@ from ..config.yaml import parse_mapping
 from ..errors import ConfigError, DamagedError, DataError, PipelineError, UsageError, command, repair_command
 from ..explain import naming
 from ..schemas import Provenance, State, checked
-from .records import NOTE, Records, records_of, sync_all, wrong_records
+from .records import NOTE, RECORD, Records, records_of, sync_all, wrong_records
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -253,6 +262,12 @@ class Run:
     def save_average(self, coder: Coder, summary: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> None:
         """Write final/ema/: the coder with the moving average of the weights, before `finish`. Arguments as there."""
         save_coder(coder, self.path / "final" / "ema", {**(extra or {}), "summary": dict(summary)})
+
+    def write_record(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes final/record.json, before `finish`, and returns the record."""
+        (self.path / "final").mkdir(exist_ok=True)
+        write_json(self.path / RECORD, record)
+        return dict(record)
 
     def finish(self, coder: Coder, summary: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> None:
         """Write final/: the coder and its config.json with `summary`; after that the run is complete.

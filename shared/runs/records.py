@@ -22,8 +22,11 @@ NOTE = "note.json"
 GROWING = "metrics.jsonl"
 """Lines are appended to it, so a record covers its first bytes."""
 
-_FILES = ("config.yaml", "provenance.json", NOTE, GROWING)
-_FOLDERS = ("samples", "anti_duplication_logs", "final/ema")
+RECORD = "final/record.json"
+"""What the run was and what it ended with."""
+
+_FILES = ("config.yaml", "provenance.json", NOTE, RECORD, GROWING)
+_FOLDERS = ("samples", "anti_duplication_logs", "progress", "final/ema")
 _PIECE = 1 << 20
 
 

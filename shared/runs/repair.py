@@ -7,7 +7,7 @@ from pathlib import Path
 from ..cache.files import sync_folder, write_file
 from ..cache.repair import RepairReport
 from ..console import Console
-from ..errors import DataError
+from ..errors import DataError, command
 from .folder import CONFIG, Run, open_run, remove_folder, resume_command
 from .records import wrong_records
 from .verify import Damage, verify_run
@@ -43,7 +43,10 @@ def repair_run(path: Path, console: Console | None = None) -> RepairReport:
     if not run.complete:
         after = f"the steps after {left[-1].name.removeprefix('step_').lstrip('0') or '0'}" if left else "every step"
         again = (f"{after}, then the final evaluation",)
-    step = None if run.complete else resume_command(open_run(path, allow_incomplete=True))
+    if damage.explanations:
+        again += ("the explanations",)
+    step = command("explain", path) if damage.explanations else None
+    step = step if run.complete else resume_command(open_run(path, allow_incomplete=True))
     return RepairReport(path, found, tuple(damage.write), tuple(dropped), again, step)
 
 
@@ -55,7 +58,7 @@ def _to_drop(run: Run, damage: Damage) -> list[Path]:
         dropped += [one for one in run.checkpoints() if one not in dropped and not _sound_before(run, one)]
         if len(dropped) == len(run.checkpoints()):
             dropped += damage.records
-    dropped += damage.samples
+    dropped += damage.samples + damage.explanations
     if (damage.final or damage.records or damage.samples) and (run.path / "final").exists():
         dropped.append(run.path / "final")
     return [one for one in dict.fromkeys(dropped) if one.exists() or one.is_symlink()]

@@ -12,6 +12,7 @@ from ..config.yaml import parse_mapping
 from ..console import Console, count
 from ..errors import ConfigError, DataError, command
 from ..schemas import Provenance, checked
+from .explanations import explanation_files, read_explanations
 from .folder import CONFIG, PROVENANCE, Checkpoint, Run, copy_of
 from .records import wrong_records
 from .samples import load_samples, samples_summary
@@ -27,6 +28,7 @@ class Damage:
         checkpoints: folders that are damaged.
         final: final/ is damaged.
         samples: files of samples/ that are damaged.
+        explanations: files of explanations that are damaged: `pipeline explain` writes them again.
         records: metrics or logs that are damaged: what follows from them is computed again.
         lasting: config.yaml or provenance.json and its copy are damaged.
         imported: the run was imported: training cannot write its coder again.
@@ -37,6 +39,7 @@ class Damage:
     checkpoints: list[Path] = field(default_factory=list)
     final: bool = False
     samples: list[Path] = field(default_factory=list)
+    explanations: list[Path] = field(default_factory=list)
     records: list[Path] = field(default_factory=list)
     lasting: bool = False
     imported: bool = False
@@ -115,6 +118,7 @@ def verify_run(path: Path, console: Console | None = None) -> RunReport:
             tensors += _read_final(run, damage)
             progress.advance()
     _check_records(run, newest, damage)
+    _check_explanations(run, damage)
     damage.lasting = damage.lasting or (damage.imported and damage.final)
     return RunReport(path, run.complete, len(folders), tensors, damage.problems, damage)
 
@@ -171,6 +175,15 @@ def _read_final(run: Run, damage: Damage) -> int:
             damage.final = True
             damage.problems.append(f"{run.path / 'final'}: {name} holds an infinity or NaN")
     return len(state)
+
+
+def _check_explanations(run: Run, damage: Damage) -> None:
+    for file in explanation_files(run.path):
+        try:
+            read_explanations(file)
+        except DataError as error:
+            damage.explanations.append(file)
+            damage.problems.append(error.message)
 
 
 def _check_records(run: Run, newest: Checkpoint | None, damage: Damage) -> None:

@@ -15,8 +15,10 @@ import pytest
 import sparse_pipeline as sp
 from sparse_pipeline.exchange.export import Wanted, export
 from sparse_pipeline.exchange.formats import Options
+from sparse_pipeline.exchange.formats.neuronpedia import CREATOR
 from sparse_pipeline.exchange.imports import import_coders
 from sparse_pipeline.shared.errors import DataError, UsageError
+from sparse_pipeline.shared.runs.explanations import write_explanations
 from tests.exchange import planted as p
 from tests.synthetic import make_cache
 
@@ -103,11 +105,24 @@ def test_neuronpedia(tmp_path: Path) -> None:
     reports = {"global": {}, "correlation": {}, "top_activations": {}, "position": None}
     made = sp.run_analyze([run.path], {"out": str(tmp_path / "reports"), "reports": reports, "controls": False})
     options = Options(report=made.report.parent)
+    scores = {"value": 0.8, "low": 0.7, "high": 0.9}
+    labelled = {"latent": 3, "label": "digits", "detection": scores, "fuzzing": None, "controls": {}}
+    sha256 = json.loads((run.path / "final/config.json").read_bytes())["sha256"]
+    for judge, of, text in (("other", "0" * 64, "of another coder"), ("mini", sha256, "digits")):
+        write_explanations(
+            run.path, judge, {"coder_sha256": of, "judge": {"name": judge}, "latents": [{**labelled, "label": text}]}
+        )
     (source,) = export([run.path], Wanted(**{**vars(wanted), "options": options})).out.glob("gemma-2-2b/*")
     assert source.name == "1-mine-mlp-out"
     for name in ("release", "model", "sourceset", "source"):
         (row,) = lines(source / f"{name}.jsonl")
         assert_typed(row, SCHEMA[name])
+    (explanation,) = lines(source / "explanations/batch-0.jsonl.gz")
+    assert explanation.pop("id").startswith("c")
+    assert explanation == {
+        "modelId": "gemma-2-2b", "layer": source.name, "index": "3", "description": "digits",
+        "typeName": "contrastive", "explanationModelName": "mini", "authorId": CREATOR,
+    }  # fmt: skip
     features = lines(source / "features/batch-0.jsonl.gz")
     activations = lines(source / "activations/batch-0.jsonl.gz")
     for name, rows in (("features", features), ("activations", activations)):

@@ -21,7 +21,7 @@ TABLE = token_table(22, 16, packing="document")
 ACTS = sparse_acts(TABLE, {SITE: 8, QUANTISED: 8})
 SPECS = (SiteSpec(SITE, 8, layer=1, kind="resid_mid"), SiteSpec(QUANTISED, 8, layer=1, kind="mlp_out", quantised="fp8"))
 LAYOUT = Layout(22, 16, 128, SPECS)
-TIMED = ("tokens_per_second", "wait_share", "seconds")
+TIMED = ("tokens_per_second", "wait_share", "seconds", "started", "finished", "peak_memory")
 
 
 def write_cache(path: Path) -> None:
@@ -64,10 +64,13 @@ def comparable(files: dict[str, bytes]) -> dict[str, bytes]:
         if name.endswith("metrics.jsonl"):
             lines = [json.loads(line) for line in data.splitlines()]
             data = json.dumps([{k: v for k, v in line.items() if k not in TIMED} for line in lines]).encode()
+        elif name.endswith("record.json"):
+            data = json.dumps({k: v for k, v in json.loads(data).items() if k not in TIMED}).encode()
         elif name.endswith(("config.json", "state.json")):
             document = {k: v for k, v in json.loads(data).items() if k not in ("seal", "files")}
             for part in ("summary", "state"):
                 document.get(part, {}).pop("seconds", None)
+            document.get("summary", {}).pop("record", None)
             data = json.dumps(document, sort_keys=True).encode()
         found[name] = data
     return found

@@ -20,6 +20,7 @@ from sparse_pipeline import pipeline
 from sparse_pipeline.models.folder import DEMO_MODEL
 from sparse_pipeline.shared.errors import DataError, UsageError
 from sparse_pipeline.shared.overview.find import kind_of
+from sparse_pipeline.shared.runs.explanations import write_explanations
 
 TEXT = 'def join(words):\n    return "<eos>".join(words)  # <script>alert("&")</script> \x1b[31m 木'
 
@@ -192,6 +193,16 @@ def test_a_run_without_its_cache_takes_a_model(
     assert code == 0
     assert "not checked against the run's cache" in out
     assert "no report on this run" in out
+    scores = {"detection": None, "fuzzing": None, "controls": {}}
+    latents = [{"latent": latent, "label": f"thing {latent}", **scores} for latent in range(128)]
+    sha256 = json.loads(Path("runs/topk/final/config.json").read_bytes())["sha256"]
+    document = {"coder_sha256": sha256, "judge": {"name": "rule"}, "latents": latents}
+    write_explanations(Path("runs/topk"), "rule", document)
+    code, out, _ = ask(capsys, "topk", "a list", "--model", "demo", "--json")
+    fired = [one for token in json.loads(out)["tokens"] for one in token["latents"]]
+    assert code == 0
+    assert fired
+    assert all(one["label"] == f"thing {one['latent']}" for one in fired)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from sparse_pipeline.shared.coders import Coder
 from sparse_pipeline.shared.coders.relu import ReLUConfig
 from sparse_pipeline.shared.console import Console
 from sparse_pipeline.shared.errors import DataError, PipelineError, UsageError
+from sparse_pipeline.shared.runs.curves import PICKS
 from sparse_pipeline.shared.runs.folder import open_run
 from sparse_pipeline.train.config import OptimizerConfig, TrainConfig
 from sparse_pipeline.train.data.stream import open_stream
@@ -67,6 +68,18 @@ def test_a_run_leaves_everything_that_analysis_needs(config: MakeConfig, cache: 
     assert [path.name for path in run.checkpoints()][-1] == f"step_{steps:08d}"
     assert len(run.checkpoints()) == made.keep_checkpoints
     assert json.dumps(summary.to_dict(), allow_nan=False)
+    record = json.loads((made.path / "final/record.json").read_bytes())
+    assert record == summary.record == final["summary"]["record"]
+    assert (record["run"], record["site"], record["target"], record["latents"]) == ("topk", SOURCE, TARGET, 64)
+    assert record["layer"] == int(SOURCE[6:8])
+    assert record["lr"] == made.optimizer.peak_lr(64)
+    assert record["penalties"]["decoder_orthogonality"]["weight"] == 0.1
+    assert record["metrics"].keys() == PICKS.keys()
+    assert record["metrics"]["loss"] == last["loss"]
+    assert record["metrics"]["orthogonality"] == pytest.approx(0.1 * last["decoder_orthogonality"])
+    assert record["started"] <= record["finished"]
+    assert record["seconds"] == summary.seconds
+    assert record["peak_memory"]["process"] > 1 << 26
 
 
 def test_every_step_logs_its_losses_its_latents_its_pairs_and_its_gradient(config: MakeConfig, cache: Cache) -> None:
@@ -104,14 +117,41 @@ def test_every_step_logs_its_losses_its_latents_its_pairs_and_its_gradient(confi
     train_runs([made])
     lines = open_run(made.path).metrics()
     assert len(lines) == group.steps == len(expected)
-    average = None
+    averages: dict[str, float] = {}
     for line, wanted in zip(lines, expected, strict=True):
         assert {name: line[name] for name in wanted} == {k: pytest.approx(v, rel=1e-4) for k, v in wanted.items()}
         parts = line["reconstruction"] + line["sparsity"] + 0.1 * line["topk_pairs"]
         assert line["loss"] == pytest.approx(parts, rel=1e-5)
-        average = line["loss"] if average is None else 0.99 * average + 0.01 * line["loss"]
-        assert line["loss_ema"] == pytest.approx(average, rel=1e-5)
+        for term in ("loss", "reconstruction", "sparsity", "topk_pairs"):
+            before = averages.get(term, line[term])
+            averages[term] = 0.99 * before + 0.01 * line[term]
+            assert line[f"{term}_ema"] == pytest.approx(averages[term], rel=1e-4, abs=1e-9)
     assert all(0 <= line["topk_pairs/stability"] <= 1 for line in lines[1:])
+
+
+def test_a_short_report_with_every_nth_checkpoint(config: MakeConfig, cache: Cache) -> None:
+    """That of the last step has the final figures; reports change no bit of the coder."""
+    plain = config(name="plain")
+    steps = plan([plain]).groups[0].steps
+    made = config(name="reported", checkpoint_every=10, report_every=2)
+    ending = config(name="ending", checkpoint_every=steps, report_every=1)
+    without, _, summary = train_runs([plain, made, ending])
+    assert weights(made) == weights(ending) == weights(plain)
+    stems = {
+        one.run_name: [file.stem for file in sorted((one.path / "progress").glob("*.json"))] for one in (made, ending)
+    }
+    assert stems == {
+        "reported": [f"step_{step:08d}" for step in range(20, steps + 1, 20)],
+        "ending": [f"step_{steps:08d}"],
+    }
+    last = json.loads((ending.path / f"progress/step_{steps:08d}.json").read_bytes())
+    for key in ("fvu", "fvu_with_bos", "fvu_dims", "l0"):
+        assert last["evaluation"][key] == getattr(summary, key) == getattr(without, key)
+    assert summary.record is not None
+    assert last["metrics"] == summary.record["metrics"]
+    page = (ending.path / "progress/index.html").read_text(encoding="utf-8")
+    assert f"{last['evaluation']['fvu']:.4g}" in page
+    assert not (plain.path / "progress").exists()
 
 
 def test_it_learns_and_the_figures_agree_with_numpy(config: MakeConfig, cache: Cache) -> None:

@@ -217,9 +217,12 @@ def test_delphi_holds_every_code_once(tmp_path: Path) -> None:
     cache = make_cache(tmp_path / "c", n_seq=24, ctx=16, sites={MID: 32}, packing="document")
     coder = build_coder(TopKConfig(latents=52, k=4), 32, 32, tied=True, generator=torch.Generator().manual_seed(0))
     coder.source = MID
-    export_delphi(cache, coder.eval(), tmp_path / "d")
+    export_delphi(cache, coder.eval(), tmp_path / "d", labels={7: 'the "ü"'})
+    (explanation,) = (tmp_path / "d/explanations").iterdir()  # as delphi's explainer writes it
+    assert explanation.name == f"{cache.spec(MID).module_path}_latent7.txt"
+    assert json.loads(explanation.read_text(encoding="utf-8")) == 'the "ü"'
     dense = np.zeros((24, 16, 52), np.float32)
-    (module,) = (tmp_path / "d").iterdir()
+    (module,) = (one for one in (tmp_path / "d").iterdir() if one.name != "explanations")
     files = sorted(module.glob("*.safetensors"))
     assert module.name == cache.spec(MID).module_path
     assert len(files) == 5

@@ -35,8 +35,7 @@ def save(run: Run, trainee: Trainee, position: Mapping[str, Any]) -> None:
         tensors |= {f"sample.{name}": value for name, value in trainee.samples.state().items()}
     tensors["rng"] = trainee.generator.get_state()
     tensors |= {f"average.{name}": value for name, value in trainee.average.items()}
-    if trainee.loss_ema is not None:
-        tensors["loss_ema"] = trainee.loss_ema
+    tensors |= {f"term.{name}": value for name, value in trainee.averages.items()}
     state = {
         "tokens": trainee.tokens,
         "total_steps": trainee.total_steps,
@@ -72,8 +71,7 @@ def restore(run: Run, trainee: Trainee, checkpoint: Checkpoint) -> None:
         trainee.samples.load_state(_below("sample.", checkpoint.optimizer))
     trainee.generator.set_state(checkpoint.optimizer["rng"])
     trainee.average = {name: value.to(device) for name, value in _below("average.", checkpoint.optimizer).items()}
-    ema = checkpoint.optimizer.get("loss_ema")
-    trainee.loss_ema = None if ema is None else ema.to(device)
+    trainee.averages = {name: value.to(device) for name, value in _below("term.", checkpoint.optimizer).items()}
     trainee.step, trainee.tokens = checkpoint.step, state["tokens"]
     trainee.clock = StepClock(device, state["seconds"])
     trainee.untrained = dict(state["untrained"])

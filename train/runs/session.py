@@ -33,6 +33,8 @@ from ..step.begin import moved, new_trainee
 from ..step.result import StepResult
 from ..step.trainee import Trainee
 from . import checkpoint
+from .progress import write_progress
+from .record import now, record
 from .tracking import Tracker
 
 OPERATIONAL_DATA = ("workers", "prefetch", "resident", "memory_gb", "checksums")
@@ -50,7 +52,8 @@ class RunSummary:
     words where `fvu` is mostly about a few dimensions. `fvu_ema`: of the coder with averaged weights (train.ema).
     `by_site`: of a coder of several sites, the FVU figures of each; the others then count each site in units of its own
     variance. `nonfinite_rows`: rows left out because they hold an infinity or a NaN.
-    `moved`: cosines between the rows that a run started from (train.init) and those that it ended with.
+    `moved`: cosines between the rows that a run started from (train.init) and those that it ended with. `record`: what
+    the run was and ended with, as in final/record.json.
     """
 
     name: str
@@ -75,6 +78,7 @@ class RunSummary:
     by_site: dict[str, dict[str, float | None]] | None = None
     moved: dict[str, Any] | None = None
     nonfinite_rows: int | None = None
+    record: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -153,6 +157,16 @@ class Session:
         """Whether the step just done is saved: every `checkpoint_every`-th and the last."""
         return self.step == self.trainee.total_steps or self.step % self.trainee.config.checkpoint_every == 0
 
+    @property
+    def report_due(self) -> bool:
+        """Whether the checkpoint of the step just done comes with a report."""
+        config = self.trainee.config
+        return config.report_every is not None and self.step % (config.checkpoint_every * config.report_every) == 0
+
+    def report_progress(self, evaluation: Evaluation, group: Group) -> None:
+        """Write the report of a checkpoint."""
+        write_progress(self.run, self.step, evaluation.to_dict(), _evaluated_on(group))
+
     def look(self, result: StepResult, rows: Batch) -> None:
         """Pass the step just done to samples and monitors, and what monitors found to the weights that follow them."""
         watch, samples = self.trainee.watch, self.trainee.samples
@@ -179,7 +193,7 @@ class Session:
             "tokens": trainee.tokens,
             "epoch": trainee.tokens / stream.plan.rows_per_epoch,
             "loss": float(result.terms.total.detach()),
-            "loss_ema": None if trainee.loss_ema is None else float(trainee.loss_ema),
+            **{f"{name}_ema": float(value) for name, value in trainee.averages.items()},
             **{name: float(value.detach()) for name, value in result.terms.values.items()},
             **{f"{name}/weight": weight for name, weight in result.terms.weights.items()},
             **trainee.objective.metrics(),
@@ -240,7 +254,7 @@ class Session:
             "dead": int(trainee.coder.dead.sum()),
             "seconds": trainee.clock.seconds,
             "fvu_untrained": trainee.untrained.get("fvu"),
-            "evaluated_on": "heldout" if group.stream.heldout_rows else "train",
+            "evaluated_on": _evaluated_on(group),
             "nonfinite_rows": group.stream.nonfinite_rows,
         }
         extra = {
@@ -255,6 +269,7 @@ class Session:
             coder, figures = average
             summary |= {"fvu_ema": figures.fvu, "l0_ema": figures.l0}
             self.run.save_average(coder, {"steps": trainee.step, "tokens": trainee.tokens, **figures.to_dict()}, extra)
+        summary["record"] = self.run.write_record(record(self.run, trainee, group.cache, summary))
         self.run.finish(trainee.coder, summary, extra)
         self.tracker.finish(summary)
 
@@ -290,7 +305,7 @@ def open_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
             if config.path not in found:
                 if is_run(config.path):
                     open_run(config.path, allow_incomplete=True).remove_untouched()
-                made_with = {**provenance(), "cache": group.cache.record}
+                made_with = {**provenance(), "cache": group.cache.record, "started": now()}
                 found[config.path] = create_run(config.runs, config.run_name, to_dict(config), made_with)
     return found
 
@@ -317,6 +332,10 @@ def begin(group: Group, config: TrainConfig, run: Run) -> Session:
         samples.write(saved.step)  # lost, or of a later step that a killed run did not save
     first = next((line.get("loss") for line in run.metrics()), None)
     return Session(trainee, run, Tracker(config.wandb, run), position, duplicates, samples, first_loss=first)
+
+
+def _evaluated_on(group: Group) -> str:
+    return "heldout" if group.stream.heldout_rows else "train"
 
 
 def _largest(result: StepResult) -> float:

@@ -15,6 +15,7 @@ from ...shared.cache.documents import domains_of, sources_of_rows
 from ...shared.cache.files import sync_folder, write_file, write_json
 from ...shared.cache.rows import rest_rows
 from ...shared.cache.vocabulary import Vocabulary
+from ...shared.page import Column, Page, Section, Table, write_page
 from ...shared.runs.samples import FOLDER, STATISTICS, TABLE, LatentSamples, Sample, SampleSet, save_samples
 from .collect import Kept, SampleCollector
 
@@ -26,6 +27,11 @@ LEVEL, GATE = 0.01, 0.1
 
 SHOWN = 30
 """Latents in the table."""
+
+TEXTS = 5
+"""Samples of a latent on the page."""
+
+PAGE = "index.html"
 
 
 class SampleWriter:
@@ -40,7 +46,7 @@ class SampleWriter:
         self.vocabulary = Vocabulary.of(cache)
 
     def write(self, step: int) -> SampleSet:
-        """Write samples.json, statistics.json and statistics.md; return what the first holds."""
+        """Write samples.json, statistics.json, statistics.md and index.html; return what the first holds."""
         collector, config = self.collector, self.collector.config
         kept = collector.kept()
         verdict = self._verdicts(kept)
@@ -55,6 +61,7 @@ class SampleWriter:
         statistics = {"step": step, "collections": collector.collections, **self._statistics(kept, verdict)}
         write_json(self.run / FOLDER / STATISTICS, statistics)
         write_file(self.run / FOLDER / TABLE, [table(statistics, found).encode()])
+        write_page(self.run / FOLDER / PAGE, samples_page(self.run.name, statistics, found))
         sync_folder(self.run / FOLDER)
         return found
 
@@ -140,12 +147,12 @@ class SampleWriter:
         }
 
 
-def table(statistics: dict[str, Any], samples: SampleSet) -> str:
-    """The figures and the strongest latents, as Markdown."""
+def figures(statistics: dict[str, Any]) -> list[tuple[str, str]]:
+    """(figure, value) over all samples."""
     s, per = statistics["samples"], statistics["samples"]["per_latent"]
     activation, contexts, apart = (statistics[name] for name in ("activation", "contexts", "position_0_or_massive"))
     specialised = ", ".join(f"{n:,} {name}" for name, n in statistics["specialisation"].items())
-    figures = [
+    return [
         ("batches looked at", _show(statistics["collections"])),
         ("latents with samples", f"{statistics['latents']['with_samples']:,} of {statistics['latents']['all']:,}"),
         ("samples", _show(s["total"])),
@@ -157,13 +164,71 @@ def table(statistics: dict[str, Any], samples: SampleSet) -> str:
         ("largest such share of a latent", _show(apart["largest_share_of_a_latent"])),
         ("specialised or general", specialised),
     ]
+
+
+def table(statistics: dict[str, Any], samples: SampleSet) -> str:
+    """The figures and the strongest latents, as Markdown."""
     lines = [f"# Activation samples after step {statistics['step']:,}", "", "| | |", "|---|---:|"]
-    lines += [f"| {name} | {value} |" for name, value in figures]
+    lines += [f"| {name} | {value} |" for name, value in figures(statistics)]
     lines += ["", "| latent | max | mean | samples | specialised | strongest sample |", "|---:|---:|---:|---:|---|---|"]
     for latent in samples.latents[:SHOWN]:
         head = f"| {latent.latent} | {latent.max:.4g} | {latent.mean:.4g} | {latent.kept} | {latent.specialised} |"
         lines.append(f"{head} {_cell(latent.strongest.text)} |")
     return "\n".join(lines) + "\n"
+
+
+def samples_page(run: str, statistics: dict[str, Any], samples: SampleSet) -> Page:
+    """The figures, the strongest latents, and the text of their samples, as a page."""
+    columns = [
+        Column("latent"),
+        Column("max", "Largest activation on an ordinary row (neither at position 0 nor massive)."),
+        Column("mean", "Mean activation of its samples."),
+        Column("samples", "Samples that training kept."),
+        Column(
+            "specialised",
+            "What its samples share: a token, a document or domain, or both; else general, or rare.",
+            True,
+        ),
+        Column("strongest sample", "The peak is marked «so».", True),
+    ]
+    rows = [
+        [
+            str(one.latent),
+            f"{one.max:.4g}",
+            f"{one.mean:.4g}",
+            str(one.kept),
+            one.specialised,
+            _flat(one.strongest.text),
+        ]
+        for one in samples.latents[:SHOWN]
+    ]
+    texts = [
+        Section(
+            f"Latent {one.latent}",
+            tables=(
+                Table(
+                    [Column("activation"), Column("step"), Column("position"), Column("text", text=True)],
+                    [
+                        [f"{sample.value:.4g}", f"{sample.step:,}", str(sample.position), _flat(sample.text)]
+                        for sample in one.samples[:TEXTS]
+                    ],
+                ),
+            ),
+        )
+        for one in samples.latents[:SHOWN]
+    ]
+    overall = Table([Column("figure", text=True), Column("value", text=True)], figures(statistics))
+    about = f"after step {statistics['step']:,}; the strongest {min(SHOWN, len(samples.latents))} latents"
+    return Page(
+        f"Activation samples of {run}",
+        about,
+        (),
+        [Section("Figures", tables=(overall,)), Section("Strongest latents", tables=(Table(columns, rows),)), *texts],
+    )
+
+
+def _flat(text: str) -> str:
+    return text.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
 
 
 def _show(value: float | None) -> str:
@@ -178,4 +243,4 @@ def _range(found: dict[str, Any]) -> str:
 
 def _cell(text: str) -> str:
     """Text within a cell of a table."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
+    return _flat(text.replace("\\", "\\\\").replace("|", "\\|"))

@@ -53,7 +53,7 @@ def train_step(trainee: Trainee, rows: Batch, measure: bool = False) -> StepResu
     coder.project_parameters()
     coder.after_step(codes)
 
-    trainee.advance(terms.total.detach(), len(rows))
+    trainee.advance(terms, len(rows))
     return StepResult(terms, norm, lr, codes.detach, measures)
 
 

@@ -98,8 +98,8 @@ def fused_train_step(trainee: Trainee, rows: Batch, measure: bool) -> StepResult
     if result.aux is not None:
         own["aux"] = result.aux
     total = sum(own.values(), start=penalties)
-    trainee.advance(total, len(rows))
     terms = Terms(total, own | values, weights)
+    trainee.advance(terms, len(rows))
     return StepResult(terms, result.grad_norm.clone(), lr, fused.codes, measures)
 
 

@@ -17,13 +17,13 @@ from ..config import TrainConfig
 from ..monitors.watch import Watch
 from ..samples.collect import SampleCollector
 from .clock import StepClock
-from .objective import Objective
+from .objective import Objective, Terms
 
 if TYPE_CHECKING:
     from ..kernels.fused_step import FusedStep
 
 LOSS_EMA = 0.99
-"""Decay of the moving average of the loss."""
+"""Decay of the moving averages of the loss and of its terms."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Trainee:
     Attributes:
         step: updates done so far.
         tokens: rows trained on so far.
-        loss_ema: moving average of the loss; None before the first step.
+        averages: moving average of the loss ("loss") and of each of its terms; empty before the first step.
         clock: measures the time of this coder's own steps.
         ctx: tokens in a sequence of the cache.
         massive: site → which rows of the cache are massive in each of its parts.
@@ -76,7 +76,7 @@ class Trainee:
     clock: StepClock
     step: int = 0
     tokens: int = 0
-    loss_ema: Tensor | None = None
+    averages: dict[str, Tensor] = field(default_factory=dict)
     untrained: dict[str, Any] = field(default_factory=dict)
     average: dict[str, Tensor] = field(default_factory=dict)
     watch: Watch | None = None
@@ -107,9 +107,11 @@ class Trainee:
         clipped = [_clip(piece, one, rows.row.long()) for piece, one in zip(pieces, massive, strict=True)]
         return clipped[0] if len(clipped) == 1 else torch.cat(clipped, dim=1)
 
-    def advance(self, loss: Tensor, n_rows: int) -> None:
-        """Count an update."""
-        self.loss_ema = loss if self.loss_ema is None else torch.lerp(loss, self.loss_ema, LOSS_EMA)
+    def advance(self, terms: Terms, n_rows: int) -> None:
+        """Count an update. A term that this step did not compute keeps its average."""
+        for name, value in {"loss": terms.total, **terms.values}.items():
+            now, before = value.detach(), self.averages.get(name)
+            self.averages[name] = now.clone() if before is None else torch.lerp(now, before, LOSS_EMA)
         self.step, self.tokens = self.step + 1, self.tokens + n_rows
         if self.config.ema is not None:
             self._average(self.config.ema)

@@ -12,6 +12,7 @@ from ...subject.subject import Subject
 from .collected import Collected
 from .config import TopActivationsConfig
 from .kernels import LOWEST_OCTAVE, PER_OCTAVE
+from .labels import label_block
 from .logit_lens import LogitLens
 from .statistics import Statistics
 
@@ -35,6 +36,7 @@ class Panels:
         cache = subject.cache
         self.tokens, self.doc_id, self.ctx = cache.tokens.reshape(-1), cache.doc_id.reshape(-1), cache.ctx
         self.label = subject.vocabulary.label
+        self.explanations = subject.explanations
         self.before, self.after = config.before, config.after
         self.by_token: dict[int, list[int]] = {}
         """Token → the drawn rows with it, ascending."""
@@ -42,8 +44,9 @@ class Panels:
             self.by_token.setdefault(int(self.tokens[row]), []).append(row)
 
     def __call__(self, latent: int) -> list[dict[str, Any]]:
+        label = label_block(self.explanations, latent)
         if not self.s.fired[latent]:
-            return self._lens(latent)
+            return [*label, *self._lens(latent)]
         groups = [
             *self._strongest(latent, self.collected.top, "Top activations", "ordinary rows, identical contexts once"),
             *self._bands(latent),
@@ -53,6 +56,7 @@ class Panels:
         if silent:
             groups.append({"title": "Silent on the same token", "note": "does not fire here", "items": silent})
         return [
+            *label,
             {"type": "examples", "max": self._scale(latent), "unit": self._unit(latent), "groups": groups},
             self._histogram(latent),
             *self._lens(latent),

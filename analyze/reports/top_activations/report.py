@@ -25,6 +25,7 @@ from .collected import Collected
 from .config import TopActivationsConfig
 from .figures import columns, data, definitions, figures, lead, on_disk
 from .kernels import OCTAVES, PER_OCTAVE, value_histogram
+from .labels import label_columns, labels_on_disk
 from .logit_lens import lens_of
 from .panels import Panels
 from .statistics import Statistics
@@ -116,10 +117,10 @@ class TopActivationsReport(Report[TopActivationsConfig]):
             figures=figures(s, config),
             charts=charts(s, config),
             tables=tables(summary, config),
-            columns=columns(s, summary, config),
+            columns=[*label_columns(subject.explanations, subject.n_latents), *columns(s, summary, config)],
             data=data(collected, s, summary) | {"text": subject.vocabulary.known, "logit_lens": lens is not None},
             panel=Panels(collected, s, lens, subject, config),
-            tables_on_disk={"latents": on_disk(s, summary)},
+            tables_on_disk={"latents": on_disk(s, summary) | labels_on_disk(subject.explanations, subject.n_latents)},
             definitions=definitions(s, config),
         )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from sparse_pipeline.shared.overview.status import status
+from sparse_pipeline.shared.overview.status import Status, status
+from sparse_pipeline.shared.saved_report import SCHEMA
 from tests.sealed import reseal
 from tests.shared.projects import make_incomplete_cache, make_run
 from tests.synthetic import make_cache
@@ -12,7 +14,7 @@ from tests.synthetic import make_cache
 
 def test_status_of_nothing(tmp_path: Path) -> None:
     found = status(tmp_path / "cache", tmp_path / "runs")
-    assert found.to_dict() == {"caches": [], "runs": [], "next": "pipeline harvest"}
+    assert found.to_dict() == {"caches": [], "runs": [], "reports": [], "sweeps": [], "next": "pipeline harvest"}
     assert str(found) == "no caches and no runs yet\nnext: pipeline harvest"
 
 
@@ -44,6 +46,36 @@ def test_status_names_what_is_incomplete_and_the_next_command(tmp_path: Path) ->
     make_run(runs, "heldout", evaluated_on="heldout")
     assert "  held-out FVU 0.2500" in str(status(caches, runs))
     assert text.splitlines()[-1] == "next: pipeline analyze"
+
+
+def test_status_lists_what_was_made_and_advises_what_is_left(tmp_path: Path) -> None:
+    caches, runs, reports, sweeps = (tmp_path / name for name in ("cache", "runs", "reports", "sweeps"))
+    make_cache(caches / "a")
+    for name in ("one", "two", "three"):
+        make_run(runs, name)
+
+    def found() -> Status:
+        return status(caches, runs, reports_dir=reports, sweeps_dir=sweeps)
+
+    assert found().next == "pipeline analyze"
+    facts = {"path": str(runs / "one")}
+    entries = [
+        {"name": "one", "folder": "one", "trained": True, "facts": facts, "reports": {}},
+        {"name": "untrained", "folder": "untrained", "trained": False, "facts": {}, "reports": {}},
+    ]
+    for name, document in (("first", {"schema": SCHEMA, "schema_version": 1, "runs": entries}), ("broken", {})):
+        (reports / name).mkdir(parents=True)
+        (reports / name / "report.json").write_text(json.dumps(document))
+    assert found().reports == [{"name": "first", "path": str(reports / "first/index.html"), "runs": ["one"]}]
+    assert found().next == f"pipeline analyze {runs / 'three'} {runs / 'two'}"
+    comparison = {"schema": "sparse-coder-sweep", "settings": [{}], "runs": [{"run": "two"}, {"run": "three"}]}
+    (sweeps / "s").mkdir(parents=True)
+    (sweeps / "s/comparison.json").write_text(json.dumps({**comparison, "missing": ["four"]}))
+    assert found().next == "", "everything is covered"
+    lines = str(found()).splitlines()
+    assert any(line.startswith("report") and "of one" in line for line in lines)
+    assert any(line.startswith("sweep") and "1 run missing" in line and "2 runs" in line for line in lines)
+    assert not any(line.startswith("next:") for line in lines)
 
 
 def test_status_survives_damage(tmp_path: Path) -> None:

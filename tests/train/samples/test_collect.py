@@ -258,7 +258,7 @@ def test_a_resumed_run_has_the_same_samples_and_none_has_other_weights(
     assert load_samples(cut.path).step == 40  # those of the last checkpoint
     train_runs([cut], resume=True)
     assert files(cut.path) == files(whole.path)
-    assert set(files(whole.path)) == {"samples.json", "statistics.json", "statistics.md"}
+    assert set(files(whole.path)) == {"index.html", "samples.json", "statistics.json", "statistics.md"}
     coder = "final/coder.safetensors"
     assert (whole.path / coder).read_bytes() == (plain.path / coder).read_bytes() == (cut.path / coder).read_bytes()
     assert not (plain.path / "samples").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 
@@ -125,3 +126,13 @@ def test_the_table_holds_them_in_cells_of_their_own(run: Path) -> None:
     assert cells[1] == f"{found.latents[0].max:.4g}"
     assert "«" in cells[5]
     assert all(line.replace("\\|", "").count("|") in (0, 3, 7) for line in lines)
+
+
+def test_the_page_shows_the_samples_as_they_are(run: Path) -> None:
+    page = html.unescape((run / "samples/index.html").read_text(encoding="utf-8"))
+    samples = load_samples(run)
+    assert page.count("<h2>Latent ") == min(30, len(samples.latents))
+    for latent in samples.latents[:30]:
+        for sample in latent.samples[:5]:
+            assert sample.text.replace("\r", "").replace("\n", "↵").replace("\t", "⇥") in page
+    assert "<script" not in page.split("<main>")[0]
