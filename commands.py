@@ -19,6 +19,7 @@ import click
 from . import completion
 from .command_line import CONTEXT, Group, common, settings
 from .exchange_commands import ask_command, cache_group, export_command, import_command, publish_command
+from .plan_command import plan_command
 from .resolve import (
     analyze_config,
     cache_to_train_on,
@@ -374,7 +375,7 @@ def sweep_command(
     console.result(result.to_dict(), str(result))
 
 
-for command in (export_command, import_command, publish_command, cache_group, ask_command):
+for command in (plan_command, export_command, import_command, publish_command, cache_group, ask_command):
     cli.add_command(command)
 
 

@@ -1,5 +1,5 @@
-"""Writes the generated pages: docs/commands.md, docs/configuration.md, docs/glossary.md, pipeline.yaml and,
-from studies/results, the part of docs/results.md below its mark.
+"""Writes the generated pages: docs/commands.md, docs/configuration.md, docs/glossary.md, pipeline.yaml and the
+parts below a mark of docs/results.md (from studies/results) and docs/scale.md (by pipeline plan).
 
     python docs/generate.py            # after changing a command, an option or a config class, or running a study
 
@@ -8,12 +8,16 @@ Needs the editable install of this checkout (`make lint` makes one). The tests c
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
+from sparse_pipeline import pipeline
 from sparse_pipeline.analyze.sweep.markdown import rows_seen, setup_text, tables
 from sparse_pipeline.commands import CONTEXT, cli
 from sparse_pipeline.resolve import pipeline_class, sweep_class
@@ -133,6 +137,47 @@ def results_page(text: str, folder: Path) -> str:
     return head + BEGIN + "\n\n" + "\n\n".join(results(folder)) + "\n"
 
 
+EXAMPLES = "<!-- examples: written by docs/generate.py -->"
+
+GEMMA = ["-c", "gemma-2-2b-layer8", "--set", "analyze.max_tokens=1000000"]
+PLANS = {
+    "Every layer of Gemma-2-2B, one billion tokens, eight H100": [
+        *GEMMA, "--devices", "8", "--set", "harvest.tokens=1000000000", "--set",
+        "harvest.sites=[layer_*.resid_mid, layer_*.mlp_out]", "--set", "train.sites=all", "--set",
+        "train.data.tokens=null",
+    ],
+    "A transcoder of 131,072 latents for each of its layers": [
+        *GEMMA, "--set", "train.coder.architecture=topk", "--devices", "8", "--device", "h200", "--set", "harvest.tokens=200000000", "--set",
+        "harvest.sites=[layer_*.resid_mid, layer_*.mlp_out]", "--set", "train.sites=all", "--set",
+        "train.data.tokens=null", "--set", "train.coder.latents=131072",
+    ],
+    "One SAE of 1,048,576 latents": [
+        *GEMMA, "--set", "train.coder.architecture=topk", "--set", "harvest.tokens=500000000", "--set", "harvest.sites=[layer_12.resid_mid]", "--set",
+        "train.source=layer_12.resid_mid", "--set", "train.target=null", "--set", "train.data.tokens=null", "--set",
+        "train.coder.latents=1048576",
+    ],
+}  # fmt: skip
+"""Heading → arguments of `pipeline plan`."""
+
+
+def examples() -> Iterator[str]:
+    """The worked examples of docs/scale.md: what the command prints."""
+    for title, arguments in PLANS.items():
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.chdir(ROOT / "docs"):  # where no pipeline.yaml is read
+            if pipeline.run(["plan", *arguments]) != 0:
+                raise RuntimeError(f"pipeline plan {shlex.join(arguments)}")
+        command = shlex.join(["pipeline", "plan", *arguments])
+        yield f"### {title}"
+        yield f"<!-- not run: the test of the generated pages runs it -->\n```console\n$ {command}\n```"
+        yield f"```text\n{out.getvalue().rstrip()}\n```"
+
+
+def scale_page(text: str) -> str:
+    """The page with its examples replaced; the text above the mark is kept."""
+    return text.partition(EXAMPLES)[0] + EXAMPLES + "\n\n" + "\n\n".join(examples()) + "\n"
+
+
 def pages() -> dict[Path, str]:
     """Path and text of every generated file."""
     cls = pipeline_class()
@@ -148,5 +193,6 @@ def pages() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    for path, text in pages().items():
+    scale = ROOT / "docs/scale.md"  # apart: its plans take a minute
+    for path, text in (pages() | {scale: scale_page(scale.read_text(encoding="utf-8"))}).items():
         path.write_text(text, encoding="utf-8")

@@ -225,7 +225,7 @@ def plan(config: HarvestConfig) -> HarvestPlan:
         committed=committed,
         complete=complete,
         conflicts=conflicts,
-        bytes_to_write=sum(sum(standing.parts.files(s, p).values()) for s, parts in missing.items() for p in parts),
+        bytes_to_write=standing.parts.missing_bytes(missing) if missing else 0,
         grows=grows,
         free_disk=free_disk(path),
         parameters=price.parameters,

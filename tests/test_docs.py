@@ -54,6 +54,12 @@ def test_generated_pages_are_current(generate: ModuleType) -> None:
         assert path.read_text(encoding="utf-8") == text, f"{name_of(path)} is out of date: python docs/generate.py"
 
 
+@pytest.mark.slow
+def test_the_worked_examples_are_what_the_command_prints(generate: ModuleType) -> None:
+    text = (ROOT / "docs/scale.md").read_text(encoding="utf-8")
+    assert generate.scale_page(text) == text, "docs/scale.md is out of date: python docs/generate.py"
+
+
 def test_the_page_of_results_is_made_from_the_results(generate: ModuleType, tmp_path: Path) -> None:
     document = {
         "title": "A study", "about": "What it asks.", "machine": "a machine", "command": "pipeline sweep a.yaml",

@@ -14,6 +14,7 @@ manifest last, by a rename. Array metadata may become longer before that, which 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -78,12 +79,7 @@ class Parts:
 
     def of(self, shard: int) -> dict[int, tuple[str, ...]]:
         """Part → its arrays. Part 0: its first arrays, including tokens; part g: those added by generation g."""
-        born = self._born(shard)
-        found = {0: (*(array.name for array in TOKEN_ARRAYS), *self._arrays(self.generations[born].sites))}
-        for generation in range(born + 1, len(self.generations)):
-            if added := set(self.generations[generation].sites) - set(self.generations[generation - 1].sites):
-                found[generation] = self._arrays(added)
-        return found
+        return self._of_born[self._born(shard)]
 
     def owners(self, shard: int, site: str | None = None) -> dict[int, str]:
         """Part → identity of the generation that wrote it.
@@ -102,6 +98,15 @@ class Parts:
         """Path below ``acts.zarr`` → bytes of the chunk files of a part."""
         arrays = (self.layout.arrays[name] for name in self.of(shard)[part])
         return {array.file(shard): array.file_bytes for array in arrays}
+
+    def missing_bytes(self, missing: Mapping[int, Collection[int]]) -> int:
+        """Bytes of the chunk files of some parts: shard → parts. Each kind of part is added up once."""
+        kinds: Counter[tuple[str, ...]] = Counter()
+        for shard, parts in missing.items():
+            arrays = self.of(shard)
+            kinds.update(arrays[part] for part in parts)
+        sizes = {name: array.file_bytes for name, array in self.layout.arrays.items()}
+        return sum(count * sum(sizes[name] for name in names) for names, count in kinds.items())
 
     def missing(self, commits: Collection[tuple[int, int]]) -> dict[int, tuple[int, ...]]:
         """Shard → its parts without a commit; complete shards are absent."""
@@ -177,6 +182,18 @@ class Parts:
 
     def _arrays(self, sites: Collection[str]) -> tuple[str, ...]:
         return tuple(name for site in self.layout.sites if site.name in sites for name in site.arrays)
+
+    @cached_property
+    def _of_born(self) -> tuple[dict[int, tuple[str, ...]], ...]:
+        """The parts of the shards that each generation added, once for all of them: there may be millions."""
+        return tuple(map(self._parts_of, range(len(self.generations))))
+
+    def _parts_of(self, born: int) -> dict[int, tuple[str, ...]]:
+        found = {0: (*(array.name for array in TOKEN_ARRAYS), *self._arrays(self.generations[born].sites))}
+        for generation in range(born + 1, len(self.generations)):
+            if added := set(self.generations[generation].sites) - set(self.generations[generation - 1].sites):
+                found[generation] = self._arrays(added)
+        return found
 
     @cached_property
     def _shards(self) -> tuple[int, ...]:

@@ -197,7 +197,7 @@ class CacheWriter:
     def missing_bytes(self) -> int:
         """Bytes of the chunk files still to write."""
         with self._guard:
-            return sum(sum(self.parts.files(s, p).values()) for s, parts in self._missing.items() for p in parts)
+            return self.parts.missing_bytes(self._missing)
 
     def write_shard(
         self,

@@ -1,0 +1,267 @@
+"""Each step's time by resource: the slowest binds, the others overlap with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..console import duration, si, size
+from .constants import Constants
+
+STEP_BYTES = 26
+"""Bytes that a step of Adam moves for each parameter, bfloat16 copies included (docs/performance.md)."""
+
+PAIR_BYTES = 12
+"""Bytes of an exact correlation, for each pair of latents."""
+
+HEADROOM = 0.9
+"""Share of a device's memory that weights, moments and batches may take."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the work runs on.
+
+    Attributes:
+        devices: how many of the device.
+        machines: that many of them share the devices evenly, and each has a disk of its own.
+    """
+
+    device: Constants
+    disk: Constants
+    host: Constants
+    devices: int = 1
+    machines: int = 1
+
+    @property
+    def price(self) -> float:
+        """Dollars an hour."""
+        return self.devices * self.device["price"]
+
+    def __str__(self) -> str:
+        each = f", {self.machines} machines" if self.machines > 1 else ""
+        return f"{self.devices} × {self.device.name}{each}; {self.disk.name}; ${self.price:.4g} an hour"
+
+
+@dataclass(frozen=True)
+class CacheWork:
+    """A harvest. ``flops``: of the cut forward pass for one token; ``weights``: bytes of it on each device."""
+
+    rows: int
+    row_bytes: int
+    bytes: int
+    flops: float
+    weights: int
+
+
+@dataclass(frozen=True)
+class CoderWork:
+    """One coder. ``bytes``: weights, gradients, moments and a batch; ``reads``: site → bytes of a row."""
+
+    name: str
+    d_in: int
+    latents: int
+    parameters: int
+    bytes: int
+    batch: int
+    steps: int
+    reads: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the way.
+
+    Attributes:
+        seconds: resource → what it takes alone; they overlap.
+        after: seconds that follow and overlap with nothing.
+        memory: (name, bytes needed, bytes available) of the tightest memory.
+        levers: resource → what would take less of it.
+    """
+
+    name: str
+    seconds: dict[str, float]
+    memory: tuple[str, float, float]
+    levers: dict[str, str]
+    after: float = 0.0
+    facts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        return self.memory[1] <= self.memory[2]
+
+    @property
+    def binds(self) -> str:
+        """The resource that decides."""
+        return max(self.seconds, key=self.seconds.__getitem__) if self.fits else self.memory[0]
+
+    @property
+    def total(self) -> float:
+        """Seconds."""
+        return max(self.seconds.values()) + self.after
+
+    @property
+    def unbind(self) -> str:
+        """What would help, and how far: up to the next resource."""
+        lever = self.levers[self.binds]
+        if not self.fits:
+            return f"{size(self.memory[1])} needed, {size(self.memory[2])} there: {lever}"
+        rest = sorted(self.seconds.values())
+        if len(rest) < 2 or rest[-2] <= 0:
+            return lever
+        second = next(name for name, value in self.seconds.items() if value == rest[-2])
+        return f"{lever}; {rest[-1] / rest[-2]:.3g} times as much of it, and {second} binds"
+
+    def to_dict(self, price: float) -> dict[str, Any]:
+        name, needed, available = self.memory
+        return {
+            "step": self.name,
+            "seconds": self.total if self.fits else None,
+            "dollars": self.total / 3600 * price if self.fits else None,
+            "seconds_by_resource": self.seconds,
+            "seconds_after": self.after,
+            "binds": self.binds,
+            "unbind": self.unbind,
+            "memory": {"of": name, "needed": needed, "available": available},
+            "fits": self.fits,
+        }
+
+
+def harvest_step(work: CacheWork, machine: Machine) -> Step:
+    """Forward pass, tokenising, copying and writing overlap; at the end every row is read once for the massive ones."""
+    device, disk, host = machine.device, machine.disk, machine.host
+    n = machine.devices
+    seconds = {
+        "forward pass": work.flops * work.rows / (n * device["forward_flops"]),
+        "disk": work.bytes / (machine.machines * disk["write"]),
+        "host copies": work.rows * work.row_bytes / (n * host["copy"]),
+        "tokenising": work.rows / host["tokenise"],
+    }
+    levers = {
+        "forward pass": "more devices, or earlier layers",
+        "disk": "a faster disk, storage int8 or fp8 (half the bytes), or fewer sites",
+        "host copies": "more devices (each has its own process), or storage of fewer bytes",
+        "tokenising": "a dataset of token ids (harvest.format: tokens): every process tokenises all of the text",
+        "device memory": "a smaller model, or devices with more memory",
+    }
+    after = work.bytes / disk["read"]
+    memory = ("device memory", work.weights / HEADROOM, device["memory"])
+    facts = {"rows": si(work.rows), "cache": size(work.bytes), "forward": f"{si(work.flops)} FLOP a token"}
+    return Step("harvest", seconds, memory, levers, after, facts)
+
+
+def train_step(coders: Sequence[CoderWork], machine: Machine) -> Step:
+    """Whole coders placed on the devices, longest first; each device's process reads the sites of its coders once."""
+    device, disk = machine.device, machine.disk
+    busy = [0.0] * machine.devices
+    held = [0.0] * machine.devices
+    reads: list[dict[str, int]] = [{} for _ in busy]
+    for coder in sorted(coders, key=lambda one: -step_seconds(one, device) * one.steps):
+        place = min(range(machine.devices), key=lambda index: (busy[index], index))
+        busy[place] += step_seconds(coder, device) * coder.steps
+        held[place] += coder.bytes
+        for site, row_bytes in coder.reads.items():
+            reads[place][site] = max(reads[place].get(site, 0), row_bytes * coder.batch * coder.steps)
+    read = sum(sum(one.values()) for one in reads)
+    seconds = {"steps": max(busy), "disk": read / (machine.machines * disk["read"])}
+    most = max(coder.bytes for coder in coders)
+    levers = {
+        "steps": "more devices (as many as there are coders), fewer latents or tokens, larger batches",
+        "disk": "memory for the whole cache, a faster disk, or storage int8 or fp8",
+        "device memory": "a coder cannot be split over devices: fewer latents, or devices with more memory"
+        if most > HEADROOM * device["memory"]
+        else "more devices, or fewer coders at a time",
+    }
+    memory = ("device memory", max(held) / HEADROOM, device["memory"])
+    parameters = sum(coder.parameters for coder in coders)
+    facts = {
+        "coders": f"{len(coders)} of {coders[0].latents:,} latents, {si(parameters)} parameters together",
+        "updates": f"{coders[0].steps:,} of {coders[0].batch:,} rows, {step_seconds(coders[0], device) * 1e3:.3g} ms each",
+    }
+    return Step("train", seconds, memory, levers, 0.0, facts)
+
+
+def step_seconds(coder: CoderWork, device: Constants) -> float:
+    """One training step: the dense encoder product, and Adam's pass over the parameters, each with its factor."""
+    product = 2 * coder.batch * coder.d_in * coder.latents / device["matmul_flops"]
+    moved = STEP_BYTES * coder.parameters / device["memory_rate"]
+    return device["step_a"] * product + device["step_b"] * moved
+
+
+def analyze_step(coders: Sequence[CoderWork], rows: int, pairs: bool, machine: Machine) -> Step:
+    """One pass for each coder and its untrained control, one after another.
+
+    Args:
+        pairs: whether all pairs of latents are correlated.
+    """
+    host = machine.host
+    seconds = {"pass over the rows": 2 * len(coders) * rows / host["analyze"]}
+    most = max(coder.latents for coder in coders)
+    needed = PAIR_BYTES * most * (most + 1) // 2 if pairs else 0
+    levers = {
+        "pass over the rows": "fewer rows (analyze.max_tokens), or one machine for each coder",
+        "host memory": "analyze.reports.correlation: null, or fewer latents: the sums of all pairs are kept",
+    }
+    facts = {"rows": si(rows), "coders": f"{len(coders)} and their untrained controls"}
+    return Step("analyze", seconds, ("host memory", needed, host["memory"]), levers, 0.0, facts)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """All steps, and what they were computed from.
+
+    Attributes:
+        cache_bytes: what a bucket would keep.
+        notes: what the plans of the steps could not look at.
+    """
+
+    steps: list[Step]
+    machine: Machine
+    cache_bytes: int
+    notes: Sequence[str] = ()
+
+    @property
+    def assumed(self) -> list[str]:
+        """The constants that are not measured."""
+        parts = (self.machine.device, self.machine.disk, self.machine.host)
+        return [line for part in parts for line in part.assumed]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``--json`` document."""
+        steps = [step.to_dict(self.machine.price) for step in self.steps]
+        fits = all(step.fits for step in self.steps)
+        seconds = sum(step.total for step in self.steps)
+        return {
+            "machine": str(self.machine),
+            "steps": steps,
+            "fits": fits,
+            "seconds": seconds if fits else None,
+            "dollars": seconds / 3600 * self.machine.price if fits else None,
+            "cache_bytes": self.cache_bytes,
+            "bucket_dollars_per_month": self.cache_bytes / 1e9 * self.machine.host["bucket"],
+            "assumed": self.assumed,
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        document = self.to_dict()
+        lines = [str(self.machine)]
+        for step, found in zip(self.steps, document["steps"], strict=True):
+            time = f"{duration(found['seconds'])}, ${found['dollars']:.3g}" if step.fits else "DOES NOT FIT"
+            lines.append(f"{step.name:<9}{time}; {step.binds} binds")
+            lines += [f"  {name:<20}{value}" for name, value in step.facts.items()]
+            lines += [f"  {name:<20}{duration(value)}" for name, value in step.seconds.items()]
+            if step.after:
+                lines.append(f"  {'massive rows, after':<20}{duration(step.after)}")
+            name, needed, available = step.memory
+            if needed:
+                lines.append(f"  {name:<20}{size(needed)} of {size(available)}")
+            lines.append(f"  {'to unbind':<20}{step.unbind}")
+        if document["fits"]:
+            lines.append(f"together {duration(document['seconds'])}, ${document['dollars']:.3g}")
+        kept = document["bucket_dollars_per_month"]
+        lines.append(f"disk     {size(self.cache_bytes)} for the cache; in a bucket ${kept:.3g} a month")
+        lines += [f"assumed  {line}" for line in self.assumed]
+        lines += [f"note     {note}" for note in self.notes]
+        return "\n".join(lines)
