@@ -38,7 +38,11 @@ from .shared.deadline import seconds_of, time_limit
 from .shared.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from .resolve import SweepFile
+    from .shared.ranks import Rank
+    from .train.config import TrainConfig
     from .train.loop import RunSummary
+    from .train.sweep import Cell
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEMO_ROWS = 131_072  # half of the demo's cache: the report in half the time
@@ -86,9 +90,42 @@ VARIANTS = "\b\n" + textwrap.fill(f"Variants: {', '.join(variants())}.", 76, bre
 """Wrapped here: click would break names at their hyphens."""
 
 
+def _shared_out(function: F) -> F:
+    """Adds --ranks and --rank."""
+    ranks = click.option(
+        "--ranks", metavar="N|array", help="Share the work out to N processes; array: to the tasks of a SLURM array."
+    )
+    rank = click.option("--rank", type=int, metavar="I", help="Be process I of the N, counted from 0; start no others.")
+    return ranks(rank(function))
+
+
+def _heard(this: Rank | None, console: Console) -> Console:
+    """The console of a process: of those that torchrun started together, one speaks."""
+    speaks = this is None or this.speaks
+    return console if speaks else Console(quiet=True, json=console.json, out=io.StringIO())
+
+
+def _placed(config: TrainConfig) -> TrainConfig:
+    """The settings with the GPU of this process."""
+    from .shared.ranks import local_device
+
+    return dataclasses.replace(config, device=local_device(config.device, os.environ))
+
+
+def _words(**options: Any) -> list[str]:
+    """Options as the words of a command line: a flag for True, one for each of several values."""
+    words = []
+    for name, value in options.items():
+        flag = "-c" if name == "files" else "--" + {"sets": "set", "names": "variant"}.get(name, name)
+        if value is True:
+            words.append(flag)
+        elif value not in (None, False):
+            words += [word for one in (value if isinstance(value, tuple) else (value,)) for word in (flag, str(one))]
+    return words
+
+
 @cli.command("harvest")
-@click.option("--ranks", metavar="N|array", help="Harvest with N processes; array: one for each task of a SLURM array.")
-@click.option("--rank", type=int, metavar="I", help="Be process I of the N, counted from 0; start no others.")
+@_shared_out
 @_dry_run
 @settings
 @_limited
@@ -107,7 +144,7 @@ def harvest_command(
     error. Under torchrun, and with --ranks, each process writes its own shards (docs/scale.md).
     """
     config = resolve(files, sets).harvest
-    from .harvest.ranks import placed, rank_of
+    from .shared.ranks import local_device, rank_of
 
     this = rank_of(ranks, rank, os.environ)
     if dry_run:
@@ -116,19 +153,18 @@ def harvest_command(
         planned = plan(config)
         console.result(planned.to_dict(), str(planned))
         return
-    if this is not None and not this.speaks:
-        console = Console(quiet=True, json=console.json, out=io.StringIO())
+    console = _heard(this, console)
     console.info(f"harvest: {config.model} on {config.dataset_name}, {', '.join(config.sites)}")
     if this is None:
         from .harvest.together import harvest_together
 
-        arguments = [word for flag, words in (("-c", files), ("--set", sets)) for one in words for word in (flag, one)]
-        together = harvest_together(arguments, int(ranks or 1), console)
+        together = harvest_together(_words(files=files, sets=sets), int(ranks or 1), console)
         console.result(together.to_dict(), str(together))
         return
     from .harvest.run import harvest_share
 
-    result = harvest_share(placed(config, os.environ), this, console)
+    placed = dataclasses.replace(config, device=local_device(config.device, os.environ))
+    result = harvest_share(placed, this, console)
     console.result(result.to_dict(), str(result))
 
 
@@ -149,6 +185,7 @@ def harvest_command(
     help="Train N seeds side by side, from train.seed on: NAME-seedN.",
 )
 @click.option("--resume", is_flag=True, help="Resume from the last checkpoint, bit-identical to an uninterrupted run.")
+@_shared_out
 @_dry_run
 @settings
 @_limited
@@ -161,19 +198,27 @@ def train_command(
     name: str | None,
     seeds: int | None,
     resume: bool,
+    ranks: str | None,
+    rank: int | None,
     dry_run: bool,
 ) -> None:
     """Train sparse coders from a cache; several variants train side by side on one read of the data.
 
     Settings: the train section, overridden by the variant. The cache is train.cache, or else the one that `pipeline
     harvest` writes with the same settings; --dry-run plans from that harvest's plan if the cache does not exist yet.
+    Under torchrun, and with --ranks, each process trains its own share of the runs (docs/scale.md).
     """
+    from .shared.ranks import rank_of, refuse_idle
+
+    this = rank_of(ranks, rank, os.environ)
+    console = _heard(this, console)
     configs = train_configs(files, sets, names, name, seeds=seeds)
     if resume:
         from .shared.overview.find import refuse_nothing_to_resume
 
         refuse_nothing_to_resume([one.path for one in configs])
     if not dry_run:
+        refuse_idle(int(ranks or 1) if this is None else this.count, len(configs))
         console.info(f"train: {', '.join(one.run_name for one in configs)} on {configs[0].cache}")
     from .train.loop import plan
     from .train.loop import train as trained
@@ -182,7 +227,22 @@ def train_command(
     if dry_run:
         planned = plan(configs, unharvested(files, sets))
         console.result(planned.to_dict(), str(planned))
-    elif template.sites is not None:
+        return
+    if this is not None and this.count > 1:
+        from .train.layers import train_in_parts
+
+        mine = train_in_parts([_placed(one) for one in this.part(configs)], console, resume=resume)
+        console.result({"runs": [one.to_dict() for one in mine]}, "\n".join(map(str, mine)))
+        return
+    if this is None:
+        from .train.runs.session import existing_runs
+        from .train.together import train_together
+
+        existing_runs(plan(configs).groups, resume)
+        words = _words(files=files, sets=sets, names=names, name=name, seeds=seeds, resume=resume)
+        train_together(["train", *words], int(ranks or 1), configs, console)
+        resume = True  # they are finished: what follows sums them up
+    if template.sites is not None:
         from .train.layers import train_layers
 
         by_layer = train_layers(configs, name or template.run_name, console, resume=resume)
@@ -323,6 +383,7 @@ def explain_command(
 @click.argument("file", metavar="FILE")
 @click.option("--size", metavar="NAME", help="A size of the sweep: one of its sweep.sizes.")
 @click.option("--only", multiple=True, metavar="SETTING", help="Train only this setting; may be repeated.")
+@_shared_out
 @_dry_run
 @settings
 @_limited
@@ -334,32 +395,58 @@ def sweep_command(
     sets: tuple[str, ...],
     size: str | None,
     only: tuple[str, ...],
+    ranks: str | None,
+    rank: int | None,
     dry_run: bool,
 ) -> None:
     """Train every setting that FILE lists, side by side where memory allows, and compare them.
 
     FILE has a section `sweep` beside the usual ones; -c and --set override it. Finished runs are not trained again,
     interrupted ones resume. The comparison covers every finished run: comparison.csv, .md and .json, and plots of all
-    curves and of the final figures.
+    curves and of the final figures. Under torchrun, and with --ranks, each process trains its own share of the runs;
+    the same command without them then makes the comparison (--ranks N does so itself).
     """
+    from .shared.ranks import rank_of, refuse_idle
+
+    this = rank_of(ranks, rank, os.environ)
+    console = _heard(this, console)
     whole, cells = resolve_sweep(file, files, sets, size=size)
     if not dry_run:
         console.info(f"sweep {whole.sweep.label}: {len(cells)} runs")
     from .train.sweep import plan_sweep, portable_command, train_sweep
 
-    if whole.sweep.harvest and whole.train.cache is None and not dry_run:
+    alone = this is None or this.count == 1  # of several processes, none harvests: the others would have to wait
+    if whole.sweep.harvest and whole.train.cache is None and alone and not dry_run:
         from .harvest.run import harvest as harvested
 
         console.info(str(harvested(whole.harvest, console)))
-    planned = plan_sweep(whole.sweep, cells, only)
+    if not alone:
+        cells = [dataclasses.replace(cell, config=_placed(cell.config)) for cell in cells]
+    planned = plan_sweep(whole.sweep, cells, only, this)
     if dry_run:
         console.result(planned.to_dict(), str(planned))
         return
-    train_sweep(planned, console)
+    refuse_idle(int(ranks or 1) if this is None else this.count, len(cells))
+    if this is None:
+        from .train.together import train_together
+
+        words = _words(files=files, sets=sets, size=size, only=only)
+        chosen = [cell.config for cell in cells if not only or cell.setting in only]
+        train_together(["sweep", file, *words], int(ranks or 1), chosen, console)
+    else:
+        train_sweep(planned, console)
+    if not alone:
+        console.result({"runs": [config.run_name for part in planned.parts for config in part]})
+        return
+    _compare_sweep(whole, cells, portable_command(file, files, sets, size), console)
+
+
+def _compare_sweep(whole: SweepFile, cells: Sequence[Cell], command: str, console: Console) -> None:
+    """The comparison of a sweep's finished runs."""
     from .analyze.sweep import Heading, Member, compare_runs
     from .shared.provenance import machine
 
-    sweep, command = whole.sweep, portable_command(file, files, sets, size)
+    sweep = whole.sweep
     title, baseline = sweep.title or sweep.name, sweep.baseline or cells[0].setting
     heading = Heading(
         name=sweep.label,

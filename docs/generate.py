@@ -140,23 +140,25 @@ def results_page(text: str, folder: Path) -> str:
 EXAMPLES = "<!-- examples: written by docs/generate.py -->"
 
 GEMMA = ["-c", "gemma-2-2b-layer8", "--set", "analyze.max_tokens=1000000"]
+EVERY_LAYER = ["--set", "harvest.sites=[layer_*.resid_mid, layer_*.mlp_out]", "--set", "train.sites=all"]
+ALL_ROWS = ["--set", "train.data.tokens=null"]
+TOPK = ["--set", "train.coder.architecture=topk"]
+ONE_SITE = ["--set", "harvest.sites=[layer_12.resid_mid]", "--set", "train.source=layer_12.resid_mid"]
+ONE_SITE += ["--set", "train.target=null"]
 PLANS = {
     "Every layer of Gemma-2-2B, one billion tokens, eight H100": [
-        *GEMMA, "--devices", "8", "--set", "harvest.tokens=1000000000", "--set",
-        "harvest.sites=[layer_*.resid_mid, layer_*.mlp_out]", "--set", "train.sites=all", "--set",
-        "train.data.tokens=null",
+        *(*GEMMA, "--devices", "8", "--set", "harvest.tokens=1000000000"),
+        *(*EVERY_LAYER, *ALL_ROWS),
     ],
     "A transcoder of 131,072 latents for each of its layers": [
-        *GEMMA, "--set", "train.coder.architecture=topk", "--devices", "8", "--device", "h200", "--set", "harvest.tokens=200000000", "--set",
-        "harvest.sites=[layer_*.resid_mid, layer_*.mlp_out]", "--set", "train.sites=all", "--set",
-        "train.data.tokens=null", "--set", "train.coder.latents=131072",
+        *(*GEMMA, "--devices", "8", "--device", "h200", "--set", "harvest.tokens=200000000"),
+        *(*EVERY_LAYER, *ALL_ROWS, *TOPK, "--set", "train.coder.latents=131072"),
     ],
     "One SAE of 1,048,576 latents": [
-        *GEMMA, "--set", "train.coder.architecture=topk", "--set", "harvest.tokens=500000000", "--set", "harvest.sites=[layer_12.resid_mid]", "--set",
-        "train.source=layer_12.resid_mid", "--set", "train.target=null", "--set", "train.data.tokens=null", "--set",
-        "train.coder.latents=1048576",
+        *(*GEMMA, "--set", "harvest.tokens=500000000"),
+        *(*ONE_SITE, *ALL_ROWS, *TOPK, "--set", "train.coder.latents=1048576"),
     ],
-}  # fmt: skip
+}
 """Heading → arguments of `pipeline plan`."""
 
 

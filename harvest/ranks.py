@@ -1,13 +1,12 @@
-"""A harvest by several processes: which one this is, what it says about the others, and when all have ended."""
+"""A harvest by several processes: what one says about the others, and when all have ended."""
 
 from __future__ import annotations
 
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,92 +14,13 @@ from ..shared.cache.commits import commits_of
 from ..shared.cache.growth import Parts
 from ..shared.console import Console, Progress
 from ..shared.errors import UsageError
+from ..shared.ranks import Rank
 from .config import HarvestConfig
 
 if TYPE_CHECKING:
     from ..shared.cache import CacheWriter
 
 _POLL_SECONDS = 0.5
-
-ARRAY = "array"
-"""Of ``--ranks``: one process for each task of a SLURM job array."""
-
-
-@dataclass(frozen=True)
-class Rank:
-    """One process of several that write one cache.
-
-    Attributes:
-        index, count: its number from 0 on, and how many there are.
-        speaks: it says what it does; of processes that were started together only the first does.
-        waits: it reports on all of them, and ends when the cache is finished.
-    """
-
-    index: int = 0
-    count: int = 1
-    speaks: bool = True
-    waits: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.index} of {self.count}"
-
-
-def rank_of(ranks: str | None, rank: int | None, environment: Mapping[str, str]) -> Rank | None:
-    """The process that the options or the environment describe; None: this one starts ``int(ranks)`` others.
-
-    Args:
-        ranks: of ``--ranks``: a number, or ``array``, which reads SLURM's variables.
-        rank: of ``--rank``.
-        environment: torchrun's RANK and WORLD_SIZE count without an option; SLURM's variables do not, because a job
-            array may just as well harvest a cache in each task.
-
-    Raises:
-        UsageError: the options contradict each other or the environment.
-    """
-    started = int(environment.get("WORLD_SIZE", "1"))
-    if ranks is None:
-        if rank is not None:
-            raise UsageError(f"--rank {rank} needs the number of processes", f"--rank {rank} --ranks N")
-        if started < 2:
-            return Rank()
-        index = int(environment["RANK"])
-        # torchrun ends the others where one has failed, so waiting for them has an end
-        return Rank(index, started, speaks=index == 0, waits=index == 0 and "TORCHELASTIC_RUN_ID" in environment)
-    if started > 1:
-        raise UsageError(f"--ranks {ranks} under torchrun, which started {started} processes", "leave --ranks out")
-    if ranks == ARRAY:
-        return _array_task(rank, environment)
-    if not ranks.isdigit() or int(ranks) < 1:
-        raise UsageError(f"--ranks {ranks!r}: expected a number of processes, or {ARRAY}", "--ranks 2")
-    if rank is None:
-        return Rank() if int(ranks) == 1 else None
-    if not 0 <= rank < int(ranks):
-        raise UsageError(f"--rank {rank}: expected 0 to {int(ranks) - 1} for --ranks {ranks}")
-    return Rank(rank, int(ranks))
-
-
-def _array_task(rank: int | None, environment: Mapping[str, str]) -> Rank:
-    if rank is not None:
-        raise UsageError(f"--ranks {ARRAY} takes the rank from SLURM, found --rank {rank}", "leave --rank out")
-    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT")
-    if missing := [name for name in names if name not in environment]:
-        raise UsageError(f"--ranks {ARRAY}: {', '.join(missing)} not found: this is no task of a job array", "sbatch")
-    task, first, last, tasks = (int(environment[name]) for name in names)
-    step = (last - first) // (tasks - 1) if tasks > 1 else 1
-    if first + step * (tasks - 1) != last or (task - first) % step:
-        raise UsageError(f"--ranks {ARRAY}: the tasks from {first} to {last} are not evenly spaced", "--array=0-7")
-    return Rank((task - first) // step, tasks)
-
-
-def placed(config: HarvestConfig, environment: Mapping[str, str]) -> HarvestConfig:
-    """The config with one of the machine's GPUs for each of its processes, by LOCAL_RANK."""
-    local = environment.get("LOCAL_RANK")
-    if local is None or config.device not in ("auto", "cuda"):
-        return config
-    import torch
-
-    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return replace(config, device=f"cuda:{int(local) % devices}") if devices else config
 
 
 def refuse_unsettled(config: HarvestConfig) -> None:

@@ -26,6 +26,7 @@ from ..shared.cache.writer import Share
 from ..shared.console import Console, count, duration, si, size
 from ..shared.errors import DataError, PipelineError
 from ..shared.provenance import provenance
+from ..shared.ranks import Rank
 from . import batch_size
 from .check import tokenizer_content
 from .config import HarvestConfig, cache_path
@@ -39,7 +40,7 @@ from .memory import refuse_large_buffers, refuse_too_large
 from .nonfinite import NonfiniteWatch
 from .plan import free_disk, may_grow
 from .prepare import identity_of, layout, prepare, probe_ids
-from .ranks import Rank, begins, progress_of, refuse_unsettled, shards_committed, wait_for_others
+from .ranks import begins, progress_of, refuse_unsettled, shards_committed, wait_for_others
 from .recognise import CHECKED, place_of, recognised, recorded_dataset
 from .stages import Stages
 from .units import Unit, dataset_units, stored_units

@@ -85,7 +85,7 @@ class Layers:
 def train_layers(
     configs: Sequence[TrainConfig], name: str, console: Console | None = None, resume: bool = False
 ) -> Layers:
-    """Train the runs of several layers, side by side as memory allows, and write one table of them.
+    """Train the runs of several layers (train_in_parts), and write one table of them.
 
     Args:
         configs: as `by_layer` gives them.
@@ -93,6 +93,21 @@ def train_layers(
 
     Raises: as train.loop.train. Runs that are finished or saved stay; --resume continues them.
     """
+    summaries = train_in_parts(configs, console, resume)
+    rows = [_row(config, summary) for config, summary in zip(configs, summaries, strict=True)]
+    base = configs[0].runs / f"{name}-layers"
+    text = f"# {name}, by layer\n\n```text\n{_table(rows)}\n```\n"
+    document = json.dumps({"name": name, "layers": rows}, indent=2, ensure_ascii=False) + "\n"
+    files = [base.with_name(base.name + suffix) for suffix in (".md", ".json")]
+    for path, content in zip(files, (text, document), strict=True):
+        write_file(path, [content.encode()])
+    return Layers(summaries, rows, files)
+
+
+def train_in_parts(
+    configs: Sequence[TrainConfig], console: Console | None = None, resume: bool = False
+) -> list[RunSummary]:
+    """Train runs side by side, as many at a time as memory allows. Raises: as train.loop.train."""
     console = console or Console(quiet=True)
     groups = plan(configs).groups
     refuse_too_large(groups)
@@ -104,15 +119,7 @@ def train_layers(
             console.info(f"part {number} of {len(parts)}: {', '.join(config.run_name for config in part)}")
         train(part, console, resume=resume)
     runs = open_runs(groups, resume=True)
-    summaries = [summarise(runs[config.path], config) for config in configs]
-    rows = [_row(config, summary) for config, summary in zip(configs, summaries, strict=True)]
-    base = configs[0].runs / f"{name}-layers"
-    text = f"# {name}, by layer\n\n```text\n{_table(rows)}\n```\n"
-    document = json.dumps({"name": name, "layers": rows}, indent=2, ensure_ascii=False) + "\n"
-    files = [base.with_name(base.name + suffix) for suffix in (".md", ".json")]
-    for path, content in zip(files, (text, document), strict=True):
-        write_file(path, [content.encode()])
-    return Layers(summaries, rows, files)
+    return [summarise(runs[config.path], config) for config in configs]
 
 
 def _row(config: TrainConfig, summary: RunSummary) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ..shared.config.registry import did_you_mean
 from ..shared.config.settings import identity, merge, to_dict, validate
 from ..shared.console import Console, count, si, size
 from ..shared.errors import ConfigError, UsageError
+from ..shared.ranks import Rank
 from ..shared.text_table import text_table
 from .config import SWEEPS, TrainConfig
 from .loop import train
@@ -270,11 +271,14 @@ class SweepPlan:
         return "\n".join(lines)
 
 
-def plan_sweep(sweep: SweepConfig, cells: Sequence[Cell], only: Sequence[str] = ()) -> SweepPlan:
+def plan_sweep(
+    sweep: SweepConfig, cells: Sequence[Cell], only: Sequence[str] = (), share: Rank | None = None
+) -> SweepPlan:
     """Plan the unfinished runs; everything that can be refused is refused here.
 
     Args:
         only: the settings to train; empty: all.
+        share: of several processes, the one that trains; None: there is one.
 
     Raises:
         UsageError: a run would take too few steps, a site is not in the cache, `only` names an unknown setting.
@@ -287,7 +291,8 @@ def plan_sweep(sweep: SweepConfig, cells: Sequence[Cell], only: Sequence[str] = 
             raise UsageError(f"--only {name}: no such setting{close}", f"one of: {', '.join(labels)}")
     planned = plan([cell.config for cell in cells])
     existing_runs(planned.groups, resume=True)
-    wanted = {cell.config.path for cell in cells if not only or cell.setting in only}
+    chosen = [cell for cell in cells if not only or cell.setting in only]
+    wanted = {cell.config.path for cell in (share or Rank()).part(chosen)}
     parts = [part for group in planned.groups for part in side_by_side(group, sweep.at_once, wanted)]
     return SweepPlan(sweep, list(cells), planned, parts)
 

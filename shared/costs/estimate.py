@@ -175,9 +175,10 @@ def train_step(coders: Sequence[CoderWork], machine: Machine) -> Step:
     }
     memory = ("device memory", max(held) / HEADROOM, device["memory"])
     parameters = sum(coder.parameters for coder in coders)
+    each = step_seconds(coders[0], device) * 1e3
     facts = {
         "coders": f"{len(coders)} of {coders[0].latents:,} latents, {si(parameters)} parameters together",
-        "updates": f"{coders[0].steps:,} of {coders[0].batch:,} rows, {step_seconds(coders[0], device) * 1e3:.3g} ms each",
+        "updates": f"{coders[0].steps:,} of {coders[0].batch:,} rows, {each:.3g} ms each",
     }
     return Step("train", seconds, memory, levers, 0.0, facts)
 

@@ -18,13 +18,13 @@ import pytest
 
 from sparse_pipeline.harvest.config import HarvestConfig
 from sparse_pipeline.harvest.data.pack import Block
-from sparse_pipeline.harvest.ranks import Rank, rank_of
 from sparse_pipeline.harvest.run import HarvestResult, ShareResult, harvest, harvest_share
 from sparse_pipeline.harvest.units import dataset_units
 from sparse_pipeline.shared.cache import Layout, SiteSpec, verify_cache
 from sparse_pipeline.shared.cache.growth import Generation, Parts
 from sparse_pipeline.shared.cache.writer import Share
 from sparse_pipeline.shared.errors import UsageError
+from sparse_pipeline.shared.ranks import Rank, rank_of
 from tests.harvest.conftest import CTX
 from tests.harvest.test_run import config_for, contents
 
