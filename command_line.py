@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -12,6 +13,9 @@ from . import completion
 from .shared.config.registry import did_you_mean
 from .shared.console import Console
 from .shared.errors import UsageError
+
+if TYPE_CHECKING:
+    from .shared.ranks import Rank
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,3 +71,30 @@ def settings(function: F) -> F:
         help="Settings file or preset; may be repeated.",
     )
     return files(sets(function))
+
+
+def shared_out(function: F) -> F:
+    """Adds --ranks and --rank."""
+    ranks = click.option(
+        "--ranks", metavar="N|array", help="Share the work out to N processes; array: to the tasks of a SLURM array."
+    )
+    rank = click.option("--rank", type=int, metavar="I", help="Be process I of the N, counted from 0; start no others.")
+    return ranks(rank(function))
+
+
+def heard(this: Rank | None, console: Console) -> Console:
+    """The console of a process: of those that torchrun started together, one speaks."""
+    speaks = this is None or this.speaks
+    return console if speaks else Console(quiet=True, json=console.json, out=io.StringIO())
+
+
+def words_of(**options: Any) -> list[str]:
+    """Options as the words of a command line: a flag for True, one for each of several values."""
+    words = []
+    for name, value in options.items():
+        flag = "-c" if name == "files" else "--" + {"sets": "set", "names": "variant"}.get(name, name)
+        if value is True:
+            words.append(flag)
+        elif value not in (None, False):
+            words += [word for one in (value if isinstance(value, tuple) else (value,)) for word in (flag, str(one))]
+    return words

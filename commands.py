@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import os
 import textwrap
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from . import completion
-from .command_line import CONTEXT, Group, common, settings
+from .command_line import CONTEXT, Group, common, heard, settings, shared_out, words_of
 from .exchange_commands import ask_command, cache_group, export_command, import_command, publish_command
 from .plan_command import plan_command
 from .resolve import (
@@ -39,7 +38,6 @@ from .shared.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from .resolve import SweepFile
-    from .shared.ranks import Rank
     from .train.config import TrainConfig
     from .train.loop import RunSummary
     from .train.sweep import Cell
@@ -90,21 +88,6 @@ VARIANTS = "\b\n" + textwrap.fill(f"Variants: {', '.join(variants())}.", 76, bre
 """Wrapped here: click would break names at their hyphens."""
 
 
-def _shared_out(function: F) -> F:
-    """Adds --ranks and --rank."""
-    ranks = click.option(
-        "--ranks", metavar="N|array", help="Share the work out to N processes; array: to the tasks of a SLURM array."
-    )
-    rank = click.option("--rank", type=int, metavar="I", help="Be process I of the N, counted from 0; start no others.")
-    return ranks(rank(function))
-
-
-def _heard(this: Rank | None, console: Console) -> Console:
-    """The console of a process: of those that torchrun started together, one speaks."""
-    speaks = this is None or this.speaks
-    return console if speaks else Console(quiet=True, json=console.json, out=io.StringIO())
-
-
 def _placed(config: TrainConfig) -> TrainConfig:
     """The settings with the GPU of this process."""
     from .shared.ranks import local_device
@@ -112,20 +95,8 @@ def _placed(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, device=local_device(config.device, os.environ))
 
 
-def _words(**options: Any) -> list[str]:
-    """Options as the words of a command line: a flag for True, one for each of several values."""
-    words = []
-    for name, value in options.items():
-        flag = "-c" if name == "files" else "--" + {"sets": "set", "names": "variant"}.get(name, name)
-        if value is True:
-            words.append(flag)
-        elif value not in (None, False):
-            words += [word for one in (value if isinstance(value, tuple) else (value,)) for word in (flag, str(one))]
-    return words
-
-
 @cli.command("harvest")
-@_shared_out
+@shared_out
 @_dry_run
 @settings
 @_limited
@@ -153,12 +124,12 @@ def harvest_command(
         planned = plan(config)
         console.result(planned.to_dict(), str(planned))
         return
-    console = _heard(this, console)
+    console = heard(this, console)
     console.info(f"harvest: {config.model} on {config.dataset_name}, {', '.join(config.sites)}")
     if this is None:
         from .harvest.together import harvest_together
 
-        together = harvest_together(_words(files=files, sets=sets), int(ranks or 1), console)
+        together = harvest_together(words_of(files=files, sets=sets), int(ranks or 1), console)
         console.result(together.to_dict(), str(together))
         return
     from .harvest.run import harvest_share
@@ -185,7 +156,7 @@ def harvest_command(
     help="Train N seeds side by side, from train.seed on: NAME-seedN.",
 )
 @click.option("--resume", is_flag=True, help="Resume from the last checkpoint, bit-identical to an uninterrupted run.")
-@_shared_out
+@shared_out
 @_dry_run
 @settings
 @_limited
@@ -211,7 +182,7 @@ def train_command(
     from .shared.ranks import rank_of, refuse_idle
 
     this = rank_of(ranks, rank, os.environ)
-    console = _heard(this, console)
+    console = heard(this, console)
     configs = train_configs(files, sets, names, name, seeds=seeds)
     if resume:
         from .shared.overview.find import refuse_nothing_to_resume
@@ -239,7 +210,7 @@ def train_command(
         from .train.together import train_together
 
         existing_runs(plan(configs).groups, resume)
-        words = _words(files=files, sets=sets, names=names, name=name, seeds=seeds, resume=resume)
+        words = words_of(files=files, sets=sets, names=names, name=name, seeds=seeds, resume=resume)
         train_together(["train", *words], int(ranks or 1), configs, console)
         resume = True  # they are finished: what follows sums them up
     if template.sites is not None:
@@ -383,7 +354,7 @@ def explain_command(
 @click.argument("file", metavar="FILE")
 @click.option("--size", metavar="NAME", help="A size of the sweep: one of its sweep.sizes.")
 @click.option("--only", multiple=True, metavar="SETTING", help="Train only this setting; may be repeated.")
-@_shared_out
+@shared_out
 @_dry_run
 @settings
 @_limited
@@ -409,7 +380,7 @@ def sweep_command(
     from .shared.ranks import rank_of, refuse_idle
 
     this = rank_of(ranks, rank, os.environ)
-    console = _heard(this, console)
+    console = heard(this, console)
     whole, cells = resolve_sweep(file, files, sets, size=size)
     if not dry_run:
         console.info(f"sweep {whole.sweep.label}: {len(cells)} runs")
@@ -430,7 +401,7 @@ def sweep_command(
     if this is None:
         from .train.together import train_together
 
-        words = _words(files=files, sets=sets, size=size, only=only)
+        words = words_of(files=files, sets=sets, size=size, only=only)
         chosen = [cell.config for cell in cells if not only or cell.setting in only]
         train_together(["sweep", file, *words], int(ranks or 1), chosen, console)
     else:
