@@ -35,7 +35,7 @@ def provide(environment: MutableMapping[str, str]) -> str | None:
     home = Path(environment.get("HOME") or os.path.expanduser("~"))  # noqa: PTH111 (Path.home raises without a home)
     if home.is_dir() and os.access(home, os.W_OK | os.X_OK):
         return None
-    if home == Path("~"):  # a number without an account: libraries that ask for its home fail
+    if home == Path("~"):  # a number without an account: libraries that look up its home fail
         environment["HOME"] = str(_folder())
     missing = [name for name in VARIABLES if name not in environment]
     if (home / ".cache" / "huggingface").is_dir():
