@@ -33,7 +33,7 @@ class TuneConfig:
     """Sequences of the cache in one step."""
     lr: float | None = None
     """Peak learning rate of Adam; it rises over the first twentieth of the steps, then falls to 0 along a line. Null:
-    2e-4 / √(latents / 2^14), and five times that with lora."""
+    1e-4 / √(latents / 2^14), and ten times that with lora."""
     grad_clip: float | None = 1.0
     """Largest global norm of the gradient; null: no clipping."""
     seed: int = 0
@@ -78,7 +78,7 @@ class TuneConfig:
         """The learning rate of update number `step` (1 … total_steps)."""
         peak = self.lr
         if peak is None:
-            peak = (5 if self.update == "lora" else 1) * 2e-4 / math.sqrt(latents / 2**14)
+            peak = (10 if self.update == "lora" else 1) * 1e-4 / math.sqrt(latents / 2**14)
         warmup = max(1, total_steps // 20)
         return peak * min(step / warmup, (total_steps - step + 1) / (total_steps - warmup + 1))
 

@@ -16,6 +16,7 @@ from ..shared.cache import Cache, Flag, open_cache
 from ..shared.cache.heldout import split_rows
 from ..shared.cache.locate import locate
 from ..shared.cache.rows import rest_rows, trained_rows
+from ..shared.coders.io import coder_config
 from ..shared.console import count, si, size
 from ..shared.errors import DataError, PipelineError, UsageError, command
 from ..shared.memory import free_memory
@@ -230,7 +231,9 @@ def refuse_coder(parent: Run, final: Mapping[str, Any], config: TuneConfig) -> N
             "tuning would change its L0",
             "--set tune.update=decoder, which leaves the codes as they are",
         )
-    if final["coder"].get("l0_target") is not None and not parent.checkpoints():
+    settings = coder_config(final, parent.path)
+    followed = getattr(settings, "l0_target", None) is not None and not getattr(settings, "quadratic", False)
+    if followed and not parent.checkpoints():
         raise UsageError(
             f"run {parent.name} is a {name} with a target L0, and no checkpoint of it has the weight of its penalty",
             "--set tune.update=decoder, which leaves the codes as they are",

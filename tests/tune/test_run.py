@@ -84,7 +84,19 @@ def test_only_what_is_chosen_moves(update: Any, moved: set[str], here: Path) -> 
 def test_tuning_lowers_kl_on_held_out_text_and_says_so_everywhere(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = pipeline.run(["tune", "topk", "--json", "--set", "tune.tokens=4000", "--set", "tune.eval_sequences=12"])
+    code = pipeline.run(
+        [
+            "tune",
+            "topk",
+            "--json",
+            "--set",
+            "tune.tokens=4000",
+            "--set",
+            "tune.lr=2.26e-3",
+            "--set",
+            "tune.eval_sequences=12",
+        ]
+    )
     result = json.loads(capsys.readouterr().out)
     assert code == 0
     before, after = result["before"], result["after"]
@@ -258,6 +270,8 @@ def test_bad_inputs_are_refused_by_name(here: Path, capsys: pytest.CaptureFixtur
     aimed = planted("gated", l0_target=5.0)
     refused(UsageError, lambda: sp.run_tune(aimed), "target L0", "tune.update=decoder")
     refuse_coder(open_run(aimed), open_run(aimed).final, replace(config, update="decoder"))
+    aimed = planted("jumprelu", l0_target=5.0)  # its penalty holds the target itself
+    refuse_coder(open_run(aimed), open_run(aimed).final, config)
 
     capsys.readouterr()
     assert pipeline.run(["tune", "topk", "--dry-run", "--json", "--set", "tune.tokens=1200"]) == 0
