@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..models.sequences import inputs_of
 from ..models.splice import spliced
 from ..shared.coders import Coder, Codes
-from ..shared.coders.base import StepContext
+from ..shared.coders.configs.base import StepContext
 from ..shared.errors import PipelineError
 from .loss import Terms, balanced, mean_kl
 from .plan import TunePlan
