@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -12,10 +14,12 @@ import click
 from . import completion
 from .shared.config.registry import did_you_mean
 from .shared.console import Console
+from .shared.deadline import seconds_of, time_limit
 from .shared.errors import UsageError
 
 if TYPE_CHECKING:
     from .shared.ranks import Rank
+    from .train.config import TrainConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -98,3 +102,25 @@ def words_of(**options: Any) -> list[str]:
         elif value not in (None, False):
             words += [word for one in (value if isinstance(value, tuple) else (value,)) for word in (flag, str(one))]
     return words
+
+
+def limited(function: F) -> F:
+    """Adds --time-limit."""
+
+    @functools.wraps(function)
+    def run(limit: str | None, **options: Any) -> Any:
+        with time_limit(None if limit is None else seconds_of(limit)):
+            return function(**options)
+
+    described = "Save and stop after this long (90s, 45m, 2h30m), with exit code 130; the same command resumes."
+    return cast(F, click.option("--time-limit", "limit", metavar="TIME", help=described)(run))
+
+
+dry_run = click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+
+
+def placed(config: TrainConfig) -> TrainConfig:
+    """The settings with the GPU of this process."""
+    from .shared.ranks import local_device
+
+    return dataclasses.replace(config, device=local_device(config.device, os.environ))

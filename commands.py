@@ -6,17 +6,16 @@ Nothing heavy is imported before a command needs it, so `pipeline --help` answer
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from . import completion
-from .command_line import CONTEXT, Group, common, heard, settings, shared_out, words_of
+from .command_line import CONTEXT, Group, common, dry_run, heard, limited, placed, settings, shared_out, words_of
 from .exchange_commands import ask_command, cache_group, export_command, import_command, publish_command
 from .plan_command import plan_command
 from .resolve import (
@@ -25,7 +24,6 @@ from .resolve import (
     explain_config,
     pipeline_class,
     resolve,
-    resolve_sweep,
     train_configs,
     tune_config,
     unharvested,
@@ -33,14 +31,11 @@ from .resolve import (
 )
 from .shared.config import settings as settings_of
 from .shared.console import Console
-from .shared.deadline import seconds_of, time_limit
 from .shared.errors import DataError, UsageError
+from .sweep_command import sweep_command
 
 if TYPE_CHECKING:
-    from .resolve import SweepFile
-    from .train.config import TrainConfig
     from .train.loop import RunSummary
-    from .train.sweep import Cell
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEMO_ROWS = 131_072  # half of the demo's cache: the report in half the time
@@ -68,19 +63,6 @@ def cli() -> None:
     """
 
 
-def _limited(function: F) -> F:
-    """Adds --time-limit."""
-
-    @functools.wraps(function)
-    def run(limit: str | None, **options: Any) -> Any:
-        with time_limit(None if limit is None else seconds_of(limit)):
-            return function(**options)
-
-    described = "Save and stop after this long (90s, 45m, 2h30m), with exit code 130; the same command resumes."
-    return cast(F, click.option("--time-limit", "limit", metavar="TIME", help=described)(run))
-
-
-_dry_run = click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 _path = click.argument(
     "path", type=click.Path(path_type=Path), metavar="PATH", shell_complete=completion.CACHES_AND_RUNS
 )
@@ -88,18 +70,11 @@ VARIANTS = "\b\n" + textwrap.fill(f"Variants: {', '.join(variants())}.", 76, bre
 """Wrapped here: click would break names at their hyphens."""
 
 
-def _placed(config: TrainConfig) -> TrainConfig:
-    """The settings with the GPU of this process."""
-    from .shared.ranks import local_device
-
-    return dataclasses.replace(config, device=local_device(config.device, os.environ))
-
-
 @cli.command("harvest")
 @shared_out
-@_dry_run
+@dry_run
 @settings
-@_limited
+@limited
 @common
 def harvest_command(
     console: Console,
@@ -157,9 +132,9 @@ def harvest_command(
 )
 @click.option("--resume", is_flag=True, help="Resume from the last checkpoint, bit-identical to an uninterrupted run.")
 @shared_out
-@_dry_run
+@dry_run
 @settings
-@_limited
+@limited
 @common
 def train_command(
     console: Console,
@@ -202,7 +177,7 @@ def train_command(
     if this is not None and this.count > 1:
         from .train.layers import train_in_parts
 
-        mine = train_in_parts([_placed(one) for one in this.part(configs)], console, resume=resume)
+        mine = train_in_parts([placed(one) for one in this.part(configs)], console, resume=resume)
         console.result({"runs": [one.to_dict() for one in mine]}, "\n".join(map(str, mine)))
         return
     if this is None:
@@ -272,9 +247,9 @@ def analyze_command(
 @click.option("--name", metavar="NAME", help="Name of the new run; else RUN-tuned.")
 @click.option("--model", metavar="NAME", help="A checkpoint in place of the one that the run's cache names.")
 @click.option("--resume", is_flag=True, help="Resume from the last checkpoint, bit-identical to an uninterrupted run.")
-@_dry_run
+@dry_run
 @settings
-@_limited
+@limited
 @common
 def tune_command(
     console: Console,
@@ -313,9 +288,9 @@ def tune_command(
 )
 @click.option("--model", metavar="NAME", help="The judge's model: a name at the endpoint, or a checkpoint's folder.")
 @click.option("--latents", metavar="N,N,…", help="These latents (explain.latents); else explain.count of them.")
-@_dry_run
+@dry_run
 @settings
-@_limited
+@limited
 @common
 def explain_command(
     console: Console,
@@ -350,90 +325,7 @@ def explain_command(
         console.result(result.to_dict(), str(result))
 
 
-@cli.command("sweep")
-@click.argument("file", metavar="FILE")
-@click.option("--size", metavar="NAME", help="A size of the sweep: one of its sweep.sizes.")
-@click.option("--only", multiple=True, metavar="SETTING", help="Train only this setting; may be repeated.")
-@shared_out
-@_dry_run
-@settings
-@_limited
-@common
-def sweep_command(
-    console: Console,
-    file: str,
-    files: tuple[str, ...],
-    sets: tuple[str, ...],
-    size: str | None,
-    only: tuple[str, ...],
-    ranks: str | None,
-    rank: int | None,
-    dry_run: bool,
-) -> None:
-    """Train every setting that FILE lists, side by side where memory allows, and compare them.
-
-    FILE has a section `sweep` beside the usual ones; -c and --set override it. Finished runs are not trained again,
-    interrupted ones resume. The comparison covers every finished run: comparison.csv, .md and .json, and plots of all
-    curves and of the final figures. Under torchrun, and with --ranks, each process trains its own share of the runs;
-    the same command without them then makes the comparison (--ranks N does so itself).
-    """
-    from .shared.ranks import rank_of, refuse_idle
-
-    this = rank_of(ranks, rank, os.environ)
-    console = heard(this, console)
-    whole, cells = resolve_sweep(file, files, sets, size=size)
-    if not dry_run:
-        console.info(f"sweep {whole.sweep.label}: {len(cells)} runs")
-    from .train.sweep import plan_sweep, portable_command, train_sweep
-
-    alone = this is None or this.count == 1  # of several processes, none harvests: the others would have to wait
-    if whole.sweep.harvest and whole.train.cache is None and alone and not dry_run:
-        from .harvest.run import harvest as harvested
-
-        console.info(str(harvested(whole.harvest, console)))
-    if not alone:
-        cells = [dataclasses.replace(cell, config=_placed(cell.config)) for cell in cells]
-    planned = plan_sweep(whole.sweep, cells, only, this)
-    if dry_run:
-        console.result(planned.to_dict(), str(planned))
-        return
-    refuse_idle(int(ranks or 1) if this is None else this.count, len(cells))
-    if this is None:
-        from .train.together import train_together
-
-        words = words_of(files=files, sets=sets, size=size, only=only)
-        chosen = [cell.config for cell in cells if not only or cell.setting in only]
-        train_together(["sweep", file, *words], int(ranks or 1), chosen, console)
-    else:
-        train_sweep(planned, console)
-    if not alone:
-        console.result({"runs": [config.run_name for part in planned.parts for config in part]})
-        return
-    _compare_sweep(whole, cells, portable_command(file, files, sets, size), console)
-
-
-def _compare_sweep(whole: SweepFile, cells: Sequence[Cell], command: str, console: Console) -> None:
-    """The comparison of a sweep's finished runs."""
-    from .analyze.sweep import Heading, Member, compare_runs
-    from .shared.provenance import machine
-
-    sweep = whole.sweep
-    title, baseline = sweep.title or sweep.name, sweep.baseline or cells[0].setting
-    heading = Heading(
-        name=sweep.label,
-        title=title,
-        about=sweep.about,
-        baseline=baseline,
-        command=command,
-        machine=machine(),
-        documents=whole.analyze.documents,
-    )
-    members = [Member(cell.setting, cell.seed, cell.config.path) for cell in cells]
-    result = compare_runs(heading, members, whole.analyze, sweep.folder, sweep.plots, console)
-    console.result(result.to_dict(), str(result))
-
-
-for command in (plan_command, export_command, import_command, publish_command, cache_group, ask_command):
+for command in (sweep_command, plan_command, export_command, import_command, publish_command, cache_group, ask_command):
     cli.add_command(command)
 
 
@@ -466,7 +358,7 @@ def prompts_first_letter(console: Console, tokenizer: Path, out: Path, words: in
 
 @cli.command("demo")
 @settings
-@_limited
+@limited
 @common
 def demo_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """Harvest, train and analyze on the embedded model and text: no download, no account, no GPU.
