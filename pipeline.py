@@ -6,6 +6,7 @@ imported before a command needs it, so `pipeline --help` answers at once.
 
 from __future__ import annotations
 
+import difflib
 import os
 import shlex
 import signal
@@ -115,6 +116,9 @@ def _interrupted(arguments: list[str], kept: str) -> int:
 
 def _plain_text(error: click.ClickException) -> str:
     """Click's message without its capital and its full stop, to match ours."""
+    if isinstance(error, click.NoSuchOption) and error.possibilities:  # of several, the likeliest
+        likely = difflib.get_close_matches(error.option_name, error.possibilities, 1, 0)
+        return f"no such option {error.option_name!r}. Did you mean {likely[0]!r}?"
     text = error.format_message().rstrip(".")
     return text[:1].lower() + text[1:]
 

@@ -211,6 +211,13 @@ class HarvestConfig:
         for name in ("batch_tokens", "writers", "buffers"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        self._check_devices()
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, found {self.device!r}")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", self.name):
+            raise ValueError(f"name: expected only letters, digits and . _ + -, found {self.name!r}")
+
+    def _check_devices(self) -> None:
         if self.device_map == {}:
             object.__setattr__(self, "device_map", None)
         if self.device_map is None and self.max_memory:
@@ -220,10 +227,6 @@ class HarvestConfig:
         for where, most in self.max_memory.items():
             if not (where == "cpu" or where.isdigit()) or not re.fullmatch(r"\d+(\.\d+)?([KMG]i?B)", most):
                 raise ValueError(f"max_memory: expected such as {{0: 20GiB, cpu: 60GiB}}, found {where}: {most}")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, found {self.device!r}")
-        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", self.name):
-            raise ValueError(f"name: expected only letters, digits and . _ + -, found {self.name!r}")
 
     @property
     def content_column(self) -> str:

@@ -171,7 +171,7 @@ class CompiledReader(SiteReader):
         return [self._found[site.name] for site in self._sites]
 
     def _hand_over(self, site: Site, values: Sequence[Any]) -> None:
-        if not self._missing:  # past the last site, where layers that share a module call it again
+        if len(self._found) == len(self._sites):  # past the last site, where layers that share a module call it again
             return
         value = _by_sequence(_first_tensor(values), self._shape)
         if value is not None:

@@ -76,7 +76,7 @@ COMPLETIONS = {
     ("config", "show", "--variant"): ("gat", ["gated"]),
     ("train", "-c"): ("demo-l", ["demo-layer8"]),
     ("train", "--set"): ("train.coder.aux_", ["train.coder.aux_k=", "train.coder.aux_coef="]),
-    ("analyze", "--only"): ("c", ["correlation", "cross_entropy"]),
+    ("analyze", "--only"): ("c", ["crosscoder", "correlation", "cross_entropy"]),
     ("analyze",): ("mat", ["matryoshka"]),
     ("inspect",): ("", ["demo", "matryoshka", "topk"]),
     ("verify",): ("de", ["demo"]),

@@ -96,7 +96,7 @@ def test_train_and_inspect_run(cli: Cli, here: Path) -> None:
     assert 0 < run["fvu"] < run["fvu_untrained"]
     first = cli("inspect", "topk")["summary"]
     assert first["fvu"] == run["fvu"], "the same settings give the same result"
-    assert digest(here / "runs/again/final").keys() == {"coder.safetensors", "config.json"}
+    assert digest(here / "runs/again/final").keys() == {"coder.safetensors", "config.json", "record.json"}
     coders = [here / f"runs/{name}/final/coder.safetensors" for name in ("again", "topk")]
     assert coders[0].read_bytes() == coders[1].read_bytes(), (
         "bit-identical whether trained alone or beside another variant"
@@ -204,7 +204,7 @@ def test_config_documents(cli: Cli, here: Path) -> None:
     assert document["train"]["coder"]["architecture"] == "topk"
     assert document["train"]["coder"]["k"] == 3
     assert document["harvest"]["name"] == "demo", "./pipeline.yaml was read"
-    assert cli("config", "schema")["properties"].keys() == {"harvest", "train", "analyze"}
+    assert cli("config", "schema")["properties"].keys() == {"harvest", "train", "analyze", "explain", "tune"}
     assert cli("config", "validate")["valid"] is True
 
 

@@ -338,6 +338,8 @@ def test_an_interrupt_does_not_wait_for_the_reports(
     made: Planted, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
+    # a shell without job control starts background jobs with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def slow(self: ReconstructionReport) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -350,6 +352,7 @@ def test_an_interrupt_does_not_wait_for_the_reports(
         analyze([run], config)
     assert time.monotonic() - started < 20
     go_on.set()
+    signal.signal(signal.SIGINT, before)
     assert list((tmp_path / "reports").iterdir()) == []
 
 
@@ -552,7 +555,7 @@ def test_pieces_of_both_families_of_tokenizers(tmp_path: Path, decoder: str | No
 
 def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(DataError, match="not a tokenizer"):
+    with pytest.raises(DataError, match="cannot be read|not a tokenizer"):
         Vocabulary(tmp_path / "tokenizer.json").piece(3)
 
 

@@ -64,8 +64,8 @@ def comparable(files: dict[str, bytes]) -> dict[str, bytes]:
         if name.endswith("metrics.jsonl"):
             lines = [json.loads(line) for line in data.splitlines()]
             data = json.dumps([{k: v for k, v in line.items() if k not in TIMED} for line in lines]).encode()
-        elif name.endswith("record.json"):
-            data = json.dumps({k: v for k, v in json.loads(data).items() if k not in TIMED}).encode()
+        elif name.endswith(("record.json", "provenance.json", "provenance.json.copy")):
+            data = json.dumps({k: v for k, v in json.loads(data).items() if k not in (*TIMED, "seal")}).encode()
         elif name.endswith(("config.json", "state.json")):
             document = {k: v for k, v in json.loads(data).items() if k not in ("seal", "files")}
             for part in ("summary", "state"):

@@ -224,10 +224,12 @@ def test_one_writer_at_a_time_while_a_reader_reads(memory: Path) -> None:
 
 
 def test_signals_and_the_time_limit_ask_for_a_stop() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and so do we then
     for number in (signal.SIGTERM, signal.SIGHUP):
         with interruptible() as stop:
             os.kill(os.getpid(), number)
             assert stop.requested
+    signal.signal(signal.SIGHUP, before)
     with interruptible() as stop, time_limit(0.01):
         signal.pause()
         assert stop.requested

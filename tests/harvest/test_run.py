@@ -644,7 +644,7 @@ def test_settings_that_came_later_leave_older_caches_their_names(texts_file: Pat
     assert set(before) - set(content_settings(HarvestConfig())) == {
         *("cache_dir", "name", "device", "writers", "buffers", "on_bad_row"),
         *("bos", "storage_of", "layout", "chunk_rows", "format", "special_tokens", "train_roles"),
-        *("max_document_tokens", "long_documents", "shuffle_documents", "shuffle_seed"),
+        *("max_document_tokens", "long_documents", "shuffle_documents", "shuffle_seed", "device_map", "max_memory"),
     }
     assert "layout" in content_settings(HarvestConfig(layout="sharded"))
     assert cache_path(HarvestConfig(layout="sharded")) != cache_path(HarvestConfig())

@@ -24,8 +24,10 @@ def test_every_variant_lies_over_the_defaults(path: Path) -> None:
 
 def test_every_architecture_and_every_penalty_has_a_variant() -> None:
     variants = [load_yaml(path) for path in VARIANTS]
-    assert {path.stem for path in VARIANTS} >= set(ARCHITECTURES)
-    assert {variant["coder"]["architecture"] for variant in variants} == set(ARCHITECTURES)
+    # cross-layer needs a source for each layer, which only a preset can name: demo-cross-layer
+    of_one_site = set(ARCHITECTURES) - {"cross-layer"}
+    assert {path.stem for path in VARIANTS} >= of_one_site
+    assert {variant["coder"]["architecture"] for variant in variants} == of_one_site
     alone = {
         name
         for variant in variants

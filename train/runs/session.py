@@ -193,7 +193,7 @@ class Session:
             "tokens": trainee.tokens,
             "epoch": trainee.tokens / stream.plan.rows_per_epoch,
             "loss": float(result.terms.total.detach()),
-            **{f"{name}_ema": float(value) for name, value in trainee.averages.items()},
+            **{f"{name}_ema": float(value) for name, value in sorted(trainee.averages.items())},
             **{name: float(value.detach()) for name, value in result.terms.values.items()},
             **{f"{name}/weight": weight for name, weight in result.terms.weights.items()},
             **trainee.objective.metrics(),
