@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..shared.cache.commits import CommitRecord
 from ..shared.console import Progress, size
 from .data.pack import Block
 from .data.reading import BadRowError
+from .forward import Computed
 from .job import Job
 from .stages import Stages
 
@@ -27,7 +28,7 @@ class Disk:
 
     Back-pressure: there are `harvest.buffers` buffers, and each is either in the queue of free ones, being filled, or
     owned by one pending write. If the disk is slower than the model, :meth:`buffer` waits for a free one, so memory
-    does not grow.
+    does not grow. Each shard of a unit is a task of its own; the last to end frees the buffer.
 
     Args:
         look: sees every shard that was committed.
@@ -48,10 +49,14 @@ class Disk:
         self._row_bytes = sum(site.row_bytes for site in shapes.sites)
         self._started = time.perf_counter()
         self._bytes = 0
+        self._counting = threading.Lock()
         self._free: queue.SimpleQueue[dict[str, Tensor] | None] = queue.SimpleQueue()
         self._rows, self._sites = job.unit_shards * shapes.shard_rows, shapes.sites
-        for _ in range(job.config.buffers):
-            self._free.put(None)  # a token for a buffer that is allocated when first needed: a small harvest needs few
+        # A token for a buffer that is allocated when first needed: a small harvest needs few. Page-locking memory takes
+        # time, so for a GPU those that will be needed are there before the first batch.
+        needed = -(-len(writer.missing_shards()) // job.unit_shards) if self._cuda else 0
+        for i in range(job.config.buffers):
+            self._free.put(self.allocate() if i < needed else None)
         self._pool = ThreadPoolExecutor(job.config.writers, thread_name_prefix="write")
         self._pending: deque[Future[None]] = deque()
         self._handed_over = False
@@ -83,43 +88,50 @@ class Disk:
             if not self._handed_over:
                 self._free.put(buffer)
 
-    def write(self, block: Block, shards: list[tuple[int, slice]], buffer: dict[str, Tensor], arrived: Any) -> None:
+    def write(
+        self, block: Block, shards: list[tuple[int, slice]], buffer: dict[str, Tensor], computed: Computed
+    ) -> None:
         """Writes these shards of the unit in the background, once the copies into the buffer are complete.
 
         Args:
             shards: number of each shard, and its place in the block.
-            arrived: a CUDA event that follows the copies; None if they are complete already.
+            computed: the event that follows the copies, and the statistics of the shards.
         """
-        self._pending.append(self._pool.submit(self._write, block, shards, buffer, arrived))
+        loan = _Loan(buffer, len(shards), self._free)
         self._handed_over = True
+        for shard, cut in shards:
+            self._pending.append(self._pool.submit(self._write, block[cut], shard, cut, loan, computed))
 
-    def _write(self, block: Block, shards: list[tuple[int, slice]], buffer: dict[str, Tensor], arrived: Any) -> None:
+    def _write(self, part: Block, shard: int, cut: slice, loan: _Loan, computed: Computed) -> None:
         try:
-            if arrived is not None:
-                arrived.synchronize()
-            for shard, cut in shards:
-                part = block[cut]
-                rows = slice(cut.start * self._ctx, (cut.start + len(part)) * self._ctx)
-                acts = {name: values[rows] for name, values in buffer.items()}
-                record = self._writer.write_shard(
-                    shard,
-                    tokens=part.tokens,
-                    doc_id=part.doc_id,
-                    pos_in_doc=part.pos_in_doc,
-                    flags=part.flags,
-                    acts=acts,
-                )
-                self._look(record)
-                n_rows = part.tokens.size
-                self._bytes += n_rows * self._row_bytes
-                rate = self._bytes / (time.perf_counter() - self._started)
-                self._progress.advance(n_rows, disk=f"{size(rate)}/s", **self._stages.fields())
+            if computed.arrived is not None:
+                computed.arrived.synchronize()
+            first = cut.start * self._ctx
+            record = self._writer.write_shard(
+                shard,
+                tokens=part.tokens,
+                doc_id=part.doc_id,
+                pos_in_doc=part.pos_in_doc,
+                flags=part.flags,
+                acts={name: values[first : first + part.tokens.size] for name, values in loan.buffer.items()},
+                stats=None if computed.stats is None else computed.stats.of(first),
+            )
+            self._look(record)
+            self._count(part.tokens.size)
         finally:
-            self._free.put(buffer)
+            loan.give_back()
+
+    def _count(self, rows: int) -> None:
+        with self._counting:
+            self._bytes += rows * self._row_bytes
+            rate = self._bytes / (time.perf_counter() - self._started)
+            self._progress.advance(rows, disk=f"{size(rate)}/s", **self._stages.fields())
 
     def _raise_failures(self) -> None:
-        while self._pending and self._pending[0].done():
-            self._pending.popleft().result()
+        ended = {one for one in self._pending if one.done()}
+        self._pending = deque(one for one in self._pending if one not in ended)
+        for one in ended:
+            one.result()
 
     def __enter__(self) -> Disk:
         return self
@@ -137,3 +149,20 @@ class Disk:
         with self._stages.of("write"):
             while self._pending:
                 self._pending.popleft().result()
+
+
+class _Loan:
+    """A buffer that several writes share; the last one gives it back."""
+
+    def __init__(
+        self, buffer: dict[str, Tensor], writes: int, free: queue.SimpleQueue[dict[str, Tensor] | None]
+    ) -> None:
+        self.buffer, self._left, self._free = buffer, writes, free
+        self._guard = threading.Lock()
+
+    def give_back(self) -> None:
+        """One of the writes has ended, well or not."""
+        with self._guard:
+            self._left -= 1
+            if not self._left:
+                self._free.put(self.buffer)

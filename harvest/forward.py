@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,24 @@ import torch
 from torch import Tensor
 
 from ..models.capture import SiteReader
+from ..shared.cache import SiteSpec
 from .data.pack import Block
 from .job import Job
+from .measure import UnitStats
 from .stages import Stages
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a unit's forward pass leaves beside the activations.
+
+    Attributes:
+        arrived: a CUDA event that follows the copies to the host; None if they are complete already.
+        stats: the statistics of each shard, once the copies have arrived; None: the writers measure the rows.
+    """
+
+    arrived: Any = None
+    stats: UnitStats | None = None
 
 
 class Forward:
@@ -22,9 +39,11 @@ class Forward:
         job: sizes, device, and whether the model needs a mask or positions.
         reader: eager or compiled; entered already.
         stages: counts the time.
+        measured: sites whose statistics are summed on the device while their rows are there.
     """
 
-    def __init__(self, job: Job, reader: SiteReader, stages: Stages) -> None:
+    def __init__(self, job: Job, reader: SiteReader, stages: Stages, measured: Sequence[SiteSpec] = ()) -> None:
+        self._measured = measured
         self._job, self._reader, self._stages = job, reader, stages
         self._device = job.checkpoint.device
         self._cuda = self._device.type == "cuda"
@@ -41,23 +60,28 @@ class Forward:
         if self._cuda:
             torch.cuda.synchronize(self._device)
 
-    def compute(self, block: Block, buffer: dict[str, Tensor]) -> Any:
-        """Runs the model on every batch of a unit and copies the activations into the buffer.
+    def compute(self, block: Block, buffer: dict[str, Tensor]) -> Computed:
+        """Runs the model on every batch of a unit and copies the activations into the buffer."""
+        stats = UnitStats(block, self._measured, self._job.seqs_per_shard, self._device) if self._measured else None
 
-        Returns:
-            On CUDA an event that follows the copies; None on a CPU, where they are complete.
-        """
+        def keep(name: str, rows: slice, value: Tensor) -> None:
+            staged = self._keep(buffer[name][rows], value)
+            if stats is not None:
+                stats.add(name, rows.start, staged)
+
         with self._stages.of("forward"):
             row = 0
             self._copying = 0.0
             for start in range(0, len(block), self._job.batch_seqs):
                 batch = block[start : start + self._job.batch_seqs]
                 rows = slice(row, row + batch.tokens.size)
-                self._run(batch, lambda name, value, rows=rows: self._keep(buffer[name][rows], value))
+                self._run(batch, lambda name, value, rows=rows: keep(name, rows, value))
                 row = rows.stop
+            if stats is not None:
+                stats.send()
             done = torch.cuda.current_stream(self._device).record_event() if self._cuda else None
         self._stages.move(self._copying, "forward", "copy")
-        return self._queue(done) if self._cuda else None
+        return Computed(self._queue(done) if self._cuda else None, stats)
 
     def _run(self, batch: Block, sink: Any) -> None:
         """One call of the model. A compiled model gets whole batches only: another shape would be another graph."""
@@ -77,8 +101,8 @@ class Forward:
         tensor = torch.from_numpy(values)
         return tensor.pin_memory().to(self._device, non_blocking=True) if self._cuda else tensor
 
-    def _keep(self, target: Tensor, value: Tensor) -> None:
-        """Copies [batch, ctx, d] into rows of a host buffer, rounding to its dtype."""
+    def _keep(self, target: Tensor, value: Tensor) -> Tensor:
+        """Copies [batch, ctx, d] into rows of a host buffer, rounding to its dtype. Returns them rounded, [n, d]."""
         flat = value.reshape(-1, value.shape[-1])
         if self._cuda:
             flat = flat.to(self._device)  # a spread model has sites on other devices
@@ -86,7 +110,7 @@ class Forward:
             started = time.perf_counter()
             target.copy_(flat)
             self._copying += time.perf_counter() - started
-            return
+            return target
         # Copied on the device first: the model may change the original in place, and after rounding to the stored dtype
         # fewer bytes cross the bus. The side stream waits for that copy only, so the transfer runs beside the model;
         # record_stream keeps the allocator from reusing `staged` before the transfer has read it.
@@ -96,9 +120,11 @@ class Forward:
             self._side.wait_event(ready)
             target.copy_(staged, non_blocking=True)
             staged.record_stream(self._side)
+        return staged
 
     def _queue(self, done: Any) -> Any:
         """Lets the device run one unit ahead of the loop: waits for the unit before, counting what it waits for."""
+        self._side.wait_event(done)  # the statistics are copied on the stream of the model
         arrived = self._side.record_event()
         if self._last is not None:
             with self._stages.of("forward"):

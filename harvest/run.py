@@ -268,13 +268,13 @@ class _Work:
         self._check_disk()
         names = {name for shard in missing for name in writer.missing_sites(shard)}
         shapes = replace(planned, sites=tuple(site for site in planned.sites if site.name in names))
-        forward = Forward(job, self.reader, self.stages)
+        on_device = job.checkpoint.device.type == "cuda"  # a CPU's cores would sum in the loop what its writers sum
+        forward = Forward(job, self.reader, self.stages, shapes.sites if on_device else ())
         if missing and job.compiled:
             self.console.info("compiling the model")
             forward.warm_up()
         if self.rank.count > 1:
             self.console.info(begins(self.rank, missing, writer))
-        started = time.perf_counter()
         n_seq = 0
         with (
             progress_of(self.rank, writer, self.console) as progress,
@@ -283,7 +283,7 @@ class _Work:
             Ahead(self._units(stored), depth=2) as units,
             Disk(job, shapes, writer, progress, self.stages, self.watch.look) as disk,
         ):
-            wanted = set(missing)
+            wanted, started = set(missing), time.perf_counter()  # the buffers are allocated
             for first, block in self._waiting_for(units):
                 n_seq += len(block)
                 if documents is not None:

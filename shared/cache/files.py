@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -225,6 +226,36 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class SharedSync:
+    """Syncs folders for threads that wait at the same time: one sync serves every rename made before it began."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._states: dict[Path, _Syncs] = {}
+
+    def sync(self, folder: Path) -> None:
+        """As :func:`sync_folder`: on return every rename that the caller made in the folder is on disk."""
+        with self._guard:
+            state = self._states.setdefault(folder, _Syncs())
+            state.asked += 1
+            mine = state.asked
+        with state.lock:
+            if state.done >= mine:  # a sync that began after this call has ended
+                return
+            with self._guard:
+                serves = state.asked
+            sync_folder(folder)
+            state.done = serves
+
+
+class _Syncs:
+    """Of one folder: how many were asked for, and how many of those are on disk."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.asked = self.done = 0
 
 
 def sync_tree(folder: Path) -> None:

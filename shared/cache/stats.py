@@ -198,6 +198,36 @@ def site_stats(stored: NDArray[Any], ctx: int, flags: NDArray[np.uint8]) -> Site
         # float64: a float32 sum over rows rounds at every row, and on bfloat16's coarse grid always to the same side
         sum_rest += x.sum(axis=0, dtype=np.float64)
         sq_rest += sq.sum(axis=0, dtype=np.float64)
+    return sums_to_stats(
+        first=(sum_first, sq_first),
+        rest=(sum_rest, sq_rest),
+        norm_sq=norm_sq,
+        finite=kept | ~text,
+        text=text,
+        at_first=at_first,
+        ctx=ctx,
+    )
+
+
+def sums_to_stats(
+    *,
+    first: tuple[Vector, Vector],
+    rest: tuple[Vector, Vector],
+    norm_sq: Vector,
+    finite: NDArray[np.bool_],
+    text: NDArray[np.bool_],
+    at_first: NDArray[np.bool_],
+    ctx: int,
+) -> SiteStats:
+    """The statistics of one shard from sums over its rows.
+
+    Args:
+        first, rest: Σx and Σx² [d] of the counted rows of each class.
+        norm_sq: ‖x‖² [rows]; those of rows that do not count are set to 0 here.
+        finite, text, at_first: [rows]; a row counts if it is text and finite.
+        ctx: tokens in a sequence.
+    """
+    kept = text & finite
     norm_sq[~kept] = 0
     norm = np.sqrt(norm_sq)
     first_norm, first_norm_sq = (_by_place(np.where(at_first, v, 0.0), ctx) for v in (norm, norm_sq))
@@ -205,9 +235,9 @@ def site_stats(stored: NDArray[Any], ctx: int, flags: NDArray[np.uint8]) -> Site
     n_first, position_n = int((kept & at_first).sum()), _by_place(kept.astype(np.int64), ctx)
     n_rest = int(position_n.sum()) - n_first
     return SiteStats(
-        Moments(n_first, sum_first, sq_first, float(first_norm.sum()), float(first_norm_sq.sum())),
+        Moments(n_first, *first, float(first_norm.sum()), float(first_norm_sq.sum())),
         # place 0 of every sequence belongs to the first class
-        Moments(n_rest, sum_rest, sq_rest, float(rest_norm[1:].sum()), float(rest_norm_sq[1:].sum())),
+        Moments(n_rest, *rest, float(rest_norm[1:].sum()), float(rest_norm_sq[1:].sum())),
         position_n,
         _by_place(norm, ctx),
         int((text & ~kept).sum()),

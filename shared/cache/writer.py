@@ -35,6 +35,7 @@ from .commits import (
     load_shard,
 )
 from .files import (
+    SharedSync,
     as_bytes,
     crc32c,
     explained_full_disk,
@@ -94,6 +95,7 @@ class CacheWriter:
         self._missing = self.parts.missing(commits_of(path))
         self._owned = None if share.world == 1 else share.of(self.parts)
         self._guard = threading.Lock()
+        self._folders = SharedSync()
         self.complete = standing.finished and not self._missing
 
     @classmethod
@@ -208,6 +210,7 @@ class CacheWriter:
         pos_in_doc: NDArray[Any],
         flags: NDArray[Any],
         acts: Mapping[str, Tensor | NDArray[Any]],
+        stats: Mapping[str, SiteStats] | None = None,
     ) -> CommitRecord:
         """Writes one shard and commits it. Threads may write distinct shards at the same time.
 
@@ -217,6 +220,8 @@ class CacheWriter:
                 fewer sequences than planned.
             acts: site → [sequences · ctx, d], of :meth:`missing_sites` at least: a bfloat16 tensor or its uint16 bits
                 (of a quantised site too: it is quantised here); float32 for a float32 site.
+            stats: site → statistics of these rows, where they were measured already (shared.cache.tensor_stats); the
+                other sites are measured here. Not of a quantised site: its own are of the rows a reader gets back.
 
         Raises:
             PipelineError: the disk is full. Nothing committed is lost, and the shard can be written again.
@@ -237,10 +242,13 @@ class CacheWriter:
             array.name: _checked(arrays[array.name], array.dtype, (n_seq, self.layout.ctx)) for array in TOKEN_ARRAYS
         }
         digest = hashlib.sha256(as_bytes(described["tokens"]).tobytes()).hexdigest()
+        for site in (site for site in self.layout.sites if site.name in (stats or {})):
+            if site.quantised or not (stats or {})[site.name].fits(site.width, self.layout.ctx):
+                raise ValueError(f"site {site.name}: the statistics given are not those of the stored rows")
         if 0 not in todo and load_commit(self.path, shard).tokens_sha256 != digest:
             raise ValueError(f"shard {shard} is committed with different tokens than these activations")
         for part in todo:
-            record = self._write_part(shard, part, described, digest, acts)
+            record = self._write_part(shard, part, described, digest, acts, stats or {})
         with self._guard:
             del self._missing[shard]
         return record
@@ -252,6 +260,7 @@ class CacheWriter:
         described: Mapping[str, NDArray[Any]],
         digest: str,
         acts: Mapping[str, Tensor | NDArray[Any]],
+        stats: Mapping[str, SiteStats],
     ) -> CommitRecord:
         """Writes the arrays of one part of a shard, then its commit."""
         names = set(self.parts.of(shard)[part])
@@ -267,9 +276,9 @@ class CacheWriter:
                 stored = self._write_quantised(site, shard, stored, files)
             else:
                 self._write_chunk(site.name, shard, stored, files)
-            measured[site.name] = site_stats(stored, self.layout.ctx, flags)
+            measured[site.name] = stats.get(site.name) or site_stats(stored, self.layout.ctx, flags)
         for folder in sorted({(self.path / ARRAYS / name).parent for name in files}):
-            sync_folder(folder)
+            self._folders.sync(folder)
         record = CommitRecord(
             self.parts.owners(shard)[part], shard, n_seq, int(text_rows(flags).sum()), digest, files, measured
         )

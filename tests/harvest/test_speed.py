@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from sparse_pipeline.models.families import FAMILIES
 from sparse_pipeline.models.site_names import format_site
 from sparse_pipeline.models.sites import resolve_sites
 from sparse_pipeline.shared.cache import CacheWriter, open_cache
+from sparse_pipeline.shared.cache.verify import verify_cache
 from sparse_pipeline.shared.console import Console
 from sparse_pipeline.shared.errors import UsageError
 from tests.harvest.conftest import CTX
@@ -235,3 +238,78 @@ def test_a_slow_disk_holds_the_model_back(
     line = said.getvalue().splitlines()[-1]
     assert all(f"{stage} " in line for stage in STAGES)
     assert "B/s" in line
+
+
+def test_statistics_summed_beside_the_model_change_no_chunk(
+    tiny_model: Path, texts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, here on the CPU: shards of two batches, and a site in fp8 that the writers measure."""
+    sites = ("layer_01.resid_mid", "layer_01.mlp_out")
+    config = config_for(
+        tiny_model,
+        texts_file,
+        tmp_path / "a",
+        sites=sites,
+        storage_of={sites[1]: "fp8"},
+        shard_rows=4 * CTX,
+        batch_tokens=2 * CTX,
+    )
+    plain = harvest(config)
+    begin, given = Forward.__init__, []
+
+    def measuring(self: Forward, job: Any, reader: Any, stages: Any, _measured: Any = ()) -> None:
+        begin(self, job, reader, stages, open_cache(plain.path).layout.sites)
+
+    write = CacheWriter.write_shard
+
+    def noted(self: CacheWriter, *args: Any, **kwargs: Any) -> Any:
+        given.append(set(kwargs["stats"]))
+        return write(self, *args, **kwargs)
+
+    monkeypatch.setattr(Forward, "__init__", measuring)
+    monkeypatch.setattr(CacheWriter, "write_shard", noted)
+    found = harvest(dataclasses.replace(config, cache_dir=tmp_path / "b"))
+    assert given == [{sites[0]}] * found.shards
+    a, b = contents(plain.path), contents(found.path)
+    assert {name: data for name, data in a.items() if str(name).startswith("arrays")} == {
+        name: data for name, data in b.items() if str(name).startswith("arrays")
+    }
+    assert not verify_cache(found.path).problems
+    for site in sites:
+        one, other = open_cache(plain.path).stats(site).all, open_cache(found.path).stats(site).all
+        assert one.n == other.n
+        np.testing.assert_allclose(one.sum_sq, other.sum_sq, rtol=1e-12)
+        assert one.sum_norm == pytest.approx(other.sum_norm, rel=1e-6)
+
+
+def test_shards_of_a_unit_are_written_at_the_same_time(
+    tiny_model: Path, texts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_for(
+        tiny_model, texts_file, tmp_path, buffers=1, writers=4, shard_rows=CTX, batch_tokens=4 * CTX, tokens=12 * CTX
+    )
+    together, write = threading.Barrier(4, timeout=60), CacheWriter.write_shard
+    missing, compute = [], Forward.compute
+    writers: list[CacheWriter] = []
+    create = CacheWriter.create
+
+    def meeting(self: CacheWriter, *args: Any, **kwargs: Any) -> Any:
+        together.wait()  # breaks unless all four shards of the unit are being written
+        record = write(self, *args, **kwargs)
+        together.wait()
+        return record
+
+    def counted(self: Forward, *args: Any) -> Any:
+        assert together.n_waiting == 0  # the only buffer is free: every shard of the unit before is written
+        missing.append(len(writers[0].missing_shards()))
+        return compute(self, *args)
+
+    def kept(*args: Any, **kwargs: Any) -> CacheWriter:
+        writers.append(create(*args, **kwargs))
+        return writers[-1]
+
+    monkeypatch.setattr(CacheWriter, "create", kept)
+    monkeypatch.setattr(CacheWriter, "write_shard", meeting)
+    monkeypatch.setattr(Forward, "compute", counted)
+    assert harvest(config).shards == 12
+    assert missing == [12, 8, 4]

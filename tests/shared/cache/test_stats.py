@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_pipeline.shared.cache import CacheWriter, Flag, open_cache, positions
+from sparse_pipeline.shared.cache import CacheWriter, Flag, open_cache, positions, tensor_stats
 from sparse_pipeline.shared.cache.stats import Moments, SiteStats, decode_vector, encode_vector, merge_stats, site_stats
+from sparse_pipeline.shared.cache.tensor_stats import Classes, TensorSums
 from sparse_pipeline.shared.errors import DataError
 from tests.synthetic import make_cache, token_table, write_missing
 
@@ -93,6 +94,33 @@ def test_finite_values_whose_squares_overflow_float32_count() -> None:
     stats = site_stats(x.view(torch.uint16).numpy(), 8, np.zeros(16, np.uint8))
     assert (stats.nonfinite, stats.all.n) == (0, 16)
     check(stats.all, x.double().numpy(), 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_sums_on_a_tensor_are_those_of_the_writer(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_stats, "PIECE_NUMBERS", 7 * 33)  # 7 rows at a time, so pieces end anywhere
+    n_seq, ctx, width = 12, 16, 33
+    x = (torch.randn(n_seq * ctx, width, generator=torch.Generator().manual_seed(5)) * 3 + 0.7).to(dtype)
+    x[20, 3], x[57, 0], x[90] = float("nan"), float("inf"), 3e38  # the last is finite, its square in float32 is not
+    rng = np.random.default_rng(1)
+    flags = np.where(rng.random(n_seq * ctx) < 0.2, Flag.PADDING, rng.random(n_seq * ctx) < 0.1).astype(np.uint8)
+    flags[[20, 57, 90]] = 0
+    rows = slice(4 * ctx, n_seq * ctx)  # the second shard of a unit
+    sums = TensorSums(Classes(flags, ctx, torch.device("cpu")), rows, width)
+    for start in range(rows.start, rows.stop, 50):
+        sums.add(start, x[start : min(start + 50, rows.stop)])
+    sums.send()
+    found, stored = sums.stats(), x[rows].view(torch.uint16).numpy() if dtype == torch.bfloat16 else x[rows].numpy()
+    expected = site_stats(stored, ctx, flags[rows])
+    assert (found.nonfinite, found.first.n, found.rest.n) == (expected.nonfinite, expected.first.n, expected.rest.n)
+    assert found.position_n.tolist() == expected.position_n.tolist()
+    kept = ((flags & Flag.PADDING) == 0) & x.isfinite().all(1).numpy()
+    kept[: rows.start] = False
+    first = (np.arange(n_seq * ctx) % ctx == 0) | ((flags & Flag.BOS) != 0)
+    exact = x.double().numpy()
+    check(found.first, exact[kept & first], 1e-12)
+    check(found.rest, exact[kept & ~first], 1e-12)
+    np.testing.assert_allclose(found.position_sum_norm, expected.position_sum_norm, rtol=1e-6)
 
 
 def test_the_same_bits_in_whatever_order_the_shards_are_written(tmp_path: Path) -> None:
