@@ -46,10 +46,10 @@ class TensorSums:
 
     def __init__(self, classes: Classes, rows: slice, width: int) -> None:
         self._classes, self._rows, self._width = classes, rows, width
-        new = {"dtype": torch.float64, "device": classes.device}
-        self._sums = torch.zeros(4, width, **new)
-        self._norm_sq = torch.zeros(rows.stop - rows.start, **new)
-        self._finite = torch.zeros(rows.stop - rows.start, dtype=torch.bool, device=classes.device)
+        n, device = rows.stop - rows.start, classes.device
+        self._sums = torch.zeros(4, width, dtype=torch.float64, device=device)
+        self._norm_sq = torch.zeros(n, dtype=torch.float64, device=device)
+        self._finite = torch.zeros(n, dtype=torch.bool, device=device)
         self._host: Tensor | None = None
 
     def add(self, start: int, x: Tensor) -> None:
