@@ -251,7 +251,7 @@ class SharedSync:
 
 
 class _Syncs:
-    """Of one folder: how many were asked for, and how many of those are on disk."""
+    """Of one folder: how many were requested, and how many of those are on disk."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

@@ -1,6 +1,6 @@
 """Statistics of a shard summed where its rows are made, on any device, while they are there (shared.cache.stats).
 
-Every sum is float64, over pieces of rows in order, without atomics: the same pieces give the same bits on one device.
+Every sum is float64, over pieces of rows in order, without atomics: equal pieces give bit-identical sums on one device.
 They differ from :func:`shared.cache.stats.site_stats` by rounding alone: that one squares a row in float32, so norms
 agree to about 1e-7, and sums over rows, added in another order, to about 1e-12.
 """
