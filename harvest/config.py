@@ -158,7 +158,7 @@ class HarvestConfig:
     sequential, or module path → GPU number, cpu or disk (`{"": 0}` is all); null: the whole model on `device`."""
     max_memory: dict[str, str] = field(default_factory=dict)
     """With `device_map`: GPU number or cpu → the most it may take, such as 20GiB."""
-    writers: int = 8
+    writers: int = 2
     """Threads that write shards while the model computes the next ones."""
     buffers: int = 4
     """Batches (at least one shard each) that may wait for the disk before the model waits; limits host memory."""
