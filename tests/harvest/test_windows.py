@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -66,6 +67,12 @@ def _trained(kind: str) -> Tokenizer:
         found.normalizer, found.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
         trainer = trainers.WordPieceTrainer(vocab_size=600, special_tokens=["[UNK]"], show_progress=False)
     found.train_from_iterator(corpus, trainer)
+    if kind == "unigram":
+        # Training adds floats in an order of its own, another one each time, and the last digit of a score decides
+        # between equally good cuts of a long run of one letter: the tokenizer would be another one in each process.
+        vocabulary = json.loads(found.to_str())["model"]["vocab"]
+        scores = sorted((token, round(score, 8)) for token, score in vocabulary if token != "<unk>")
+        found.model = models.Unigram([("<unk>", 0.0), *scores], unk_id=0, byte_fallback=False)
     found.decoder = decoders.ByteLevel() if kind == "bytes" else None
     return found
 
