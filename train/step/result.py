@@ -38,6 +38,7 @@ def step_batch(trainee: Trainee, rows: Batch, step: int) -> StepBatch:
     """What the losses of a step see of its rows."""
     x, y = trainee.inputs(rows)
     coder = trainee.coder
+    massive, massive_input = trainee.massive_rows(rows)
     return StepBatch(
         u=coder.normalise_input(x),
         t=coder.normalise_target(y),
@@ -46,8 +47,8 @@ def step_batch(trainee: Trainee, rows: Batch, step: int) -> StepBatch:
         total_steps=trainee.total_steps,
         generator=trainee.generator,
         ctx=trainee.ctx,
-        massive=trainee.massive_rows(rows),
-        massive_input=trainee.massive_rows(rows, trainee.config.source),
+        massive=massive,
+        massive_input=massive_input,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -92,11 +93,11 @@ class Trainee:
         source, target = (self._clipped(rows, site) for site in (self.config.source, self.config.target_site))
         return source, target
 
-    def massive_rows(self, rows: Batch, site: str | None = None) -> Tensor:
-        """[B] bool: rows that are massive at a site; None: at the source or the target."""
-        sites = self.massive if site is None else {site: self.massive[site]}
-        found = [one.mask[rows.row.long()] for parts in sites.values() for one in parts]
-        return functools.reduce(torch.logical_or, found)
+    def massive_rows(self, rows: Batch) -> tuple[Tensor, Tensor]:
+        """(at the source or the target, at the source): which rows are massive, [B] bool each."""
+        at = {site: [one.mask[rows.row.long()] for one in parts] for site, parts in self.massive.items()}
+        source = functools.reduce(torch.logical_or, at.pop(self.config.source))
+        return functools.reduce(torch.logical_or, itertools.chain(*at.values()), source), source
 
     def _clipped(self, rows: Batch, site: str) -> Tensor:
         x = rows.acts[site]
