@@ -18,10 +18,12 @@ from .shared.deadline import seconds_of, time_limit
 from .shared.errors import UsageError
 
 if TYPE_CHECKING:
+    from .harvest.config import HarvestConfig
     from .shared.ranks import Rank
     from .train.config import TrainConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", "HarvestConfig", "TrainConfig")
 
 
 class Group(click.Group):
@@ -77,6 +79,13 @@ def settings(function: F) -> F:
     return files(sets(function))
 
 
+def several_variants(described: str) -> Callable[[F], F]:
+    """Adds --variant, which may be repeated."""
+    return click.option(
+        "--variant", "names", multiple=True, metavar="NAME", shell_complete=completion.VARIANTS, help=described
+    )
+
+
 def shared_out(function: F) -> F:
     """Adds --ranks and --rank."""
     ranks = click.option(
@@ -119,7 +128,7 @@ def limited(function: F) -> F:
 dry_run = click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 
 
-def placed(config: TrainConfig) -> TrainConfig:
+def placed(config: C) -> C:
     """The settings with the GPU of this process."""
     from .shared.ranks import local_device
 

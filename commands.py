@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from . import completion
-from .command_line import CONTEXT, Group, common, dry_run, heard, limited, placed, settings, shared_out, words_of
+from .command_line import (
+    CONTEXT,
+    Group,
+    common,
+    dry_run,
+    heard,
+    limited,
+    placed,
+    settings,
+    several_variants,
+    shared_out,
+    words_of,
+)
 from .exchange_commands import ask_command, cache_group, export_command, import_command, publish_command
 from .plan_command import plan_command
 from .resolve import (
@@ -90,7 +102,7 @@ def harvest_command(
     error. Under torchrun, and with --ranks, each process writes its own shards (docs/scale.md).
     """
     config = resolve(files, sets).harvest
-    from .shared.ranks import local_device, rank_of
+    from .shared.ranks import processes, rank_of
 
     this = rank_of(ranks, rank, os.environ)
     if dry_run:
@@ -104,25 +116,17 @@ def harvest_command(
     if this is None:
         from .harvest.together import harvest_together
 
-        together = harvest_together(words_of(files=files, sets=sets), int(ranks or 1), console)
+        together = harvest_together(words_of(files=files, sets=sets), processes(this, ranks), console)
         console.result(together.to_dict(), str(together))
         return
     from .harvest.run import harvest_share
 
-    placed = dataclasses.replace(config, device=local_device(config.device, os.environ))
-    result = harvest_share(placed, this, console)
+    result = harvest_share(placed(config), this, console)
     console.result(result.to_dict(), str(result))
 
 
 @cli.command("train", epilog=VARIANTS)
-@click.option(
-    "--variant",
-    "names",
-    multiple=True,
-    metavar="NAME",
-    shell_complete=completion.VARIANTS,
-    help="A named combination, listed below; may be repeated.",
-)
+@several_variants("A named combination, listed below; may be repeated.")
 @click.option("--name", metavar="NAME", help="Name of the run; with several variants NAME-VARIANT.")
 @click.option(
     "--seeds",
@@ -154,7 +158,7 @@ def train_command(
     harvest` writes with the same settings; --dry-run plans from that harvest's plan if the cache does not exist yet.
     Under torchrun, and with --ranks, each process trains its own share of the runs (docs/scale.md).
     """
-    from .shared.ranks import rank_of, refuse_idle
+    from .shared.ranks import processes, rank_of, refuse_idle
 
     this = rank_of(ranks, rank, os.environ)
     console = heard(this, console)
@@ -164,7 +168,7 @@ def train_command(
 
         refuse_nothing_to_resume([one.path for one in configs])
     if not dry_run:
-        refuse_idle(int(ranks or 1) if this is None else this.count, len(configs))
+        refuse_idle(processes(this, ranks), len(configs))
         console.info(f"train: {', '.join(one.run_name for one in configs)} on {configs[0].cache}")
     from .train.loop import plan
     from .train.loop import train as trained
@@ -186,7 +190,7 @@ def train_command(
 
         existing_runs(plan(configs).groups, resume)
         words = words_of(files=files, sets=sets, names=names, name=name, seeds=seeds, resume=resume)
-        train_together(["train", *words], int(ranks or 1), configs, console)
+        train_together(["train", *words], processes(this, ranks), configs, console)
         resume = True  # they are finished: what follows sums them up
     if template.sites is not None:
         from .train.layers import train_layers

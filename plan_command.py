@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import completion
-from .command_line import common, settings
+from .command_line import common, settings, several_variants
 from .resolve import resolve, train_configs
 from .shared.console import Console
 
@@ -24,14 +23,7 @@ if TYPE_CHECKING:
 @click.option("--disk-rate", type=click.FloatRange(min=0, min_open=True), metavar="MB/S", help="Its rate instead.")
 @click.option("--price", type=click.FloatRange(min=0), metavar="DOLLARS", help="Of one device and hour.")
 @click.option("--memory", type=click.FloatRange(min=0), metavar="GB", help="Host memory of a machine.")
-@click.option(
-    "--variant",
-    "names",
-    multiple=True,
-    metavar="NAME",
-    shell_complete=completion.VARIANTS,
-    help="Train this variant; may be repeated.",
-)
+@several_variants("Train this variant; may be repeated.")
 @settings
 @common
 def plan_command(

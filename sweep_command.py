@@ -45,7 +45,7 @@ def sweep_command(
     curves and of the final figures. Under torchrun, and with --ranks, each process trains its own share of the runs;
     the same command without them then makes the comparison (--ranks N does so itself).
     """
-    from .shared.ranks import rank_of, refuse_idle
+    from .shared.ranks import processes, rank_of, refuse_idle
 
     this = rank_of(ranks, rank, os.environ)
     console = heard(this, console)
@@ -65,13 +65,13 @@ def sweep_command(
     if dry_run:
         console.result(planned.to_dict(), str(planned))
         return
-    refuse_idle(int(ranks or 1) if this is None else this.count, len(cells))
+    refuse_idle(processes(this, ranks), len(cells))
     if this is None:
         from .train.together import train_together
 
         words = words_of(files=files, sets=sets, size=size, only=only)
         chosen = [cell.config for cell in cells if not only or cell.setting in only]
-        train_together(["sweep", file, *words], int(ranks or 1), chosen, console)
+        train_together(["sweep", file, *words], processes(this, ranks), chosen, console)
     else:
         train_sweep(planned, console)
     if not alone:

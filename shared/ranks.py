@@ -72,6 +72,11 @@ def rank_of(ranks: str | None, rank: int | None, environment: Mapping[str, str])
     return Rank(rank, int(ranks))
 
 
+def processes(this: Rank | None, ranks: str | None) -> int:
+    """How many processes there are in all; `this` is :func:`rank_of` these ``ranks``."""
+    return int(ranks or 1) if this is None else this.count
+
+
 def _array_task(rank: int | None, environment: Mapping[str, str]) -> Rank:
     if rank is not None:
         raise UsageError(f"--ranks {ARRAY} takes the rank from SLURM, found --rank {rank}", "leave --rank out")
