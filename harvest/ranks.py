@@ -48,9 +48,14 @@ def rows_committed(path: Path, parts: Parts) -> int:
     return sum(len(parts.layout.rows_of(shard)) for shard in parts.committed(commits_of(path)))
 
 
-def shards_committed(writer: CacheWriter) -> int:
+def shards_committed(path: Path, parts: Parts) -> int:
     """Shards that are complete, whoever wrote them."""
-    return len(writer.parts.committed(commits_of(writer.path)))
+    return len(parts.committed(commits_of(path)))
+
+
+def kept(path: Path, parts: Parts) -> str:
+    """What an interrupted harvest leaves, in words."""
+    return f"{shards_committed(path, parts)} of {parts.layout.n_shards} shards are in {path}"
 
 
 def wait_for_others(writer: CacheWriter, n_seq: int | None) -> None:

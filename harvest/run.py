@@ -40,7 +40,7 @@ from .memory import refuse_large_buffers, refuse_too_large
 from .nonfinite import NonfiniteWatch
 from .plan import free_disk, may_grow
 from .prepare import identity_of, layout, prepare, probe_ids
-from .ranks import begins, progress_of, refuse_unsettled, shards_committed, wait_for_others
+from .ranks import begins, kept, progress_of, refuse_unsettled, shards_committed, wait_for_others
 from .recognise import CHECKED, place_of, recognised, recorded_dataset
 from .stages import Stages
 from .units import Unit, dataset_units, stored_units
@@ -335,7 +335,7 @@ class _Work:
             path=self.writer.path,
             rank=self.rank,
             shards=total,
-            shards_missing=total - shards_committed(self.writer),
+            shards_missing=total - shards_committed(self.writer.path, self.writer.parts),
             shards_written=self.shards_written,
             tokens_run=self.rows_run,
             tokens_per_second=self.rate,
@@ -431,11 +431,11 @@ class _Work:
         try:
             yield
         except (KeyboardInterrupt, BadRowError) as stop:
-            kept = f"{shards_committed(self.writer)} of {self.writer.layout.n_shards} shards are in {self.writer.path}"
+            left = kept(self.writer.path, self.writer.parts)
             if isinstance(stop, BadRowError):
-                self.console.warn(f"stopped: {kept}; when the row is repaired or skipped, the same command continues")
+                self.console.warn(f"stopped: {left}; when the row is repaired or skipped, the same command continues")
                 raise
-            raise KeyboardInterrupt(kept) from None
+            raise KeyboardInterrupt(left) from None
 
 
 def _equal(stored: np.ndarray, ours: np.ndarray) -> bool:

@@ -9,14 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..shared.cache.commits import commits_of
 from ..shared.cache.format import MANIFEST
 from ..shared.cache.growth import Parts, read_head, read_plans, standing_of
 from ..shared.console import Console, Progress
 from ..shared.errors import DataError
 from ..shared.processes import run_together
 from ..shared.ranks import Rank
-from .ranks import path_in, rows_committed
+from .ranks import kept, path_in, rows_committed
 from .run import HarvestResult
 from .stages import STAGES
 
@@ -83,8 +82,7 @@ class _Whole:
         """The shards that are committed."""
         if self._path is None or self._parts is None:
             return "no shard was written"
-        done = len(self._parts.committed(commits_of(self._path)))
-        return f"{done} of {self._parts.layout.n_shards} shards are in {self._path}"
+        return kept(self._path, self._parts)
 
     def __enter__(self) -> _Whole:
         return self
