@@ -12,15 +12,17 @@ import torch
 
 from ..shared.cache import Cache, open_cache
 from ..shared.cache.beside import open_beside, open_recorded
-from ..shared.cache.locate import locate
 from ..shared.cache.nonfinite import usable
+from ..shared.cache.spread import choose_shards
 from ..shared.cache.vocabulary import Vocabulary
 from ..shared.coders import Coder, build_coder
 from ..shared.coders.normalisation import SiteMoments
+from ..shared.device import device_named
 from ..shared.errors import DataError, UsageError
 from ..shared.joint_names import parts_of
 from ..shared.runs.explanations import explanations_of
 from ..shared.runs.folder import Run, open_run
+from ..shared.runs.own_cache import is_imported, own_cache_path, refuse_another
 from .config import AnalyzeConfig
 from .subject.analysed import training_facts
 from .subject.subject import Subject
@@ -68,19 +70,7 @@ def _beside(run: Run) -> list[dict[str, Any]]:
 def _cache_path(run: Run, config: AnalyzeConfig) -> Path:
     if config.cache is not None:
         return config.cache
-    known = run.final.get("cache")
-    if not known:
-        raise DataError(
-            f"run {run.name} does not name the cache that it was trained on",
-            "pipeline analyze --set analyze.cache=PATH",
-        )
-    path = locate(Path(known["path"]), known.get("identity"), run.path)
-    if not path.exists():
-        raise DataError(
-            f"the cache of run {run.name} was not found: {path}",
-            "pipeline harvest writes it again; --set analyze.cache=PATH if it has moved",
-        )
-    return path
+    return own_cache_path(run, "analyze.cache")
 
 
 def _cache_of(run: Run, config: AnalyzeConfig) -> tuple[Path, str | None]:
@@ -99,9 +89,7 @@ def subjects_of(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeC
         open_cache(path, identity=_cache_of(first, config)[1], checksums=config.checksums),
         [open_recorded(one, first.path, checksums=config.checksums) for one in _beside(first)],
     )
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"analyze.device is {device}, but no CUDA device was found", "--set analyze.device=cpu")
+    device = device_named(config.device, "analyze.device")
     for _, run in members:
         _check(run, run.final, cache, given=config.cache is not None)
     sites = [run.final[side] for _, run in members for side in ("source", "target")]
@@ -158,11 +146,6 @@ def _trained_on(run: Run, cache: Cache) -> Cache | None:
     return found if found.identity == known["identity"] else None
 
 
-def is_imported(final: Mapping[str, Any]) -> bool:
-    """Whether a run came from elsewhere (`pipeline import`) and says nothing of its training."""
-    return "imported" in final and "training" not in final
-
-
 def _check(run: Run, final: dict[str, Any], cache: Cache, given: bool) -> None:
     """Check that the run fits the cache. Raises DataError."""
     for side, width in (("source", final["d_in"]), ("target", final["d_out"])):
@@ -177,13 +160,8 @@ def _check(run: Run, final: dict[str, Any], cache: Cache, given: bool) -> None:
                 f"the {side} of run {run.name}, {site}, has width {width}, but in {cache.path} it has {found}",
                 f"pipeline inspect {cache.path}",
             )
-    trained_on = final.get("cache", {}).get("identity")
-    if not given and trained_on != cache.identity and not is_imported(final):
-        raise DataError(
-            f"run {run.name} was trained on a cache with identity {str(trained_on)[:12]}…, but {cache.path} now has "
-            f"identity {cache.identity[:12]}…",
-            f"--set analyze.cache={cache.path} to analyze it on that cache anyway",
-        )
+    if not given and not is_imported(final):
+        refuse_another(run, cache, f"--set analyze.cache={cache.path} to analyze it on that cache anyway")
 
 
 def _heldout(members: Sequence[tuple[str, Run]]) -> float:
@@ -209,15 +187,6 @@ def _heldout(members: Sequence[tuple[str, Run]]) -> float:
             "analyze them apart, or --set analyze.documents=all",
         )
     return next(iter(shares.values()))
-
-
-def choose_shards(cache: Cache, max_tokens: int | None) -> tuple[int, ...]:
-    """All shards, or as many as hold max_tokens rows, spread evenly over the cache."""
-    shards = cache.shards
-    if max_tokens is None or max_tokens >= cache.n_rows:
-        return tuple(shards)
-    n = max(1, round(max_tokens / cache.layout.shard_rows))
-    return tuple(shards[k * len(shards) // n] for k in range(min(n, len(shards))))
 
 
 def _controls(subjects: Sequence[Subject], members: Sequence[tuple[str, Run]]) -> list[Subject]:

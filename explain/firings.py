@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..shared.cache import Cache
 from ..shared.coders import Coder
 from ..shared.codes.sparse import SparseCodes
-from .text import Text
+from .text import Text, counting_rows
 
 ENCODE_BYTES = 16 << 20
 """Dense pre-activations [rows, F] are kept below this."""
@@ -31,22 +31,13 @@ class Firings:
     values: NDArray[np.float32]
 
 
-def choose_shards(cache: Cache, max_tokens: int | None) -> tuple[int, ...]:
-    """All shards, or as many as hold max_tokens rows, spread evenly over the cache."""
-    shards = cache.shards
-    if max_tokens is None or max_tokens >= cache.n_rows:
-        return tuple(shards)
-    n = max(1, round(max_tokens / cache.layout.shard_rows))
-    return tuple(shards[k * len(shards) // n] for k in range(min(n, len(shards))))
-
-
 def choose_latents(
     cache: Cache, coder: Coder, shards: Sequence[int], count: int, advance: Advance = lambda rows: None
 ) -> tuple[int, ...]:
     """Latents that fire in a part of the shards, evenly by how often; all of them where there are not more."""
     part = shards[::CHOOSING]
     fired = np.zeros(coder.n_latents, np.int64)
-    counts = Text.of(cache, part).counts
+    counts = counting_rows(cache, part)
     start = 0
     for codes in encoded(cache, coder, part, advance):
         fired += codes.where(counts[start : start + codes.n_rows]).fired

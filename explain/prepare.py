@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..shared.cache import Cache, open_cache
-from ..shared.cache.locate import locate
+from ..shared.cache.spread import choose_shards
 from ..shared.coders import Coder
 from ..shared.console import Console
+from ..shared.device import device_named
 from ..shared.errors import DataError, UsageError, command
 from ..shared.joint_names import parts_of
 from ..shared.runs.explanations import SCORES
 from ..shared.runs.folder import Run
+from ..shared.runs.own_cache import is_imported, own_cache_path, refuse_another
 from .config import ExplainConfig
 from .examples import Examiner, Examples
-from .firings import choose_latents, choose_shards, firings_of
+from .firings import choose_latents, firings_of
 from .judges.base import Judge, Label, Lesson, Question
 from .text import Text
 
@@ -66,7 +66,7 @@ def prepare(run: Run, config: ExplainConfig, judge: Judge, console: Console) -> 
     cache = _cache(run, config)
     if not cache.has_tokens:
         raise UsageError(f"explanations need tokens, and {cache.path} has none", "--set explain.cache=CACHE")
-    coder = run.load_coder().to(_device(config))
+    coder = run.load_coder().to(device_named(config.device, "explain.device"))
     shards = choose_shards(cache, config.max_tokens)
     text = Text.of(cache, shards)
     if judge.reads_text and not text.vocabulary.known:
@@ -114,27 +114,12 @@ def _cache(run: Run, config: ExplainConfig) -> Cache:
     if config.cache is not None:
         cache = open_cache(config.cache)
     else:
-        known = run.final.get("cache") or {}
-        if "path" not in known:
-            raise DataError(f"run {run.name} does not name its cache", "--set explain.cache=CACHE")
-        path = locate(Path(known["path"]), known.get("identity"), run.path)
-        if not path.exists():
-            raise DataError(
-                f"the cache of run {run.name} was not found: {path}",
-                "pipeline harvest writes it again; --set explain.cache=CACHE if it has moved",
-            )
-        cache = open_cache(path, identity=known.get("identity"))
+        cache = open_cache(own_cache_path(run, "explain.cache"), identity=run.final["cache"].get("identity"))
+        if not is_imported(run.final):
+            refuse_another(run, cache, f"--set explain.cache={cache.path} to read that cache anyway")
     if any(part not in cache.sites for part in parts_of(source)):
         raise DataError(
             f"the source of run {run.name} is {source}, but {cache.path} holds {', '.join(cache.sites)}",
             command("inspect", cache.path),
         )
     return cache
-
-
-def _device(config: ExplainConfig) -> torch.device:
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"explain.device is {config.device}, but no CUDA device was found", "--set explain.device=cpu")
-    return torch.device(config.device)

@@ -40,10 +40,8 @@ class Text:
     @classmethod
     def of(cls, cache: Cache, shards: Sequence[int]) -> Text:
         """The rows of some shards, in order."""
-        spans = [cache.layout.seqs_of(shard) for shard in shards]
-        sequences = np.concatenate([np.arange(span.start, span.stop) for span in spans])
-        flags = cache.flags[sequences]
-        counts = rest_rows(flags, cache.ctx).reshape(-1)
+        sequences = _sequences(cache, shards)
+        counts = counting_rows(cache, shards)
         row = np.arange(len(counts))
         border = (row % cache.ctx == 0) | ~counts
         border[1:] |= ~counts[:-1]
@@ -66,3 +64,13 @@ class Text:
     def pieces(self, start: int, stop: int) -> tuple[str, ...]:
         """The tokens of a window as text."""
         return tuple(self.vocabulary.pieces(self.tokens[start:stop].tolist()))
+
+
+def counting_rows(cache: Cache, shards: Sequence[int]) -> NDArray[np.bool_]:
+    """Rows of some shards, in order, that are neither padding nor at position 0."""
+    return rest_rows(cache.flags[_sequences(cache, shards)], cache.ctx).reshape(-1)
+
+
+def _sequences(cache: Cache, shards: Sequence[int]) -> NDArray[np.int64]:
+    spans = [cache.layout.seqs_of(shard) for shard in shards]
+    return np.concatenate([np.arange(span.start, span.stop) for span in spans])

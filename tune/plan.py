@@ -14,13 +14,13 @@ from ..models.checkpoint import ModelCheckpoint
 from ..models.origin import Origin, find_model
 from ..shared.cache import Cache, Flag, open_cache
 from ..shared.cache.heldout import split_rows
-from ..shared.cache.locate import locate
 from ..shared.cache.rows import rest_rows, trained_rows
 from ..shared.coders.io import coder_config
 from ..shared.console import count, si, size
-from ..shared.errors import DataError, PipelineError, UsageError, command
+from ..shared.errors import PipelineError, UsageError, command
 from ..shared.memory import free_memory
 from ..shared.runs.folder import Run, open_run
+from ..shared.runs.own_cache import own_cache_path, refuse_another
 from .config import MOST_TOKENS, TuneConfig
 
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu", "matryoshka-jumprelu", "gated")
@@ -262,22 +262,9 @@ def rows_of(cache: Cache, final: Mapping[str, Any]) -> Rows:
 
 def _cache_of(parent: Run, final: Mapping[str, Any]) -> Cache:
     """The cache that a run was trained on."""
-    known = final.get("cache") or {}
-    if "path" not in known:
-        raise DataError(
-            f"run {parent.name} does not name a cache, whose tokens tuning reads",
-            "pipeline import PATH --cache CACHE gives an imported run one",
-        )
-    path = locate(Path(known["path"]), known.get("identity"), parent.path)
-    if not path.exists():
-        raise DataError(f"the cache of run {parent.name} was not found: {path}", "pipeline harvest writes it again")
-    cache = open_cache(path, identity=known.get("identity"))
-    if cache.identity != known.get("identity"):
-        raise DataError(
-            f"run {parent.name} belongs to a cache with identity {str(known.get('identity'))[:12]}…, but {path} has "
-            f"identity {cache.identity[:12]}…",
-            command("inspect", path),
-        )
+    path = own_cache_path(parent)
+    cache = open_cache(path, identity=final["cache"].get("identity"))
+    refuse_another(parent, cache, command("inspect", path))
     if not cache.has_tokens:
         raise UsageError(f"{path} was imported without tokens, and tuning runs the model on them", "harvest a cache")
     for site in (final["source"], final["target"]):

@@ -29,8 +29,8 @@ def existing(plan: TunePlan, resume: bool) -> Run | None:
     """
     found = (plan.path / "config.yaml").exists()
     if not resume:
-        if found and open_run(plan.path, allow_incomplete=True).untouched:
-            open_run(plan.path, allow_incomplete=True).remove_untouched()
+        if found and (before := open_run(plan.path, allow_incomplete=True)).untouched:
+            before.remove_untouched()
         if plan.path.exists():
             raise UsageError(f"{plan.path} already exists", "--resume to resume it, or --name for another")
         return None

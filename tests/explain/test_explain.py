@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from sparse_pipeline.explain.firings import Firings
 from sparse_pipeline.explain.scores import score
 from sparse_pipeline.explain.text import Text
 from sparse_pipeline.shared.errors import DamagedError, DataError, UsageError
+from sparse_pipeline.shared.runs.folder import create_run
 from sparse_pipeline.shared.runs.verify import verify_run
 from tests.explain.worlds import AFTER, AHEAD, DEAD, NOISE, OWN, RARE, TOKEN, World, word
 from tests.sealed import flip
@@ -167,3 +169,16 @@ def test_damage_is_found_and_repaired(run: Path) -> None:
 def test_too_few_examples_are_an_error_that_says_so(run: Path) -> None:
     with pytest.raises(UsageError, match="no latent of planted has enough examples: fires in 0 windows"):
         sp.run_explain(run, latents=[DEAD])
+
+
+def test_another_cache_in_the_place_of_the_runs_own_is_refused(planted_world: World, tmp_path: Path) -> None:
+    cache, coder = planted_world.cache, planted_world.run.load_coder()
+    run = create_run(tmp_path / "runs", "elsewhere", {"seed": 0}, {})
+    known = {"path": str(cache.path), "identity": "0" * 64}
+    sites = {"source": coder.source, "target": coder.target}
+    run.finish(coder, {"steps": 1, "tokens": 1}, {**sites, "cache": known, "training": {"seed": 0}})
+    refusal = f"trained on a cache with identity 000000000000…, but {cache.path} now has identity {cache.identity[:12]}"
+    with pytest.raises(DataError, match=re.escape(refusal)) as error:
+        sp.run_explain(run.path, latents=[TOKEN])
+    assert error.value.hint == f"--set explain.cache={cache.path} to read that cache anyway"
+    assert sp.run_explain(run.path, latents=[TOKEN], cache=str(cache.path)).document["latents"]
