@@ -301,7 +301,8 @@ def frontier_figure(measured: Sequence[Measured], title: str) -> Figure | None:
                 ax.plot(xs, ys, "o", ms=5, color=colour, alpha=0.85, gid=setting)
         ax.set_title(f"{y_label} against {x_label}", loc="left")
         ax.set_xlabel(x_label)
-        ax.set_ylim(bottom=0)
+        # room for the marker of the highest point, wherever the lowest lies
+        ax.set_ylim(0, 1.08 * max(float(point[y]) for point in both) or 1)
         if x == "latents":
             ax.set_xscale("log", base=2)
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -283,6 +283,19 @@ def test_frontiers_are_drawn_where_runs_differ(measured: list[Measured], members
     assert frontier_figure(runs[:1], "title") is None
 
 
+def test_the_highest_point_of_a_frontier_is_whole(members: list[Member]) -> None:
+    near = [
+        fake("plain", k, None, members[k].run, fvu=0.57 + 0.01 * k, l0=8.0 * (k + 1), n_pairs_above=k) for k in range(2)
+    ]
+    figure = frontier_figure(near, "title")
+    assert figure is not None
+    figure.draw_without_rendering()
+    ax = figure.axes[0]
+    (points,) = ax.get_lines()
+    highest = ax.transData.transform(points.get_xydata())[:, 1].max()
+    assert highest + points.get_markersize() / 2 * figure.dpi / 72 <= ax.bbox.y1
+
+
 def fake(
     setting: str,
     seed: int,
