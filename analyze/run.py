@@ -186,19 +186,35 @@ def _finished(collectors: list[dict[str, AnyReport]], console: Console) -> list[
 
     The threads are daemons, so that an interrupt ends the command at once; ThreadPoolExecutor would wait for them.
     """
+    results: list[dict[str, ReportResult]] = [{} for _ in collectors]
     with (
         console.progress(sum(map(len, collectors)), "reports", "finish") as progress,
         ThreadPool(threads()) as pool,
     ):
 
-        def finished(one: dict[str, AnyReport]) -> dict[str, ReportResult]:
-            results = {}
-            for name, report in one.items():
-                results[name] = report.finalise()
+        def finish(part: list[tuple[int, str, AnyReport]]) -> None:
+            reports = [report for _, _, report in part]
+            done = reports[0].finalise_all(reports) if reports[0].together else (one.finalise() for one in reports)
+            for (place, name, _), result in zip(part, done, strict=True):
+                results[place][name] = result
                 progress.advance()
-            return results
 
-        return pool.map(finished, collectors, chunksize=1)
+        pool.map(finish, _parts_to_finish(collectors), chunksize=1)
+    return [{name: done[name] for name in own} for own, done in zip(collectors, results, strict=True)]
+
+
+def _parts_to_finish(collectors: list[dict[str, AnyReport]]) -> list[list[tuple[int, str, AnyReport]]]:
+    """(subject's place, name, collector) in groups that one thread finishes: the long ones that subjects share first,
+    then each subject's own."""
+    shared: dict[str, list[tuple[int, str, AnyReport]]] = {}
+    own: dict[int, list[tuple[int, str, AnyReport]]] = {}
+    for place, reports in enumerate(collectors):
+        for name, report in reports.items():
+            if report.together:
+                shared.setdefault(name, []).append((place, name, report))
+            else:
+                own.setdefault(place, []).append((place, name, report))
+    return [*shared.values(), *own.values()]
 
 
 def _name_only_control(analysed: list[Analysed], samples: dict[str, SampledCodes]) -> None:

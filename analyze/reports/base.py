@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
@@ -47,6 +48,8 @@ class Report(ABC, Generic[C]):
         """Why this report has no meaning for a subject, or None."""
         return None
 
+    together: ClassVar[bool] = False
+    """Whether the collectors of all subjects on a cache are finalised at once, because they share work."""
     about_some: ClassVar[bool] = False
     """Whether nothing is said where the report is not made: it is about one kind of coder."""
 
@@ -71,6 +74,11 @@ class Report(ABC, Generic[C]):
     @abstractmethod
     def finalise(self) -> ReportResult:
         """The result. Called once, after the last update or merge."""
+
+    @classmethod
+    def finalise_all(cls, reports: Sequence[Self]) -> list[ReportResult]:
+        """The results of several subjects' collectors, in their order; called instead where `together` is set."""
+        return [report.finalise() for report in reports]
 
 
 AnyReport = Report[Any]

@@ -8,16 +8,19 @@ they keep their activations as well, and their predictions do not count.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ....models.sequences import choose_sequences
 from ....models.splice import Replace
 from ....models.spliced_loss import Loss, losses
+from ....shared.coders import Coder
 from ...result import Figure, ReportResult, Table, TableColumn, significant
 from ...stream.batches import StreamBatch
 from ...subject.subject import Subject
@@ -28,12 +31,16 @@ from .model import model_of
 IN_PLACE = {"clean": "the model as it is", "coder": "the coder", "mean": "the mean", "zero": "zero"}
 """What is at the target site, and its name in the table of losses."""
 
+VARIANTS = ("", "_all", "_ordinary")
+"""Ends of the names of one replacement's losses (models/spliced_loss.py): which rows keep their activations."""
+
 
 class CrossEntropyReport(Report[CrossEntropyConfig]):
     """Reads nothing from the stream; finalise runs the model."""
 
     config_class: ClassVar[type[ReportConfig]] = CrossEntropyConfig
     title: ClassVar[str] = "Cross-entropy"
+    together: ClassVar[bool] = True
 
     @classmethod
     def lacks(cls, subject: Subject) -> str | None:
@@ -48,48 +55,77 @@ class CrossEntropyReport(Report[CrossEntropyConfig]):
         """Nothing was collected."""
 
     def finalise(self) -> ReportResult:
-        subject, config = self.subject, self.config
-        model = model_of(subject.cache, subject.device)
-        sequences = choose_sequences(subject.cache, subject.shards, config.sequences, subject.only)
-        stats = subject.cache.stats(subject.target)
-        mean = torch.from_numpy(stats.rest.mean).float().to(subject.device)
+        (result,) = self.finalise_all([self])
+        return result
 
-        def reconstruction(x: Tensor, y: Tensor) -> Tensor:
-            flat = x.reshape(-1, x.shape[-1])
-            return subject.coder.decode(subject.coder.encode(flat), flat).view(*y.shape[:-1], -1)
+    @classmethod
+    def finalise_all(cls, reports: Sequence[Self]) -> list[ReportResult]:
+        """The model runs once as it is, with zero and with the mean for all coders between the same two sites."""
+        found: dict[int, dict[str, Loss]] = {}
+        sites = [(report.subject.source, report.subject.target) for report in reports]
+        for pair in dict.fromkeys(sites):
+            found |= _losses({place: reports[place] for place, sites_of in enumerate(sites) if sites_of == pair})
+        return [report._result(found[place]) for place, report in enumerate(reports)]
 
-        replacements: dict[str, Replace] = {
-            "coder": reconstruction,
-            "zero": lambda _, y: torch.zeros_like(y),
-            "mean": lambda _, y: mean.to(y.dtype).expand_as(y),
-        }
-        found = losses(
-            model,
-            subject.cache,
-            sequences,
-            source=subject.source,
-            target=subject.target,
-            batch=config.batch,
-            replacements=replacements,
-            only=subject.only,
-            massive=subject.massive if subject.massive.reshape(-1, subject.n_positions)[sequences].any() else None,
-        )
+    def _sequences(self) -> NDArray[np.int64]:
+        return choose_sequences(self.subject.cache, self.subject.shards, self.config.sequences, self.subject.only)
+
+    def _result(self, found: Mapping[str, Loss]) -> ReportResult:
         means = {name: _means(found, name) for name in IN_PLACE}
-        tokens = int(found["clean"].tokens[1:].sum())
+        tokens, sequences = int(found["clean"].tokens[1:].sum()), len(self._sequences())
         table = _table(means)
         return ReportResult(
             "cross_entropy",
             self.title,
-            _lead(means, subject.target),
-            _figures(means, f"over {tokens:,} predictions in {len(sequences):,} sequences"),
+            _lead(means, self.subject.target),
+            _figures(means, f"over {tokens:,} predictions in {sequences:,} sequences"),
             tables=[table],
             data={
-                "sequences": len(sequences),
+                "sequences": sequences,
                 "predictions": tokens,
                 "losses": {row[0]: row[1:] for row in table.rows},
             },
             definitions=_DEFINITIONS,
         )
+
+
+def _losses(reports: Mapping[int, CrossEntropyReport]) -> dict[int, dict[str, Loss]]:
+    """For each report, whose coders share source and target, the losses of what is IN_PLACE and their variants."""
+    first = next(iter(reports.values()))
+    subject, sequences = first.subject, first._sequences()
+    stats = subject.cache.stats(subject.target)
+    mean = torch.from_numpy(stats.rest.mean).float().to(subject.device)
+    floors: dict[str, Replace] = {
+        "zero": lambda _, y: torch.zeros_like(y),
+        "mean": lambda _, y: mean.to(y.dtype).expand_as(y),
+    }
+    found = losses(
+        model_of(subject.cache, subject.device),
+        subject.cache,
+        sequences,
+        source=subject.source,
+        target=subject.target,
+        batch=first.config.batch,
+        replacements={f"coder {place}": _by(report.subject.coder) for place, report in reports.items()} | floors,
+        only=subject.only,
+        massive=subject.massive if subject.massive.reshape(-1, subject.n_positions)[sequences].any() else None,
+    )
+    common = {name: loss for name, loss in found.items() if not name.startswith("coder ")}
+    return {
+        place: common
+        | {f"coder{variant}": found[key] for variant in VARIANTS if (key := f"coder {place}{variant}") in found}
+        for place in reports
+    }
+
+
+def _by(coder: Coder) -> Replace:
+    """The coder's reconstruction of the target from the source."""
+
+    def reconstruction(x: Tensor, y: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        return coder.decode(coder.encode(flat), flat).view(*y.shape[:-1], -1)
+
+    return reconstruction
 
 
 @dataclass(frozen=True)

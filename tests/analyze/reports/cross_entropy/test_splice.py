@@ -282,6 +282,24 @@ def test_a_perfect_coder_recovers_everything_and_an_untrained_one_does_not(cache
     assert losses_of["the model as it is"][0] < losses_of["the mean"][0]
 
 
+def test_coders_between_the_same_sites_share_the_passes_without_them(cache: Cache, tmp_path: Path) -> None:
+    runs = [run_with(cache, tmp_path / "runs", exact=exact) for exact in (True, False)]
+    reports = {"cross_entropy": CrossEntropyConfig(sequences=4, batch=4)}
+    model, passes = model_of(cache, "cpu"), []
+    handle = model.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        both = analyze(runs, AnalyzeConfig(out=tmp_path / "both", reports=reports, controls=False))
+    finally:
+        handle.remove()
+    assert len(passes) == 1 + 2 * (2 + 2)  # the model as it is; position 0 kept and not: two coders, zero and the mean
+    for run, together in zip(runs, both.runs, strict=True):
+        (alone,) = analyze([run], AnalyzeConfig(out=tmp_path / run.name, reports=reports, controls=False)).runs
+        assert {key: alone[key] for key in alone if key.startswith(("ce_", "kl"))} == {
+            key: together[key] for key in together if key.startswith(("ce_", "kl"))
+        }
+    assert both.runs[0]["ce_recovered"] != both.runs[1]["ce_recovered"]
+
+
 def test_another_models_cache_is_refused(tmp_path: Path) -> None:
     settings = {"harvest": {"model": "demo"}, "resolved": {"attention": "eager"}}
     wrong = make_cache(tmp_path / "wrong", 8, 24, {MID: D}, config=settings)
