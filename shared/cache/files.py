@@ -205,15 +205,27 @@ def _not_json(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number of JSON")
 
 
+def below(folder: Path, name: object) -> Path:
+    """The path below ``folder`` that a document in it names, whatever is there.
+
+    Raises:
+        DamagedError: the name leads out of the folder, links in its parents resolved.
+    """
+    if not isinstance(name, str) or not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DamagedError(f"{folder}: {name!r} does not name a file in this folder", repair_command(folder))
+    path = folder / name
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise DamagedError(f"{path} is not in {folder}: a link leads out of it", repair_command(folder))
+    return path
+
+
 def inside(folder: Path, name: object) -> Path:
     """The path of a file that a document in ``folder`` names.
 
     Raises:
         DamagedError: the name is not that of a regular file below the folder, links resolved.
     """
-    if not isinstance(name, str) or not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise DamagedError(f"{folder}: {name!r} does not name a file in this folder", repair_command(folder))
-    path = folder / name
+    path = below(folder, name)
     if path.exists() and not (path.is_file() and path.resolve().is_relative_to(folder.resolve())):
         raise DamagedError(f"{path} is not a regular file in {folder}", repair_command(folder))
     return path

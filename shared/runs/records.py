@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..cache.files import inside, sync_folder, unreadable
+from ..cache.files import below, sync_folder, unreadable
 
 Records = Mapping[str, Mapping[str, Any]]
 """Path below the run's folder → {"bytes", "sha256"}."""
@@ -39,13 +39,27 @@ def records_of(run: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def wrong_records(run: Path, records: Records) -> list[str]:
-    """The files that are not as recorded, or are missing. Raises DataError where a name leads out of the run."""
-    return [name for name, record in records.items() if not _as_recorded(inside(run, name), record, name)]
+def wrong_records(run: Path, records: Records, *, final: bool = False) -> list[str]:
+    """The files that are not as recorded, are missing, or are no regular files.
+
+    Args:
+        final: the records were made at the run's end, so that nothing was added since, to the metrics neither.
+
+    Raises:
+        DamagedError: a name leads out of the run's folder; whoever repairs the run must not touch what is there.
+    """
+    return [
+        name
+        for name, record in records.items()
+        if not _as_recorded(run, name, record, grows=name == GROWING and not final)
+    ]
 
 
-def _as_recorded(file: Path, record: Mapping[str, Any], name: str) -> bool:
-    if not file.is_file() or (name != GROWING and file.stat().st_size != record["bytes"]):
+def _as_recorded(run: Path, name: str, record: Mapping[str, Any], *, grows: bool) -> bool:
+    file = below(run, name)
+    if not file.is_file() or not file.resolve().is_relative_to(run.resolve()):
+        return False
+    if not grows and file.stat().st_size != record["bytes"]:
         return False
     return _sha256(file, record["bytes"]) == str(record["sha256"])
 

@@ -193,7 +193,7 @@ def _check_records(run: Run, newest: Checkpoint | None, damage: Damage) -> None:
     if finished:
         files = run.final.get("files", {})
     written = {file.name for file in damage.write}
-    for name in wrong_records(run.path, files or {}):
+    for name in wrong_records(run.path, files or {}, final=finished):
         if name in written or (not finished and name.startswith("samples/")):
             continue  # of an unfinished run samples may be newer than its checkpoint, and are written again
         damage.problems.append(f"{run.path / name} is damaged: not the sha256 recorded with the run")

@@ -58,22 +58,29 @@ def train_run(folder: Path) -> None:
 
 
 def comparable(files: dict[str, bytes]) -> dict[str, bytes]:
-    """A run's files without what measures time, and without the hashes of such files."""
+    """A run's files without what measures time, and without the hashes of such files; broken ones as they are."""
     found = {}
     for name, data in files.items():
-        if name.endswith("metrics.jsonl"):
-            lines = [json.loads(line) for line in data.splitlines()]
-            data = json.dumps([{k: v for k, v in line.items() if k not in TIMED} for line in lines]).encode()
-        elif name.endswith(("record.json", "provenance.json", "provenance.json.copy")):
-            data = json.dumps({k: v for k, v in json.loads(data).items() if k not in (*TIMED, "seal")}).encode()
-        elif name.endswith(("config.json", "state.json")):
-            document = {k: v for k, v in json.loads(data).items() if k not in ("seal", "files")}
-            for part in ("summary", "state"):
-                document.get(part, {}).pop("seconds", None)
-            document.get("summary", {}).pop("record", None)
-            data = json.dumps(document, sort_keys=True).encode()
-        found[name] = data
+        try:
+            found[name] = _untimed(name, data)
+        except ValueError:
+            found[name] = data
     return found
+
+
+def _untimed(name: str, data: bytes) -> bytes:
+    if name.endswith("metrics.jsonl"):
+        lines = [json.loads(line) for line in data.splitlines()]
+        return json.dumps([{k: v for k, v in line.items() if k not in TIMED} for line in lines]).encode()
+    if name.endswith(("record.json", "provenance.json", "provenance.json.copy")):
+        return json.dumps({k: v for k, v in json.loads(data).items() if k not in (*TIMED, "seal")}).encode()
+    if name.endswith(("config.json", "state.json")):
+        document = {k: v for k, v in json.loads(data).items() if k not in ("seal", "files")}
+        for part in ("summary", "state"):
+            document.get(part, {}).pop("seconds", None)
+        document.get("summary", {}).pop("record", None)
+        return json.dumps(document, sort_keys=True).encode()
+    return data
 
 
 def restore(folder: Path, files: dict[str, bytes]) -> None:

@@ -58,7 +58,7 @@ def test_every_damage_to_a_cache_is_found_and_repaired_to_the_byte(memory: Path)
 
 
 def test_every_damage_to_a_run_is_found_and_repaired_to_the_byte(memory: Path) -> None:
-    kinds = list(KINDS) if LONG else ["flip"]
+    kinds = list(KINDS) if LONG else ["flip", "folder", "lengthen"]
     trials = list(run_trials(memory, kinds, per_file=2 if LONG else 1, seed=2, every=1 if LONG else 6))
     print("run:", dict(Counter(trial.kind for trial in trials)))
     assert [trial for trial in trials if not trial.found or trial.wrong] == []

@@ -43,7 +43,9 @@ def cache_trials(folder: Path, kinds: list[str], per_file: int, seed: int, every
                     write_cache(path)
                 now = contents(path)
                 wrong = [one for one in whole.keys() | now.keys() if whole.get(one) != now.get(one)]
-                yield Trial(kind, name, not done.found.ok, wrong if done.ok else ["not repaired"])
+                yield Trial(
+                    kind, name, not (done.found.ok and done.found.complete), wrong if done.ok else ["not repaired"]
+                )
                 if wrong:
                     restore(path, whole)
 
@@ -62,7 +64,7 @@ def run_trials(folder: Path, kinds: list[str], per_file: int, seed: int, every: 
                     train_run(folder)
                 wrong = lost(path, whole) if done.ok else ["not repaired"]
                 wrong += verify_run(path).problems
-                yield Trial(kind, name, not done.found.ok, wrong)
+                yield Trial(kind, name, not (done.found.ok and done.found.complete), wrong)
                 restore(path, whole)
 
 

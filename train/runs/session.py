@@ -282,8 +282,11 @@ def existing_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
         DataError: a run to resume has different settings or another cache (every difference is listed).
     """
     pairs = [(config, group) for group in groups for config in group.configs]
-    found = {config.path: open_run(config.path, allow_incomplete=True) for config, _ in pairs if is_run(config.path)}
-    found = {path: run for path, run in found.items() if not run.untouched}
+    found = {
+        config.path: open_run(config.path, allow_incomplete=True)
+        for config, _ in pairs
+        if is_run(config.path) and not Run(config.path, {}).untouched  # its settings may be half written
+    }
     for config, group in pairs:
         if config.path in found:
             if not resume:
@@ -304,7 +307,7 @@ def open_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
         for config in group.configs:
             if config.path not in found:
                 if is_run(config.path):
-                    open_run(config.path, allow_incomplete=True).remove_untouched()
+                    Run(config.path, {}).remove_untouched()
                 made_with = {**provenance(), "cache": group.cache.record, "started": now()}
                 found[config.path] = create_run(config.runs, config.run_name, to_dict(config), made_with)
     return found
