@@ -177,7 +177,7 @@ def measure(folder: Path, shape: Shape, every: int, rounds: int, warmup: int) ->
         },
         "looking": {name: statistics.median(values) for name, values in shares.items()},
         "milliseconds_to_write_samples": 1e3 * statistics.median(writing),
-        "checkpoint_every": sessions["both"].trainee.config.checkpoint_every,
+        "checkpoint_every": sessions["both"].trainee.config.checkpoint_steps,
     }
 
 

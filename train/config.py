@@ -187,8 +187,11 @@ class TrainConfig:
     diverged: Literal["stop", "warn"] = "warn"
     """What happens when a run diverges (a batch with an FVU above 10, a loss 1000 times the first, or activations near
     the limit of float32). Either way a note stays in the run, which `pipeline status` shows."""
-    checkpoint_every: int = 500
-    """Steps between checkpoints."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; null: 500, where `checkpoint_minutes` have passed since the last one."""
+    checkpoint_minutes: float | None = None
+    """Least minutes between checkpoints; null: 5 on CUDA, where 500 steps can take a second, unless `checkpoint_every`
+    is set; 0 otherwise. Checkpoints are written while the run trains on."""
     report_every: int | None = None
     """Also evaluate the coder at every n-th checkpoint, and write a short report into the run's progress/; null:
     never."""
@@ -216,9 +219,13 @@ class TrainConfig:
             plain = re.sub(r"[^A-Za-z0-9._+=%#,-]+", "-", self.name).strip("-.") or "run"
             allowed = "letters, digits and . _ + - = % # and commas"  # a sweep names runs k=16 and share=0.1%
             raise ValueError(f"name: expected only {allowed}, found {self.name!r}; try {plain!r}")
-        for name in ("min_steps", "log_every", "checkpoint_every", "eval_rows", "monitor_every", "monitor_window"):
+        for name in ("min_steps", "log_every", "eval_rows", "monitor_every", "monitor_window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every must be at least 1 (or null), not {self.checkpoint_every}")
+        if self.checkpoint_minutes is not None and not 0 <= self.checkpoint_minutes < float("inf"):
+            raise ValueError(f"checkpoint_minutes must be 0 or more (or null), not {self.checkpoint_minutes}")
         if self.dead_after is not None and self.dead_after < 1:
             raise ValueError(f"dead_after must be at least 1 (or null), not {self.dead_after}")
         if self.report_every is not None and self.report_every < 1:
@@ -292,6 +299,17 @@ class TrainConfig:
         return self.source if self.target is None else self.target
 
     @property
+    def checkpoint_steps(self) -> int:
+        """The steps between checkpoints in use."""
+        return self.checkpoint_every or 500
+
+    def minutes_between_checkpoints(self, device: str) -> float:
+        """The least minutes between checkpoints in use, on this type of device."""
+        if self.checkpoint_minutes is not None:
+            return self.checkpoint_minutes
+        return 5.0 if device == "cuda" and self.checkpoint_every is None else 0.0
+
+    @property
     def run_name(self) -> str:
         """The run's name in use."""
         return self.name or self.variant or self.coder.architecture
@@ -338,6 +356,7 @@ OPERATIONAL = (
     "variant",
     "log_every",
     "checkpoint_every",
+    "checkpoint_minutes",
     "diverged",
     "keep_checkpoints",
     "report_every",

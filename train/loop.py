@@ -19,6 +19,7 @@ from .data.stream import Stream, open_stream
 from .evaluate import Evaluation, evaluate, evaluation_rows
 from .fits import refuse_too_large
 from .plan import Group, TrainPlan, plan
+from .runs.saving import all_written, writing
 from .runs.session import RunSummary, Session, begin, open_runs, summarise, trackers_closed
 from .samplers import build_sampler
 from .step.autograd import train_step
@@ -57,9 +58,17 @@ def train(configs: Sequence[TrainConfig], console: Console | None = None, resume
 
 def train_group(group: Group, runs: Mapping[Path, Run], console: Console, interrupt: Interrupt) -> None:
     """Train the runs of one group side by side."""
-    sessions = [begin(group, config, runs[config.path]) for config in group.configs if not runs[config.path].complete]
-    if not sessions:
+    open_configs = [config for config in group.configs if not runs[config.path].complete]
+    if not open_configs:
         return
+    with writing() as thread:
+        sessions = [begin(group, config, runs[config.path], thread) for config in open_configs]
+        with all_written([session.saving for session in sessions], console):
+            _train(sessions, group, console, interrupt)
+
+
+def _train(sessions: Sequence[Session], group: Group, console: Console, interrupt: Interrupt) -> None:
+    """From the step of the run that is furthest behind to the end of all."""
     behind = min(sessions, key=lambda session: session.step)  # a killed process may have saved one run and not the next
     data, sampler = group.configs[0].data, build_sampler(group.configs[0].sampler)
     label = f"train {sessions[0].run.name}" if len(sessions) == 1 else "train"
@@ -72,25 +81,23 @@ def train_group(group: Group, runs: Mapping[Path, Run], console: Console, interr
             console.warn(note)
         _evaluate_untrained(sessions, group, stream)
         for step, rows in enumerate(stream, behind.step + 1):
-            failures = {}
+            failures: dict[int, PipelineError] = {}
             for session in sessions:
                 if session.step < step:
                     try:
+                        session.saving.check()
                         line = _step(session, rows, stream)
                         progress.advance(0, None if len(sessions) == 1 else session.run.name, **_shown(line))
                     except PipelineError as failure:
                         failures[id(session)] = failure
             progress.advance(len(rows))
-            stopping = interrupt.requested or bool(failures)
-            if stopping or any(session.checkpoint_due for session in sessions):
-                stream.check()
-            for session in sessions:
-                if id(session) not in failures and (stopping or session.checkpoint_due):
-                    session.save(stream)
+            _save(sessions, stream, failures, everyone=interrupt.requested or bool(failures))
             _report(sessions, group, stream)
             if failures:
                 raise next(iter(failures.values()))
             if interrupt.requested:
+                for session in sessions:
+                    session.saving.wait()
                 saved = ", ".join(str(session.run.path) for session in sessions)
                 raise KeyboardInterrupt(f"{saved} saved at step {step:,} of {group.steps:,}")
         averages = {id(session): coder for session in sessions if (coder := session.trainee.averaged()) is not None}
@@ -111,6 +118,25 @@ def _step(session: Session, rows: Batch, stream: Stream) -> dict[str, Any]:
             stream.sampler.observe(bos_enrichment(result.codes(), rows.position))
         session.look(result, rows)
     return session.log(result, stream) if due else {}
+
+
+def _save(sessions: Sequence[Session], stream: Stream, failures: dict[int, PipelineError], everyone: bool) -> None:
+    """Save those runs that are due, or all; where one cannot be saved, all others, since training stops.
+
+    Args:
+        failures: id of a session → why it goes no further; those that cannot be saved are added.
+    """
+    due = [session for session in sessions if id(session) not in failures and (everyone or session.checkpoint_due)]
+    if due:
+        stream.check()
+    before = len(failures)
+    for session in due:
+        try:
+            session.save(stream)
+        except PipelineError as failure:
+            failures[id(session)] = failure
+    if len(failures) > before and not everyone:
+        _save(sessions, stream, failures, everyone=True)
 
 
 def _shown(line: Mapping[str, Any]) -> dict[str, object]:

@@ -79,6 +79,7 @@ class Sizes:
                 "data": self.stream.pool_bytes,
                 "training": sum(self._run(config)["bytes"] for config in self.configs),
                 "windows": sum(map(window_bytes, self.configs)),
+                "checkpoints": self.bytes["checkpoints"],
                 "free": free_memory(self.device),
             },
             "notes": self.notes,
@@ -86,19 +87,22 @@ class Sizes:
 
     @property
     def bytes(self) -> dict[str, int]:
-        """What the runs take on their device."""
+        """What the runs take on their device. Of a device's run the copy that a checkpoint is written from lies in host
+        memory."""
         sizes = [self._run(config) for config in self.configs]
         return {
             "coders and Adam": sum(run["bytes"] - run["batch_bytes"] for run in sizes),
             "batches": sum(run["batch_bytes"] for run in sizes),
             "windows": sum(map(window_bytes, self.configs)),
+            "checkpoints": 0 if self.device.type == "cuda" else sum(run["checkpoint_bytes"] for run in sizes),
             "data": self.stream.pool_bytes,
         }
 
     def training_bytes(self, config: TrainConfig, latents: int | None = None, batch: int | None = None) -> int:
         """What one run takes beside the data; with another number of latents, or of rows in a batch."""
         found = self._run(config, latents, batch)
-        return int(found["bytes"]) + window_bytes(config)
+        copy = 0 if self.device.type == "cuda" else int(found["checkpoint_bytes"])
+        return int(found["bytes"]) + copy + window_bytes(config)
 
     def _run(self, config: TrainConfig, latents: int | None = None, batch: int | None = None) -> dict[str, Any]:
         d_in, d_out = (sum(widths_of(self.widths, site)) for site in (config.source, config.target_site))
@@ -122,6 +126,7 @@ class Sizes:
             "precision": config.precision,
             "bytes": 4 * copies * parameters + batch_bytes,
             "batch_bytes": batch_bytes,
+            "checkpoint_bytes": 4 * (copies - 1) * parameters,  # all but the gradients
         }
 
 

@@ -18,7 +18,8 @@ Groups = dict[str, list[Analysed]]
 ENDS = ("value", "low", "high")
 
 NOT_THE_SETTING = {
-    "seed", "name", "runs", "cache", "variant", "log_every", "checkpoint_every", "keep_checkpoints", "wandb", "device",
+    "seed", "name", "runs", "cache", "variant", "log_every", "checkpoint_every", "checkpoint_minutes",
+    "keep_checkpoints", "wandb", "device",
     "eval_rows",
 }  # fmt: skip
 """Training settings in which two seeds of one setting may differ."""

@@ -35,6 +35,7 @@ from ..cache.files import (
     sealed_bytes,
     sync_folder,
     write_file,
+    write_hashed,
     write_json,
     write_sealed,
 )
@@ -45,7 +46,7 @@ from ..config.yaml import parse_mapping
 from ..errors import ConfigError, DamagedError, DataError, PipelineError, UsageError, command, repair_command
 from ..explain import naming
 from ..schemas import Provenance, State, checked
-from .records import NOTE, RECORD, Records, records_of, sync_all, wrong_records
+from .records import NOTE, RECORD, Records, records_of, sync_all, written_again, wrong_records
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -177,13 +178,15 @@ class Run:
         optimizer_state: Tensors,
         state: Mapping[str, Any],
         keep: int | None = None,
+        files: Records | None = None,
     ) -> Path:
         """Write checkpoints/step_<step> completely or not at all, then delete all but the newest `keep`.
 
         Args:
             state: JSON-able rest of the training state (position in the data, schedules, random number generators).
+            files: the run's other files at that step; None: as they are now.
         """
-        from safetensors.torch import save
+        from .tensors import safetensors_parts
 
         parent = self.path / "checkpoints"
         parent.mkdir(exist_ok=True)
@@ -192,18 +195,13 @@ class Run:
         final, partial = parent / f"step_{step:08d}", parent / f".step_{step:08d}.partial"
         sync_all(self.path)  # what the state vouches for is on disk before it
         partial.mkdir()
-        files = {
-            "coder.safetensors": save({name: _plain(value) for name, value in coder_state.items()}),
-            "optimizer.safetensors": save({name: _plain(value) for name, value in optimizer_state.items()}),
-        }
-        for name, data in files.items():
-            write_file(partial / name, [data])
+        tensors = {"coder.safetensors": coder_state, "optimizer.safetensors": optimizer_state}
         document = {
             "format_version": CHECKPOINT_VERSION,
             "step": step,
-            "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+            "sha256": {name: write_hashed(partial / name, safetensors_parts(t)) for name, t in tensors.items()},
             "state": dict(state),
-            "files": records_of(self.path),
+            "files": records_of(self.path) if files is None else files,
         }
         write_sealed(partial / "state.json", document)
         if final.exists():  # the same step again, after a resume
@@ -249,8 +247,7 @@ class Run:
 
     def check_records(self, checkpoint: Checkpoint) -> None:
         """Raises DataError when metrics or logs before a checkpoint are not those that it was saved with."""
-        again = ("samples/", "final/")  # written again
-        wrong = [name for name in wrong_records(self.path, checkpoint.files) if not name.startswith(again)]
+        wrong = [name for name in wrong_records(self.path, checkpoint.files) if not written_again(name)]
         if wrong:
             raise DataError(
                 f"{self.path / wrong[0]} is damaged: not as it was at step {checkpoint.step:,}",
@@ -402,7 +399,3 @@ def remove_folder(folder: Path) -> None:
     folder.rename(aside)
     sync_folder(folder.parent)
     shutil.rmtree(aside)
-
-
-def _plain(value: Tensor) -> Tensor:
-    return value.detach().cpu().contiguous()

@@ -9,7 +9,7 @@ from ..cache.repair import RepairReport
 from ..console import Console
 from ..errors import DataError, command
 from .folder import CONFIG, Run, open_run, remove_folder, resume_command
-from .records import wrong_records
+from .records import written_again, wrong_records
 from .verify import Damage, verify_run
 
 
@@ -69,6 +69,4 @@ def _sound_before(run: Run, folder: Path) -> bool:
         saved = run.load_checkpoint(folder)
     except DataError:
         return False
-    return saved is not None and all(
-        name.startswith(("samples/", "final/")) for name in wrong_records(run.path, saved.files)
-    )
+    return saved is not None and all(written_again(name) for name in wrong_records(run.path, saved.files))

@@ -14,7 +14,7 @@ from ..errors import ConfigError, DataError, command
 from ..schemas import Provenance, checked
 from .explanations import explanation_files, read_explanations
 from .folder import CONFIG, PROVENANCE, Checkpoint, Run, copy_of
-from .records import wrong_records
+from .records import written_again, wrong_records
 from .samples import load_samples, samples_summary
 
 
@@ -194,8 +194,8 @@ def _check_records(run: Run, newest: Checkpoint | None, damage: Damage) -> None:
         files = run.final.get("files", {})
     written = {file.name for file in damage.write}
     for name in wrong_records(run.path, files or {}, final=finished):
-        if name in written or (not finished and name.startswith("samples/")):
-            continue  # of an unfinished run samples may be newer than its checkpoint, and are written again
+        if name in written or (not finished and written_again(name)):
+            continue
         damage.problems.append(f"{run.path / name} is damaged: not the sha256 recorded with the run")
         if name.startswith("final/"):
             damage.final = True

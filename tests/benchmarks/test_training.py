@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import data_path, monitoring, penalties, self_contrastive, train_step
+from benchmarks import checkpoints, data_path, monitoring, penalties, self_contrastive, train_step
 
 TOY = ["--width", "16", "--latents", "64", "--k", "4", "--batch", "64"]
 
@@ -74,6 +74,18 @@ def test_monitoring(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert positive(found["milliseconds_to_write_samples"])
     assert found["looking"]["both"] > found["looking"]["plain"]
     assert "| both | " in capsys.readouterr().out
+
+
+def test_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    checkpoints.main([*TOY, "--rounds", "2", "--folder", str(tmp_path), "--json", str(out)])
+    found = json.loads(out.read_text(encoding="utf-8"))
+    for way in ("in the loop", "beside"):
+        assert positive(found[way]["pause"], found[way]["until on disk"])
+        assert found[way]["pause"] <= found[way]["until on disk"]
+    assert found["checkpoint_bytes"] > 12 * (2 * 16 + 1) * 64
+    assert list(tmp_path.iterdir()) == [out], "everything it wrote is removed"
+    assert "\nbeside " in capsys.readouterr().out
 
 
 def test_self_contrastive(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +17,18 @@ from ..step.fused import not_finite
 from ..step.trainee import Trainee
 
 
-def save(run: Run, trainee: Trainee, position: Mapping[str, Any]) -> None:
-    """Write a checkpoint of `trainee` at its current step, atomically.
+@dataclass(frozen=True)
+class Captured:
+    """What a checkpoint of one step holds. The tensors are the run's own: they change with its next step."""
+
+    step: int
+    coder: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def capture(trainee: Trainee, position: Mapping[str, Any]) -> Captured:
+    """The state of `trainee` at its current step.
 
     Args:
         position: the stream's position after the rows trained on so far.
@@ -46,7 +58,7 @@ def save(run: Run, trainee: Trainee, position: Mapping[str, Any]) -> None:
         "reseeded": trainee.reseeded,
         "merged": trainee.merged,
     }
-    run.save_checkpoint(trainee.step, trainee.coder.state_dict(), tensors, state, trainee.config.keep_checkpoints)
+    return Captured(trainee.step, trainee.coder.state_dict(), tensors, copy.deepcopy(state))
 
 
 def restore(run: Run, trainee: Trainee, checkpoint: Checkpoint) -> None:

@@ -50,10 +50,27 @@ def write_progress(run: Run, step: int, evaluation: Mapping[str, Any], evaluated
         "metrics": last_values(run.metrics()),
     }
     write_json(folder / f"step_{step:08d}.json", document)
-    found = [read_json(file) for file in sorted(folder.glob("step_*.json"))]
-    write_page(folder / "index.html", _page(run.name, [one for one in found if one["step"] <= step]))
-    sync_folder(folder)
+    _write_page(run)
     return folder / "index.html"
+
+
+def rewind_progress(run: Run, step: int) -> None:
+    """Delete the reports of later steps, which a resumed run writes again, and write the page of the others."""
+    for file in (run.path / FOLDER).glob("step_*.json"):
+        if int(file.stem.removeprefix("step_")) > step:
+            file.unlink()
+    if (run.path / FOLDER).is_dir():
+        _write_page(run)
+
+
+def _write_page(run: Run) -> None:
+    folder = run.path / FOLDER
+    found = [read_json(file) for file in sorted(folder.glob("step_*.json"))]
+    if found:
+        write_page(folder / "index.html", _page(run.name, found))
+    else:
+        (folder / "index.html").unlink(missing_ok=True)
+    sync_folder(folder)
 
 
 def _page(name: str, reports: list[dict[str, Any]]) -> Page:

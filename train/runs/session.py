@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -33,8 +34,9 @@ from ..step.begin import moved, new_trainee
 from ..step.result import StepResult
 from ..step.trainee import Trainee
 from . import checkpoint
-from .progress import write_progress
+from .progress import rewind_progress, write_progress
 from .record import now, record
+from .saving import Saving
 from .tracking import Tracker
 
 OPERATIONAL_DATA = ("workers", "prefetch", "resident", "memory_gb", "checksums")
@@ -127,17 +129,22 @@ class Session:
         duplicates: writes the monitors' reports. samples: writes the activation samples.
         report: the monitors' report after the step just done, for its line of metrics.
         first_loss: of the run's first line of metrics.
+        saved_step: of the newest checkpoint that was begun; None: there is none. saved_at: when that was, or when the
+            session began (`time.monotonic`).
         clock: (time, seconds waited for data, tokens) at the last line of metrics.
     """
 
     trainee: Trainee
     run: Run
     tracker: Tracker
+    saving: Saving
     position: dict[str, Any] | None
     duplicates: DuplicationLog | None = None
     samples: SampleWriter | None = None
     report: MonitorReport | None = field(default=None, repr=False)
     first_loss: float | None = None
+    saved_step: int | None = None
+    saved_at: float = field(default_factory=time.monotonic)
     clock: tuple[float, float, int] | None = field(default=None, repr=False)
 
     @property
@@ -154,14 +161,21 @@ class Session:
 
     @property
     def checkpoint_due(self) -> bool:
-        """Whether the step just done is saved: every `checkpoint_every`-th and the last."""
-        return self.step == self.trainee.total_steps or self.step % self.trainee.config.checkpoint_every == 0
+        """Whether the step just done is saved: the last, those with a report, and every `checkpoint_every`-th once
+        `checkpoint_minutes` have passed since the checkpoint before."""
+        config = self.trainee.config
+        if self.step == self.trainee.total_steps or self.report_due:
+            return True
+        if self.step % config.checkpoint_steps:
+            return False
+        minutes = config.minutes_between_checkpoints(self.trainee.coder.b_enc.device.type)
+        return time.monotonic() - self.saved_at >= 60 * minutes
 
     @property
     def report_due(self) -> bool:
         """Whether the checkpoint of the step just done comes with a report."""
         config = self.trainee.config
-        return config.report_every is not None and self.step % (config.checkpoint_every * config.report_every) == 0
+        return config.report_every is not None and self.step % (config.checkpoint_steps * config.report_every) == 0
 
     def report_progress(self, evaluation: Evaluation, group: Group) -> None:
         """Write the report of a checkpoint."""
@@ -227,24 +241,24 @@ class Session:
             )
 
     def save(self, stream: Stream) -> None:
-        """Write a checkpoint and the samples so far, unless this step is saved already."""
+        """Write the samples so far and begin to write a checkpoint, unless this step is saved already.
+
+        Raises:
+            PipelineError: a gradient of the fused step was not finite, or the checkpoint before could not be written.
+        """
         if self.step != self.saved_step:
             if self.samples is not None:
                 self.tracker.log_samples(self.samples.write(self.step))
-            checkpoint.save(self.run, self.trainee, stream.position())
-
-    @property
-    def saved_step(self) -> int | None:
-        """Step of the newest checkpoint."""
-        found = self.run.checkpoints()
-        return int(found[-1].name.removeprefix("step_")) if found else None
+            self.saving.save(self.trainee, stream.position())
+            self.saved_step, self.saved_at = self.step, time.monotonic()
 
     def finish(self, evaluation: Evaluation, group: Group, average: tuple[Coder, Evaluation] | None = None) -> None:
-        """Write final/: the run is complete from here on.
+        """Write final/, after the last checkpoint: the run is complete from here on.
 
         Args:
             average: the coder of averaged weights with its figures, written to final/ema first.
         """
+        self.saving.wait()
         trainee, config = self.trainee, self.trainee.config
         summary = {
             "steps": trainee.step,
@@ -318,14 +332,19 @@ def is_run(path: Path) -> bool:
     return (path / "config.yaml").exists() or copy_of(path / "config.yaml").exists()
 
 
-def begin(group: Group, config: TrainConfig, run: Run) -> Session:
-    """A session at its start, or at its run's last checkpoint."""
+def begin(group: Group, config: TrainConfig, run: Run, thread: ThreadPoolExecutor) -> Session:
+    """A session at its start, or at its run's last checkpoint.
+
+    Args:
+        thread: writes its checkpoints.
+    """
     trainee = new_trainee(config, group.cache, group.steps, group.stream.rows_per_epoch, group.device)
     saved = run.load_checkpoint()
     if saved is not None:
         run.check_records(saved)
         checkpoint.restore(run, trainee, saved)
     run.rewind_metrics(saved)
+    rewind_progress(run, trainee.step)
     if run.note is not None and run.note.get("step", 0) > trainee.step:
         run.write_note(None)
     position = None if saved is None else saved.state["position"]
@@ -334,7 +353,17 @@ def begin(group: Group, config: TrainConfig, run: Run) -> Session:
     if samples is not None and saved is not None and wrong_records(run.path, saved.files):
         samples.write(saved.step)  # lost, or of a later step that a killed run did not save
     first = next((line.get("loss") for line in run.metrics()), None)
-    return Session(trainee, run, Tracker(config.wandb, run), position, duplicates, samples, first_loss=first)
+    return Session(
+        trainee,
+        run,
+        Tracker(config.wandb, run),
+        Saving(run, thread, group.device),
+        position,
+        duplicates,
+        samples,
+        first_loss=first,
+        saved_step=None if saved is None else saved.step,
+    )
 
 
 def _evaluated_on(group: Group) -> str:

@@ -61,7 +61,7 @@ def fused_train_step(trainee: Trainee, rows: Batch, measure: bool) -> StepResult
     """`train_step` by the fused step.
 
     A gradient that is not finite moves nothing, in this step or a later one. Reading that from the device makes the
-    host wait, so it is checked only at steps that are measured or saved.
+    host wait, so it is checked only at steps that are measured, and before a checkpoint (train/runs/checkpoint.py).
 
     Raises:
         PipelineError: a gradient since the last such step was not finite.
@@ -90,8 +90,7 @@ def fused_train_step(trainee: Trainee, rows: Batch, measure: bool) -> StepResult
 
     due: Penalise | None = penalise if trainee.objective.due(step) else None
     result = fused.step_raw(x, y, lr, penalise=due, want_norm=measure)
-    saved = step == trainee.total_steps or step % config.checkpoint_every == 0
-    if (measure or saved) and not fused.finite:
+    if measure and not fused.finite:
         raise PipelineError(*not_finite(trainee, step))
 
     own = {"reconstruction": result.reconstruction.clone()}

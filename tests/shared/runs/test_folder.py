@@ -119,11 +119,11 @@ def test_a_save_that_dies_anywhere_leaves_the_checkpoint_before_it(
         elif stage == "state":
             patch.setattr(folder, "write_sealed", die)
         else:
-            real, calls = folder.write_file, iter(range(9))
+            real, calls = folder.write_hashed, iter(range(9))
             wanted = 0 if stage == "first file" else 1
             patch.setattr(
                 folder,
-                "write_file",
+                "write_hashed",
                 lambda *a: die() if next(calls) == wanted else real(*a),
             )
         with pytest.raises(KeyboardInterrupt):

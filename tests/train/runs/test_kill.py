@@ -26,7 +26,7 @@ from sparse_pipeline.shared.config.settings import load_yaml, validate
 from sparse_pipeline.train.config import TrainConfig
 
 place, number, *paths = sys.argv[1:]
-module, name = {"write": (folder, "write_file"), "step": (loop, "train_step")}.get(place, (None, ""))
+module, name = {"write": (folder, "write_hashed"), "step": (loop, "train_step")}.get(place, (None, ""))
 if module:
     call, count = getattr(module, name), itertools.count(1)
 
@@ -63,8 +63,8 @@ def test_kill_and_resume_gives_the_same_bytes(
         path.write_text(dump_yaml(to_dict(member)))
         paths.append(path)
     chance = random.Random()
-    # between two steps or two saves; between the files of a checkpoint (a few calls are the settings and the metrics)
-    moments = chance.sample([("step", chance.randint(1, 80)), ("write", chance.randint(6, 20))], kills)
+    # between two steps or two saves; between the files of a checkpoint, while the runs train on
+    moments = chance.sample([("step", chance.randint(1, 80)), ("write", chance.randint(1, 20))], kills)
     for place, number in moments:
         assert run(paths, root, place, number) == -signal.SIGKILL, moments
         assert not open_run(made[0].path, allow_incomplete=True).complete

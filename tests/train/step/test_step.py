@@ -26,6 +26,7 @@ from sparse_pipeline.train.penalties import Penalty, PenaltyConfig, StepBatch
 from sparse_pipeline.train.penalties.decoder_orthogonality import DecoderOrthogonalityConfig
 from sparse_pipeline.train.penalties.weights import AdaptiveConfig, LinearConfig
 from sparse_pipeline.train.runs import checkpoint
+from sparse_pipeline.train.runs.saving import Saving, writing
 from sparse_pipeline.train.runs.session import open_runs
 from sparse_pipeline.train.samplers import build_sampler
 from sparse_pipeline.train.step.autograd import train_step
@@ -134,7 +135,8 @@ def test_resuming_carries_penalty_state_random_numbers_and_adaptive_weights(
     first = trainee_of(made)
     position = steps(first, 13)
     run = open_runs(plan([made]).groups, resume=False)[made.path]
-    checkpoint.save(run, first, position)
+    with writing() as thread:
+        Saving(run, thread, torch.device("cpu")).save(first, position)
     second = trainee_of(made)
     saved = run.load_checkpoint()
     assert saved is not None
