@@ -35,6 +35,7 @@ from .resolve import (
     cache_to_train_on,
     explain_config,
     pipeline_class,
+    refuse_folders,
     resolve,
     train_configs,
     tune_config,
@@ -101,6 +102,7 @@ def harvest_command(
     Settings: the harvest section. Shards already in the cache are kept; a cache with different settings is an
     error. Under torchrun, and with --ranks, each process writes its own shards (docs/scale.md).
     """
+    refuse_folders(files, "harvest")
     config = resolve(files, sets).harvest
     from .shared.ranks import processes, rank_of
 
@@ -170,7 +172,7 @@ def train_command(
     if not dry_run:
         refuse_idle(processes(this, ranks), len(configs))
         console.info(f"train: {', '.join(one.run_name for one in configs)} on {configs[0].cache}")
-    from .train.loop import plan
+    from .train.loop import plan, runs_text
     from .train.loop import train as trained
 
     template = resolve(files, sets, names[0] if names else None).train
@@ -182,7 +184,7 @@ def train_command(
         from .train.layers import train_in_parts
 
         mine = train_in_parts([placed(one) for one in this.part(configs)], console, resume=resume)
-        console.result({"runs": [one.to_dict() for one in mine]}, "\n".join(map(str, mine)))
+        console.result({"runs": [one.to_dict() for one in mine]}, runs_text(mine))
         return
     if this is None:
         from .train.runs.session import existing_runs
@@ -199,7 +201,7 @@ def train_command(
         console.result(by_layer.to_dict(), str(by_layer))
     else:
         summaries = trained(configs, console, resume=resume)
-        console.result({"runs": [one.to_dict() for one in summaries]}, "\n".join(map(str, summaries)))
+        console.result({"runs": [one.to_dict() for one in summaries]}, runs_text(summaries))
 
 
 @cli.command("analyze")
@@ -400,17 +402,17 @@ def demo_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]
 
 
 def _demo_text(runs: Sequence[RunSummary], report: str) -> str:
-    """The result in one table: FVU of the runs and the two controls, then the path of the report."""
+    """The result in one table: the runs, the control that never trained, and the path of the report."""
+    from .shared.runs.folder import fvu_label
+    from .shared.text_table import explained_table
+
+    label = fvu_label(runs[0].evaluated_on)
     rows = [(one.variant or one.name, one.fvu, one.l0) for one in runs]
     rows.append((f"{runs[0].variant}, untrained", runs[0].fvu_untrained, None))
-    lines = [
-        "",
-        "fraction of the MLP output's variance left unexplained (FVU, held-out documents, excluding position 0):",
+    cells = [
+        [name, *("" if n is None else f"{n:.{digits}f}" for n, digits in ((fvu, 4), (l0, 1)))] for name, fvu, l0 in rows
     ]
-    for name, fvu, l0 in rows:
-        active = f"   {l0:.1f} latents active per token" if l0 is not None else ""
-        lines.append(f"  {name:<24}{'' if fvu is None else f'{fvu:.4f}':>8}{active}")
-    return "\n".join([*lines, "", f"report: {report}"])
+    return "\n".join(["", explained_table(cells, ["coder", label, "L0"]), "", f"report: {report}"])
 
 
 @cli.command("status")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .shared.config import settings as settings_of
 from .shared.config.registry import did_you_mean
-from .shared.errors import ConfigError, UsageError
+from .shared.errors import ConfigError, UsageError, command
 
 if TYPE_CHECKING:
     from .analyze.config import AnalyzeConfig
@@ -172,6 +172,7 @@ def resolve_sweep(
     """
     from .train.sweep import SweepConfig, check_sets, expand
 
+    refuse_folders(files, "train")
     if not Path(file).is_file():
         raise UsageError(f"sweep file not found: {file}", "give a YAML file; docs/sweeps.md shows one")
     cls, own = sweep_class(), settings_of.load_yaml(Path(file))
@@ -228,6 +229,7 @@ def train_configs(
     """
     if len(set(names)) < len(names):
         raise UsageError(f"--variant is given twice: {', '.join(names)}", "name each variant once")
+    refuse_folders(files, "train")
     configs = []
     for variant in names or (None,):
         section = {"train": changes} if changes else None
@@ -357,6 +359,31 @@ def _read(source: str) -> dict[str, Any]:
 
         return frozen_settings(Path(source))
     return settings_of.load_yaml(settings_of.find_settings(source))
+
+
+def refuse_folders(files: Sequence[str], section: str) -> None:
+    """Refuses `-c FOLDER` of a cache or run without the settings that the command reads: it would use the defaults.
+
+    Args:
+        section: "harvest" or "train"; a cache's harvest is enough to train on it.
+
+    Raises:
+        UsageError: names the command that does read that folder.
+    """
+    from .shared.overview.find import frozen_settings
+
+    for source in (Path(file) for file in files if Path(file).is_dir()):
+        held = frozen_settings(source)
+        if held.keys() & {section, "harvest"}:
+            continue
+        if "tune" in held:
+            of = "the run was made by `pipeline tune`: it holds the settings of a tuning"
+            raise UsageError(
+                f"-c {source}: {of}, and none of section {section}", command("tune", "-c", source, "--resume")
+            )
+        cache = held["train"].get("cache")
+        step = "pipeline status" if cache is None else command("harvest", "-c", cache)
+        raise UsageError(f"-c {source}: a run holds the settings of a training, and none of section {section}", step)
 
 
 def plain(value: Any) -> Any:

@@ -24,7 +24,7 @@ from ..shared.runs.explanations import explanations_of
 from ..shared.runs.folder import Run, open_run
 from ..shared.runs.own_cache import is_imported, own_cache_path, refuse_another
 from .config import AnalyzeConfig
-from .subject.analysed import training_facts
+from .subject.analysed import labelled_by, training_facts
 from .subject.subject import Subject
 
 UNTRAINED = "untrained"
@@ -115,7 +115,8 @@ def subjects_of(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeC
                 device=device,
                 seed=config.seed,
                 heldout=heldout,
-                trained_on=_trained_on(run, cache),
+                trained_on=(own := _trained_on(run, cache)),
+                measured=_measured(run) if own is cache else {},
                 explanations=explanations_of(run.path, final["sha256"]),
             )
         )
@@ -144,6 +145,15 @@ def _trained_on(run: Run, cache: Cache) -> Cache | None:
     except DataError:  # it was moved, or another cache is in its place
         return None
     return found if found.identity == known["identity"] else None
+
+
+def _measured(run: Run) -> dict[str, Any]:
+    """The FVU that training measured on held-out documents, its twins, and the untrained coder's; {} without any."""
+    keys = ["fvu", "fvu_dims", "fvu_with_bos", "fvu_untrained"]
+    keys += ["fvu_without_massive", "fvu_dims_without_massive"] if run.summary.get("massive_share") else []
+    found = {key: run.summary.get(key) for key in keys}
+    held_out = run.summary.get("evaluated_on") == "heldout"
+    return {key: value for key, value in found.items() if value is not None} if held_out else {}
 
 
 def _check(run: Run, final: dict[str, Any], cache: Cache, given: bool) -> None:
@@ -194,7 +204,9 @@ def _controls(subjects: Sequence[Subject], members: Sequence[tuple[str, Run]]) -
     runs = dict(members)
     controls: list[tuple[Subject, list[str]]] = []
     for subject in subjects:
-        fresh = replace(subject, coder=untrained(subject, runs[subject.name].final), role="control", explanations=None)
+        coder = untrained(subject, runs[subject.name].final)
+        before = {"fvu": found} if (found := subject.measured.get("fvu_untrained")) is not None else {}
+        fresh = replace(subject, coder=coder, role="control", measured=before, explanations=None)
         for other, names in controls:
             if _agree(fresh, other):
                 names.append(subject.name)
@@ -268,4 +280,5 @@ def facts_of(subject: Subject, run: Run | None) -> dict[str, Any]:
         "trained_on": _rows_trained_on(subject.cache, run),
         "path": str(run.path),
         "training": training_facts(run),
+        "explanations": labelled_by(subject.explanations),
     }

@@ -12,7 +12,7 @@ from ..shared.console import count, duration
 from ..shared.provenance import provenance
 from ..shared.runs.explanations import SCORES
 from ..shared.runs.folder import Run
-from ..shared.text_table import text_table
+from ..shared.text_table import legend, text_table
 from .config import ExplainConfig
 from .judges.base import Judge, Label
 from .prepare import Prepared
@@ -42,7 +42,8 @@ class ExplainResult:
     def __str__(self) -> str:
         summary, judge = self.document["summary"], self.document["judge"]["name"]
         rows = [[name, *(_mean(summary[name][whose]) for whose in ("own", *CONTROLS))] for name in SCORES]
-        table = text_table(rows, ["balanced accuracy", "own label", *(f"{name} label" for name in CONTROLS)])
+        header = ["balanced accuracy", "own label", *(f"{name} label" for name in CONTROLS)]
+        table = "\n".join([text_table(rows, header), legend([*header, *SCORES])])
         best = sorted(
             (one for one in self.document["latents"] if one["detection"]),
             key=lambda one: -one["detection"]["value"],
@@ -50,7 +51,7 @@ class ExplainResult:
         lines = [f"  {one['latent']:>6}  {one['detection']['value']:.2f}  {one['label']}" for one in best]
         missing = self.document["not_explained"]
         lacking = [f"not explained: {count(len(missing), 'latent')} ({missing[0]['why']}, …)"] if missing else []
-        head = f"{count(len(self.document['latents']), 'latent')} labelled by {judge}; ½ is chance"
+        head = f"{count(len(self.document['latents']), 'latent')} labelled by {judge}"
         shown = ["latents that their labels tell best (detection):", *lines] if lines else []
         return "\n".join([head, table, *shown, *lacking, f"explanations: {self.path} ({duration(self.seconds)})"])
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..shared.text_table import legend
 from .read import Reading
 
 BAR = "▁▂▃▄▅▆▇█"
@@ -116,6 +117,8 @@ def table(answer: Answer, k: int, width: int = 80, colour: bool = False) -> str:
     console = Console(file=page, width=width, force_terminal=colour, color_system=system, legacy_windows=False)
     console.print(Text(answer.head(), "dim"))
     console.print(out)
+    headings = ["pos", "latent", "activation", *(["fires on"] if answer.labels else [])]
+    console.print(Text(legend(headings), "dim"))
     if answer.report is None and answer.judge is None:
         console.print(Text("no report on this run, so no labels: pipeline analyze or explain writes them", "dim"))
     return "\n".join(line.rstrip() for line in page.getvalue().splitlines())

@@ -201,6 +201,12 @@ class _Counter:
         ]
         return text_table(rows, ["", *names])
 
+    def legend(self) -> str:
+        """One line on each heading of the table; "" without rows."""
+        from .text_table import legend
+
+        return legend(list(dict.fromkeys(name for fields in self.rows.values() for name in fields)))
+
     def drawn(self, label: str, width: int) -> Any:
         """The bar and its table for a terminal of this width."""
         from rich.console import Group
@@ -216,7 +222,8 @@ class _Counter:
         bar = ProgressBar(total=self.total, completed=self.done, width=BAR)
         line.add_row(*([name] if label else []), bar, text)
         table = self.table()
-        return Group(line, *([Text(table, no_wrap=True, overflow="ellipsis")] if table else []))
+        below = [Text(table, no_wrap=True, overflow="ellipsis"), Text(self.legend(), "dim")] if table else []
+        return Group(line, *below)
 
 
 def shown(value: object) -> str:
@@ -225,7 +232,8 @@ def shown(value: object) -> str:
 
 
 class _Lines:
-    """Plain progress: one line after a second, one every `interval` seconds and one at the end."""
+    """Plain progress: one line after a second, one every `interval` seconds and one at the end; the headings of a table
+    of runs are explained below the last."""
 
     def __init__(self, console: Console, total: float | None, unit: str, label: str, done: float) -> None:
         self.console, self.label = console, label
@@ -251,6 +259,8 @@ class _Lines:
     def close(self) -> None:
         if self.said != self.counter.done:
             self._say()
+        if legend := self.counter.legend():
+            self.console.info(legend)
 
 
 def count(n: int, noun: str) -> str:

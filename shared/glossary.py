@@ -1,8 +1,10 @@
-"""The words that a newcomer meets, in two lines each: docs/glossary.md and the help of a report are made from these."""
+"""The words that a newcomer meets, in two lines each, and the headings of tables on a terminal in a few words:
+docs/glossary.md, the help of a report and the legends below tables are made from these."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 
 GLOSSARY: dict[str, dict[str, str]] = {
     "Data": {
@@ -105,6 +107,64 @@ GLOSSARY: dict[str, dict[str, str]] = {
 """Section → term → text of at most 240 characters, with Markdown's backticks and emphasis and no other markup."""
 
 
+COLUMNS = {
+    "FVU": "share of the target's variance left unexplained",
+    "held-out FVU": "share of variance unexplained, documents not trained on",
+    "FVU, trained-on rows": "share of variance unexplained; nothing was held out",
+    "batch FVU": "share of variance unexplained in the last batch",
+    "FVU, all documents": "share of variance unexplained, training documents too",
+    "per dim.": "mean of the FVU of each dimension: all count alike",
+    "FVU per dim.": "mean of the FVU of each dimension: all count alike",
+    "incl. pos. 0": "the figure before it, first tokens included",
+    "excl. massive": "the figure before it, rows of huge norm excluded",
+    "untrained": "FVU of the same coder before its first step",
+    "averaged": "held-out FVU with averaged weights (train.ema)",
+    "loss": "what training minimises",
+    "L0": "latents that fire on a row, on average",
+    "dead": "latents that did not fire",
+    "pairs": "pairs of latents that fire alike",
+    "pos. 0 in top": "of the strongest activations, how many at position 0",
+    "distinct": "the same, each context counted once",
+    "loss recovered": "of the model's loss, kept with the coder in its place",
+    "seeds": "runs that differ in their seed alone",
+    "part": "runs of one part train side by side",
+    "balanced accuracy": "½ is chance; in brackets its 95 % interval",
+    "detection": "is it told from the label in which windows it fires?",
+    "fuzzing": "is it told from the label on which token it fires?",
+    "own label": "the latent's own",
+    "shuffled label": "control: another latent's",
+    "random label": "control: of random windows",
+    "FVU per dimension": "mean of the FVU of each dimension: all count alike",
+    "cross-entropy of the model": "its loss on the next token, in nats",
+    "cross-entropy with the coder": "the same, with the coder's output at its site",
+    "cross-entropy with zero": "the same, with the site set to zero",
+    "cross-entropy recovered": "1: as without the coder, 0: as with zero",
+    "KL (nats)": "from the model's predictions to those with the coder",
+    "pos": "place in the text; 0 is the first token",
+    "latent": "a unit of the coder, by its number",
+    "activation": "how strongly it fires, and as a bar",
+    "fires on": "its label (explain), else its tokens (analyze)",
+    "binds": "the resource that takes longest; others overlap",
+}
+"""Heading of a table on a terminal → a few words on it, which fit beside it into 80 columns. Plain words have none."""
+
+
+def meaning_of(heading: str) -> str:
+    """A few words on a heading; "" of a plain word."""
+    return COLUMNS.get(heading, "")
+
+
+def column_meanings(headings: Iterable[str], definitions: Mapping[str, str]) -> dict[str, str]:
+    """Heading → its meaning, of the headings that have one here or else in `definitions`, each once."""
+    found = {heading: COLUMNS.get(heading) or _first_sentence(definitions.get(heading, "")) for heading in headings}
+    return {heading: text for heading, text in found.items() if text}
+
+
+def _first_sentence(text: str) -> str:
+    plain = re.sub(r"[`*]", "", text)
+    return re.split(r"(?<=[a-z0-9)])\. ", plain)[0].removesuffix(".")
+
+
 def terms() -> dict[str, str]:
     """Term → text as plain text, in the order of the page."""
     return {term: re.sub(r"[`*]", "", text) for section in GLOSSARY.values() for term, text in section.items()}
@@ -125,4 +185,6 @@ def glossary_page() -> str:
     for section, entries in GLOSSARY.items():
         parts.append(f"## {section}")
         parts += [f"### {term}\n\n{text}" for term, text in entries.items()]
+    parts.append("## Headings of tables on a terminal")
+    parts.append("\n".join(["| heading | meaning |", "|---|---|", *(f"| {k} | {v} |" for k, v in COLUMNS.items())]))
     return "\n\n".join(parts) + "\n"

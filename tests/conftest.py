@@ -19,10 +19,14 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if os.environ.get("PIPELINE_TEST_DEVICE") != "cuda":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from tests.browser import started
 
 # Without a device the kernels of train/kernels run in Triton's interpreter. Triton reads this where a function is
 # defined, its own functions too, so it stands before whatever imports Triton first (torch does, to compile).
@@ -78,6 +82,13 @@ sweep: {name: width, variants: {topk: topk, nested: matryoshka}, grid: {coder.la
 train: {data: {epochs: 1}}
 analyze: {controls: false, reports: {top_activations: null, position: null}}
 """
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, for tests that are marked `needs_chromium`."""
+    with started() as driver:
+        yield driver
 
 
 @pytest.fixture(scope="session")

@@ -19,10 +19,11 @@ from sparse_pipeline import commands, pipeline
 from sparse_pipeline.analyze.reports import REPORTS
 from sparse_pipeline.commands import cli
 from sparse_pipeline.pipeline import COMPLETE
-from sparse_pipeline.resolve import variants
+from sparse_pipeline.resolve import refuse_folders, resolve_sweep, train_configs, variants
 from sparse_pipeline.shared.coders import ARCHITECTURES
 from sparse_pipeline.shared.config.registry import Registry
-from sparse_pipeline.shared.errors import DataError
+from sparse_pipeline.shared.errors import DataError, UsageError
+from sparse_pipeline.shared.runs.folder import create_run
 from sparse_pipeline.train.penalties import PENALTIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -244,3 +245,18 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> 
     out, err = capsys.readouterr()
     assert found == code, err
     return json.loads(out)
+
+
+def test_a_folder_without_the_settings_that_a_command_reads_is_refused(tmp_path: Path) -> None:
+    """A tuned run would train the defaults, and a run would harvest them."""
+    create_run(tmp_path, "x-tuned", {"tune": {"run": str(tmp_path / "x")}}, {})
+    create_run(tmp_path, "x", {"variant": "topk", "cache": "cache/c"}, {})
+    tuned, run = str(tmp_path / "x-tuned"), str(tmp_path / "x")
+    for refused in (lambda: train_configs([tuned], [], []), lambda: resolve_sweep("no.yaml", [tuned])):
+        with pytest.raises(UsageError, match="made by `pipeline tune`.*none of section train") as raised:
+            refused()
+        assert raised.value.hint == f"pipeline tune -c {tuned} --resume"
+    with pytest.raises(UsageError, match="none of section harvest") as raised:
+        refuse_folders([run], "harvest")
+    assert raised.value.hint == "pipeline harvest -c cache/c"
+    assert [one.run_name for one in train_configs([run], [], [])] == ["x"]

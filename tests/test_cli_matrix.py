@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -171,9 +172,34 @@ def test_demo_and_again(cli: Cli, here: Path) -> None:
     assert digest(here / "reports") == written, "the report is reused too"
     assert "3/3 analyze: reports/demo/index.html was made by an earlier demo, reused" in err
     assert err.count("finished by an earlier demo, reused") == 3
+    rows = [re.split(r"  +", line) for line in out.splitlines()]
+    assert ["coder", "held-out FVU", "L0"] in rows
     for name, fvu in {"matryoshka": matryoshka["fvu"], "matryoshka, untrained": matryoshka["fvu_untrained"]}.items():
-        assert f"{name:<24}{fvu:>8.4f}" in out
+        assert f"{fvu:.4f}" in next(row for row in rows if row[0] == name)
+    assert max(map(len, out.splitlines())) <= 80
     assert out.endswith(f"report: {document['report']}\n")
+
+
+def test_train_demo_and_analyze_headline_one_fvu(cli: Cli, here: Path) -> None:
+    (summary,) = cli("analyze", "topk", "--only", "global")["runs"]
+    trained = cli("inspect", "topk")["summary"]
+    assert summary["heldout_fvu"] == trained["fvu"]
+    (again,) = cli("analyze", "topk", "--only", "global", "--set", "analyze.documents=heldout",
+                   "--set", "analyze.name=held")["runs"]  # fmt: skip
+    assert again["fvu"] == pytest.approx(trained["fvu"], rel=1e-6), "measured anew on the same rows"
+    assert abs(summary["fvu"] - trained["fvu"]) > 1e-6, "all documents are other rows"
+
+
+def test_demo_shows_labels_that_came_after_its_report(cli: Cli, here: Path) -> None:
+    told = cli("explain", "demo-topk", "--set", "explain.count=4", "--set", "explain.controls=0")
+    cli("demo", "-c", "pipeline.yaml")
+    facts = {run["name"]: run["facts"] for run in json.loads((here / "reports/demo/report.json").read_text())["runs"]}
+    assert facts["demo-topk"]["explanations"]["judge"] == "rule"
+    assert facts["demo-matryoshka"]["explanations"] is None
+    assert told["latents"][0]["label"] in sp.open_report(here / "reports/demo").latents("demo-topk")["label"].tolist()
+    written = digest(here / "reports/demo")
+    cli("demo", "-c", "pipeline.yaml")
+    assert digest(here / "reports/demo") == written
 
 
 def test_status(cli: Cli, here: Path) -> None:

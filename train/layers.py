@@ -14,13 +14,14 @@ from ..shared.cache.format import SiteSpec
 from ..shared.console import Console
 from ..shared.errors import UsageError
 from ..shared.runs.folder import fvu_label
-from ..shared.text_table import text_table
+from ..shared.text_table import explained_table
 from .config import TrainConfig
 from .fits import refuse_too_large
 from .loop import train
 from .parts import side_by_side
 from .plan import plan
-from .runs.session import RunSummary, existing_runs, open_runs, summarise
+from .runs.session import existing_runs, open_runs, summarise
+from .runs.summary import RunSummary
 
 _LAYER = re.compile(r"layer_\d+\.")
 
@@ -136,7 +137,7 @@ def _row(config: TrainConfig, summary: RunSummary) -> dict[str, Any]:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     fvu = fvu_label(rows[0]["evaluated_on"])
-    header = ("layer", "variant", "source", "target", fvu, "per dimension", "untrained", "L0", "dead")
+    header = ("layer", "variant", "source", "target", fvu, "per dim.", "untrained", "L0", "dead")
 
     def number(value: float | None, digits: int = 4) -> str:
         return "–" if value is None else f"{value:.{digits}f}"
@@ -155,4 +156,4 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         )
         for row in rows
     ]
-    return text_table(body, header, left=(1, 2, 3))
+    return explained_table(body, header, left=(1, 2, 3))

@@ -20,12 +20,13 @@ from .evaluate import Evaluation, evaluate, evaluation_rows
 from .fits import refuse_too_large
 from .plan import Group, TrainPlan, plan
 from .runs.saving import all_written, writing
-from .runs.session import RunSummary, Session, begin, open_runs, summarise, trackers_closed
+from .runs.session import Session, begin, open_runs, summarise, trackers_closed
+from .runs.summary import RunSummary, runs_text
 from .samplers import build_sampler
 from .step.autograd import train_step
 from .step.reseed import reseed
 
-__all__ = ["RunSummary", "TrainPlan", "plan", "train"]
+__all__ = ["RunSummary", "TrainPlan", "plan", "runs_text", "train"]
 
 SHOWN = {"loss": "loss", "fvu": "batch FVU", "l0": "L0"}
 """Figure of a line of metrics → its name beside the progress."""

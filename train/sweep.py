@@ -15,7 +15,7 @@ from ..shared.config.settings import identity, merge, to_dict, validate
 from ..shared.console import Console, count, si, size
 from ..shared.errors import ConfigError, UsageError
 from ..shared.ranks import Rank
-from ..shared.text_table import text_table
+from ..shared.text_table import explained_table
 from .config import SWEEPS, TrainConfig
 from .loop import train
 from .parts import side_by_side, state_of
@@ -260,7 +260,7 @@ class SweepPlan:
             )
             for run in document["runs"]
         ]
-        lines = [text_table(rows, header, left=(0, 2, 6))]
+        lines = [explained_table(rows, header, left=(0, 2, 6), breaks=0)]
         left = sum(map(len, self.parts))
         lines.append(
             f"{count(len(self.cells), 'run')}, {left} to train in {count(len(self.parts), 'part')}; "

@@ -11,7 +11,7 @@ from ..shared.errors import PipelineError
 from ..shared.interrupt import interruptible
 from ..shared.runs.folder import Run
 from ..shared.runs.tuned import before_and_after
-from ..shared.text_table import text_table
+from ..shared.text_table import legend, text_table
 from .config import TuneConfig
 from .figures import figures
 from .plan import TunePlan, plan, refuse_too_large
@@ -56,7 +56,8 @@ class TuneResult:
             f"{self.seconds:.1f} s; {self.after['rows']:,} {where} rows, excluding position 0:"
         )
         notes = [f"note: {note}" for note in self.notes]
-        return "\n".join([head, text_table(rows, ["", "before", "after"]), *notes])
+        table = text_table(rows, ["", "before", "after"])
+        return "\n".join([head, table, legend([name for name, *_ in rows]), *notes])
 
 
 def tune(config: TuneConfig, console: Console | None = None, *, resume: bool = False) -> TuneResult:

@@ -17,6 +17,9 @@ from .tuning import tuning_table
 ROLES: tuple[tuple[str, str, Role], ...] = (("run", "runs", "data"), ("control", "controls", "null"))
 """(role of a run, what a legend calls it, its colour)."""
 
+FVU = {"heldout_fvu": "Held-out FVU", "fvu": "FVU"}
+"""The FVU that runs are compared by, the first that all of them have, and what a reader sees."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -82,9 +85,10 @@ def _leads(labels: Sequence[str], estimates: Mapping[str, Any]) -> list[str]:
             if label in pairs
         )
         out.append(f"Correlated pairs: {', '.join(counts)}.")
-    if "fvu" in estimates and len(labels) > 1:
-        fvu = (f"{label} {show(found['mean'])}" for label, found in estimates["fvu"].items())
-        out.append(f"FVU: {', '.join(fvu)}.")
+    key = "heldout_fvu" if set(labels) == estimates.get("heldout_fvu", {}).keys() else "fvu"
+    if key in estimates and len(labels) > 1:
+        fvu = (f"{label} {show(found['mean'])}" for label, found in estimates[key].items())
+        out.append(f"{FVU[key]}: {', '.join(fvu)}.")
     return out
 
 
@@ -112,11 +116,9 @@ def _pairs_chart(runs: Sequence[Analysed]) -> Chart | None:
 
 
 def _frontier(runs: Sequence[Analysed]) -> Chart | None:
-    points = [
-        (one.subject.name, one.subject.role, _value(one, "l0"), _value(one, "fvu"))
-        for one in runs
-        if one.facts["trained"]
-    ]
+    trained = [one for one in runs if one.facts["trained"]]
+    key = "fvu" if any(_value(one, "heldout_fvu") is None for one in trained) else "heldout_fvu"
+    points = [(one.subject.name, one.subject.role, _value(one, "l0"), _value(one, key)) for one in trained]
     points = [point for point in points if point[2] is not None and point[3] is not None]
     if not points:
         return None
@@ -124,7 +126,7 @@ def _frontier(runs: Sequence[Analysed]) -> Chart | None:
     return Chart(
         "frontier",
         "Reconstruction against sparsity",
-        "FVU over L0, excluding position 0; nearer to the corner is better. Controls are grey.",
+        f"{FVU[key]} over L0, excluding position 0; nearer to the corner is better. Controls are grey.",
         [float(l0 or 0) for _, _, l0, _ in points],
         [
             Series(role, [fvu if r == name else None for _, r, _, fvu in points], colour)
@@ -132,7 +134,7 @@ def _frontier(runs: Sequence[Analysed]) -> Chart | None:
             if any(r == name for _, r, _, _ in points)
         ],
         x_label="L0",
-        y_label="FVU",
+        y_label=FVU[key],
         kind="scatter",
         labels=[name for name, _, _, _ in points],
     )

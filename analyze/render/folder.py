@@ -10,11 +10,12 @@ from typing import Any
 from ...shared.config.settings import to_dict
 from ...shared.errors import DataError, UsageError
 from ...shared.provenance import provenance
+from ...shared.runs.explanations import explanations_of
 from ...shared.runs.folder import Run
 from ...shared.untrusted import read_object
 from ..config import AnalyzeConfig, usual_reports
 from ..result import plain
-from ..subject.analysed import training_facts
+from ..subject.analysed import labelled_by, training_facts
 
 LONGEST = 80
 """Characters of the runs' part of a folder's name; a longer list becomes a number and a hash."""
@@ -67,13 +68,16 @@ def check_folder(folder: Path, schema: str, config: AnalyzeConfig, runs: Sequenc
 
 
 def standing(folder: Path, schema: str, config: AnalyzeConfig, runs: Sequence[Run]) -> dict[str, Any] | None:
-    """report.json of `folder` if the same report would be made again: same settings, runs and program; else None."""
+    """report.json of `folder` if the same report would be made again: same settings, runs, labels of their latents and
+    program; else None."""
     found = _document(folder)
     if found is None or found.get("schema") != schema or found.get("made_with") != plain(provenance()):
         return None
     facts = [entry["facts"] for entry in found["runs"] if entry["facts"]["trained"]]
-    trained = [[one["training"], one["settings"]] for one in facts]
-    if trained != [plain([training_facts(run), run.final.get("training", {})]) for run in runs]:
+    labels = [labelled_by(explanations_of(run.path, run.final["sha256"])) for run in runs]
+    trained = [[one["training"], one["settings"], one.get("explanations")] for one in facts]
+    now = [[training_facts(run), run.final.get("training", {}), of] for run, of in zip(runs, labels, strict=True)]
+    if trained != plain(now):
         return None
     return None if _differences(found, config, [run.path for run in runs]) else found
 

@@ -388,6 +388,7 @@
     const hit = (word) => (word.exact ? (text) => text === word.text || text.trimStart() === word.text : (text) => text.toLowerCase().includes(word.text));
     const places = (i, word) => index[i].filter(([, texts]) => texts.some(hit(word))).map(([place]) => place);
     const format = new Map(data.columns.map((c) => [c.key, alike(c.values, c.format)]));
+    const sparse = new Set(data.columns.filter((c) => c.format === "text" && 10 * c.values.filter((v) => v !== "" && v !== null).length < data.n).map((c) => c.key));
     let order = Array.from({ length: data.n }, (_, i) => i), sortKey = byKey.has("max_r") ? "max_r" : null, descending = true, cursor = 0;
     const input = el("input", { type: "search", value: state.query, placeholder: 'Token, "exact token", number, or density>0.01', title: "A word is looked for in the tokens that a latent fires on, peaks on in its top examples, and promotes, and in its label; in quotes it must be the whole token.", "aria-label": "Search latents", spellcheck: "false" });
     const facets = data.columns.filter((c) => c.format === "text").map((c) => [c, [...new Set(c.values)].sort()]).filter(([, v]) => v.length > 1 && v.length <= 12);
@@ -458,7 +459,7 @@
         const where = first + k === cursor ? "row current" : "row";
         return el("tr", { class: where, onclick: () => { cursor = first + k; go("latents", r, i); } }, el("td", {}, latentLink(i, r)), asked.length ? el("td", { class: "text" }, [...new Set(asked.flatMap((w) => places(i, w)))].join(", ")) : null, visible.map((c) => {
           const v = c.values[i];
-          const said = [c.format === "text" ? "text" : null, v === "rare" || v === "dead" || v === "none" || without(v) ? "rare" : null].filter(Boolean);
+          const said = [c.format === "text" ? "text" : null, sparse.has(c.key) ? "sparse" : null, v === "rare" || v === "dead" || v === "none" || without(v) ? "rare" : null].filter(Boolean);
           return el("td", { class: said.join(" ") || null, title: c.format === "text" && v.length > 12 ? v : null }, without(v) ? c.without : spaced(format.get(c.key)(v)));
         }));
       }), space(order.length - last));

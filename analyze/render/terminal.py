@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...shared.text_table import text_table
+from ...shared.text_table import explained_table
 from ..config import AnalyzeConfig
 from ..result import by_key, show
 from ..subject.analysed import Analysed
@@ -32,7 +32,12 @@ def figures_table(analysed: Sequence[Analysed]) -> str:
         [name, *(show(one.get(column.key), column.format) for column in columns)]
         for name, one in zip(names, summaries, strict=True)
     ]
-    return text_table(rows, ["run", *(column.label for column in columns)])
+    return explained_table(
+        rows,
+        ["run", *(column.label for column in columns)],
+        breaks=0,
+        definitions={column.label: column.definition for column in columns},
+    )
 
 
 def leads(analysed: Sequence[Analysed], config: AnalyzeConfig) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...shared.runs.explanations import Explanations
 from ...shared.runs.folder import Run
 from ..result import Figure, ReportResult, values_of
 from .subject import Subject
@@ -40,3 +41,8 @@ def training_facts(run: Run) -> dict[str, Any]:
     summary = run.summary
     keys = ("steps", "tokens", "seconds", "fvu", "fvu_with_bos", "fvu_untrained", "l0", "evaluated_on", "tuned")
     return {key: summary[key] for key in keys if key in summary}
+
+
+def labelled_by(explanations: Explanations | None) -> dict[str, str] | None:
+    """Whose labels of latents a report shows, and which file they come from; None without labels."""
+    return None if explanations is None else {"judge": explanations.judge, "sha256": explanations.digest}

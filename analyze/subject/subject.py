@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,8 @@ class Subject:
         heldout: analyse only the documents that training held out: their share (`data.heldout` of the run); None: all
             documents.
         trained_on: the cache that the coder was trained on, which may be another one; None: not available.
+        measured: what training measured on this cache's held-out documents: `fvu` and its twins by key; empty where it
+            held none out, or trained elsewhere. Of a control `fvu` alone, as it was before the first step.
         explanations: labels of its latents (`pipeline explain`); None: it has none.
     """
 
@@ -53,6 +56,7 @@ class Subject:
     seed: int = 0
     heldout: float | None = None
     trained_on: Cache | None = None
+    measured: Mapping[str, Any] = field(default_factory=dict)
     explanations: Explanations | None = None
 
     @property

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...shared.text_table import text_table
+from ...shared.text_table import explained_table
 from ..result import show
 from .estimates import ABSORPTION
 
@@ -85,7 +85,8 @@ def terminal_table(document: dict[str, Any]) -> str:
     rows = settings_rows(document, columns)
     for cells, row in zip(rows, document["settings"], strict=True):
         cells[0] += " (control)" if row["role"] == "control" else ""
-    return text_table(rows, ["setting", "seeds", *(column["label"] for column in columns)])
+    definitions = {column["label"]: column["definition"] for column in columns}
+    return explained_table(rows, ["setting", "seeds", *definitions], breaks=0, definitions=definitions)
 
 
 def is_of_labels(column: dict[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from ...shared.cache.files import write_file
 from ...shared.config.settings import identity, to_dict
 from ...shared.console import Console
 from ...shared.errors import DataError
-from ...shared.runs.folder import Run, open_run
+from ...shared.runs.folder import Run, fvu_label, open_run
 from ...shared.untrusted import read_object
 from ..config import AnalyzeConfig
 from ..render.folder import ELSEWHERE
@@ -31,7 +31,7 @@ NOT_MEASURED = (*ELSEWHERE, "cache", "baseline")
 HELD_OUT = (
     Figure(
         "fvu",
-        "FVU",
+        "held-out FVU",
         None,
         "Fraction of variance unexplained on held-out documents, excluding position 0.",
         better="lower",
@@ -41,7 +41,7 @@ HELD_OUT = (
     ),
     Figure(
         "fvu_dims",
-        "mean FVU per dimension",
+        "held-out FVU per dimension",
         None,
         "Mean over dimensions of the FVU of each on held-out documents: every dimension counts alike.",
         better="lower",
@@ -247,12 +247,17 @@ def heldout_figures(run: Run) -> list[Figure]:
     summary = run.summary
     twins = [twin for twin in TWINS if twin != "without_massive" or summary.get("massive_share")]
     return [
-        replace(figure, value=number(summary[figure.key])).with_twins(
+        replace(figure, label=_label(figure, summary), value=number(summary[figure.key])).with_twins(
             {twin: number(summary.get(f"{figure.key}_{twin}")) for twin in twins}
         )
         for figure in HELD_OUT
         if figure.key in summary
     ]
+
+
+def _label(figure: Figure, summary: Mapping[str, Any]) -> str:
+    """Its label; the FVU's says on which rows training measured it."""
+    return fvu_label(summary.get("evaluated_on")) if figure.key == "fvu" else figure.label
 
 
 def training_figures(run: Run) -> dict[str, Figure]:

@@ -12,10 +12,12 @@ from ..cache.documents import read_documents
 from ..cache.massive import MOST_LISTED, massive_activations, massive_text
 from ..cache.outliers import FACTOR
 from ..cache.reader import Cache, open_cache
-from ..console import count, size
+from ..console import count, duration, size
 from ..errors import DataError
-from ..runs.folder import open_run
+from ..glossary import meaning_of
+from ..runs.folder import fvu_label, open_run
 from ..runs.samples import samples_summary
+from ..text_table import text_table
 from .find import folder_bytes, kind_of
 from .status import cache_entry, run_entry
 
@@ -142,6 +144,40 @@ def describe_run(path: Path) -> dict[str, Any]:
     }
 
 
+SUMMARY = {
+    "fvu": None,  # its label says on which rows
+    "fvu_with_bos": "incl. pos. 0",
+    "fvu_without_massive": "excl. massive",
+    "fvu_dims": "per dim.",
+    "fvu_untrained": "untrained",
+    "fvu_ema": "averaged",
+    "l0": "L0",
+    "dead": "dead",
+}
+"""Figures of a run's summary, as `inspect` names them."""
+
+
+def _summary_lines(summary: dict[str, Any]) -> list[str]:
+    """The figures of a finished run one below the other with what they mean; then how long it took, and a note."""
+    rows = [
+        [f"  {name or fvu_label(summary.get('evaluated_on'))}", _figure(key, summary[key])]
+        for key, name in SUMMARY.items()
+        if isinstance(summary.get(key), (int, float))
+        and not (key == "fvu_without_massive" and not summary.get("massive_share"))
+    ]
+    lines = text_table([[*row, meaning_of(row[0].strip())] for row in rows], left=(0, 2)).splitlines()
+    if isinstance(summary.get("steps"), int) and isinstance(summary.get("tokens"), int):
+        seconds = summary.get("seconds")
+        time = f" in {duration(seconds)}" if isinstance(seconds, (int, float)) else ""
+        lines.append(f"  {summary['steps']:,} steps, {summary['tokens']:,} tokens{time}")
+    note = summary.get("note")
+    return [*lines, *([f"  note: {note}"] if note else [])]
+
+
+def _figure(key: str, value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.1f}" if key == "l0" else f"{value:.4f}"
+
+
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
@@ -175,7 +211,7 @@ def describe_text(document: dict[str, Any]) -> str:
         lines.append(f"  identity {document['identity']}")
     else:
         lines.append(f"  variant {document['variant']}, architecture {document['architecture']}")
-        lines += [f"  {name}: {value}" for name, value in (document["summary"] or {}).items()]
+        lines += _summary_lines(document["summary"] or {})
         lines.append(f"  checkpoints: {', '.join(document['checkpoints']) or 'none'}")
         if (samples := document["samples"]) is not None:
             lines.append(

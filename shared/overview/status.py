@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from ..cache.growth import Parts, generations_of, plan_files, read_head
 from ..console import count, si, size
 from ..errors import DataError, PipelineError, command
 from ..runs.folder import fvu_label, open_run, resume_command
-from ..text_table import text_table
+from ..text_table import legend, terminal_width, text_table
 from .find import folder_bytes, kind_of
 from .results import reports_in, sweeps_in
 
@@ -35,25 +37,51 @@ class Status:
         return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
-        rows = []
-        for entry in self.caches:
-            amount = f"{si(entry['n_tokens'])} tokens" if entry["n_tokens"] is not None else ""
-            rows.append(("cache", entry["path"], _state(entry), size(entry["bytes"]), amount))
-        for entry in self.runs:
-            result = f"{fvu_label(entry['evaluated_on'])} {entry['fvu']:.4f}" if entry["fvu"] is not None else ""
-            rows.append(("run", entry["path"], _state(entry), size(entry["bytes"]), result))
-        for entry in self.reports:
-            rows.append(("report", entry["path"], "", "", _some(entry["runs"])))
-        for entry in self.sweeps:
-            state = f"{count(entry['missing'], 'run')} missing" if entry["missing"] else "complete"
-            rows.append(("sweep", entry["path"], state, "", count(len(entry["runs"]), "run")))
-        if not rows:
+        if not (self.caches or self.runs or self.reports or self.sweeps):
             return f"no caches and no runs yet\nnext: {self.next}"
+        tables = [
+            _table("caches", self.caches, _tokens),
+            _table("runs", self.runs, _result),
+            _reports(self.reports),
+            _table("sweeps", self.sweeps, lambda entry: count(len(entry["runs"]), "run")),
+        ]
+        labels = [fvu_label(entry["evaluated_on"]) for entry in self.runs if entry["fvu"] is not None]
         damaged = [f"damaged: {entry['problem']}" for entry in (*self.caches, *self.runs) if entry["problem"]]
         damaged += [f"diverged: {entry['path']}: {entry['note']}" for entry in self.runs if entry["note"]]
-        table = text_table(rows, ("", "name", "state", "size", ""), left=range(5))
         steps = [entry["next"] for entry in (*self.caches, *self.runs)]
-        return "\n".join([table, *damaged, *(f"next: {step}" for step in dict.fromkeys([*steps, self.next]) if step)])
+        parts = [*tables, legend(labels), *damaged]
+        parts += [f"next: {step}" for step in dict.fromkeys([*steps, self.next]) if step]
+        return "\n".join(part for part in parts if part)
+
+
+def _table(kind: str, entries: list[dict[str, Any]], said: Callable[[dict[str, Any]], str]) -> str:
+    """The entries of one kind: path, state and size where it has them, and what is `said` of each; "" without any."""
+    cells = [[f"  {entry['path']}", _state(entry), size(entry["bytes"]) if "bytes" in entry else "", said(entry)]
+             for entry in entries]  # fmt: skip
+    kept = [place for place in range(4) if any(row[place] for row in cells)]
+    header = [(kind, "state", "size", "")[place] for place in kept]
+    return text_table([[row[place] for place in kept] for row in cells], header, left=range(4), breaks=len(kept) - 1)
+
+
+def _reports(entries: list[dict[str, Any]]) -> str:
+    """Each report and the runs that it is of, on a line of their own where both do not fit into one."""
+    lines = ["reports"]
+    for entry in entries:
+        path, of = f"  {entry['path']}", _some(entry["runs"])
+        if len(path) + 2 + len(of) <= terminal_width():
+            lines.append(f"{path}  {of}")
+        else:
+            wrapped = textwrap.wrap(of, terminal_width() - 4, break_on_hyphens=False, break_long_words=False)
+            lines += [path, *(f"    {line}" for line in wrapped)]
+    return "\n".join(lines) if entries else ""
+
+
+def _tokens(entry: dict[str, Any]) -> str:
+    return f"{si(entry['n_tokens'])} tokens" if entry["n_tokens"] is not None else ""
+
+
+def _result(entry: dict[str, Any]) -> str:
+    return f"{fvu_label(entry['evaluated_on'])} {entry['fvu']:.4f}" if entry["fvu"] is not None else ""
 
 
 def _some(names: list[str]) -> str:
@@ -65,6 +93,9 @@ def _some(names: list[str]) -> str:
 
 
 def _state(entry: dict[str, Any]) -> str:
+    """Of a cache, run or sweep."""
+    if "missing" in entry:
+        return f"{count(entry['missing'], 'run')} missing" if entry["missing"] else "complete"
     if entry["problem"]:
         return "damaged"
     if entry.get("growing"):

@@ -6,6 +6,7 @@ fires. The file is sealed, and names the coder by its sha256: explanations of an
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,11 @@ class Explanations:
     def judge(self) -> str:
         """Who gave the labels and was scored with them: "rule", or a model's name."""
         return str(self.document["judge"]["name"])
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the file: what a report that shows these labels was made with."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     @property
     def by_latent(self) -> dict[int, Mapping[str, Any]]:

@@ -382,7 +382,7 @@ def resume_command(run: Run) -> str:
 
 def fvu_label(evaluated_on: str | None) -> str:
     """Label of a final FVU by its rows (`evaluated_on` of a summary), to tell it from the FVU of a report."""
-    return "held-out FVU" if evaluated_on == "heldout" else "FVU"
+    return {"heldout": "held-out FVU", "train": "FVU, trained-on rows"}.get(str(evaluated_on), "FVU")
 
 
 def sweep(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,9 @@ def test_figures_are_those_of_the_held_out_rows(made: Planted, tmp_path: Path) -
     assert summary["dead"] == (fired == 0).sum()
     assert pairs > 0
     assert summary["n_pairs_above"] == pairs
+    page = result.report.with_name("report.json").read_text(encoding="utf-8")
+    figures = json.loads(page)["runs"][0]["reports"]["global"]["figures"]
+    assert figures["fvu"]["label"] == "FVU, held-out rows here"
     assert "held-out documents only" in result.report.with_name("report.md").read_text(encoding="utf-8")
 
 

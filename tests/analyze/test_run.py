@@ -98,6 +98,7 @@ def nested(made: Planted, folder: Path, name: str, seed: int = 0, freeze: tuple[
 
 
 def test_every_file_of_a_report(made: Planted, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the threads of a report's counts, which the other tests have one of
     other = nested(made, tmp_path / "runs", "nested <b>")
     result = analyze([run, other], AnalyzeConfig(out=tmp_path / "reports"))
@@ -130,9 +131,20 @@ def test_every_file_of_a_report(made: Planted, run: Path, tmp_path: Path, monkey
     assert "nested <b>" in text
     assert str(result.report) in text
     header = re.split(r"  +", text.splitlines()[0])
-    assert header[:7] == ["run", "FVU", "incl. pos. 0", "excl. massive", "L0", "dead", "pairs"], "the order of REPORTS"
+    twins = ["incl. pos. 0", "excl. massive"]
+    shown = ["run", "FVU, all documents", *twins, "L0", "dead", "pairs", *twins, "pos. 0 in top", "distinct"]
+    assert header == [*shown, "held-out FVU"], (
+        "the order of REPORTS; one of the runs was measured on held-out documents"
+    )
+    legend = [re.split(r"  +", line.strip())[0] for line in text.splitlines() if line.startswith("  ")]
+    assert legend == list(dict.fromkeys([*shown[1:], "held-out FVU"])), "every heading is explained"
     page = result.report.read_text(encoding="utf-8").split('id="document">')[0]
     assert "<dt>FVU</dt><dd>Fraction of variance unexplained" in page
+    figures = document["runs"][1]["reports"]["global"]["figures"]
+    assert figures["heldout_fvu"]["value"] == 0.5, (
+        "what training measured comes first, under the name that it has there"
+    )
+    assert [(figures[key]["label"]) for key in ("heldout_fvu", "fvu")] == ["held-out FVU", "FVU, all documents"]
     assert "<dt>transcoder</dt>" in page
     assert "<dt>JumpReLU</dt>" not in page, "only the words that this report uses"
     markdown = (folder / "report.md").read_text()

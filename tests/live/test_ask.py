@@ -21,6 +21,7 @@ from sparse_pipeline.models.folder import DEMO_MODEL
 from sparse_pipeline.shared.errors import DataError, UsageError
 from sparse_pipeline.shared.overview.find import kind_of
 from sparse_pipeline.shared.runs.explanations import write_explanations
+from tests.browser import NARROW_AND_WIDE, faults_of, needs_chromium
 
 TEXT = 'def join(words):\n    return "<eos>".join(words)  # <script>alert("&")</script> \x1b[31m 木'
 
@@ -144,6 +145,15 @@ def test_the_table_fits_80_columns_and_the_page_is_safe(tmp_path: Path, capsys: 
     before = page.read_bytes()
     code, _, err = ask(capsys, "topk", "a", "--html", str(page))
     assert (code, "already exists" in err, page.read_bytes() == before) == (2, True, True)
+
+
+@needs_chromium
+def test_nothing_on_the_page_overflows_and_axe_finds_no_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], browser: Any
+) -> None:
+    page = tmp_path / "page.html"
+    assert ask(capsys, "topk", TEXT, "--html", str(page))[0] == 0
+    assert faults_of(browser, page, NARROW_AND_WIDE) == {}
 
 
 def test_text_from_stdin_in_colour(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

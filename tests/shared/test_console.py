@@ -10,6 +10,7 @@ import time
 import pytest
 
 from sparse_pipeline.shared.console import Console, count, duration, si, size
+from sparse_pipeline.shared.glossary import COLUMNS
 
 
 class Terminal(io.StringIO):
@@ -97,6 +98,7 @@ def test_several_runs_are_rows_of_a_table() -> None:
         ["loss", "FVU"],
         ["topk", "0.5", "0.25"],
         ["matryoshka", "0.75"],
+        *(f"{heading} {COLUMNS[heading]}".split() for heading in ("loss", "FVU")),
     ]
 
 

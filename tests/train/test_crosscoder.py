@@ -118,7 +118,8 @@ def test_figures_of_each_site_and_of_both_follow_from_the_coder(
     assert summary.fvu_untrained is not None
     assert summary.fvu is not None
     assert summary.fvu < 0.6 * summary.fvu_untrained
-    assert str(summary).count("held-out FVU") == 3
+    shown = {line.split()[0]: line.split()[1] for line in str(summary).splitlines() if "layer_" in line[:8]}
+    assert shown == {site: f"{figures['fvu']:.4f}" for site, figures in summary.by_site.items()}
     assert coder.kind == "crosscoder"
     assert (coder.source, coder.source_widths) == (JOINT, (24, 32))
 

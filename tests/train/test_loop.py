@@ -23,11 +23,12 @@ from sparse_pipeline.shared.coders import Coder
 from sparse_pipeline.shared.coders.relu import ReLUConfig
 from sparse_pipeline.shared.console import Console
 from sparse_pipeline.shared.errors import DataError, PipelineError, UsageError
+from sparse_pipeline.shared.glossary import COLUMNS
 from sparse_pipeline.shared.runs.curves import PICKS
 from sparse_pipeline.shared.runs.folder import open_run
 from sparse_pipeline.train.config import OptimizerConfig, TrainConfig
 from sparse_pipeline.train.data.stream import open_stream
-from sparse_pipeline.train.loop import plan
+from sparse_pipeline.train.loop import plan, runs_text
 from sparse_pipeline.train.loop import train as train_runs
 from sparse_pipeline.train.penalties.decoder_orthogonality import DecoderOrthogonalityConfig
 from sparse_pipeline.train.penalties.topk_pairs import TopkPairsConfig
@@ -218,10 +219,13 @@ def test_progress_says_whose_fvu_it_shows(
     assert "read once for 1 run;" in str(plan(pair[:1]))
     summaries = train_runs(pair, Console())
     a, b = (f"{open_run(made.path).metrics()[-1]['fvu']:.4g}" for made in pair)
-    table = [line.split() for line in capsys.readouterr().err.splitlines()[-3:]]
+    table = [line.split() for line in capsys.readouterr().err.splitlines()[-6:]]
     assert table[0] == ["loss", "batch", "FVU", "L0"]
-    assert {row[0]: row[2] for row in table[1:]} == {"a": a, "b": b}
-    assert str(summaries[0]).startswith(f"a: held-out FVU {summaries[0].fvu:.4f}, per dimension ")
+    assert {row[0]: row[2] for row in table[1:3]} == {"a": a, "b": b}
+    lines = runs_text(summaries).splitlines()
+    fvu = {line.split()[0]: line.split()[1] for line in lines if line.startswith(("a ", "b "))}
+    assert fvu == {one.name: f"{one.fvu:.4f}" for one in summaries}
+    assert f"  held-out FVU  {COLUMNS['held-out FVU']}" in lines
 
 
 def test_runs_trained_side_by_side_have_the_bits_of_runs_trained_alone(config: MakeConfig, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from ...shared.cache.files import read_json, sync_folder, write_json
 from ...shared.page import Column, Page, Section, Table, write_page
 from ...shared.runs.curves import last_values
-from ...shared.runs.folder import Run, fvu_label
+from ...shared.runs.folder import Run
 
 FOLDER = "progress"
 
@@ -74,7 +74,7 @@ def _write_page(run: Run) -> None:
 
 
 def _page(name: str, reports: list[dict[str, Any]]) -> Page:
-    where = fvu_label(reports[-1]["evaluated_on"]).removesuffix("FVU").strip() or "trained"
+    where = "held-out" if reports[-1]["evaluated_on"] == "heldout" else "trained-on"
     held_out = [
         [f"{one['step']:,}", *(_shown(one["evaluation"].get(key)) for key in HELD_OUT)] for one in reversed(reports)
     ]

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ...shared.coders import Coder
 from ...shared.config.settings import to_dict, validate
 from ...shared.errors import ConfigError, DataError, PipelineError, UsageError
 from ...shared.provenance import provenance
-from ...shared.runs.folder import Run, copy_of, create_run, fvu_label, open_run
+from ...shared.runs.folder import Run, copy_of, create_run, open_run
 from ...shared.runs.records import wrong_records
 from ..config import OPERATIONAL, TrainConfig
 from ..data.stream import Stream
@@ -37,78 +37,11 @@ from . import checkpoint
 from .progress import rewind_progress, write_progress
 from .record import now, record
 from .saving import Saving
+from .summary import RunSummary
 from .tracking import Tracker
 
 OPERATIONAL_DATA = ("workers", "prefetch", "resident", "memory_gb", "checksums")
 """Data settings that a resumed run may change: the position in a checkpoint fixes the order of the rows."""
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """The figures of a finished run; FVU and L0 on held-out documents, if there are any.
-
-    `seconds` is the time spent in the run's own steps. `fvu_untrained` is the same coder's before its first step: the
-    control to read `fvu` against. `evaluated_on` is "heldout" or "train". `fvu_dims` is the mean over dimensions of the
-    FVU of each; `…_without_massive` exclude the target's massive rows. `outlying_share` and `massive_share`: shares of
-    the target's variance (excluding position 0) in its outlying dimensions and in its massive rows. `note` says in
-    words where `fvu` is mostly about a few dimensions. `fvu_ema`: of the coder with averaged weights (train.ema).
-    `by_site`: of a coder of several sites, the FVU figures of each; the others then count each site in units of its own
-    variance. `nonfinite_rows`: rows left out because they hold an infinity or a NaN.
-    `moved`: cosines between the rows that a run started from (train.init) and those that it ended with. `record`: what
-    the run was and ended with, as in final/record.json.
-    """
-
-    name: str
-    path: str
-    variant: str | None
-    steps: int
-    tokens: int
-    fvu: float | None
-    fvu_with_bos: float | None
-    l0: float | None
-    dead: int
-    seconds: float
-    fvu_untrained: float | None
-    evaluated_on: str | None = None
-    fvu_dims: float | None = None
-    fvu_without_massive: float | None = None
-    fvu_dims_without_massive: float | None = None
-    outlying_share: float | None = None
-    massive_share: float | None = None
-    note: str | None = None
-    fvu_ema: float | None = None
-    by_site: dict[str, dict[str, float | None]] | None = None
-    moved: dict[str, Any] | None = None
-    nonfinite_rows: int | None = None
-    record: dict[str, Any] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def __str__(self) -> str:
-        fvu = fvu_label(self.evaluated_on)
-        pairs = (
-            (fvu, self.fvu),
-            ("per dimension", self.fvu_dims),
-            ("including position 0", self.fvu_with_bos),
-            ("untrained", self.fvu_untrained),
-            ("averaged weights", self.fvu_ema),
-        )
-        figures = ", ".join(f"{label} {value:.4f}" for label, value in pairs if value is not None)
-        l0 = "" if self.l0 is None else f", L0 {self.l0:.1f}"
-        work = f"{self.steps:,} steps in {self.seconds:.1f} s"
-        if self.moved is not None:
-            median = self.moved["w_dec"]["median"]
-            work += f", {self.moved['latents']:,} latents at a median cosine of {median:.3f} to their start"
-        if self.nonfinite_rows:
-            work += f", {self.nonfinite_rows:,} rows that are not finite left out"
-        note = "".join(
-            f"\n  {site}: {fvu} {figures['fvu']:.4f}, per dimension {figures['fvu_dims']:.4f}"
-            for site, figures in (self.by_site or {}).items()
-            if figures["fvu"] is not None and figures["fvu_dims"] is not None
-        )
-        note += "" if self.note is None else f"\n  note: {self.note}"
-        return f"{self.name}: {figures}{l0}, {self.dead} dead, {work} → {self.path}{note}"
 
 
 def concentration(evaluation: Evaluation, outliers: SiteOutliers) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from .counts import Counts
 from .decoder import Decoder
 
 
-def lead(counts: Counts, config: ReconstructionConfig, kind: str, outliers: SiteOutliers) -> str:
+def lead(counts: Counts, config: ReconstructionConfig, kind: str, outliers: SiteOutliers, heldout: float | None) -> str:
     """FVU, L0, dead and ultra-dense latents in two sentences, then what to read beside an FVU of few dimensions.
 
     Args:
@@ -23,23 +24,36 @@ def lead(counts: Counts, config: ReconstructionConfig, kind: str, outliers: Site
         config: the threshold of ultra-dense latents.
         kind: of coder: "topk SAE".
         outliers: of the target in the cache under analysis.
+        heldout: the FVU that training measured on held-out documents; None without it.
     """
     l0 = counts.mean_l0()
     if l0 is None:
         return "No row was seen."
     dead, dense = _dead_and_dense(counts, config)
     note = concentration_note(counts.fvu(), counts.rest.fvu_dims, outliers)
+    here = f"{_percent(counts.fvu())} of the variance"
+    if heldout is not None:
+        here = f"{_percent(heldout)} of the variance of held-out documents ({_percent(counts.fvu())} on the rows here)"
     return (
-        f"This {kind} leaves {_percent(counts.fvu())} of the variance unexplained with {l0:.1f} active latents per "
-        f"row, excluding position 0 ({_percent(counts.fvu_all())} including it). {dead:,} of {counts.fired.shape[1]:,} "
+        f"This {kind} leaves {here} unexplained, with {l0:.1f} active latents per row, excluding position 0 (on the "
+        f"rows here {_percent(counts.fvu_all())} including it). {dead:,} of {counts.fired.shape[1]:,} "
         f"latents never fired on {counts.n_rest:,} rows, {dense:,} fire on more than {config.dense_above:.0%} of them."
     ) + ("" if note is None else f" {note}.")
 
 
 def figures(
-    counts: Counts, decoder: Decoder, config: ReconstructionConfig, outliers: SiteOutliers, *, trained_on: str
+    counts: Counts,
+    decoder: Decoder,
+    config: ReconstructionConfig,
+    outliers: SiteOutliers,
+    *,
+    trained_on: str,
+    measured: Mapping[str, Any],
+    heldout: bool,
 ) -> list[Figure]:
     """Reconstruction, sparsity, dead and ultra-dense latents, where the target's variance lies, cosines.
+
+    Where training measured the FVU on held-out documents, that one is the headline, as `train` and `demo` print it.
 
     Args:
         counts: of the rows under analysis.
@@ -47,36 +61,83 @@ def figures(
         config: the threshold of ultra-dense latents.
         outliers: of the target in the cache under analysis.
         trained_on: the cache whose mean is ȳ.
+        measured: what training measured on held-out documents (`Subject.measured`).
+        heldout: whether the rows under analysis are of held-out documents alone.
     """
     return [
-        *_fvu(counts, trained_on),
+        *_heldout_fvu(measured),
+        *_fvu(counts, trained_on, "held-out rows here" if heldout else "all documents", headline=not measured),
         *_firings(counts, config),
         *_concentration(outliers),
         *_cosines(decoder),
     ]
 
 
-def _fvu(counts: Counts, trained_on: str) -> list[Figure]:
+def _heldout_fvu(measured: Mapping[str, Any]) -> list[Figure]:
+    """The FVU on held-out documents; [] where training did not measure it."""
+    if "fvu" not in measured:
+        return []
+    where = (
+        "on the held-out documents, as training measured it at its end (of an untrained coder before the first step)"
+    )
+    found = [
+        Figure(
+            "heldout_fvu",
+            "held-out FVU",
+            measured["fvu"],
+            f"Fraction of variance unexplained, Σ‖y − ŷ‖² / Σ‖y − ȳ‖², {where}. `train` and `demo` print the same.",
+            with_bos=measured.get("fvu_with_bos"),
+            without_massive=measured.get("fvu_without_massive"),
+            null=1.0,
+            better="lower",
+            terminal=True,
+            before_after=True,
+            show_twin=True,
+        )
+    ]
+    if "fvu_dims" in measured:
+        found.append(
+            Figure(
+                "heldout_fvu_dims",
+                "held-out FVU per dimension",
+                measured["fvu_dims"],
+                f"Mean over dimensions of the FVU of each, {where}.",
+                without_massive=measured.get("fvu_dims_without_massive"),
+                null=1.0,
+                better="lower",
+                before_after=True,
+            )
+        )
+    return found
+
+
+def _fvu(counts: Counts, trained_on: str, where: str, *, headline: bool) -> list[Figure]:
+    """The FVU on the rows under analysis.
+
+    Args:
+        where: which rows those are, in a few words.
+        headline: whether there is no FVU on held-out documents to come before it.
+    """
     massive = counts.n_massive > 0
     return [
         Figure(
             "fvu",
-            "FVU",
+            f"FVU, {where}",
             counts.fvu(),
-            f"Fraction of variance unexplained, Σ‖y − ŷ‖² / Σ‖y − ȳ‖², ȳ the mean of the {trained_on}. The mean as a "
-            "constant reconstruction of its own rows scores 1.",
+            f"Fraction of variance unexplained, Σ‖y − ŷ‖² / Σ‖y − ȳ‖², on the {counts.n_rest:,} rows of this report, ȳ "
+            f"the mean of the {trained_on}. The mean as a constant reconstruction of its own rows scores 1.",
             with_bos=counts.fvu_all(),
             without_massive=counts.ordinary.fvu if massive else None,
             null=1.0,
             better="lower",
-            terminal=True,
+            terminal=headline,
             before_after=True,
             sweep=True,
             show_twin=True,
         ),
         Figure(
             "fvu_dims",
-            "mean FVU per dimension",
+            f"mean FVU per dimension, {where}",
             counts.rest.fvu_dims,
             "Mean over dimensions of Σ(y − ŷ)² / Σ(y − ȳ)² of each: every dimension counts alike, where the FVU weighs "
             "it by its variance.",

@@ -116,8 +116,16 @@ class ReconstructionReport(Report[ReconstructionConfig]):
         return ReportResult(
             "global",
             self.title,
-            lead(counts, config, f"{architecture} {kind}", outliers),
-            figures(counts, decoder, config, outliers, trained_on=trained_on),
+            lead(counts, config, f"{architecture} {kind}", outliers, subject.measured.get("fvu")),
+            figures(
+                counts,
+                decoder,
+                config,
+                outliers,
+                trained_on=trained_on,
+                measured=subject.measured,
+                heldout=subject.heldout is not None,
+            ),
             charts(counts, decoder),
             [table for table in tables if table is not None],
             columns(subject, decoder, self.prefixes),

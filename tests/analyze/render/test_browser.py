@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +17,9 @@ from sparse_pipeline.analyze.run import analyze
 from sparse_pipeline.shared.console import Console
 from tests.analyze.planted import BOS_LOCKED, CTX, DEAD, ONE_TOKEN, STRUCTURAL, F, planted
 from tests.analyze.test_run import HOSTILE, nested
+from tests.browser import SIZES, faults, needs_chromium, sized
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no Chromium with its driver (apt-get install chromium-driver)"
-)
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -100,24 +95,6 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     write_html(folder, document, [], Console(quiet=True))
     return folder / "index.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1300,900",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture
@@ -475,41 +452,18 @@ def test_the_matching_latent_of_the_other_run_is_linked(open_page: Any) -> None:
     assert texts(browser, "#about")[0].startswith("planted, nested <i> · ")
 
 
-SIZES = [(390, "light"), (390, "dark"), (1280, "light"), (1440, "dark"), (1920, "light")]
-"""Widths of a phone and three screens, with a theme each."""
 PLACES = ("overview/0", "comparison/0", "top_activations/0", "latents/0", f"latents/0/{STRUCTURAL[0]}")
-WIDE = """
-const W = document.documentElement.clientWidth;
-return [...document.querySelectorAll('body *')].filter(e => {
-  const b = e.getBoundingClientRect();
-  if (!b.width || b.right <= W + 1) return false;
-  for (let p = e.parentElement; p; p = p.parentElement)
-    if (getComputedStyle(p).overflowX !== 'visible' && p.id !== 'panel') return false;
-  return true;
-}).map(e => `${e.tagName}.${e.className}`).concat(
-  document.getElementById('panel').scrollWidth > document.getElementById('panel').clientWidth ? ['#panel'] : []);
-"""
 
 
 @pytest.mark.parametrize(("width", "theme"), SIZES)
 def test_nothing_overflows_and_axe_finds_no_fault(open_page: Any, browser: Any, width: int, theme: str) -> None:
-    from axe_core_python.selenium import Axe
-
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
+    with sized(browser, width, theme):
         for place in PLACES:
             open_page(place)
             browser.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
             if place.count("/") == 2:
                 wait(browser, "return !document.getElementById('panel').hidden")
-            assert browser.execute_script(WIDE) == [], place
-            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-            faults = Axe().run(browser)["violations"]
-            found = {one["id"]: [node["html"][:120] for node in one["nodes"][:3]] for one in faults}
-            assert found == {}, f"{place} at {width}, {theme}"
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+            assert faults(browser, width) == {}, f"{place} at {width}, {theme}"
 
 
 def test_a_latent_prints_as_one_page_and_no_page_is_cut(open_page: Any, browser: Any) -> None:

@@ -25,11 +25,14 @@ from sparse_pipeline.analyze.sweep.estimates import compare_settings
 from sparse_pipeline.analyze.sweep.files import to_csv, write_comparison
 from sparse_pipeline.analyze.sweep.markdown import terminal_table, to_markdown
 from sparse_pipeline.analyze.sweep.measure import measure_runs
+from sparse_pipeline.analyze.sweep.page import sweep_page
 from sparse_pipeline.analyze.sweep.plots import CURVES, bars_figure, curves_figure, frontier_figure, training_document
 from sparse_pipeline.shared.console import Console
 from sparse_pipeline.shared.errors import DataError
+from sparse_pipeline.shared.page import write_page
 from sparse_pipeline.shared.runs.folder import Run, create_run
 from tests.analyze.planted import Planted, planted, run_extra
+from tests.browser import faults_of, needs_chromium
 from tests.sealed import reseal
 
 HEADING = Heading(
@@ -382,11 +385,15 @@ def test_markdown_says_what_to_run_and_what_is_missing(measured: list[Measured],
     assert str(tmp_path) not in files[1].read_text() + files[2].read_text()
 
 
-def test_the_terminals_table_is_plain_text_and_narrow(measured: list[Measured]) -> None:
+def test_the_terminals_table_is_plain_text_and_narrow(
+    measured: list[Measured], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     document = compare_settings(HEADING, measured, "plain")
-    header, *rows = terminal_table(document).splitlines()
+    header, *rows = (line for line in terminal_table(document).splitlines() if not line.startswith("  "))
     assert len({len(line) for line in (header, *rows)}) == 1
-    assert [row.split("  ")[0] for row in rows] == ["plain", "pairs", "frozen (control)", "untrained (plain) (control)"]
+    names = ["plain", "pairs", "frozen (control)", "untrained (plain) (control)"]
+    assert [row.split("  ")[0] for row in rows] == names
     assert re.split(r"  +", header) == ["setting", "seeds", "FVU", "L0", "dead", "pairs"]
     assert not re.search(r"[*|\\]", "".join((header, *rows)))
     assert len(header) <= 120
@@ -396,3 +403,14 @@ def test_nothing_finished(tmp_path: Path) -> None:
     members = [Member("a", 0, tmp_path / "absent")]
     with pytest.raises(DataError, match="no run of s is finished"):
         compare_runs(HEADING, members, AnalyzeConfig(), tmp_path, ("png",), QUIET)
+
+
+@needs_chromium
+def test_nothing_on_the_page_overflows_and_axe_finds_no_fault(
+    measured: list[Measured], tmp_path: Path, browser: Any
+) -> None:
+    document = compare_settings(HEADING, measured, "plain")
+    with io.BytesIO() as drawn:
+        bars_figure(document, "t").savefig(drawn, format="png")
+        write_page(tmp_path / "index.html", sweep_page(document, {"bars": drawn.getvalue()}))
+    assert faults_of(browser, tmp_path / "index.html") == {}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sparse_pipeline.shared.errors import DataError
+from sparse_pipeline.shared.glossary import COLUMNS
 from sparse_pipeline.shared.overview.describe import describe, describe_text
 from sparse_pipeline.shared.overview.find import folder_bytes
 from sparse_pipeline.shared.runs.folder import open_run
@@ -55,7 +56,11 @@ def test_describe_run(tmp_path: Path) -> None:
     assert document["summary"] == SUMMARY
     assert (document["architecture"], document["variant"], document["d_in"]) == ("topk", "topk", 4)
     assert document["checkpoints"] == ["step_00000002"]
-    assert "fvu: 0.25" in describe_text(document)
+    lines = describe_text(document).splitlines()
+    (fvu,) = (line.split() for line in lines if line.startswith("  FVU"))
+    assert fvu == ["FVU", "0.2500", *COLUMNS["FVU"].split()]
+    assert "  3 steps, 96 tokens in 2s" in lines
+    assert max(map(len, lines[1:])) <= 80
     stopped = describe(make_run(tmp_path, "b", finished=False).path)
     assert (stopped["complete"], stopped["summary"]) == (False, None)
     assert stopped["architecture"] == "topk"

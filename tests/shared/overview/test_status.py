@@ -73,8 +73,11 @@ def test_status_lists_what_was_made_and_advises_what_is_left(tmp_path: Path) -> 
     (sweeps / "s/comparison.json").write_text(json.dumps({**comparison, "missing": ["four"]}))
     assert found().next == "", "everything is covered"
     lines = str(found()).splitlines()
-    assert any(line.startswith("report") and "of one" in line for line in lines)
-    assert any(line.startswith("sweep") and "1 run missing" in line and "2 runs" in line for line in lines)
+    assert lines[lines.index("reports") + 1].split()[0] == str(reports / "first/index.html")
+    assert "of one" in " ".join(lines[lines.index("reports") + 1 :][:2])
+    place = next(place for place, line in enumerate(lines) if line.startswith("sweeps"))
+    assert "1 run missing" in lines[place + 1]
+    assert "2 runs" in lines[place + 1]
     assert not any(line.startswith("next:") for line in lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from sparse_pipeline.train.config import TrainConfig
 from sparse_pipeline.train.data.config import DataConfig
 from sparse_pipeline.train.loop import train
 from sparse_pipeline.train.samples.config import SamplesConfig
+from tests.browser import NARROW_AND_WIDE, faults_of, needs_chromium
 from tests.synthetic import make_cache
 
 
@@ -136,3 +138,8 @@ def test_the_page_shows_the_samples_as_they_are(run: Path) -> None:
         for sample in latent.samples[:5]:
             assert sample.text.replace("\r", "").replace("\n", "↵").replace("\t", "⇥") in page
     assert "<script" not in page.split("<main>")[0]
+
+
+@needs_chromium
+def test_nothing_on_the_page_overflows_and_axe_finds_no_fault(run: Path, browser: Any) -> None:
+    assert faults_of(browser, run / "samples/index.html", NARROW_AND_WIDE) == {}
