@@ -1,9 +1,10 @@
 """The data path against the disk's own rate, and against the readings people use instead of it.
 
-    python -m benchmarks.data_path [--gb 4] [--folder .] [--json FILE]
+    python -m benchmarks.data_path [--gb 4] [--folder .] [--device cpu] [--json FILE]
 
 Writes a cache of two sites of random bits (d = 2304, bfloat16) of the given size below --folder, and measures on it, in
-one run: writing (statistics, checksum, disk); sequential reads; the block-shuffled stream of `train.data`; random rows
+one run: writing (statistics, checksum, disk); sequential reads; blocks of 128 rows in random order, copied from a map
+and read by `preadv`; the block-shuffled stream of `train.data` in each of its ways (on --device); random rows
 through a memory map and through Zarr; the memory of a stream with a small limit. "Cold" means that the kernel
 dropped the files' pages first (POSIX_FADV_DONTNEED). Then it trains a small TopK transcoder (d = 384, F = 3072,
 k = 16, batch 1024) on batches that lie in memory already and on the stream of a cache on disk, turn by turn, and prints
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import mmap
 import os
 import shutil
 import statistics
@@ -42,6 +44,8 @@ from sparse_pipeline.train.step.begin import new_trainee
 
 SITES = ("layer_08.resid_mid", "layer_08.mlp_out")
 CTX = 64
+BLOCK = 128
+"""Rows of a block, as `train.data.block_rows`."""
 
 
 def make_cache(path: Path, rows: int, width: int) -> tuple[Cache, dict[str, float]]:
@@ -111,17 +115,51 @@ def sequential(cache: Cache, threads: int) -> float:
     return total / (time.perf_counter() - began)
 
 
-def stream_of(cache: Cache, **settings: Any) -> Stream:
+def blocks(cache: Cache, mapped: bool) -> float:
+    """Bytes per second of copying every block of 128 rows into memory, in random order, on eight threads."""
+    jobs = [
+        (file, first * spec.row_bytes, BLOCK * spec.row_bytes)
+        for shard in cache.shards
+        for site, spec in cache.sites.items()
+        for file in (cache.chunk_file(site, shard)[0],)
+        for first in range(0, len(cache.layout.rows_of(shard)) - BLOCK + 1, BLOCK)
+    ]
+    order = np.random.default_rng(0).permutation(len(jobs))
+    opened = {file: file.open("rb") for file in {file for file, _, _ in jobs}}
+    maps = {f: mmap.mmap(h.fileno(), 0, access=mmap.ACCESS_READ) for f, h in opened.items()} if mapped else {}
+
+    def copy(share: np.ndarray) -> int:
+        buffer = np.empty(max(size for _, _, size in jobs), np.uint8)
+        for number in share.tolist():
+            file, at, size = jobs[number]
+            if mapped:
+                buffer[:size] = np.frombuffer(maps[file], np.uint8, size, at)
+            else:
+                os.preadv(opened[file].fileno(), [memoryview(buffer)[:size]], at)  # type: ignore[arg-type]
+        return sum(jobs[number][2] for number in share.tolist())
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(8) as pool:
+        total = sum(pool.map(copy, np.array_split(order, 8 * 8)))
+    taken = time.perf_counter() - began
+    for handle in opened.values():
+        handle.close()
+    return total / taken
+
+
+def stream_of(cache: Cache, device: str = "cpu", **settings: Any) -> Stream:
     config = DataConfig(**{"epochs": 1, "heldout": 0.0, "resident": False, **settings})
-    return open_stream(cache, SITES, config, Uniform(UniformConfig()))
+    return open_stream(cache, SITES, config, Uniform(UniformConfig()), device=device)
 
 
-def shuffled(cache: Cache, **settings: Any) -> float:
+def shuffled(cache: Cache, device: str, **settings: Any) -> float:
     """Bytes per second of the stream when nothing is done with the batches."""
     row_bytes = sum(spec.row_bytes for spec in cache.sites.values())
-    with stream_of(cache, **settings) as stream:
+    with stream_of(cache, device, **settings) as stream:
         began = time.perf_counter()
         rows = sum(len(batch) for batch in stream)
+        if device != "cpu":
+            torch.cuda.synchronize(device)
         return rows * row_bytes / (time.perf_counter() - began)
 
 
@@ -147,17 +185,21 @@ def through_zarr(cache: Cache) -> Callable[[np.ndarray], Any]:
     return lambda index: [group[site].oindex[np.unique(index)] for site in SITES]
 
 
-def rates(cache: Cache, seconds: float, repeats: int) -> dict[str, dict[str, float]]:
+def rates(cache: Cache, device: str, seconds: float, repeats: int) -> dict[str, dict[str, float]]:
     """Reading → {"cold", "warm"} → bytes per second, the median of the repeats."""
     pool_rows = max(8192, cache.n_rows // 8)
     ways: dict[str, Callable[[], float]] = {
         "sequential, 1 thread": lambda: sequential(cache, 1),
         "sequential, 8 threads": lambda: sequential(cache, 8),
-        "stream, pools of 1/8": lambda: shuffled(cache, pool_rows=pool_rows),
-        "stream, resident (read once, drawn once)": lambda: shuffled(cache, resident=True),
+        "blocks, copied from the map": lambda: blocks(cache, mapped=True),
+        "blocks, preadv": lambda: blocks(cache, mapped=False),
+        "stream, pools of 1/8 (preadv)": lambda: shuffled(cache, device, pool_rows=pool_rows),
+        "stream, resident (read once, drawn once)": lambda: shuffled(cache, device, resident=True),
         "random rows, memory map": lambda: random_rows(cache, seconds, through_maps(cache), 256),
         "random rows, Zarr": lambda: random_rows(cache, seconds, through_zarr(cache), 16),
     }
+    if device == "cpu":
+        ways["stream, mapped"] = lambda: shuffled(cache, device, pool_rows=pool_rows, resident="mapped")
     found: dict[str, dict[str, list[float]]] = {name: {"cold": [], "warm": []} for name in ways}
     for _ in range(repeats):  # in turns, so that what else the machine does falls on all alike
         for name, measure in ways.items():
@@ -183,19 +225,21 @@ def memory_of_a_small_stream(cache: Cache) -> dict[str, float]:
     return {"cache": cache.layout.bytes_on_disk() / 1e6, "allowed": allowed * 1e3, "pools": pools, "peak": peak}
 
 
-def steps(cache: Cache, n: int, batch: int) -> dict[str, float]:
+def steps(cache: Cache, device: str, n: int, batch: int) -> dict[str, float]:
     """Milliseconds of a training step on batches in memory and on the stream, in turns of 20 steps."""
     config = TrainConfig(
         source=SITES[0], target=SITES[1], coder=TopKConfig(latents=3072, k=16), data=DataConfig(batch_size=batch)
     )
-    trainee = new_trainee(config, cache, n, cache.n_rows, torch.device("cpu"))
-    with stream_of(cache, pool_rows=65_536, epochs=100, batch_size=batch) as stream:
+    trainee = new_trainee(config, cache, n, cache.n_rows, torch.device(device))
+    with stream_of(cache, device, pool_rows=65_536, epochs=100, batch_size=batch) as stream:
         lying = [next(stream) for _ in range(160)]  # 250 MB: more than a cache of the processor holds
 
         def timed(batches: Iterator[Batch]) -> float:
             began = time.perf_counter()
             for _ in range(20):
                 train_step(trainee, next(batches))
+            if device != "cpu":
+                torch.cuda.synchronize(device)
             return (time.perf_counter() - began) / 20
 
         again = itertools.cycle(lying)
@@ -217,6 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gb", type=float, default=4.0, help="size of the cache that is read (default 4)")
     parser.add_argument("--folder", type=Path, default=Path(), help="where to write it: the disk that is measured")
+    parser.add_argument("--device", default="cpu", help="where batches lie, and where the steps run")
     parser.add_argument("--train-rows", type=int, default=262_144, help="rows of the cache that is trained on")
     parser.add_argument("--batch", type=int, default=1024, help="rows of a training batch")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long each random reading runs")
@@ -237,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"writing one shard of {shard_bytes / 1e6:.0f} MB, ms on one thread:")
         for name, seconds in cost.items():
             print(f"  {name:42s} {1e3 * seconds:8.1f}   {shard_bytes / seconds / 1e9:6.2f} GB/s")
-        found = rates(large, options.seconds, options.repeats)
+        found = rates(large, options.device, options.seconds, options.repeats)
         print(f"\n{'reading, MB/s':44s} {'cold':>8s} {'warm':>8s}   of the sequential rate")
         best = {heat: max(found[name][heat] for name in list(found)[:2]) for heat in ("cold", "warm")}
         for name, rate in found.items():
@@ -247,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\none epoch with little memory, MB:")
         print("  " + ", ".join(f"{name} {value:.0f}" for name, value in memory.items()))
         small, _ = make_cache(folder / "small", options.train_rows, 384)
-        training = steps(small, options.steps, options.batch)
+        training = steps(small, options.device, options.steps, options.batch)
         print(f"\ntraining, d = 384, F = 3072, k = 16, batch {options.batch:,}:")
         for name, value in training.items():
             print(f"  {name:42s} {value:8.3f}")

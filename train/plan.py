@@ -69,15 +69,16 @@ class Sizes:
             "device": str(self.device),
             "steps": self.steps,
             "tokens": self.steps * batch,
+            "reading": self.stream.reading,
             "epochs": self.steps * batch / self.stream.rows_per_epoch,
             "batch_size": batch,
             "rows_per_epoch": self.stream.rows_per_epoch,
             "heldout_rows": self.stream.heldout_rows,
             "nonfinite_rows": self.stream.nonfinite_rows,
-            "runs": [self._run(config) for config in self.configs],
+            "runs": [run_size(config, self.widths) for config in self.configs],
             "bytes": {
                 "data": self.stream.pool_bytes,
-                "training": sum(self._run(config)["bytes"] for config in self.configs),
+                "training": sum(run_size(config, self.widths)["bytes"] for config in self.configs),
                 "windows": sum(map(window_bytes, self.configs)),
                 "checkpoints": self.bytes["checkpoints"],
                 "free": free_memory(self.device),
@@ -89,7 +90,7 @@ class Sizes:
     def bytes(self) -> dict[str, int]:
         """What the runs take on their device. Of a device's run the copy that a checkpoint is written from lies in host
         memory."""
-        sizes = [self._run(config) for config in self.configs]
+        sizes = [run_size(config, self.widths) for config in self.configs]
         return {
             "coders and Adam": sum(run["bytes"] - run["batch_bytes"] for run in sizes),
             "batches": sum(run["batch_bytes"] for run in sizes),
@@ -100,34 +101,46 @@ class Sizes:
 
     def training_bytes(self, config: TrainConfig, latents: int | None = None, batch: int | None = None) -> int:
         """What one run takes beside the data; with another number of latents, or of rows in a batch."""
-        found = self._run(config, latents, batch)
-        copy = 0 if self.device.type == "cuda" else int(found["checkpoint_bytes"])
-        return int(found["bytes"]) + copy + window_bytes(config)
+        return _training_bytes(config, run_size(config, self.widths, latents, batch), self.device)
 
-    def _run(self, config: TrainConfig, latents: int | None = None, batch: int | None = None) -> dict[str, Any]:
-        d_in, d_out = (sum(widths_of(self.widths, site)) for site in (config.source, config.target_site))
-        n_latents = latents or config.coder.latents
-        parameters = n_latents * (d_in + d_out + 1) + d_out + (d_in * d_out if config.coder.skip else 0)
-        if isinstance(config.coder, CrossLayerConfig):  # a latent reads one site and writes (L + 1)/2 on average
-            n = len(parts_of(config.source))
-            parameters = round(n_latents * (d_in / n + d_out * (n + 1) / (2 * n) + 1)) + d_out
-            parameters += d_in * d_out // n if config.coder.skip else 0
-        batch = batch or config.data.batch_size
-        copies = 4 + (config.ema is not None)  # weights, gradients, Adam's two moments, and the average
-        batch_bytes = 4 * batch * (n_latents + 2 * (d_in + d_out))  # the pre-activations and the rows of one batch
-        return {
-            "name": config.run_name,
-            "variant": config.variant,
-            "architecture": config.coder.architecture,
-            "source": config.source,
-            "target": config.target_site,
-            "latents": n_latents,
-            "parameters": parameters,
-            "precision": config.precision,
-            "bytes": 4 * copies * parameters + batch_bytes,
-            "batch_bytes": batch_bytes,
-            "checkpoint_bytes": 4 * (copies - 1) * parameters,  # all but the gradients
-        }
+
+def run_size(
+    config: TrainConfig, widths: Mapping[str, int], latents: int | None = None, batch: int | None = None
+) -> dict[str, Any]:
+    """What a plan says of one run; with another number of latents, or of rows in a batch.
+
+    Args:
+        widths: site → d.
+    """
+    d_in, d_out = (sum(widths_of(widths, site)) for site in (config.source, config.target_site))
+    n_latents = latents or config.coder.latents
+    parameters = n_latents * (d_in + d_out + 1) + d_out + (d_in * d_out if config.coder.skip else 0)
+    if isinstance(config.coder, CrossLayerConfig):  # a latent reads one site and writes (L + 1)/2 on average
+        n = len(parts_of(config.source))
+        parameters = round(n_latents * (d_in / n + d_out * (n + 1) / (2 * n) + 1)) + d_out
+        parameters += d_in * d_out // n if config.coder.skip else 0
+    batch = batch or config.data.batch_size
+    copies = 4 + (config.ema is not None)  # weights, gradients, Adam's two moments, and the average
+    batch_bytes = 4 * batch * (n_latents + 2 * (d_in + d_out))  # the pre-activations and the rows of one batch
+    return {
+        "name": config.run_name,
+        "variant": config.variant,
+        "architecture": config.coder.architecture,
+        "source": config.source,
+        "target": config.target_site,
+        "latents": n_latents,
+        "parameters": parameters,
+        "precision": config.precision,
+        "bytes": 4 * copies * parameters + batch_bytes,
+        "batch_bytes": batch_bytes,
+        "checkpoint_bytes": 4 * (copies - 1) * parameters,  # all but the gradients
+    }
+
+
+def _training_bytes(config: TrainConfig, run: Mapping[str, Any], device: torch.device) -> int:
+    """What a run of this size takes beside the data."""
+    copy = 0 if device.type == "cuda" else int(run["checkpoint_bytes"])
+    return int(run["bytes"]) + copy + window_bytes(config)
 
 
 def window_bytes(config: TrainConfig) -> int:
@@ -193,7 +206,7 @@ class TrainPlan:
                 f"{d['cache']} on {d['device']}",
                 f"  {d['steps']:,} steps of {d['batch_size']:,} rows: {si(d['tokens'])} tokens, "
                 f"{d['epochs']:.2f} epochs of {si(d['rows_per_epoch'])}; {si(d['heldout_rows'])} rows held out",
-                f"  {size(d['bytes']['data'])} of activations in memory, read once for {count(len(d['runs']), 'run')}; "
+                f"  {_reading(group.stream, d['device'])}, read once for {count(len(d['runs']), 'run')}; "
                 + _memory(d["bytes"]),
             ]
             lines += [
@@ -204,6 +217,16 @@ class TrainPlan:
             ]
             lines += [f"  note: {note}" for note in group.notes]
         return "\n".join(lines)
+
+
+def _reading(stream: StreamPlan, device: str) -> str:
+    """Where the rows are when batches are drawn from them."""
+    whole = size((stream.train_rows + stream.heldout_rows) * stream.row_bytes)
+    if stream.reading == "mapped":
+        return f"{whole} of activations mapped from their files, which fit the system's cache"
+    if stream.reading == "memory":
+        return f"{size(stream.pool_bytes)} of activations in memory{'' if device == 'cpu' else ' of the device'}"
+    return f"{whole} of activations read from disk (preadv) in every epoch, {size(stream.pool_bytes)} at a time"
 
 
 def _memory(sizes: Mapping[str, int]) -> str:
@@ -280,7 +303,9 @@ def _group(configs: list[TrainConfig]) -> Group:
             "--set train.sampler.position_zero=true, or another sampler",
         )
     device = pick_device(first.device)
-    with open_stream(cache, sites, first.data, build_sampler(first.sampler), device=device) as stream:
+    reserved = sum(_training_bytes(config, run_size(config, widths), device) for config in configs)
+    sampler = build_sampler(first.sampler)
+    with open_stream(cache, sites, first.data, sampler, device=device, reserved=reserved) as stream:
         group = Group(configs, cache.path, widths, device, stream.plan, cache)
     for config in configs:
         _refuse_short(config, group.stream)
@@ -293,7 +318,8 @@ def _foreseen(configs: list[TrainConfig], path: Path, coming: Unharvested) -> Fo
         raise UsageError(f"train.beside: {path} is not harvested yet", "harvest every cache first: pipeline harvest")
     widths = {spec.name: spec.width for spec in coming.layout.sites}
     sites = _checked_sites(configs, path, widths)
-    stream = estimate_stream(coming.layout, sites, first.data, build_sampler(first.sampler), device)
+    reserved = sum(_training_bytes(config, run_size(config, widths), device) for config in configs)
+    stream = estimate_stream(coming.layout, sites, first.data, build_sampler(first.sampler), device, reserved)
     for config in configs:
         _refuse_short(config, stream)
     return Foreseen(configs, path, widths, device, stream, coming)

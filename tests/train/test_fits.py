@@ -34,7 +34,7 @@ def free(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     [
         ({"coder": TopKConfig(latents=1 << 20, k=4)}, "train.coder.latents"),
         ({"data": {"resident": True, "batch_size": 64}}, "train.data.memory_gb"),
-        ({"data": {"pool_rows": 2560}}, "train.data.memory_gb"),
+        ({"data": {"pool_rows": 2560, "resident": False}}, "train.data.memory_gb"),
         (
             {"coder": TopKConfig(latents=4096, k=4), "data": {"batch_size": 4096}, "min_steps": 1},
             "train.data.batch_size",

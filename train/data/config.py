@@ -28,15 +28,17 @@ class DataConfig:
     """Threads that read blocks."""
     prefetch: int = 1
     """Pools to read ahead during training; each takes the memory of a pool."""
-    resident: Literal["auto"] | bool = "auto"
-    """Keep all rows of the run's sites in memory (with CUDA: on the device); auto: if they fit. Affects speed only."""
+    resident: Literal["auto", "mapped"] | bool = "auto"
+    """Where the rows of the run's sites lie. mapped: in their files, memory-mapped (on a CPU). true: all of them in
+    memory (with CUDA: on the device). false: pools, read from disk again in every epoch. auto: on a CPU mapped and with
+    CUDA in memory, if all of them fit in 0.8 of what is free; else pools. Affects speed only."""
     nonfinite: Literal["refuse", "skip"] = "refuse"
     """Rows with an infinity or a NaN at the run's sites: refuse to train, or skip them in training, evaluation and
     every statistic; log and summary count them."""
     checksums: bool = True
     """Compare each chunk file with the checksum in its commit when a process first reads it, in the background."""
     memory_gb: float | None = None
-    """Largest total memory of the pools, in GB; null: half of the free memory at the start."""
+    """Largest total memory of the rows, in GB; null: 0.8 of the free memory for all of them, half of it for pools."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "block_rows", "workers"):

@@ -20,7 +20,7 @@ _SEEN_ROWS = 1 << 20
 
 
 def estimate_stream(
-    layout: Layout, sites: Sequence[str], config: DataConfig, sampler: Sampler, device: torch.device
+    layout: Layout, sites: Sequence[str], config: DataConfig, sampler: Sampler, device: torch.device, reserved: int = 0
 ) -> StreamPlan:
     """As `Stream.plan`, before the harvest: held-out documents have exactly their share of the rows, no row is padding
     or massive, and every sequence has one row at position 0. A real split differs by a fraction of a document.
@@ -28,15 +28,17 @@ def estimate_stream(
     Args:
         layout: shapes that the harvest plans.
         sites: arrays that a batch carries.
+        reserved: as for `open_stream`.
     """
     specs = [spec for spec in layout.sites if spec.name in stored_sites(sites)]
     row_bytes = sum(spec.row_bytes for spec in specs)
     heldout = round(layout.n_rows * config.heldout)
     train = layout.n_rows - heldout
     rows_per_epoch = round(train * _share_drawn(sampler, min(train, _SEEN_ROWS), layout.ctx, config))
-    size = choose_pool(config, layout.n_rows, row_bytes + META_BYTES, free_memory(device))
+    free = max(free_memory(device) - reserved, 0)
+    size = choose_pool(config, layout.n_rows, row_bytes + META_BYTES, free, on_device=device.type != "cpu")
     window = min(max(size.window_rows, config.block_rows), layout.n_rows)
-    pools = 1 if size.resident else 1 + config.prefetch
+    pooled = {"mapped": 0, "memory": layout.n_rows, "pools": window * (1 + config.prefetch)}[size.reading]
     total = rows_per_epoch * config.epochs if config.tokens is None else config.tokens
     return StreamPlan(
         total_steps=total // config.batch_size,
@@ -47,8 +49,9 @@ def estimate_stream(
         n_heldout=0,
         window_rows=window,
         n_windows=-(-layout.n_rows // window),
-        resident=size.resident,
-        pool_bytes=(layout.n_rows if size.resident else window) * row_bytes * pools,
+        reading=size.reading,
+        pool_bytes=pooled * row_bytes,
+        row_bytes=row_bytes,
     )
 
 

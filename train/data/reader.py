@@ -27,6 +27,9 @@ from ...shared.cache.reader import logical_rows, stored_dtype
 from ...shared.errors import DataError, repair_command
 from ...shared.joint_names import parts_of, stored_sites
 
+TASK_BYTES = 1 << 20
+"""Least work of a thread: less than this takes no longer on one than on two."""
+
 SEGMENT_BYTES = 8 << 20
 """Neighbouring blocks are read together up to this size: long enough for any disk, short enough for many threads."""
 
@@ -127,7 +130,7 @@ class BlockReader:
         staging_bytes: int | None = None,
     ) -> None:
         self.cache, self.sites, self.device = cache, stored_sites(sites), device
-        self._beyond_memory = beyond_memory
+        self._beyond_memory, self._workers = beyond_memory, workers
         self.comparisons = None
         if cache.checksums:
             self.comparisons = Comparisons(lambda name, shard: cache.compare(name, shard, beyond_memory))
@@ -157,6 +160,10 @@ class BlockReader:
             self._staging.finish()  # after an error too: the pool may be freed next
         return []
 
+    def warm(self, segments: Sequence[Segment]) -> list[Future[None]]:
+        """Begins to read rows and drops what it reads: they are then in the system's cache of file pages."""
+        return self._read(segments, None, base_slot=0)
+
     def wait(self, futures: Sequence[Future[None]]) -> None:
         for future in futures:
             future.result()
@@ -168,19 +175,23 @@ class BlockReader:
             self.comparisons.close()
 
     def _read(
-        self, segments: Sequence[Segment], views: dict[str, NDArray[np.uint8]], base_slot: int
+        self, segments: Sequence[Segment], views: dict[str, NDArray[np.uint8]] | None, base_slot: int
     ) -> list[Future[None]]:
+        """Shares the bytes out to all threads, whatever files they are in. Without `views` what is read is dropped."""
         by_shard: dict[int, list[Segment]] = {}
         for segment in segments:
             by_shard.setdefault(segment.shard, []).append(segment)
+        total = sum(segment.rows for segment in segments) * sum(self._row_bytes.values())
+        most = max(TASK_BYTES, -(-total // self._workers))
         return [
-            self._threads.submit(self._read_file, name, shard, group, views[name], base_slot)
+            self._threads.submit(self._read_file, name, shard, share, None if views is None else views[name], base_slot)
             for shard, group in by_shard.items()
-            for name in self._row_bytes
+            for name, size in self._row_bytes.items()
+            for share in shares(group, max(1, most // size))
         ]
 
     def _read_file(
-        self, name: str, shard: int, segments: list[Segment], view: NDArray[np.uint8], base_slot: int
+        self, name: str, shard: int, segments: list[Segment], view: NDArray[np.uint8] | None, base_slot: int
     ) -> None:
         if self._cancelled.is_set():
             raise ClosedError
@@ -194,9 +205,10 @@ class BlockReader:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
             # preadv may return fewer bytes than requested: `at` is the next byte of the file, `target` what is still to
             # be filled. Segments have different slots, so threads write to different bytes of the pool.
+            room = None if view is not None else np.empty(max(one.rows for one in segments) * size, np.uint8)
             for segment in segments:
-                start = (segment.slot - base_slot) * size
-                target = memoryview(cast(Any, view[start : start + segment.rows * size]))
+                start = 0 if view is None else (segment.slot - base_slot) * size
+                target = memoryview(cast(Any, room if view is None else view)[start : start + segment.rows * size])
                 at = offset + segment.first * size
                 while len(target):
                     count = os.preadv(descriptor, [target], at)
@@ -210,6 +222,22 @@ class BlockReader:
                     os.posix_fadvise(descriptor, at - segment.rows * size, segment.rows * size, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
+
+
+def shares(segments: Sequence[Segment], most: int) -> list[list[Segment]]:
+    """The segments of a file, cut into lists of at most `most` rows, in their order."""
+    found: list[list[Segment]] = []
+    room = 0
+    for segment in segments:
+        done = 0
+        while done < segment.rows:
+            if not room:
+                found.append([])
+                room = most
+            n = min(room, segment.rows - done)
+            found[-1].append(Segment(segment.shard, segment.first + done, n, segment.slot + done))
+            done, room = done + n, room - n
+    return found
 
 
 @dataclass
@@ -275,7 +303,12 @@ class _Staging:
 def take_rows(tensor: Tensor, rows: NDArray[np.int64]) -> Tensor:
     """``tensor[rows]`` for a tensor on the CPU, on the calling thread alone."""
     bits = tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
-    return torch.from_numpy(np.take(bits.numpy(), rows, axis=0)).view(tensor.dtype)
+    return from_bits(np.take(bits.numpy(), rows, axis=0), tensor.dtype)
+
+
+def from_bits(bits: NDArray[Any], dtype: torch.dtype) -> Tensor:
+    """Integers of a dtype's size as that dtype."""
+    return torch.from_numpy(bits).view(dtype)
 
 
 def _empty(

@@ -11,8 +11,8 @@ Invariants:
   its control when the window becomes current (`_control`): never on how far ahead is read, on threads, memory or
   residency. Such a sampler draws on the caller's thread at that moment; what is read ahead are the blocks.
 - A pool belongs to one window at a time: `_free_pools` holds those that no window reads. `_release` returns a pool with
-  a mark of the device's last read, which the reader awaits before it writes. A resident pool is only read, so all
-  windows share it.
+  a mark of the device's last read, which the reader awaits before it writes. A pool of all rows, in memory or mapped,
+  is only read, so all windows share it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from ...shared.joint_names import stored_sites
 from ...shared.memory import free_memory
 from ..samplers.base import Sampler, Window
 from .config import DataConfig
-from .memory import choose_pool
+from .mapped import MappedRows
+from .memory import Reading, choose_pool
 from .reader import BlockReader, Pool, Segment
 
 META_BYTES = 64
@@ -58,8 +59,9 @@ class StreamPlan:
         n_documents, n_heldout: documents, and how many of them are held out.
         window_rows: rows drawn from at a time.
         n_windows: windows in an epoch.
-        resident: everything stays in memory.
+        reading: where rows lie when batches are drawn from them.
         pool_bytes: memory of all pools together.
+        row_bytes: of a row over all sites.
         nonfinite_rows: rows left out because they hold an infinity or a NaN.
     """
 
@@ -71,8 +73,9 @@ class StreamPlan:
     n_heldout: int
     window_rows: int
     n_windows: int
-    resident: bool
+    reading: Reading
     pool_bytes: int
+    row_bytes: int
     nonfinite_rows: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,7 +87,7 @@ class _Drawn:
     """One window in training order: where each row lies in the pool, and what is known about it."""
 
     at: tuple[int, int]
-    pool: Pool
+    pool: Pool | MappedRows
     slots: Tensor
     meta: dict[str, Tensor]
 
@@ -104,7 +107,7 @@ class _Read:
     """
 
     at: tuple[int, int]
-    pool: Pool
+    pool: Pool | MappedRows
     slots: Index
     seen: Window
 
@@ -120,6 +123,7 @@ class Stream:
 
     Args:
         start: a `position()`, or None: from the beginning.
+        reserved: bytes of the free memory that something else will take.
         staging_bytes: read through host buffers of this size even where the pools lie on the CPU; None: only for a
             device, with the default size.
     """
@@ -132,6 +136,7 @@ class Stream:
         sampler: Sampler,
         start: Mapping[str, Any] | None,
         device: torch.device,
+        reserved: int = 0,
         staging_bytes: int | None = None,
     ) -> None:
         self.cache, self.sites, self.config, self.sampler = cache, tuple(dict.fromkeys(sites)), config, sampler
@@ -146,12 +151,14 @@ class Stream:
             self._train = self._train & ((cache.flags.reshape(-1) & np.uint8(Flag.TEMPLATE)) == 0)
         self._blocks: Blocks = make_blocks(layout.n_rows, layout.shard_rows, config.block_rows, self._train)
         self._row_bytes = sum(cache.spec(site).row_bytes for site in stored_sites(self.sites))
-        free = free_memory(device)
-        size = choose_pool(config, self._blocks.n_rows, self._row_bytes + META_BYTES, free)
+        free = max(free_memory(device) - reserved, 0)
+        wanted = self._row_bytes + META_BYTES
+        size = choose_pool(config, self._blocks.n_rows, wanted, free, on_device=device.type != "cpu")
         # the system's cache of file pages is in the host's memory, wherever the pool lies
         host = free if device.type == "cpu" else free_memory(torch.device("cpu"))
-        self._beyond_memory = not size.resident and self._blocks.n_rows * self._row_bytes > host
-        self.resident = size.resident
+        self._beyond_memory = not size.whole and self._blocks.n_rows * self._row_bytes > host
+        self._reading = size.reading
+        self._warm = np.zeros(len(self._blocks), np.bool_)  # mapped blocks that were read once by this process
         per_window = max(1, size.window_rows // config.block_rows)
         if start is not None:
             per_window = start["blocks_per_window"]  # the order depends on it, so today's free memory must not decide
@@ -175,7 +182,7 @@ class Stream:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="window-loader")
         self._ahead: deque[Future[_Drawn | _Read]] = deque()
         self._to_load = (self._next.epoch, self._next.window)
-        self._free_pools: deque[Pool] = deque()
+        self._free_pools: deque[Pool | MappedRows] = deque()
         self._filled: Future[None]
         self._current: _Drawn | None = None
 
@@ -184,7 +191,8 @@ class Stream:
     @cached_property
     def plan(self) -> StreamPlan:
         """The arithmetic of this stream."""
-        config, capacity = self.config, self._capacity
+        config = self.config
+        pools = {"mapped": 0, "memory": 1, "pools": 1 + config.prefetch}[self._reading]
         rows_per_epoch = self._rows_in_epoch(0)
         if config.tokens is not None:
             total_rows = config.tokens if rows_per_epoch else 0
@@ -199,8 +207,9 @@ class Stream:
             n_heldout=self.split.n_heldout,
             window_rows=min(self._windows.blocks_per_window * config.block_rows, self._blocks.n_rows),
             n_windows=self._windows.n_windows,
-            resident=self.resident,
-            pool_bytes=capacity * self._row_bytes * (1 if self.resident else 1 + config.prefetch),
+            reading=self._reading,
+            pool_bytes=pools * self._capacity * self._row_bytes,
+            row_bytes=self._row_bytes,
             nonfinite_rows=int(((self.cache.flags & np.uint8(Flag.NONFINITE)) != 0).sum()),
         )
 
@@ -213,7 +222,7 @@ class Stream:
     def _capacity(self) -> int:
         """Rows a pool has room for."""
         most = self._windows.blocks_per_window * self.config.block_rows
-        return self._blocks.n_rows if self.resident else min(most, self._blocks.n_rows)
+        return min(most, self._blocks.n_rows) if self._reading == "pools" else self._blocks.n_rows
 
     def _rows_in_epoch(self, epoch: int) -> int:
         windows = range(self._windows.n_windows)
@@ -289,6 +298,9 @@ class Stream:
             self._reader.close()
         self._loader.shutdown(wait=True, cancel_futures=True)
         self._ahead.clear()
+        for pool in self._free_pools:
+            if isinstance(pool, MappedRows):
+                pool.close()
         self._free_pools.clear()
         self._current = None
 
@@ -332,7 +344,7 @@ class Stream:
 
     def _release(self, window: _Drawn) -> None:
         window.pool.mark_used()
-        if not self.resident:
+        if self._reading == "pools":
             self._free_pools.append(window.pool)
         self._current = None
 
@@ -341,7 +353,7 @@ class Stream:
         if self._reader is None:
             self._start()
         while len(self._ahead) < wanted and self._free_pools:
-            pool = self._free_pools[0] if self.resident else self._free_pools.popleft()
+            pool = self._free_pools.popleft() if self._reading == "pools" else self._free_pools[0]
             self._ahead.append(self._loader.submit(self._load, *self._to_load, pool))
             self._to_load = self._windows.after(*self._to_load)
 
@@ -354,17 +366,20 @@ class Stream:
             beyond_memory=self._beyond_memory,
             staging_bytes=self._staging_bytes,
         )
-        for _ in range(1 if self.resident else 1 + self.config.prefetch):
+        if self._reading == "mapped":
+            self._free_pools.append(MappedRows(self.cache, self.sites))
+            return
+        for _ in range(1 + self.config.prefetch if self._reading == "pools" else 1):
             self._free_pools.append(Pool.allocate(self.cache, self.sites, self._capacity, self._device))
         if self._device.type == "cuda":
             # torch may give the pools memory of tensors just freed, which this CUDA stream may still be reading
             torch.cuda.current_stream(self._device).synchronize()
-        if self.resident:
+        if self._reading == "memory":
             self._filled = self._loader.submit(self._fill_resident, self._free_pools[0])
 
     # --- on the loader thread ---------------------------------------------------------------------------------------
 
-    def _load(self, epoch: int, window: int, pool: Pool) -> _Drawn | _Read:
+    def _load(self, epoch: int, window: int, pool: Pool | MappedRows) -> _Drawn | _Read:
         """Reads a window, and lets a sampler that does not follow training draw from it while the blocks arrive.
 
         Of the rows of the window's blocks, `places` picks the training rows.
@@ -372,7 +387,11 @@ class Stream:
         assert self._reader is not None
         chosen = self._windows.blocks(epoch, window)
         pending: list[Future[None]] = []
-        if self.resident:
+        if isinstance(pool, MappedRows):
+            slots = window_rows(self._blocks, chosen)
+            pending = self._reader.warm(self._segments(chosen[~self._warm[chosen]]))
+            self._warm[chosen] = True
+        elif self._reading == "memory":
             self._filled.result()  # raises what the reading raised
             slot_of_block = np.cumsum(self._blocks.length) - self._blocks.length
             slots = expand(slot_of_block[chosen], self._blocks.length[chosen])
@@ -391,22 +410,27 @@ class Stream:
         order = self.sampler.order(seen)
         return _Drawn(found.at, found.pool, self._to_device(found.slots[order]), self._describe(seen.row[order]))
 
-    def _fill_resident(self, pool: Pool) -> None:
+    def _fill_resident(self, pool: Pool | MappedRows) -> None:
         assert self._reader is not None
+        assert isinstance(pool, Pool)
         self._reader.wait(self._fill(np.arange(len(self._blocks)), pool))
 
     def _fill(self, chosen: Index, pool: Pool) -> list[Future[None]]:
         """Begins to read blocks into a pool, one after another from its first slot."""
         assert self._reader is not None
+        return self._reader.submit(pool, self._segments(chosen))
+
+    def _segments(self, chosen: Index) -> list[Segment]:
+        """Blocks as the reader takes them, each with the slot behind the one before."""
+        assert self._reader is not None
         shard_rows = self.cache.layout.shard_rows
         most = self._reader.segment_blocks(self.config.block_rows)
         start, length = segments(self._blocks.start[chosen], self._blocks.length[chosen], shard_rows, most)
         slot = np.cumsum(length) - length
-        pieces = [
+        return [
             Segment(first // shard_rows, first % shard_rows, rows, at)
             for first, rows, at in zip(start.tolist(), length.tolist(), slot.tolist(), strict=True)
         ]
-        return self._reader.submit(pool, pieces)
 
     def _describe(self, row: Index) -> dict[str, Tensor]:
         return {name: self._to_device(values) for name, values in describe_rows(self.cache, row).items()}
@@ -422,6 +446,7 @@ def open_stream(
     sampler: Sampler,
     start: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
+    reserved: int = 0,
 ) -> Stream:
     """The batches of a training run, from the beginning or from a :meth:`Stream.position`.
 
@@ -432,6 +457,7 @@ def open_stream(
         sampler: draws the rows of each window.
         start: a position of a stream over the same cache with the same settings.
         device: where the batches lie.
+        reserved: bytes of the free memory that something else will take: the coders, where they are not there yet.
 
     Raises:
         UsageError: the cache has no such site, or no row to train on.
@@ -439,7 +465,7 @@ def open_stream(
     """
     if not cache.complete:
         raise DataError(f"{cache.path} is incomplete", hint="run the same harvest again: it writes what is missing")
-    return Stream(cache, sites, config, sampler, start, torch.device(device))
+    return Stream(cache, sites, config, sampler, start, torch.device(device), reserved)
 
 
 def describe_rows(cache: Cache, row: Index) -> dict[str, NDArray[Any]]:

@@ -4,38 +4,47 @@ import pytest
 import torch
 
 from sparse_pipeline.shared.config.settings import to_dict, validate
-from sparse_pipeline.shared.errors import ConfigError
+from sparse_pipeline.shared.errors import ConfigError, UsageError
 from sparse_pipeline.shared.memory import free_memory
 from sparse_pipeline.train.data.config import DataConfig
-from sparse_pipeline.train.data.memory import MAX_AUTO_ROWS, choose_pool
+from sparse_pipeline.train.data.memory import MAX_AUTO_ROWS, PoolSize, choose_pool
 
 ROW = 1000
 
 
-def test_what_fits_stays_and_is_drawn_from_up_to_a_million_rows_at_a_time() -> None:
-    size = choose_pool(DataConfig(), 5_000_000, ROW, free=20_000_000_000)
-    assert (size.window_rows, size.resident) == (MAX_AUTO_ROWS, True)
+def chosen(config: DataConfig, rows: int, free: int, on_device: bool = False) -> PoolSize:
+    return choose_pool(config, rows, ROW, free, on_device=on_device)
+
+
+def test_what_fits_is_within_reach_and_drawn_from_up_to_a_million_rows_at_a_time() -> None:
+    """In its mapped files on a CPU, in the memory of a device: 5 GB of 6.3, of which 0.8 may be taken."""
+    assert chosen(DataConfig(), 5_000_000, free=6_300_000_000) == PoolSize(MAX_AUTO_ROWS, "mapped")
+    assert chosen(DataConfig(), 5_000_000, free=6_300_000_000, on_device=True) == PoolSize(MAX_AUTO_ROWS, "memory")
+    assert chosen(DataConfig(), 5_000_000, free=6_200_000_000).reading == "pools"
 
 
 def test_what_does_not_fit_gets_the_pools_that_do() -> None:
-    size = choose_pool(DataConfig(prefetch=1), 50_000_000, ROW, free=20_000_000_000)
-    assert (size.window_rows, size.resident) == (MAX_AUTO_ROWS, False)
-    size = choose_pool(DataConfig(prefetch=1), 50_000_000, ROW, free=1_000_000_000)
-    assert (size.window_rows, size.resident) == (250_000, False)  # half of what is free, in two pools
-    size = choose_pool(DataConfig(prefetch=4), 50_000_000, ROW, free=1_000_000_000)
-    assert size.window_rows == 100_000
+    for on_device in (False, True):
+        size = chosen(DataConfig(prefetch=1), 50_000_000, 20_000_000_000, on_device)
+        assert size == PoolSize(MAX_AUTO_ROWS, "pools")
+        size = chosen(DataConfig(prefetch=1), 50_000_000, 1_000_000_000, on_device)
+        assert size == PoolSize(250_000, "pools")  # half of what is free, in two pools
+    assert chosen(DataConfig(prefetch=4), 50_000_000, free=1_000_000_000).window_rows == 100_000
 
 
 def test_settings_go_before_what_memory_suggests() -> None:
-    assert choose_pool(DataConfig(resident=False), 10, ROW, free=10**12).resident is False
-    assert choose_pool(DataConfig(resident=True), 10**9, ROW, free=10**6).resident is True
-    assert choose_pool(DataConfig(pool_rows=4096), 10**9, ROW, free=10**6).window_rows == 4096
-    assert choose_pool(DataConfig(memory_gb=0.5), 400_000, ROW, free=10**12).resident is True
-    assert choose_pool(DataConfig(memory_gb=0.1), 400_000, ROW, free=10**12).window_rows == 50_000
+    assert chosen(DataConfig(resident=False), 10, free=10**12).reading == "pools"
+    assert chosen(DataConfig(resident=True), 10**9, free=10**6).reading == "memory"
+    assert chosen(DataConfig(resident="mapped"), 10**9, free=10**6).reading == "mapped"
+    assert chosen(DataConfig(pool_rows=4096), 10**9, free=10**6).window_rows == 4096
+    assert chosen(DataConfig(memory_gb=0.5), 400_000, free=10**12).reading == "mapped"
+    assert chosen(DataConfig(memory_gb=0.1), 400_000, free=10**12) == PoolSize(50_000, "pools")
+    with pytest.raises(UsageError, match="mapped files are drawn from on a CPU"):
+        chosen(DataConfig(resident="mapped"), 10, free=10**12, on_device=True)
 
 
 def test_a_pool_is_a_block_at_least() -> None:
-    assert choose_pool(DataConfig(), 10**9, ROW, free=1000).window_rows == 128
+    assert chosen(DataConfig(), 10**9, free=1000).window_rows == 128
 
 
 def test_free_memory_is_a_plausible_number() -> None:

@@ -4,6 +4,7 @@ import os
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sparse_pipeline.shared.cache import Cache, Flag
 from sparse_pipeline.shared.cache.batch import Batch
 from sparse_pipeline.shared.errors import DataError, UsageError
 from sparse_pipeline.train.data.config import DataConfig
-from sparse_pipeline.train.data.reader import Pool
+from sparse_pipeline.train.data.reader import Pool, Segment, shares
 from sparse_pipeline.train.data.stream import Stream, open_stream
 from sparse_pipeline.train.samplers import ExcludeBos, Sampler, Uniform, UniformConfig, Window
 from sparse_pipeline.train.samplers.exclude_bos import ExcludeBosConfig
@@ -46,6 +47,7 @@ def rows_of(batches: list[Batch]) -> np.ndarray:
     [
         SMALL,
         replace(SMALL, resident=True),
+        replace(SMALL, resident="mapped"),
         replace(SMALL, prefetch=0),
         replace(SMALL, prefetch=3),
         replace(SMALL, pool_rows=32, batch_size=200),  # a batch of many windows
@@ -87,7 +89,7 @@ def test_a_batch_says_what_its_rows_are(packing: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("chunk_rows", [0, 80])
-@pytest.mark.parametrize("how", ["pools", "resident", "staged"])
+@pytest.mark.parametrize("how", ["pools", "resident", "mapped", "staged"])
 def test_quantised_and_sharded_sites_come_as_the_cache_reads_them(tmp_path: Path, how: str, chunk_rows: int) -> None:
     """Codes in the pools, the same bits in the batches as Cache.chunk gives; less memory than bfloat16 takes."""
     made = make_cache(
@@ -99,12 +101,13 @@ def test_quantised_and_sharded_sites_come_as_the_cache_reads_them(tmp_path: Path
         quantised={"layer_01.resid_mid": "int8", "layer_01.mlp_out": "fp8"},
         chunk_rows=chunk_rows,
     )
-    config = replace(SMALL, epochs=1, resident=how == "resident")
+    config = replace(SMALL, epochs=1, resident="mapped" if how == "mapped" else how == "resident")
     sites = list(made.sites)
     stream = Stream(
         made, sites, config, uniform(), None, torch.device("cpu"), staging_bytes=1 << 20 if how == "staged" else None
     )
-    assert stream.plan.pool_bytes == stream._capacity * (36 + 36 + 64) * (1 if how == "resident" else 2)
+    pools = {"resident": 1, "mapped": 0}.get(how, 2)
+    assert stream.plan.pool_bytes == stream._capacity * (36 + 36 + 64) * pools
     whole = {site: torch.cat([made.chunk(site, shard) for shard in made.shards]) for site in sites}
     batches = drain(stream)
     for batch in batches:
@@ -116,8 +119,8 @@ def test_quantised_and_sharded_sites_come_as_the_cache_reads_them(tmp_path: Path
     assert rows_of(batches).tolist() == rows_of(drain(open_stream(plain, SITES, config, uniform()))).tolist()
 
 
-@pytest.mark.parametrize("resident", [False, True])
-def test_a_stream_goes_on_exactly_where_a_position_says(cache: Cache, resident: bool) -> None:
+@pytest.mark.parametrize("resident", [False, True, "mapped"])
+def test_a_stream_goes_on_exactly_where_a_position_says(cache: Cache, resident: Any) -> None:
     config = replace(SMALL, resident=resident, epochs=2)
     stream = open_stream(cache, SITES, config, uniform())
     start, batches, positions = stream.position(), [], []
@@ -135,7 +138,7 @@ def test_a_stream_goes_on_exactly_where_a_position_says(cache: Cache, resident: 
 
 def test_the_order_does_not_hang_on_how_it_is_read(cache: Cache) -> None:
     want = rows_of(drain(open_stream(cache, SITES, SMALL, uniform())))
-    for changes in ({"resident": True}, {"prefetch": 0}, {"workers": 1}, {"memory_gb": 0.1}):
+    for changes in ({"resident": True}, {"resident": "mapped"}, {"prefetch": 0}, {"workers": 1}, {"memory_gb": 0.1}):
         found = rows_of(drain(open_stream(cache, SITES[:1], replace(SMALL, **changes), uniform())))
         np.testing.assert_array_equal(found, want)
     other = rows_of(drain(open_stream(cache, SITES, replace(SMALL, seed=1), uniform())))
@@ -248,6 +251,65 @@ def test_a_chunk_cut_while_training_is_an_error_that_names_it(tmp_path: Path) ->
         handle.truncate(1000)
     with pytest.raises(DataError, match=r"c\.2\.0 has 1,000 bytes, expected [\d,]+ or more"):
         drain(stream)
+
+
+def test_mapped_rows_are_read_once_and_let_go(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their blocks are brought into the system's cache before they are drawn from, in the first epoch alone."""
+    read: list[int] = []
+    preadv = os.preadv
+
+    def counted(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        read.append(preadv(descriptor, buffers, offset))
+        return read[-1]
+
+    monkeypatch.setattr(os, "preadv", counted)
+    files = str(cache.path)
+    stream = open_stream(cache, SITES, replace(SMALL, resident="mapped", prefetch=0), uniform())
+    assert stream.plan.pool_bytes == 0
+    with stream:
+        batches = [next(stream)]
+        assert 0 < sum(read) < 2 * 64 * cache.n_rows / 4  # of one window
+        assert files in Path("/proc/self/maps").read_text()
+        batches += stream
+    assert sum(read) == 2 * 64 * stream._blocks.n_rows
+    for batch in batches[::20]:
+        assert torch.equal(batch.acts[SITES[1]], cache.rows(SITES[1], batch.row))
+    assert files not in Path("/proc/self/maps").read_text()
+
+
+def test_a_chunk_that_is_too_short_is_not_mapped(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "c", n_seq=130, ctx=16, shard_rows=400)
+    stream = open_stream(cache, SITES, replace(SMALL, resident="mapped"), uniform())
+    with (cache.path / "acts.zarr" / SITES[1] / "c.2.0").open("r+b") as handle:
+        handle.truncate(1000)
+    with pytest.raises(DataError, match=r"c\.2\.0 has 1,000 bytes, expected 25,600 or more"):
+        drain(stream)
+
+
+def test_reads_are_shared_out_by_rows_whatever_they_are_cut_from() -> None:
+    segments = [Segment(3, 0, 100, 0), Segment(3, 500, 7, 100), Segment(3, 900, 60, 107)]
+    parts = shares(segments, 40)
+    assert [sum(one.rows for one in part) for part in parts] == [40, 40, 40, 40, 7]
+    rows = [(one.first + i, one.slot + i) for part in parts for one in part for i in range(one.rows)]
+    assert rows == [(one.first + i, one.slot + i) for one in segments for i in range(one.rows)]
+    assert {one.shard for part in parts for one in part} == {3}
+
+
+def test_every_thread_reads_where_all_is_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 MB of one shard of one site, on four threads: none reads more than its share."""
+    cache = make_cache(tmp_path / "c", n_seq=64, ctx=128, shard_rows=8192, sites={SITES[0]: 1024})
+    read: dict[int, int] = {}
+    preadv = os.preadv
+
+    def counted(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        n = preadv(descriptor, buffers, offset)
+        read[descriptor] = max(read.get(descriptor, 0), n)
+        return n
+
+    monkeypatch.setattr(os, "preadv", counted)
+    config = replace(SMALL, resident=True, workers=4, epochs=1, heldout=0.0, block_rows=8192, pool_rows=8192)
+    drain(open_stream(cache, SITES[:1], config, uniform()))
+    assert max(read.values()) == 2 * 1024 * 8192 // 4
 
 
 def test_closing_in_the_middle_leaves_no_thread(cache: Cache) -> None:
