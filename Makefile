@@ -1,6 +1,7 @@
 # make demo     install into .venv, then harvest, train and analyze on the embedded model (about three minutes)
 # make test     install the development tools too, and run the tests (about ten minutes on two cores)
 # make interop  install other tools into an environment of their own, and load the exports with them (tests/interop)
+# make test-cloud  the tests of object storage against an S3 server on loopback (moto, in an environment of its own)
 # make faults   the fault trials at length (tests/faults; about an hour on two cores)
 # make test-slow  the tests that `make test` omits because they take long: kills, full disks, controllers, target L0
 # make lint     formatting and style (ruff), types (mypy), import contracts (import-linter)
@@ -11,6 +12,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 INTEROP ?= .venv-interop
+CLOUD   ?= .venv-cloud
 # An exact release first: pip accepts a CPU wheel of it, where the open range of pyproject.toml would download the
 # newest build with gigabytes of CUDA libraries. Another release: make TORCH="torch==2.9.1" demo
 TORCH  ?= torch==2.13.0
@@ -31,7 +33,7 @@ GPU_NEEDS  := zarr numcodecs donfig google-crc32c ruamel.yaml datasets dill mult
 OUT        ?= device-check
 DOWNLOAD    = $(BIN)/python -m pip download --quiet --only-binary=:all: --python-version $(GPU_PYTHON) --dest $(WHEELS)
 
-.PHONY: demo test test-slow faults interop lint format gpu gpu-wheels clean
+.PHONY: demo test test-slow test-cloud faults interop lint format gpu gpu-wheels clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -49,6 +51,15 @@ $(INTEROP)/.installed: tests/interop/requirements.txt pyproject.toml setup.py
 	$(INTEROP)/bin/python -m pip --disable-pip-version-check install --quiet "$(TORCH)"
 	$(INTEROP)/bin/python -m pip --disable-pip-version-check install --quiet --editable ".[interop]"
 	$(INTEROP)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r tests/interop/requirements.txt
+	@touch $@
+
+test-cloud: $(VENV)/.installed-dev $(CLOUD)/.installed
+	PATH="$(abspath $(CLOUD))/bin:$$PATH" $(BIN)/python -m pytest -q tests/cloud
+
+# 330 MB, of which nothing is imported here: the server is a process of its own.
+$(CLOUD)/.installed: tests/cloud/requirements.txt
+	$(PYTHON) -m venv $(CLOUD)
+	$(CLOUD)/bin/python -m pip --disable-pip-version-check install --quiet -r tests/cloud/requirements.txt
 	@touch $@
 
 faults: $(VENV)/.installed-dev
@@ -100,5 +111,5 @@ $(VENV)/.installed-dev: pyproject.toml setup.py | $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(INTEROP) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEROP) $(CLOUD) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

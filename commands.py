@@ -45,6 +45,7 @@ from .resolve import (
 from .shared.config import settings as settings_of
 from .shared.console import Console
 from .shared.errors import DataError, UsageError
+from .shared.objects.address import spelled
 from .sweep_command import sweep_command
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def train_command(
         refuse_nothing_to_resume([one.path for one in configs])
     if not dry_run:
         refuse_idle(processes(this, ranks), len(configs))
-        console.info(f"train: {', '.join(one.run_name for one in configs)} on {configs[0].cache}")
+        console.info(f"train: {', '.join(one.run_name for one in configs)} on {spelled(configs[0].cache or Path())}")
     from .train.loop import plan, runs_text
     from .train.loop import train as trained
 
@@ -442,9 +443,9 @@ def _existing(path: Path, files: tuple[str, ...], sets: tuple[str, ...]) -> Path
         return path
     whole = resolve(files, sets)
     found = named(path, whole.train.runs, whole.harvest.cache_dir)
-    if found.exists():
+    if found.exists() or kind_of(found):
         return found
-    raise DataError(f"not found: {path} is no folder, and no cache or run has that name", "pipeline status")
+    raise DataError(f"not found: {spelled(path)} is no folder, and no cache or run has that name", "pipeline status")
 
 
 @cli.command("inspect")

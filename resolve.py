@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .shared.config import settings as settings_of
 from .shared.config.registry import did_you_mean
 from .shared.errors import ConfigError, UsageError, command
+from .shared.objects.address import is_address
 
 if TYPE_CHECKING:
     from .analyze.config import AnalyzeConfig
@@ -326,8 +327,9 @@ def unharvested(files: Sequence[str], sets: Sequence[str]) -> dict[Path, Unharve
     whole = resolve(files, sets)
     path = cache_to_train_on(whole)
     from .shared.cache.format import MANIFEST
+    from .shared.cache.mirror import at_hand
 
-    if whole.train.cache is not None or (path / MANIFEST).is_file():
+    if whole.train.cache is not None or (at_hand(path) / MANIFEST).is_file():
         return {}
     from .harvest.plan import plan
     from .train.plan import Unharvested
@@ -354,7 +356,7 @@ def caches_beside(whole: PipelineConfig) -> tuple[Path, ...]:
 
 def _read(source: str) -> dict[str, Any]:
     """The settings in `-c SOURCE`: a settings file, a preset, or the folder of a cache or run with settings in it."""
-    if Path(source).is_dir():
+    if is_address(source) or Path(source).is_dir():
         from .shared.overview.find import frozen_settings
 
         return frozen_settings(Path(source))

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ..shared.config.registry import did_you_mean
 from ..shared.errors import UsageError
+from ..shared.objects.address import on_this_machine, settled
 from .reports import REPORTS, ReportConfig, Reports
 
 
@@ -57,6 +58,8 @@ class AnalyzeConfig:
     """Seed of the nulls and samples."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cache", None if self.cache is None else settled(self.cache))
+        object.__setattr__(self, "out", on_this_machine("out", self.out))
         if not self.reports:
             raise ValueError(f"at least one report is required, of {', '.join(REPORTS)}")
         if self.max_tokens is not None and self.max_tokens < 1:

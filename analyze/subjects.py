@@ -268,7 +268,7 @@ def facts_of(subject: Subject, run: Run | None) -> dict[str, Any]:
         "latents": coder.n_latents,
         "source": subject.source,
         "target": subject.target,
-        "cache": str(subject.cache.path),
+        "cache": subject.cache.record["path"],
         "cache_identity": subject.cache.identity,
     }
     if run is None:

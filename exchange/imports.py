@@ -147,7 +147,7 @@ def _write(loaded: Loaded, facts: Facts, runs: Path, name: str, origin: Path | s
     """The run's folder. Training-only parts (metrics, checkpoints, samples) do not exist."""
     files = [loaded.path] if loaded.path.is_file() else sorted(one for one in loaded.path.rglob("*") if one.is_file())
     weights = {one.name: sha256(one) for one in files if one.suffix in (".safetensors", ".npz", ".pt")}
-    known = None if cache is None else {"path": str(cache.path), "identity": cache.identity}
+    known = None if cache is None else cache.record
     imported = {
         "from": str(origin),
         "format": loaded.format,

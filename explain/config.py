@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..shared.objects.address import settled
 from .judges import AnyJudgeConfig, RuleConfig
 
 
@@ -16,7 +17,8 @@ class ExplainConfig:
     judge: AnyJudgeConfig = field(default_factory=RuleConfig)
     """Who labels latents and is scored with the labels: rule, endpoint or local."""
     cache: Path | None = None
-    """The cache to take examples from: its folder, or its name in harvest.cache_dir; null: the run's own."""
+    """The cache to take examples from: its folder, its address in object storage, or its name in harvest.cache_dir;
+    null: the run's own."""
     name: str | None = None
     """Name of the folder of explanations in the run's folder; null: the judge or its model."""
     count: int = 64
@@ -51,6 +53,7 @@ class ExplainConfig:
     """Seed of what is drawn: windows without activations, the order of questions, controls."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cache", None if self.cache is None else settled(self.cache))
         if self.count < 1 or self.least < 2 or min(self.learn, self.test) < self.least:
             raise ValueError("count is at least 1, least at least 2, learn and test at least `least`")
         if min(self.before, self.after, self.learn_silent, self.controls, self.max_requests) < 0:

@@ -11,6 +11,7 @@ import torch
 from ..models.capture import SiteReader
 from ..shared.cache.files import read_json
 from ..shared.cache.format import PLAN
+from ..shared.cache.mirror import at_hand
 from ..shared.errors import PipelineError
 from ..shared.memory import free_host_memory
 from .job import Job
@@ -23,6 +24,7 @@ _SHARE_OF_MEMORY = 0.25
 def recorded(path: Path, ctx: int) -> int | None:
     """Tokens per call recorded in the cache at `path`, None if there is none. Other batches round differently, so a
     resumed harvest uses the same."""
+    path = at_hand(path)
     if not (path / PLAN).is_file():
         return None
     resolved = read_json(path / PLAN).get("config", {}).get("resolved", {})

@@ -13,6 +13,7 @@ from ..models.site_names import every_layer, parse_site
 from ..shared.config.settings import identity, to_dict
 from ..shared.dataset_text import dataset_text
 from ..shared.hook_names import from_hook_names
+from ..shared.objects.address import settled
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Attention = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"]
@@ -148,7 +149,8 @@ class HarvestConfig:
     shard_rows: int = 0
     """Rows of a shard, whole sequences; 0: as many as fit into 8192 rows."""
     cache_dir: Path = Path("cache")
-    """Folder that holds the caches."""
+    """Folder that holds the caches, or an address in object storage: `s3://bucket/caches`, `gs://…`, `az://…`
+    (docs/object-storage.md)."""
     name: str | None = None
     """Name of this cache; null is <model>-<sites>-<hash of these settings>."""
     device: str = "auto"
@@ -164,6 +166,7 @@ class HarvestConfig:
     """Batches (at least one shard each) that may wait for the disk before the model waits; limits host memory."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cache_dir", settled(self.cache_dir))
         # One name for one place, so that an alias gives the same cache.
         object.__setattr__(self, "sites", from_hook_names(*self.sites))
         aliased = zip(from_hook_names(*self.storage_of), self.storage_of.values(), strict=True)

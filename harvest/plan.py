@@ -12,8 +12,10 @@ from ..shared.cache.commits import commits_of
 from ..shared.cache.files import read_json
 from ..shared.cache.format import PLAN
 from ..shared.cache.growth import stand
+from ..shared.cache.mirror import at_hand, copies_room, shown
 from ..shared.console import count, si, size
 from ..shared.errors import DataError
+from ..shared.objects.address import is_address
 from .config import HarvestConfig
 from .data.local import count_rows
 from .data.reading import Reading, skipped_files
@@ -41,7 +43,7 @@ class HarvestPlan:
         conflicts: fields in which the existing cache differs from this config; a harvest would fail.
         bytes_to_write: of the missing chunk files.
         grows: the existing cache is finished, and this harvest adds sequences or sites to it.
-        free_disk: bytes.
+        free_disk: bytes; of a cache in a bucket, what the copies on this machine may take.
         parameters: of the whole model.
         model_bytes: weights on the device: excluding the head and the layers above the last site.
         buffer_bytes: host memory of the buffers between model and disk, at most.
@@ -103,7 +105,8 @@ class HarvestPlan:
     def to_dict(self) -> dict[str, Any]:
         """The ``--json`` document."""
         return {
-            "path": str(self.path),
+            "path": shown(self.path),
+            "in_bucket": is_address(self.path),
             "rows": self.layout.n_rows,
             "n_sequences": self.layout.n_seq,
             "ctx": self.layout.ctx,
@@ -163,12 +166,15 @@ class HarvestPlan:
         calls = f"{self.sequences_per_call} sequences a call" + (", compiled" if self.compiled else "")
         chunks = f", in chunks of {shapes.chunk_rows:,}" if shapes.chunk_rows else ""
         short = "" if self.bytes_to_write <= self.free_disk else "  NOT ENOUGH"
+        room = f"disk     {size(self.bytes_to_write)} to write, {size(self.free_disk)} free{short}"
+        if is_address(self.path):
+            room = f"bucket   {size(self.bytes_to_write)} to upload; copies here take at most {size(self.free_disk)}"
         return "\n".join(
             [
-                f"cache    {self.path}  ({state})",
+                f"cache    {shown(self.path)}  ({state})",
                 f"rows     {shapes.n_rows:,} = {shapes.n_seq:,} sequences of {shapes.ctx} tokens{known}",
                 f"shards   {shapes.n_shards:,} of {shapes.shard_rows:,} rows{chunks}",
-                f"disk     {size(self.bytes_to_write)} to write, {size(self.free_disk)} free{short}",
+                room,
                 f"model    {si(self.parameters)} parameters; {size(self.model_bytes)} of weights on {self.device} in "
                 f"{self.dtype}, attention {self.attention}, {calls}",
                 f"forward  {self._forward()}",
@@ -203,15 +209,16 @@ def plan(config: HarvestConfig) -> HarvestPlan:
     counted = _count(job, reading)
     path = place_of(config, lambda: identity_of(job))
     conflicts: tuple[str, ...] = ()
-    begun = (path / PLAN).exists()
+    here = at_hand(path)
+    begun = (here / PLAN).exists()
     shapes = layout(job, sites, widths, None if begun else counted)
     try:
-        standing = stand(path, shapes, _identity(job, sources, path), {}, may_grow(config))
+        standing = stand(here, shapes, _identity(job, sources, path), {}, may_grow(config))
     except DataError as error:
         conflicts = tuple(line.strip() for line in error.message.splitlines()[1:]) or (error.message,)
         missing, complete, committed, grows = {}, False, 0, False
     else:
-        shapes, commits = standing.layout, commits_of(path)
+        shapes, commits = standing.layout, commits_of(here)
         missing, committed = standing.parts.missing(commits), len(standing.parts.committed(commits))
         complete, grows = standing.finished and not missing, len(standing.generations) > 1 and not standing.finished
     checkpoint = job.checkpoint
@@ -227,7 +234,7 @@ def plan(config: HarvestConfig) -> HarvestPlan:
         conflicts=conflicts,
         bytes_to_write=standing.parts.missing_bytes(missing) if missing else 0,
         grows=grows,
-        free_disk=free_disk(path),
+        free_disk=copies_room() if is_address(path) else free_disk(path),
         parameters=price.parameters,
         model_bytes=price.kept_bytes,
         buffer_bytes=buffer_bytes(job, shapes),
@@ -246,7 +253,7 @@ def plan(config: HarvestConfig) -> HarvestPlan:
 
 def _identity(job: Job, sources: Sources, path: Path) -> dict[str, Any]:
     """The identity of the job; what is not known without the hub is as the cache recorded it."""
-    found = recognised(path, identity_of(job))
+    found, path = recognised(path, identity_of(job)), at_hand(path)
     unknown = [
         *(["model_revision"] if sources.facts else []),
         *([] if sources.dataset else ["dataset", "dataset_parts"]),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..shared.cache.commits import commits_of
 from ..shared.cache.growth import Parts
+from ..shared.cache.mirror import shown
 from ..shared.console import Console, Progress
 from ..shared.errors import UsageError
 from ..shared.ranks import Rank
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..shared.cache import CacheWriter
 
 _POLL_SECONDS = 0.5
+_POLL_BUCKET_SECONDS = 5.0
 
 
 def refuse_unsettled(config: HarvestConfig) -> None:
@@ -55,13 +57,13 @@ def shards_committed(path: Path, parts: Parts) -> int:
 
 def kept(path: Path, parts: Parts) -> str:
     """What an interrupted harvest leaves, in words."""
-    return f"{shards_committed(path, parts)} of {parts.layout.n_shards} shards are in {path}"
+    return f"{shards_committed(path, parts)} of {parts.layout.n_shards} shards are in {shown(path)}"
 
 
 def wait_for_others(writer: CacheWriter, n_seq: int | None) -> None:
     """Returns when every shard is written and no other process works on the cache."""
     while writer.ranks_left(n_seq):
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_POLL_SECONDS if writer.mirror is None else _POLL_BUCKET_SECONDS)
 
 
 @contextmanager

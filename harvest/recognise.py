@@ -14,7 +14,9 @@ from typing import Any
 
 from ..shared.cache.format import HISTORY, MANIFEST, PLAN
 from ..shared.cache.growth import is_empty, plan_files, read_head
+from ..shared.cache.mirror import at_hand
 from ..shared.errors import PipelineError
+from ..shared.objects.address import is_address
 from .config import HarvestConfig, cache_path, content_settings
 
 CHECKED = "datasets_checked"
@@ -28,6 +30,7 @@ def recognised(path: Path, found: dict[str, Any]) -> dict[str, Any]:
         found: `prepare.identity_of`.
     """
     found = json.loads(json.dumps(found))
+    path = at_hand(path)
     plans = plan_files(path)
     if not plans or is_empty(path):
         return found
@@ -51,8 +54,8 @@ def place_of(config: HarvestConfig, found: Callable[[], dict[str, Any]]) -> Path
         found: `prepare.identity_of`; called only if there is a cache with these settings, since it reads the weights.
     """
     path = cache_path(config)
-    if config.name is not None or path.exists():
-        return path
+    if config.name is not None or is_address(path) or path.exists():
+        return path  # in a bucket, a cache of the same content under another name is not looked for
     settings = _but_for_paths(content_settings(config))
     for plan in sorted(config.cache_dir.glob(f"*/{PLAN}")):
         try:

@@ -21,17 +21,19 @@ from ..shared.cache.documents import DocumentWriter, documents_name, documents_s
 from ..shared.cache.files import make_folder, read_json, sync_folder, write_file
 from ..shared.cache.format import HISTORY, MANIFEST, TOKENIZER
 from ..shared.cache.growth import read_head
+from ..shared.cache.mirror import at_hand, shown
 from ..shared.cache.reader import read_sequences
 from ..shared.cache.writer import Share
 from ..shared.console import Console, count, duration, si, size
 from ..shared.errors import DataError, PipelineError
+from ..shared.objects.address import is_address
 from ..shared.provenance import provenance
 from ..shared.ranks import Rank
 from . import batch_size
 from .check import tokenizer_content
 from .config import HarvestConfig, cache_path
 from .data.pack import Block
-from .data.reading import BadRowError, Reading, keep_skipped, kept_skipped, skipped_files
+from .data.reading import BadRowError, Reading, keep_skipped, kept_skipped, skipped_files, skipped_path
 from .data.tokenise import Ahead
 from .disk import Disk
 from .forward import Forward
@@ -81,7 +83,7 @@ class HarvestResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The ``--json`` document."""
-        return {**self.__dict__, "path": str(self.path), "complete": True}
+        return {**self.__dict__, "path": shown(self.path), "complete": True}
 
     def __str__(self) -> str:
         done = (
@@ -92,7 +94,7 @@ class HarvestResult:
         )
         massive = ", ".join(f"{site} {n:,}" for site, n in self.massive_rows.items() if n)
         rows = f"; massive rows: {massive}" if massive else ""
-        return f"{self.path}: {self.n_tokens:,} tokens, {size(self.bytes)} of chunk files ({done}){rows}"
+        return f"{shown(self.path)}: {self.n_tokens:,} tokens, {size(self.bytes)} of chunk files ({done}){rows}"
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,13 @@ class ShareResult:
     def to_dict(self) -> dict[str, Any]:
         """The ``--json`` document."""
         rank = {"rank": self.rank.index, "ranks": self.rank.count}
-        return {**self.__dict__, "path": str(self.path), **rank, "complete": False}
+        return {**self.__dict__, "path": shown(self.path), **rank, "complete": False}
 
     def __str__(self) -> str:
         left = f"{self.shards_missing} of {count(self.shards, 'shard')} are left to other processes"
         if not self.shards_missing:
             left = "another process finishes the cache"
-        return f"{self.path}: process {self.rank} wrote {count(self.shards_written, 'shard')}; {left}"
+        return f"{shown(self.path)}: process {self.rank} wrote {count(self.shards_written, 'shard')}; {left}"
 
 
 def harvest(config: HarvestConfig, console: Console | None = None) -> HarvestResult:
@@ -160,12 +162,13 @@ def harvest_share(config: HarvestConfig, rank: Rank, console: Console | None = N
         refuse_unsettled(config)
     job = prepare(config)
     refuse_too_large(job)
-    make_folder(config.cache_dir, "harvest.cache_dir")
+    if not is_address(config.cache_dir):
+        make_folder(config.cache_dir, "harvest.cache_dir")
     cut = load_cut(job.checkpoint, config.model, config.sites)
     model, sites, body = cut.model, cut.sites, placed(cut.body, job.checkpoint)
     path = place_of(config, lambda: identity_of(job))
     if path != cache_path(config):
-        console.info(f"{path} was made from the same model and dataset, which lay elsewhere")
+        console.info(f"{shown(path)} was made from the same model and dataset, which lay elsewhere")
     with SiteReader(model, body, sites) as probe:
         job = _settled(job, probe, body, path)
         widths = site_widths(probe, probe_ids(job).to(job.checkpoint.device))
@@ -182,7 +185,7 @@ def harvest_share(config: HarvestConfig, rank: Rank, console: Console | None = N
         made_with,
         share=Share(rank.index, rank.count, job.unit_shards),
         may_grow=may_grow(config),
-        set_up=lambda: _keep_tokenizer(path, job),
+        set_up=lambda: _keep_tokenizer(at_hand(path), job),
     ) as writer:
         # in a cache that grows by sites, only the new ones are computed
         wanted = {name for shard in writer.missing_shards() for name in writer.missing_sites(shard)}
@@ -290,7 +293,7 @@ class _Work:
                     documents.add(block.documents)
                 shards = _shards_of(block, first, planned)
                 self._check_committed([(shard, cut) for shard, cut in shards if writer.has_tokens(shard)], block)
-                todo = [(shard, cut) for shard, cut in shards if shard in wanted]
+                todo = [one for one in shards if one[0] in wanted and not writer.committed_elsewhere(one[0])]
                 if todo:
                     with disk.buffer() as buffer:
                         disk.write(block, todo, buffer, forward.compute(block, buffer))
@@ -300,6 +303,7 @@ class _Work:
             if documents is not None:
                 keep_skipped(writer.path, documents_file, self.reading)
                 documents.finish()
+                writer.publish(documents_file, skipped_path(writer.path, documents_file).name)
             disk.drain()
             self.seconds = time.perf_counter() - started
             if not stored and not n_seq:
@@ -417,6 +421,8 @@ class _Work:
                 )
 
     def _check_disk(self) -> None:
+        if self.writer.mirror is not None:
+            return
         needed = self.writer.missing_bytes()
         free = free_disk(self.writer.path)
         if needed > free:

@@ -56,6 +56,9 @@ def command(*words: object) -> str:
     return shlex.join(["pipeline", *map(str, words)])
 
 
+MIRROR = ".mirror"
+"""In the folder of copies of a cache in a bucket: what is known of the bucket, ``address`` among it."""
+
 _PARTS = ("plan.json", "acts.zarr", "commits", "config.yaml", "checkpoints", "final")
 
 
@@ -63,4 +66,6 @@ def repair_command(path: Path) -> str:
     """The command that repairs the cache or run that a file is in (or whose folder ``path`` is)."""
     folders = (path, *path.parents[:4])
     found = next((folder for folder in folders if any((folder / name).exists() for name in _PARTS)), path)
+    if (address := found / MIRROR / "address").is_file():
+        return command("verify", address.read_text(errors="replace").strip()[:1000])
     return command("verify", found, "--repair")

@@ -209,7 +209,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     imported = {module.partition(".")[0] for path in PYTHON for _, module, level in imports(path) if level == 0}
     third_party = imported - sys.stdlib_module_names
     # triton comes with PyTorch where there is CUDA; for the others an error says what to install
-    optional = {"triton", "zarr", "gguf", "peft"}
+    optional = {"triton", "zarr", "gguf", "peft", "obstore"}
     named = {"google_crc32c": "google-crc32c", "huggingface_hub": "huggingface-hub", "ruamel": "ruamel.yaml"}
     named["typing_extensions"] = "typing-extensions"
     assert {named.get(name, name) for name in third_party - optional} == declared

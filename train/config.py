@@ -12,6 +12,7 @@ from ..shared.coders.configs.cross_layer import CrossLayerConfig
 from ..shared.coders.configs.matryoshka import MatryoshkaConfig
 from ..shared.hook_names import from_hook_names
 from ..shared.joint_names import JOIN, parts_of
+from ..shared.objects.address import on_this_machine, settled
 from .data.config import DataConfig
 from .monitors import Monitors
 from .penalties import Penalties
@@ -126,8 +127,8 @@ class TrainConfig:
     """One coder, trained on one cache."""
 
     cache: Path | None = None
-    """The cache: its folder, or its name in harvest.cache_dir; null: where `pipeline harvest` writes with the same
-    settings."""
+    """The cache: its folder, its address in object storage (`s3://…`, docs/object-storage.md), or its name in
+    harvest.cache_dir; null: where `pipeline harvest` writes with the same settings."""
     beside: tuple[Path, ...] = ()
     """Caches of the same tokens, harvested from other models: the coder reads and reconstructs its sites in all of
     them, `SITE` of the first cache beside `SITE@2` of the second (docs/crosscoders.md)."""
@@ -211,6 +212,7 @@ class TrainConfig:
     """Weights & Biases."""
 
     def __post_init__(self) -> None:
+        self._settle_paths()
         object.__setattr__(self, "source", _joint("source", self.source, len(self.beside) + 1))
         if self.target is not None:
             object.__setattr__(self, "target", _joint("target", self.target, len(self.beside) + 1))
@@ -275,6 +277,14 @@ class TrainConfig:
                 raise ValueError(f"freeze: {', '.join(self.freeze)}: a cross-layer coder has no frozen parameters")
         elif isinstance(self.init, tuple):
             raise ValueError(f"init: several runs start a cross-layer coder, not {self.coder.architecture}; give one")
+
+    def _settle_paths(self) -> None:
+        """Raises ValueError where an address cannot be used, or runs would lie in object storage."""
+        object.__setattr__(self, "cache", None if self.cache is None else settled(self.cache))
+        object.__setattr__(self, "beside", tuple(map(settled, self.beside)))
+        object.__setattr__(self, "runs", on_this_machine("runs", self.runs))
+        for start in self.starts:
+            on_this_machine("init", start)
 
     @property
     def starts(self) -> tuple[Path, ...]:

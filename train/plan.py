@@ -12,6 +12,7 @@ import torch
 from ..shared.cache import Cache, Layout, open_cache
 from ..shared.cache.beside import open_beside
 from ..shared.cache.format import MANIFEST
+from ..shared.cache.mirror import at_hand, copies_room, shown
 from ..shared.cache.nonfinite import usable
 from ..shared.coders import Coder, build_coder, load_coder
 from ..shared.coders.configs.cross_layer import CrossLayerConfig
@@ -21,6 +22,7 @@ from ..shared.console import count, si, size
 from ..shared.errors import UsageError
 from ..shared.joint_names import parts_of
 from ..shared.memory import free_memory
+from ..shared.objects.room import BYTES, FOLDER
 from ..shared.runs.folder import open_run
 from .config import TrainConfig, with_precision
 from .data.estimate import estimate_stream
@@ -64,7 +66,7 @@ class Sizes:
     def to_dict(self) -> dict[str, Any]:
         batch = self.configs[0].data.batch_size
         return {
-            "cache": str(self.path),
+            "cache": shown(self.path),
             "sites": self.sites,
             "device": str(self.device),
             "steps": self.steps,
@@ -156,6 +158,14 @@ class Group(Sizes):
     """Runs that train side by side on one cache."""
 
     cache: Cache = field(repr=False)
+
+    @property
+    def notes(self) -> list[str]:
+        whole, here = self.cache.through_copies(self.sites)
+        if not whole:
+            return super().notes
+        text = f"in a bucket: {size(whole - min(here, whole))} to download, {size(min(here, whole))} are here"
+        return [*super().notes, f"{text}; copies may take {size(copies_room())}"]
 
 
 @dataclass(frozen=True)
@@ -279,7 +289,7 @@ def plan(configs: Sequence[TrainConfig], unharvested: Mapping[Path, Unharvested]
 def _trained_on(config: TrainConfig) -> str | None:
     """The cache identity that an existing run recorded, if the cache has grown since: the run resumes on those rows."""
     assert config.cache is not None
-    if not (config.path / "config.yaml").is_file() or not (config.cache / MANIFEST).is_file():
+    if not (config.path / "config.yaml").is_file() or not (at_hand(config.cache) / MANIFEST).is_file():
         return None
     recorded = open_run(config.path, allow_incomplete=True).provenance.get("cache", {}).get("identity")
     return recorded if recorded in open_cache(config.cache).identities[:-1] else None
@@ -307,9 +317,26 @@ def _group(configs: list[TrainConfig]) -> Group:
     sampler = build_sampler(first.sampler)
     with open_stream(cache, sites, first.data, sampler, device=device, reserved=reserved) as stream:
         group = Group(configs, cache.path, widths, device, stream.plan, cache)
+    _refuse_thrashing(group)
     for config in configs:
         _refuse_short(config, group.stream)
     return group
+
+
+def _refuse_thrashing(group: Group) -> None:
+    """Raises UsageError where each window of rows would fetch again what the one before had to evict.
+
+    Every window takes blocks from all over the cache, so unless all rows are copied to memory, their files must stay.
+    """
+    whole, _ = group.cache.through_copies(group.sites)
+    if whole == 0 or group.stream.reading == "memory" or whole <= (room := copies_room()):
+        return
+    raise UsageError(
+        f"training reads {size(whole)} of {shown(group.path)} in {group.stream.n_windows} windows an epoch, each from "
+        f"all of its shards, but copies on this machine may take {size(room)}: each window would fetch them anew",
+        f"export {BYTES}={-(-whole // 10**9)}GB, {FOLDER} to a folder of a larger disk, or --set "
+        "train.data.resident=true to copy all rows to memory",
+    )
 
 
 def _foreseen(configs: list[TrainConfig], path: Path, coming: Unharvested) -> Foreseen:

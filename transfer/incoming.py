@@ -22,6 +22,7 @@ from ..models.site_names import parse_module_site, parse_site
 from ..shared.cache import CacheWriter, Flag, Layout, SiteSpec
 from ..shared.cache.files import write_file
 from ..shared.cache.format import TOKENIZER
+from ..shared.cache.mirror import shown
 from ..shared.console import Console, size
 from ..shared.errors import DataError, UsageError
 from ..shared.hook_names import from_hook_name
@@ -74,11 +75,11 @@ class Imported:
 
     def to_dict(self) -> dict[str, Any]:
         """The --json document."""
-        return {**self.__dict__, "path": str(self.path), "unknown": list(self.unknown), "ignored": list(self.ignored)}
+        return {**self.__dict__, "path": shown(self.path), "unknown": list(self.unknown), "ignored": list(self.ignored)}
 
     def __str__(self) -> str:
         sites = ", ".join(f"{site} ({column})" if site != column else site for site, column in self.sites.items())
-        lines = [f"{self.path}: {self.rows:,} rows of {sites}, {size(self.bytes)} of chunk files"]
+        lines = [f"{shown(self.path)}: {self.rows:,} rows of {sites}, {size(self.bytes)} of chunk files"]
         if self.padding:
             lines.append(f"  the last sequence is filled up with {self.padding} rows of padding")
         if self.unknown:
@@ -118,7 +119,7 @@ def import_cache(settings: ImportSettings, console: Console | None = None) -> Im
         },
     }
     with CacheWriter.create(settings.path, layout, config, provenance()) as writer:
-        extra = _tokenizer(settings)
+        extra = _tokenizer(settings, writer)
         missing = writer.missing_shards()
         with console.progress(layout.n_rows, "rows", "import", done=layout.n_rows - _rows(layout, missing)) as progress:
             for shard in missing:
@@ -237,16 +238,17 @@ def _digest(foreign: Foreign) -> str:
     return digest.hexdigest()
 
 
-def _tokenizer(settings: ImportSettings) -> dict[str, Any]:
+def _tokenizer(settings: ImportSettings, writer: CacheWriter) -> dict[str, Any]:
     """Copies tokenizer.json into the cache; its entries of the manifest."""
     if settings.tokenizer is None:
         return {}
     file = settings.tokenizer / "tokenizer.json" if settings.tokenizer.is_dir() else settings.tokenizer
     if not file.is_file():
         raise UsageError(f"--tokenizer: no tokenizer.json at {settings.tokenizer}")
-    data, target = file.read_bytes(), settings.path / TOKENIZER
+    data, target = file.read_bytes(), writer.path / TOKENIZER
     target.parent.mkdir(exist_ok=True)
     write_file(target, [data])
+    writer.publish(TOKENIZER)
     return {"tokenizer": TOKENIZER, "tokenizer_sha256": hashlib.sha256(data).hexdigest()}
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..shared.objects.address import on_this_machine
+
 MOST_TOKENS = 4_000_000
 RANK = 16
 
@@ -54,6 +56,8 @@ class TuneConfig:
     """How many checkpoints to keep on disk, the newest; null: all."""
 
     def __post_init__(self) -> None:
+        if self.run is not None:
+            object.__setattr__(self, "run", on_this_machine("run", self.run))
         for name in ("sequences", "eval_sequences", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -44,8 +44,7 @@ def existing(plan: TunePlan, resume: bool) -> Run | None:
 
 def create(plan: TunePlan) -> Run:
     """The new run's folder."""
-    cache = {"path": str(plan.cache.path), "identity": plan.cache.identity}
-    made_with = {**provenance(), "cache": cache, "tuned": _parent(plan)}
+    made_with = {**provenance(), "cache": plan.cache.record, "tuned": _parent(plan)}
     return create_run(plan.path.parent, plan.path.name, _settings(plan), made_with)
 
 

@@ -30,7 +30,7 @@ def build_document(
         cache = one.subject.cache
         harvest = cache.config.get("harvest", {})
         caches[cache.path, cache.identity] = {  # a cache that grew is read as each run saw it
-            "path": str(cache.path),
+            "path": cache.record["path"],
             "identity": cache.identity,
             "model": harvest.get("model"),
             "dataset": dataset_text(harvest["dataset"]) if "dataset" in harvest else None,

@@ -113,7 +113,7 @@ class Reading:
 
 def keep_skipped(cache: Path, documents_file: str, reading: Reading) -> None:
     """Writes the counts of skipped rows beside the cache's file of documents; none leaves no file."""
-    path = _skipped_path(cache, documents_file)
+    path = skipped_path(cache, documents_file)
     path.unlink(missing_ok=True)
     if reading.skipped:
         write_json(path, dict(reading.skipped))
@@ -121,7 +121,7 @@ def keep_skipped(cache: Path, documents_file: str, reading: Reading) -> None:
 
 def kept_skipped(cache: Path, documents_file: str) -> dict[str, Any]:
     """The manifest's entry on skipped rows; empty where none was."""
-    path = _skipped_path(cache, documents_file)
+    path = skipped_path(cache, documents_file)
     return {"skipped_rows": read_json(path)} if path.is_file() else {}
 
 
@@ -132,5 +132,6 @@ def skipped_files(skipped: Sequence[tuple[Path, str]], most: int = 5) -> list[st
     return [*lines, *([f"not read: {more:,} files more; --dry-run --json lists all"] if more > 0 else [])]
 
 
-def _skipped_path(cache: Path, documents_file: str) -> Path:
+def skipped_path(cache: Path, documents_file: str) -> Path:
+    """The file beside a cache's documents with the counts of skipped rows."""
     return cache / documents_file.replace("documents", "skipped_rows").replace(".jsonl", ".json")

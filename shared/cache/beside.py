@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from ..joint_names import JOIN
+from ..joint_names import JOIN, stored_sites
 from .locate import locate
 from .outliers import SiteOutliers
 from .reader import Cache, open_cache
@@ -42,12 +42,23 @@ class CachesBeside(Cache):
         owner, name = self._owner(array)
         return super().chunk_file(array, shard) if owner is None else owner.chunk_file(name, shard)
 
+    def open_chunk(self, array: str, shard: int) -> int:
+        owner, name = self._owner(array)
+        return super().open_chunk(array, shard) if owner is None else owner.open_chunk(name, shard)
+
     def compare(self, array: str, shard: int, beyond_memory: bool = False) -> None:
         owner, name = self._owner(array)
         if owner is None:
             super().compare(array, shard, beyond_memory)
         else:
             owner.compare(name, shard, beyond_memory)
+
+    def through_copies(self, sites: Sequence[str]) -> tuple[int, int]:
+        found = []
+        for site in stored_sites(sites):
+            owner, name = self._owner(site)
+            found.append(super().through_copies([name]) if owner is None else owner.through_copies([name]))
+        return sum(whole for whole, _ in found), sum(here for _, here in found)
 
     def stats(self, site: str) -> SiteStats:
         owner, name = self._owner(site)

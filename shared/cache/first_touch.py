@@ -36,15 +36,22 @@ def compare_once(file: Path, array: StoredArray, crc: int, beyond_memory: bool =
     Raises:
         DataError: it differs, or cannot be read.
     """
-    hint = repair_command(file.parent.parent.parent)
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise unreadable(file, error, hint) from None
+        raise unreadable(file, error, repair_command(file.parent.parent.parent)) from None
+    try:
+        compare_descriptor(descriptor, file, array, crc, beyond_memory)
+    finally:
+        os.close(descriptor)
+
+
+def compare_descriptor(descriptor: int, file: Path, array: StoredArray, crc: int, beyond_memory: bool = False) -> None:
+    """As :func:`compare_once`, of a chunk file that is open."""
+    hint = repair_command(file.parent.parent.parent)
     try:
         status = os.fstat(descriptor)
-        key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, crc)
-        if key in _compared:
+        if (key := _key(status, crc)) in _compared:
             return
         if not stat.S_ISREG(status.st_mode) or status.st_size != array.file_bytes:
             raise DataError(f"{file} has {status.st_size:,} bytes, expected {array.file_bytes:,}", hint)
@@ -53,11 +60,18 @@ def compare_once(file: Path, array: StoredArray, crc: int, beyond_memory: bool =
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     except OSError as error:
         raise unreadable(file, error, hint) from None
-    finally:
-        os.close(descriptor)
     if found != crc:
         raise DataError(f"{file} is damaged: crc32c {found:08x}, its commit has {crc:08x}", hint)
     _compared.add(key)
+
+
+def vouch(descriptor: int, crc: int) -> None:
+    """Notes that an open file, written whole by this process, has this checksum."""
+    _compared.add(_key(os.fstat(descriptor), crc))
+
+
+def _key(status: os.stat_result, crc: int) -> tuple[int, int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, crc
 
 
 def compare_sha256_once(file: Path, sha256: str) -> None:
@@ -65,8 +79,7 @@ def compare_sha256_once(file: Path, sha256: str) -> None:
     try:
         with file.open("rb") as data:
             status = os.fstat(data.fileno())
-            key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, int(sha256, 16))
-            if key in _compared:
+            if (key := _key(status, int(sha256, 16))) in _compared:
                 return
             found = hashlib.file_digest(data, "sha256").hexdigest()
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import PipelineError
+from ..objects.address import is_address
 from .format import PLAN
 from .growth import plan_files, read_head
 
@@ -18,7 +19,7 @@ def locate(path: Path, identity: str | None, run: Path) -> Path:
         identity: of the cache, in any of its generations.
         run: the run that recorded it.
     """
-    if path.exists() or identity is None:
+    if is_address(path) or path.exists() or identity is None:
         return path
     name = path.parent.name
     for folder in dict.fromkeys((path.parent, run.absolute().parent.parent / name, Path(name))):

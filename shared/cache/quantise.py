@@ -60,6 +60,19 @@ def quantise(rows: Tensor, kind: Quantised) -> tuple[Tensor, Tensor]:
     return codes, scales
 
 
+def codes_under(rows: Tensor, scales: Tensor, kind: Quantised) -> Tensor:
+    """Codes [n, d] of rows under scales [n] that are given: the nearest, at most the largest code."""
+    usable = scales >= _SMALLEST_SCALE  # not of NaN
+    codes = torch.empty(rows.shape, dtype=CODE_DTYPES[kind])
+    step = max(1, _PIECE // rows.shape[1])
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        x = rows[part].float() / torch.where(usable[part], scales[part], 1.0)[:, None]
+        x = torch.where(usable[part, None] & x.isfinite(), x, 0.0).clamp(-_LARGEST[kind], _LARGEST[kind])
+        codes[part] = x.to(torch.float8_e4m3fn).view(torch.uint8) if kind == "fp8" else x.round().to(torch.int8)
+    return codes
+
+
 def _scale(largest: Tensor, kind: Quantised) -> Tensor:
     """Largest magnitude of each row [n] → its scale; 0 where the scale would not be a normal number.
 

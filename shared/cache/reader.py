@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import mmap
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,12 +20,14 @@ from torch import Tensor
 from ..config.registry import did_you_mean
 from ..errors import DataError, UsageError, command, repair_command
 from ..joint_names import parts_of, stored_sites
+from ..objects.address import settled
 from ..schemas import Massive, checked
 from .commits import check_sizes, commits_of, load_checksums, load_commit, load_shard
 from .first_touch import compare_once
-from .format import ARRAYS, MANIFEST, PLAN, TOKEN_ARRAYS, Flag, Layout, SiteSpec
+from .format import ARRAYS, MANIFEST, PLAN, TOKEN_ARRAYS, Flag, Layout, SiteSpec, StoredArray
 from .growth import Generation, Parts, generations_of, plan_files, read_head, read_plans
 from .joint import balance, joined, joint_outliers, joint_spec, joint_stats
+from .mirror import Mirror, mirror_of, shown
 from .outliers import SiteOutliers, find_outliers
 from .quantise import CODE_DTYPES, dequantise
 from .rows import rest_rows, text_rows
@@ -45,6 +49,7 @@ class Cache:
         parts: which commit covers which arrays.
         checksums: compare each chunk file with its commit when it is first read.
         left_out: sites whose rows with an infinity or a NaN are flagged NONFINITE (:meth:`without_nonfinite`).
+        mirror: of a cache in a bucket; ``path`` then is the folder of its copies.
     """
 
     path: Path
@@ -55,6 +60,7 @@ class Cache:
     parts: Parts = field(repr=False)
     checksums: bool = True
     left_out: tuple[str, ...] = ()
+    mirror: Mirror | None = field(default=None, repr=False)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -69,7 +75,8 @@ class Cache:
     @property
     def record(self) -> dict[str, Any]:
         """What a run notes of the cache that it is trained on."""
-        return {"path": str(self.path), "identity": self.identity}
+        path = str(self.path) if self.mirror is None else str(self.mirror.address)
+        return {"path": path, "identity": self.identity}
 
     @property
     def has_bos(self) -> bool:
@@ -177,8 +184,35 @@ class Cache:
                 values[places] = self._stored(name, int(shard))[wanted[places] - int(shard) * self.layout.shard_rows]
         return _logical(out, spec)
 
+    def open_chunk(self, array: str, shard: int) -> int:
+        """A descriptor of the file that :meth:`chunk_file` names; of a cache in a bucket, fetched and compared.
+
+        Args:
+            array: as for :meth:`chunk_file`.
+        """
+        file, _ = self.chunk_file(array, shard)
+        if self.mirror is None:
+            return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        stored, chunks = self.layout.arrays[array], self.mirror.chunks
+
+        def crc(shard: int) -> int:
+            return self._checksum(array, shard)
+
+        descriptor = chunks.open(stored, shard, crc(shard), self.checksums)
+        chunks.ahead(stored, self._after(shard), crc)
+        return descriptor
+
+    def through_copies(self, sites: Sequence[str]) -> tuple[int, int]:
+        """Bytes of the sites' chunk files that are read through copies on this machine, and of the copies here."""
+        if self.mirror is None:
+            return 0, 0
+        arrays = [self.layout.arrays[name] for site in stored_sites(sites) for name in self.spec(site).arrays]
+        whole = sum(array.file_bytes for array in arrays) * len(self.shards)
+        return whole, sum(array.file_bytes * self.mirror.chunks.here(array) for array in arrays)
+
     def chunk_file(self, array: str, shard: int) -> tuple[Path, int]:
-        """The file that holds a shard's rows and the offset of the first one, for readers that do their own I/O.
+        """The file that holds a shard's rows and the offset of the first one; of a cache in a bucket, where it is kept
+        while it is here (:meth:`open_chunk` fetches it).
 
         Args:
             array: a site, or the scales of a quantised one (``SiteSpec.arrays``).
@@ -201,13 +235,24 @@ class Cache:
         Raises:
             DataError: the file is damaged.
         """
+        if self.mirror is not None:
+            return  # compared when it was fetched, or opened
         stored = self.layout.arrays[array]
+        compare_once(self.path / ARRAYS / stored.file(shard), stored, self._checksum(array, shard), beyond_memory)
+
+    def _checksum(self, array: str, shard: int) -> int:
+        """CRC-32C of a chunk file's payload, from its commit."""
         if shard not in self._crc:
             self._crc[shard] = load_checksums(self.path, shard, self.parts.owners(shard))
-        crc = self._crc[shard].get(stored.file(shard))
+        crc = self._crc[shard].get(self.layout.arrays[array].file(shard))
         if crc is None:
             raise DataError(f"no commit of shard {shard} of {self.path} lists {array}", repair_command(self.path))
-        compare_once(self.path / ARRAYS / stored.file(shard), stored, crc, beyond_memory)
+        return crc
+
+    def _after(self, shard: int) -> Iterator[int]:
+        """The committed shards behind one."""
+        place = bisect.bisect_right(self.shards, shard)
+        return (self.shards[n] for n in range(place, len(self.shards)))
 
     @property
     def identities(self) -> tuple[str, ...]:
@@ -300,14 +345,17 @@ class Cache:
 
     def _stored(self, name: str, shard: int) -> NDArray[Any]:
         """The rows of one shard of an array as they are stored, mapped."""
-        file, offset = self.chunk_file(name, shard)
+        self.chunk_file(name, shard)  # refuses a shard without a commit
         array = self.layout.arrays[name]
         if self.checksums:
             self.compare(name, shard)
         shape = (len(self.layout.rows_of(shard)), *array.shape[1:])
-        with file.open("rb") as handle:
-            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
-        return np.frombuffer(mapped, array.dtype, math.prod(shape), offset).reshape(shape)
+        descriptor = self.open_chunk(name, shard)
+        try:
+            mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+        finally:
+            os.close(descriptor)
+        return np.frombuffer(mapped, array.dtype, math.prod(shape)).reshape(shape)
 
     def _token_array(self, which: int) -> NDArray[Any]:
         array = self.layout.arrays[TOKEN_ARRAYS[which].name]
@@ -316,10 +364,9 @@ class Cache:
             seqs = self.layout.seqs_of(shard)
             if self.checksums:
                 self.compare(array.name, shard)
-            file = self.path / ARRAYS / array.file(shard)
-            out[seqs.start : seqs.stop] = np.fromfile(file, array.dtype, len(seqs) * self.ctx).reshape(
-                len(seqs), self.ctx
-            )
+            with os.fdopen(self.open_chunk(array.name, shard), "rb") as file:
+                stored = np.fromfile(file, array.dtype, len(seqs) * self.ctx)
+            out[seqs.start : seqs.stop] = stored.reshape(len(seqs), self.ctx)
         out.setflags(write=False)
         return out
 
@@ -333,12 +380,24 @@ def read_sequences(path: Path, parts: Parts, shard: int) -> dict[str, NDArray[An
     """The token arrays of a committed shard by name, [sequences, ctx]; excluding the padding of a short shard."""
     shape = (parts.sequences(shard), parts.layout.ctx)
     crc = load_checksums(path, shard, {0: parts.owners(shard)[0]})
-    found = {}
+    found, mirror = {}, mirror_of(path)
     for name in (array.name for array in TOKEN_ARRAYS):
         array = parts.layout.arrays[name]
-        compare_once(path / ARRAYS / array.file(shard), array, crc[array.file(shard)])
-        found[name] = np.fromfile(path / ARRAYS / array.file(shard), array.dtype, math.prod(shape)).reshape(shape)
+        file = path / ARRAYS / array.file(shard)
+        if mirror is None:
+            compare_once(file, array, crc[array.file(shard)])
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        else:
+            descriptor = mirror.chunks.open(array, shard, crc[array.file(shard)])
+            following = range(shard + 1, parts.layout.n_shards)
+            mirror.chunks.ahead(array, following, partial(_token_checksum, path, parts, array))
+        with os.fdopen(descriptor, "rb") as data:
+            found[name] = np.fromfile(data, array.dtype, math.prod(shape)).reshape(shape)
     return found
+
+
+def _token_checksum(path: Path, parts: Parts, array: StoredArray, shard: int) -> int:
+    return load_checksums(path, shard, {0: parts.owners(shard)[0]})[array.file(shard)]
 
 
 def stored_dtype(array: str, spec: SiteSpec) -> torch.dtype:
@@ -374,9 +433,12 @@ def open_cache(
     Raises:
         DataError: no cache found, it is incomplete or has another version, or one of its files is damaged.
     """
-    path = Path(path)
+    mirror = mirror_of(path)
+    path = settled(Path(path)) if mirror is None else mirror.pulled().folder
     finished = (path / MANIFEST).exists()
     if not (path / PLAN).exists():
+        if mirror is not None:
+            raise DataError(f"no cache at {mirror.address}", "pipeline harvest --set harvest.cache_dir=… writes one")
         if finished or (path / ARRAYS).is_dir():
             raise DataError(f"{path / PLAN} is missing", repair_command(path))
         raise _no_cache(path)
@@ -393,10 +455,12 @@ def open_cache(
         found = f"{len(shards)} of {layout.n_shards} shards are committed"
         gap = f" (shard {first} is not)" if missing else ", but it is not finished"
         raise DataError(
-            f"{path} is incomplete: {found}{gap}", f"{command('harvest', '-c', path)} writes what is missing"
+            f"{shown(path)} is incomplete: {found}{gap}",
+            f"{command('harvest', '-c', shown(path))} writes what is missing",
         )
-    check_sizes(path, parts.expected_files(commits))
-    return Cache(path, head, layout, shards, finished and not missing, parts, checksums)
+    if mirror is None:  # a bucket's chunk files are measured when they are fetched
+        check_sizes(path, parts.expected_files(commits))
+    return Cache(path, head, layout, shards, finished and not missing, parts, checksums, mirror=mirror)
 
 
 def _no_cache(path: Path) -> DataError:

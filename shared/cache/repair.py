@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..console import Console, count
-from ..errors import command
+from ..errors import UsageError, command
+from ..objects.address import settled
 from .files import sync_folder, write_file
 from .format import MANIFEST
 from .lock import WriterLock
+from .mirror import mirror_of, shown
 from .verify import VerifyReport, verify_cache
 
 
@@ -85,9 +87,15 @@ def repair_cache(
 
     Raises:
         DataError: as :func:`shared.cache.verify.verify_cache`.
+        UsageError: the cache lies in a bucket.
         PipelineError: a harvest is writing the cache.
     """
-    path = Path(path)
+    if mirror_of(path) is not None:
+        raise UsageError(
+            f"--repair drops files, and {shown(path)} lies in a bucket, where another writer may be at work",
+            f"{command('verify', shown(path))} names what is damaged, and what to delete",
+        )
+    path = settled(Path(path))
     lock = WriterLock(path)
     try:
         found = further(verify_cache(path, console))

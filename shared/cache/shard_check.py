@@ -18,6 +18,7 @@ from .commits import ChunkFile, CommitRecord, commit_path, load_commit
 from .files import crc32c, read_file
 from .format import ARRAYS, CODES, TOKEN_ARRAYS, SiteSpec, StoredArray
 from .growth import Parts
+from .mirror import mirror_of
 from .problems import Problem
 from .quantise import dequantise
 from .rows import text_rows
@@ -59,6 +60,7 @@ class ShardChecker:
         finished: bool,
         advance: Callable[[float], None],
     ) -> None:
+        self.mirror = mirror_of(path)
         self.path, self.parts, self.commits, self.finished = path, parts, commits, finished
         self.layout = parts.layout
         self.bytes = 0
@@ -103,7 +105,10 @@ class ShardChecker:
         """The payload of a sound chunk file; None, and a report, of any other."""
         file = self.path / ARRAYS / array.file(shard)
         try:
-            data = np.frombuffer(read_file(file), np.uint8)
+            if self.mirror is None:
+                data = np.frombuffer(read_file(file), np.uint8)
+            else:  # the bucket's own bytes, not a copy of them
+                data = self.mirror.chunks.read(array, shard)
         except DataError as error:
             report(file, "no file" if "missing" in error.message else error.message, f"{array.file_bytes:,} bytes")
             return None

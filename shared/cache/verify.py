@@ -18,11 +18,13 @@ from typing import Any
 from ..config.settings import identity
 from ..console import Console, count
 from ..errors import DataError, VersionError, command
+from ..objects.address import settled
 from .arrays import metadata_problems
 from .commits import CommitRecord, commit_path, commits_of
 from .files import inside, read_file, read_sealed
 from .format import HISTORY, MANIFEST, PLAN, Layout, plan_name
 from .growth import Parts, copy_of, generations_of, read_head, standing_of
+from .mirror import mirror_of, shown
 from .problems import Problem
 from .reader import Cache, massive_entry
 from .shard_check import Checked, ShardChecker
@@ -69,13 +71,18 @@ class VerifyReport:
         if self.ok:
             return None
         if all(problem.lasting for problem in self.problems):
-            return self.problems[0].advice or command("inspect", self.path)
+            return self.problems[0].advice or command("inspect", shown(self.path))
+        if mirror_of(self.path) is not None:
+            again = command("harvest", "-c", shown(self.path))
+            return (
+                f"delete what is named from the bucket, the commit of each chunk file too; then {again} writes it again"
+            )
         return command("verify", self.path, "--repair")
 
     def to_dict(self) -> dict[str, Any]:
         problems = [{"path": str(p.path), "found": p.found, "expected": p.expected} for p in self.problems]
         return {
-            "path": str(self.path),
+            "path": shown(self.path),
             "ok": self.ok,
             "complete": self.complete,
             "shards": self.shards,
@@ -87,7 +94,7 @@ class VerifyReport:
     def __str__(self) -> str:
         state = "complete" if self.complete else "not finished"
         lines = [
-            f"{self.path}: {count(self.shards, 'shard')}, {self.bytes:,} bytes read, {state}",
+            f"{shown(self.path)}: {count(self.shards, 'shard')}, {self.bytes:,} bytes read, {state}",
             *map(str, self.problems),
             *(f"not checked: {note}" for note in self.notes),
         ]
@@ -100,9 +107,12 @@ def verify_cache(path: Path | str, console: Console | None = None) -> VerifyRepo
     Raises:
         DataError: no cache at ``path``, or its format version is unknown.
     """
-    path = Path(path)
+    mirror = mirror_of(path)
+    if mirror is not None:
+        mirror.pull(arrays=True, anew=True)
+    path = settled(Path(path)) if mirror is None else mirror.folder
     if not any((path / name).exists() for name in (PLAN, MANIFEST, copy_of(path / PLAN).name)):
-        raise DataError(f"no cache at {path}", command("status"))
+        raise DataError(f"no cache at {shown(path)}", command("status"))
     problems: list[Problem] = []
     plans = _plans(path, problems)
     manifest = _manifest(path, plans, problems)
@@ -277,7 +287,9 @@ def _massive_problems(path: Path, parts: Parts, manifest: dict[str, Any]) -> Ite
         return
     without = {key: value for key, value in manifest.items() if key != "massive"}
     shards = list(range(parts.layout.n_shards))
-    found = massive_entry(Cache(path, without, parts.layout, shards, True, parts, checksums=False))
+    found = massive_entry(
+        Cache(path, without, parts.layout, shards, True, parts, checksums=False, mirror=mirror_of(path))
+    )
     file = path / MANIFEST
     for site in sorted(found.keys() | kept.keys()):
         if kept.get(site) != found.get(site):

@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import DataError, UsageError, command
+from ..errors import MIRROR, DataError, UsageError, command
 from .arrays import write_metadata
+from .chunk_copies import payload_rows
 from .commits import (
     ChunkFile,
     CommitRecord,
@@ -47,10 +48,12 @@ from .files import (
     write_file,
     write_sealed,
 )
-from .format import ARRAYS, COMMITS, LOCK, MANIFEST, PLAN, STORED, TOKEN_ARRAYS, Layout, SiteSpec
+from .format import ARRAYS, COMMITS, LOCK, MANIFEST, PLAN, STORED, TOKEN_ARRAYS, Layout, SiteSpec, commit_name
 from .growth import Parts, Standing, copy_of, is_empty, read_head, read_plans, stand, standing_of
+from .in_bucket import begin, check_objects, commit, publish, publish_final, publish_new
 from .lock import WriterLock
-from .quantise import dequantise, quantise
+from .mirror import Mirror, mirror_of, shown
+from .quantise import codes_under, dequantise, quantise
 from .reader import Cache, massive_entry
 from .rows import text_rows
 from .stats import SiteStats, site_stats
@@ -83,10 +86,13 @@ class CacheWriter:
         layout: the plan's shapes; after :meth:`finish`, the finished ones.
         parts: which commit vouches for which arrays (of a cache that grew there are several to a shard).
         complete: the cache is finished: a manifest, and a commit for every shard.
+        mirror: of a cache in a bucket; ``path`` then is the folder of its copies.
     """
 
-    def __init__(self, path: Path, standing: Standing, lock: WriterLock, share: Share) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, standing: Standing, lock: WriterLock, share: Share, mirror: Mirror | None = None
+    ) -> None:
+        self.path, self.mirror = path, mirror
         self.layout = standing.layout
         self.parts = standing.parts
         self._plan = standing.plan
@@ -112,7 +118,7 @@ class CacheWriter:
         """Begins a cache, resumes one that was made from the same config and layout, or lets a finished one grow.
 
         Args:
-            path: the cache folder; parents are made.
+            path: the cache folder, whose parents are made, or an address in object storage.
             layout: planned shapes; counts sequences with data. A cache that grew past a short shard also has padding.
             config: everything that determines the bytes of the cache, JSON-able; its hash is the cache's identity.
             provenance: package versions, revisions and the like; recorded at the start, not compared on resume.
@@ -124,15 +130,20 @@ class CacheWriter:
         Raises:
             DataError: the folder holds other files, or a cache with a different config and at least one commit (the
                 error lists every field that differs).
-            PipelineError: another process is writing the cache.
+            PipelineError: another process is writing the cache; or the storage of the bucket cannot be used.
         """
-        path, share = Path(path), share or Share()
+        mirror, share = mirror_of(path), share or Share()
+        path = Path(path) if mirror is None else _pulled(mirror)
         config = json.loads(json.dumps(config, allow_nan=False))
+        provenance = json.loads(json.dumps(provenance, allow_nan=False))
         _refuse_foreign_folder(path)
         make_folder(path, "harvest.cache_dir")
         lock = WriterLock(path, share.rank, share.world)
         try:
-            standing = stand(path, layout, config, json.loads(json.dumps(provenance, allow_nan=False)), may_grow)
+            standing = stand(path, layout, config, provenance, may_grow)
+            if mirror is not None and lock.is_first and begin(mirror, standing):
+                standing = stand(path, layout, config, provenance, may_grow)  # on a plan that another writer put there
+                begin(mirror, standing)
             if standing.replaces and not lock.is_first:
                 raise DataError(
                     f"another rank is starting {path} with a different config",
@@ -142,18 +153,11 @@ class CacheWriter:
                 _set_up(path, standing)
                 if set_up is not None:
                     set_up()
-            commits = commits_of(path)
-            check_sizes(path, standing.parts.expected_files(commits))
-            for shard, part in commits:  # what is built on must be this cache's own, and whole
-                if shard < standing.layout.n_shards and (owner := standing.parts.owners(shard).get(part)):
-                    load_checksums(path, shard, {part: owner})
-            if not standing.latest and standing.parts.missing(commits):
-                raise DataError(
-                    f"{path} has grown since it had this config, and some of its shards have no commit",
-                    hint=f"{command('harvest', '-c', path)} writes them with its present config",
-                )
+                if mirror is not None:
+                    publish_new(mirror, standing.layout)
+            _check_built_on(path, standing, mirror)
             lock.set_up_done()
-            return cls(path, standing, lock, share)
+            return cls(path, standing, lock, share, mirror)
         except BaseException:
             lock.release()
             raise
@@ -179,11 +183,34 @@ class CacheWriter:
             return False
         if not self._lock.alone():
             return True
+        self.refresh()
         standing = standing_of(self.path, read_plans(self.path), _manifest(self.path))
         if standing.finished:  # by another rank, while this one waited
             self.layout, self.parts, self.complete = standing.layout, standing.parts, True
             return False
         return bool(self._planned_parts(n_seq).missing(commits_of(self.path)))
+
+    def refresh(self) -> None:
+        """Learns what other machines have done since, of a cache in a bucket."""
+        if self.mirror is not None:
+            self.mirror.pull()
+
+    def committed_elsewhere(self, shard: int) -> bool:
+        """Whether another machine has committed a missing shard since, in a bucket; then it is not missing."""
+        if self.mirror is None or shard not in self._missing:
+            return False
+        if not all(self.mirror.pull_commit(commit_name(shard, part)) for part in self._missing[shard]):
+            return False
+        with self._guard:
+            del self._missing[shard]
+        return True
+
+    def publish(self, *names: str) -> None:
+        """Puts documents of the folder into the bucket, if the cache lies in one; without those that do not exist."""
+        if self.mirror is not None:
+            for name in names:
+                if (self.path / name).is_file():
+                    publish(self.mirror, name)
 
     def missing_sites(self, shard: int) -> tuple[str, ...]:
         """The sites of a shard that have no commit, in the layout's order."""
@@ -266,7 +293,11 @@ class CacheWriter:
         names = set(self.parts.of(shard)[part])
         files: dict[str, ChunkFile] = {}
         for name in described.keys() & names:
-            self._write_chunk(name, shard, described[name], files)
+            if self._write_chunk(name, shard, described[name], files) is not described[name]:
+                raise DataError(
+                    f"shard {shard} of {shown(self.path)} holds other {name} than this harvest has",
+                    hint="the dataset has changed, or another harvest writes there: choose another cache name",
+                )
         n_seq = len(described["tokens"])
         flags = described["flags"].reshape(-1)
         measured: dict[str, SiteStats] = {}
@@ -274,14 +305,18 @@ class CacheWriter:
             stored = _stored(acts[site.name], site, n_seq * self.layout.ctx)
             if site.quantised:
                 stored = self._write_quantised(site, shard, stored, files)
+                kept = stored
             else:
-                self._write_chunk(site.name, shard, stored, files)
-            measured[site.name] = stats.get(site.name) or site_stats(stored, self.layout.ctx, flags)
-        for folder in sorted({(self.path / ARRAYS / name).parent for name in files}):
+                kept = self._write_chunk(site.name, shard, stored, files)
+            known = stats.get(site.name) if kept is stored else None
+            measured[site.name] = known or site_stats(kept, self.layout.ctx, flags)
+        for folder in sorted({(self.path / ARRAYS / name).parent for name in files} if self.mirror is None else ()):
             self._folders.sync(folder)
         record = CommitRecord(
             self.parts.owners(shard)[part], shard, n_seq, int(text_rows(flags).sum()), digest, files, measured
         )
+        if self.mirror is not None:
+            return commit(self.mirror, part, record)
         write_sealed(commit_path(self.path, shard, part), record.to_dict())
         return record
 
@@ -297,10 +332,13 @@ class CacheWriter:
         Raises:
             DataError: a shard is missing, or a shard other than the last is short.
         """
+        self.refresh()
         parts = self._final_parts(n_seq)
         layout = parts.layout
         n_tokens, digest, totals = self._merged(parts)
         write_metadata(self.path, layout)
+        if self.mirror is not None:
+            publish_final(self.mirror, layout)
         manifest = self._plan | {
             "layout": layout.to_dict(),
             "n_seq": layout.n_seq,
@@ -311,12 +349,15 @@ class CacheWriter:
             "extra": dict(extra or {}),
         }
         manifest["massive"] = massive_entry(
-            Cache(self.path, manifest, layout, list(range(layout.n_shards)), True, parts)
+            Cache(self.path, manifest, layout, list(range(layout.n_shards)), True, parts, mirror=self.mirror)
         )
         # The manifest goes last: a reader that finds it finds everything it names. Finishing a finished cache again
         # computes the same manifest, and then must not touch the file.
         if not (self.path / MANIFEST).exists() or read_file(self.path / MANIFEST) != sealed_bytes(manifest):
-            write_sealed(self.path / MANIFEST, manifest)
+            if self.mirror is None:
+                write_sealed(self.path / MANIFEST, manifest)
+            else:
+                publish(self.mirror, MANIFEST, sealed_bytes(manifest))
         self.layout, self.parts, self.complete = layout, parts, True
         self.close()
         return self.path / MANIFEST
@@ -341,10 +382,13 @@ class CacheWriter:
                 f"shards {_some(sorted(missing))} have no commit" if missing else f"shard {beyond} lies beyond the end"
             )
             raise DataError(
-                f"{self.path} cannot be finished with {layout.n_seq} sequences: {found}",
+                f"{shown(self.path)} cannot be finished with {layout.n_seq} sequences: {found}",
                 hint="run the same harvest again: it writes the missing shards",
             )
-        check_sizes(self.path, parts.expected_files(commits))
+        if self.mirror is None:
+            check_sizes(self.path, parts.expected_files(commits))
+        else:
+            check_objects(self.mirror, parts.expected_files(commits))
         return parts
 
     def _merged(self, parts: Parts) -> tuple[int, str, dict[str, SiteStats]]:
@@ -385,14 +429,20 @@ class CacheWriter:
             _clear(self.path)
         self.close()
 
-    def _write_chunk(self, name: str, shard: int, stored: NDArray[Any], files: dict[str, ChunkFile]) -> None:
+    def _write_chunk(self, name: str, shard: int, stored: NDArray[Any], files: dict[str, ChunkFile]) -> NDArray[Any]:
+        """Writes one chunk file. Returns what is in it: in a bucket, perhaps rows that another writer put there."""
         array = self.layout.arrays[name]
         payload = as_bytes(stored)
         missing = (array.payload_bytes - len(payload)) // array.dtype.itemsize
         rest = as_bytes(np.full(missing, array.fill, array.dtype))
         crc = crc32c(rest, crc32c(payload))
-        write_file(self.path / ARRAYS / array.file(shard), [payload, rest, array.trailer(crc)])
+        content: list[NDArray[Any] | bytes] = [payload, rest, array.trailer(crc)]
+        if self.mirror is None:
+            write_file(self.path / ARRAYS / array.file(shard), content)
+        elif (theirs := self.mirror.chunks.put(array, shard, content, crc)) is not None:
+            crc, stored = crc32c(theirs), payload_rows(theirs, array, len(stored)).copy()
         files[array.file(shard)] = ChunkFile(array.file_bytes, crc)
+        return stored
 
     def _write_quantised(
         self, site: SiteSpec, shard: int, bits: NDArray[Any], files: dict[str, ChunkFile]
@@ -400,11 +450,46 @@ class CacheWriter:
         """Writes codes and scales of bfloat16 bits. Returns the bits a reader gets back: statistics describe those."""
         assert site.quantised is not None
         assert site.scale is not None
-        codes, scales = quantise(torch.from_numpy(bits).view(torch.bfloat16), site.quantised)
-        self._write_chunk(site.name, shard, codes.numpy(), files)
-        self._write_chunk(site.scale, shard, scales.numpy(), files)
+        values = torch.from_numpy(bits).view(torch.bfloat16)
+        codes, scales = quantise(values, site.quantised)
+        # the scales first: in a bucket, all codes that anybody writes are then codes under the scales that are there
+        own = scales.numpy()
+        if (kept := self._write_chunk(site.scale, shard, own, files)) is not own:
+            scales = torch.from_numpy(kept)
+            codes = codes_under(values, scales, site.quantised)
+        codes = torch.from_numpy(self._write_chunk(site.name, shard, codes.numpy(), files))
         found: NDArray[Any] = dequantise(codes, scales, site.quantised).view(torch.uint16).numpy()
         return found
+
+
+def _check_built_on(path: Path, standing: Standing, mirror: Mirror | None) -> None:
+    """What is built on must be this cache's own, and whole. Raises DataError."""
+    commits = commits_of(path)
+    if mirror is None:  # a bucket's chunk files are measured at the end
+        check_sizes(path, standing.parts.expected_files(commits))
+    for shard, part in commits:
+        if shard < standing.layout.n_shards and (owner := standing.parts.owners(shard).get(part)):
+            load_checksums(path, shard, {part: owner})
+    if not standing.latest and standing.parts.missing(commits):
+        raise DataError(
+            f"{shown(path)} has grown since it had this config, and some of its shards have no commit",
+            hint=f"{command('harvest', '-c', shown(path))} writes them with its present config",
+        )
+
+
+def _pulled(mirror: Mirror) -> Path:
+    """The folder of a cache in a bucket that is to be written.
+
+    Raises:
+        DataError: other objects lie at its address.
+    """
+    mirror.pull(arrays=True)
+    if not (mirror.folder / PLAN).exists() and (foreign := mirror.foreign()):
+        raise DataError(
+            f"{mirror.address} is not a cache (no {PLAN}) and is not empty: found {_some(foreign)}",
+            hint="choose another cache name",
+        )
+    return mirror.folder
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:
@@ -415,7 +500,7 @@ def _refuse_foreign_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise DataError(f"{path} is a file, expected a cache folder", hint="choose another cache name")
     if path.is_dir() and not (path / PLAN).exists():
-        ours = {PLAN, copy_of(path / PLAN).name, COMMITS, ARRAYS, LOCK}
+        ours = {PLAN, copy_of(path / PLAN).name, COMMITS, ARRAYS, LOCK, MIRROR}
         foreign = sorted(p.name for p in path.iterdir() if p.name not in ours and not p.name.startswith((LOCK, PLAN)))
         if foreign or commits_of(path):
             raise DataError(

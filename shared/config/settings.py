@@ -19,6 +19,7 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..errors import ConfigError, UsageError
+from ..objects.address import spelled
 from .registry import TAGS, Keyed, did_you_mean, tag_value
 from .yaml import dump_yaml, load_yaml, parse_yaml
 
@@ -372,7 +373,7 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_dict(value)
     if isinstance(value, PurePath):
-        return str(value)
+        return spelled(value)
     raise TypeError(f"{type(value).__name__} is not plain data")
 
 
@@ -394,7 +395,7 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return _to_plain(value.value)
     if isinstance(value, PurePath):
-        return str(value)
+        return spelled(value)
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     raise TypeError(f"{type(value).__name__} is not plain data")

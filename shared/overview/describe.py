@@ -7,9 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..cache.commits import load_commit
+from ..cache.commits import commits_of, load_commit
 from ..cache.documents import read_documents
 from ..cache.massive import MOST_LISTED, massive_activations, massive_text
+from ..cache.mirror import at_hand, shown
 from ..cache.outliers import FACTOR
 from ..cache.reader import Cache, open_cache
 from ..console import count, duration, size
@@ -24,7 +25,7 @@ from .status import cache_entry, run_entry
 
 def describe(path: Path) -> dict[str, Any]:
     """Contents of a cache or run, JSON-able. Raises DataError when the folder is neither, or cannot be read."""
-    kind = kind_of(path)
+    kind, place, path = kind_of(path), shown(path), at_hand(path)
     if kind == "cache":
         return {**describe_cache(path), "next": cache_entry(path)["next"]}
     if kind == "run":
@@ -32,7 +33,7 @@ def describe(path: Path) -> dict[str, Any]:
     found = (
         "neither a cache (plan.json not found) nor a run (config.yaml not found)" if path.exists() else "no such folder"
     )
-    raise DataError(f"{path}: {found}", "pipeline status lists caches and runs")
+    raise DataError(f"{place}: {found}", "pipeline status lists caches and runs")
 
 
 def describe_cache(path: Path) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def describe_cache(path: Path) -> dict[str, Any]:
     return {
         "kind": "cache",
         "name": path.name,
-        "path": str(path),
+        "path": shown(path),
         "format_version": cache.manifest["format_version"],
         "complete": cache.complete,
         "identity": cache.identity,
@@ -72,10 +73,16 @@ def describe_cache(path: Path) -> dict[str, Any]:
         "shards": {"committed": len(cache.shards), "total": cache.layout.n_shards},
         "sites": sites,
         "documents": _documents(path),
-        "bytes": folder_bytes(path),
+        "bytes": folder_bytes(path) if cache.mirror is None else _committed_bytes(cache),
+        "copies": None if cache.mirror is None else {"folder": str(path), "bytes": folder_bytes(path)},
         "config": cache.config,
         "provenance": cache.manifest.get("provenance", {}),
     }
+
+
+def _committed_bytes(cache: Cache) -> int:
+    """Bytes of the chunk files that commits name."""
+    return sum(cache.parts.expected_files(commits_of(cache.path)).values())
 
 
 def _documents(path: Path) -> dict[str, Any]:
@@ -209,6 +216,8 @@ def describe_text(document: dict[str, Any]) -> str:
             begun = "text, without BOS" if bos["token_id"] is None else f"BOS {bos['token']!r} (id {bos['token_id']})"
             lines.append(f"  sequences begin with {begun}; harvest.bos: {bos['setting']}")
         lines.append(f"  identity {document['identity']}")
+        if (copies := document["copies"]) is not None:
+            lines.append(f"  copies on this machine: {size(copies['bytes'])} in {copies['folder']}")
     else:
         lines.append(f"  variant {document['variant']}, architecture {document['architecture']}")
         lines += _summary_lines(document["summary"] or {})

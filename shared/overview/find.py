@@ -9,13 +9,16 @@ from typing import Any
 from ..cache.format import ARRAYS, MANIFEST, PLAN
 from ..cache.growth import plan_files, read_head
 from ..cache.locate import locate
+from ..cache.mirror import at_hand, home
 from ..config.registry import did_you_mean
 from ..errors import DataError, PipelineError, UsageError, command, repair_command
+from ..objects.address import is_address, spelled
 from ..runs.folder import Run, open_run
 
 
 def kind_of(path: Path) -> str | None:
-    """ "cache" or "run", by the files in the folder; None for any other folder."""
+    """ "cache" or "run", by the files in the folder, or a cache's objects in a bucket; None for any other."""
+    path = at_hand(path)
     if (path / PLAN).is_file() or (path / MANIFEST).is_file() or (path / ARRAYS).is_dir():
         return "cache"
     if (path / "config.yaml").is_file() or (path / "final").is_dir() or (path / "checkpoints").is_dir():
@@ -30,6 +33,8 @@ def named(path: Path, *folders: Path) -> Path:
     caller's error shows where it was expected.
     """
     places = [folder / path for folder in folders]
+    if is_address(path):
+        return path
     missing = path if path.exists() or len(path.parts) > 1 else places[-1]
     return next((found for found in (path, *places) if kind_of(found)), missing)
 
@@ -51,7 +56,7 @@ def frozen_settings(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: the folder is neither a cache nor a run.
     """
-    kind = kind_of(path)
+    kind, place, path = kind_of(path), home(path), at_hand(path)
     if kind == "cache":
         plans = plan_files(path)
         if not plans:
@@ -59,8 +64,10 @@ def frozen_settings(path: Path) -> dict[str, Any]:
         plan = read_head(plans[-1])
         config = plan["config"]
         if "imported" in config:
-            raise UsageError(f"-c {path}: the cache was imported, no harvest made it", f"pipeline inspect {path}")
-        settings = {**config.get("harvest", {}), "cache_dir": str(path.parent), "name": path.name}
+            raise UsageError(
+                f"-c {spelled(place)}: the cache was imported, no harvest made it", f"pipeline inspect {path}"
+            )
+        settings = {**config.get("harvest", {}), "cache_dir": spelled(place.parent), "name": place.name}
         manifest = read_head(path / MANIFEST) if (path / MANIFEST).is_file() else {}
         if manifest.get("extra", {}).get("skipped_rows") or plan.get("provenance", {}).get("on_bad_row") == "skip":
             settings["on_bad_row"] = "skip"

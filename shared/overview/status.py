@@ -11,8 +11,10 @@ from typing import Any
 from ..cache.commits import commits_of
 from ..cache.format import MANIFEST, PLAN, Layout
 from ..cache.growth import Parts, generations_of, plan_files, read_head
+from ..cache.mirror import at_hand, caches_below, mirror_of, shown
 from ..console import count, si, size
 from ..errors import DataError, PipelineError, command
+from ..objects.address import is_address
 from ..runs.folder import fvu_label, open_run, resume_command
 from ..text_table import legend, terminal_width, text_table
 from .find import folder_bytes, kind_of
@@ -117,7 +119,8 @@ def status(
         trained_on: the cache that the settings train on. If it does not exist, the next command names another cache.
         reports_dir, sweeps_dir: folders of reports and sweeps; None: they are not listed.
     """
-    caches = [cache_entry(path) for path in _folders(cache_dir) if kind_of(path) == "cache"]
+    places = caches_below(cache_dir) if is_address(cache_dir) else _folders(cache_dir)
+    caches = [cache_entry(path) for path in places if kind_of(path) == "cache"]
     runs = [run_entry(path) for path in _folders(runs_dir) if kind_of(path) == "run"]
     reports = [] if reports_dir is None else list(reports_in(reports_dir))
     sweeps = [] if sweeps_dir is None else list(sweeps_in(sweeps_dir, runs_dir))
@@ -150,14 +153,15 @@ def _folders(parent: Path) -> list[Path]:
 
 def cache_entry(path: Path) -> dict[str, Any]:
     """State of one cache, JSON-able. A damaged cache gives an entry with its `problem`, never an error."""
+    place, path = shown(path), at_hand(path)
     entry: dict[str, Any] = {
         "name": path.name,
-        "path": str(path),
+        "path": place,
         "complete": False,
         "progress": "",
         "n_tokens": None,
         "growing": False,
-        "bytes": folder_bytes(path),
+        "bytes": folder_bytes(path) if mirror_of(path) is None else None,
         "next": None,
         "problem": None,
     }
@@ -168,17 +172,21 @@ def cache_entry(path: Path) -> dict[str, Any]:
             raise DataError(f"{path / PLAN} is missing")
         head = read_head(path / MANIFEST if finished else plans[-1])
         parts = Parts(Layout.from_dict(head["layout"]), generations_of(head))
-        total, done = parts.layout.n_shards, len(parts.committed(commits_of(path)))
+        commits = commits_of(path)
+        total, done = parts.layout.n_shards, len(parts.committed(commits))
+        if entry["bytes"] is None:  # in a bucket
+            entry["bytes"] = sum(parts.expected_files(commits).values())
         entry["progress"] = f"{done} of {total} shards"
         entry["complete"] = finished and done == total
         entry["growing"] = finished and len(plans) > len(parts.generations)
         entry["n_tokens"] = head["n_tokens"] if finished else None
     except (DataError, OSError) as error:
         entry["problem"] = str(error)
-        entry["next"] = command("verify", path)
+        entry["next"] = command("verify", place)
+        entry["bytes"] = entry["bytes"] or 0
     else:
         settled = entry["complete"] and not entry["growing"]
-        entry["next"] = None if settled else command("harvest", "-c", path)
+        entry["next"] = None if settled else command("harvest", "-c", place)
     return entry
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..cache import Cache
 from ..cache.locate import locate
+from ..cache.mirror import at_hand, shown
 from ..errors import DataError
 from .folder import Run
 
@@ -33,10 +34,10 @@ def own_cache_path(run: Run, setting: str | None = None) -> Path:
             f"--set {setting}=PATH" if setting else "pipeline import PATH --cache CACHE gives an imported run one",
         )
     path = locate(Path(known["path"]), known.get("identity"), run.path)
-    if not path.exists():
+    if not at_hand(path).exists():
         elsewhere = f"; --set {setting}=PATH if it has moved" if setting else ""
         raise DataError(
-            f"the cache of run {run.name} was not found: {path}", f"pipeline harvest writes it again{elsewhere}"
+            f"the cache of run {run.name} was not found: {shown(path)}", f"pipeline harvest writes it again{elsewhere}"
         )
     return path
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -77,15 +78,18 @@ class MappedRows:
 
 def _mapped(cache: Cache, name: str, shard: int) -> NDArray[np.generic]:
     """The rows of one shard of an array as integers of their size, [rows, …]."""
-    file, offset = cache.chunk_file(name, shard)
     array = cache.layout.arrays[name]
     shape = (len(cache.layout.rows_of(shard)), *array.shape[1:])
     bits = np.dtype(f"i{array.dtype.itemsize}")
-    with file.open("rb") as handle:
-        mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    needed = offset + math.prod(shape) * bits.itemsize
+    descriptor = cache.open_chunk(name, shard)
+    try:
+        mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(descriptor)
+    needed = math.prod(shape) * bits.itemsize
     if len(mapped) < needed:
         raise DataError(
-            f"{file} has {len(mapped):,} bytes, expected {needed:,} or more", hint=repair_command(cache.path)
+            f"{cache.chunk_file(name, shard)[0]} has {len(mapped):,} bytes, expected {needed:,} or more",
+            hint=repair_command(cache.path),
         )
-    return np.frombuffer(mapped, bits, math.prod(shape), offset).reshape(shape)
+    return np.frombuffer(mapped, bits, math.prod(shape)).reshape(shape)

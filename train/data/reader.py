@@ -195,11 +195,10 @@ class BlockReader:
     ) -> None:
         if self._cancelled.is_set():
             raise ClosedError
-        path, offset = self.cache.chunk_file(name, shard)
         if self.comparisons is not None:
             self.comparisons.touch(name, shard)
         size = self._row_bytes[name]
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = self.cache.open_chunk(name, shard)
         try:
             if self._beyond_memory:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
@@ -209,12 +208,14 @@ class BlockReader:
             for segment in segments:
                 start = 0 if view is None else (segment.slot - base_slot) * size
                 target = memoryview(cast(Any, room if view is None else view)[start : start + segment.rows * size])
-                at = offset + segment.first * size
+                at = segment.first * size
                 while len(target):
                     count = os.preadv(descriptor, [target], at)
                     if count == 0:
+                        found = os.fstat(descriptor).st_size
                         raise DataError(
-                            f"{path} has {os.fstat(descriptor).st_size:,} bytes, expected {at + len(target):,} or more",
+                            f"{self.cache.chunk_file(name, shard)[0]} has {found:,} bytes, expected "
+                            f"{at + len(target):,} or more",
                             hint=repair_command(self.cache.path),
                         )
                     target, at = target[count:], at + count

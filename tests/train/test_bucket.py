@@ -1,0 +1,79 @@
+"""Training and analysis on a cache in object storage: the same coder, the same figures, and copies that fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparse_pipeline import pipeline
+from sparse_pipeline.shared.cache import Cache
+from sparse_pipeline.shared.errors import UsageError
+from sparse_pipeline.shared.objects.room import BYTES
+from sparse_pipeline.train.config import TrainConfig
+from sparse_pipeline.train.loop import plan, train
+from tests.shared.cache.buckets import Machine, machine, new_address, objects
+
+pytest.importorskip("obstore")
+__all__ = ["machine"]
+
+
+def uploaded(folder: Path) -> str:
+    """The address of a cache that any tool has copied into a bucket, file by file."""
+    address = new_address()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.name.startswith(".lock"):
+            objects(address).create(str(file.relative_to(folder)), [file.read_bytes()])
+    return address
+
+
+def coder(run: Path) -> bytes:
+    return (run / "final" / "coder.safetensors").read_bytes()
+
+
+def test_the_coder_of_a_local_cache(cache: Cache, config: Callable[..., TrainConfig], machine: Machine) -> None:
+    address = uploaded(cache.path)
+    windows: dict[str, Any] = {"resident": False, "pool_rows": 1024}
+    local = config(name="local", data=windows)
+    far = config(name="far", data=windows, cache=Path(address))
+    noted = plan([far]).groups[0].to_dict()["notes"]
+    assert noted[-1].startswith("in a bucket: "), noted
+    assert noted[-1].split("; ")[0].endswith("to download, 0 B are here")
+    train([local])
+    train([far])
+    assert coder(far.path) == coder(local.path)
+    record = json.loads((far.path / "final" / "config.json").read_text())["cache"]
+    assert record == {"path": address, "identity": cache.identity}
+    assert "to download, 0 B" not in plan([far]).groups[0].to_dict()["notes"][-1]
+
+
+def test_copies_that_would_be_fetched_again_and_again(cache, config, machine: Machine, monkeypatch) -> None:
+    address = uploaded(cache.path)
+    monkeypatch.setenv(BYTES, "200KB")
+    far = config(cache=Path(address), data={"resident": False, "pool_rows": 1024})
+    with pytest.raises(UsageError, match="copies on this machine may take 200 kB: each window") as caught:
+        plan([far])
+    assert f"export {BYTES}=1GB" in str(caught.value.hint)
+    plan([config(cache=Path(address), data={"resident": True})])  # every shard is read once
+    monkeypatch.setenv(BYTES, "1GB")
+    plan([far])
+
+
+def test_the_figures_of_a_local_cache(workshop: Path, tmp_path: Path, machine: Machine, monkeypatch) -> None:
+    """`analyze` of a run on its cache, and on the same cache in a bucket."""
+    shutil.copytree(workshop, tmp_path / "w")
+    monkeypatch.chdir(tmp_path / "w")
+    address = uploaded(tmp_path / "w" / "cache" / "demo")
+    figures = []
+    for cache in ("demo", address):
+        command = ["analyze", "topk", "--only", "position", "--set", "analyze.controls=false"]
+        assert pipeline.run([*command, "--set", f"analyze.cache={cache}", "--set", "analyze.name=r"]) == 0
+        figures.append(json.loads(Path("reports/r/report.json").read_text())["runs"])
+        shutil.rmtree("reports")
+    assert [run["facts"]["cache"] for run in figures[1] if run["trained"]] == [address]
+    assert [run["reports"] for run in figures[0]] == [run["reports"] for run in figures[1]]
+    assert figures[0][0]["reports"]["position"]["tables"]
