@@ -23,6 +23,7 @@ from .base import AnyReport, Report, ReportConfig
 from .correlation.config import CorrelationConfig
 from .cross_entropy.config import CrossEntropyConfig
 from .crosscoder.config import CrosscoderConfig
+from .description_length.config import DescriptionLengthConfig
 from .position.config import PositionConfig
 from .probing.config import ProbingConfig
 from .reconstruction.config import ReconstructionConfig
@@ -37,6 +38,7 @@ REPORTS: Registry[type[AnyReport]] = Registry(
         "position": (PositionConfig, "position.report.PositionReport"),
         "top_activations": (TopActivationsConfig, "top_activations.report.TopActivationsReport"),
         "cross_entropy": (CrossEntropyConfig, "cross_entropy.report.CrossEntropyReport"),
+        "description_length": (DescriptionLengthConfig, "description_length.report.DescriptionLengthReport"),
         "absorption": (AbsorptionConfig, "absorption.report.AbsorptionReport"),
         "probing": (ProbingConfig, "probing.report.ProbingReport"),
     },
