@@ -46,9 +46,12 @@ from .shared.config import settings as settings_of
 from .shared.console import Console
 from .shared.errors import DataError, UsageError
 from .shared.objects.address import spelled
+from .shared.ranks import refuse_idle
 from .sweep_command import sweep_command
 
 if TYPE_CHECKING:
+    from .shared.ranks import Rank
+    from .train.config import TrainConfig
     from .train.loop import RunSummary
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -159,41 +162,38 @@ def train_command(
 
     Settings: the train section, overridden by the variant. The cache is train.cache, or else the one that `pipeline
     harvest` writes with the same settings; --dry-run plans from that harvest's plan if the cache does not exist yet.
-    Under torchrun, and with --ranks, each process trains its own share of the runs (docs/scale.md).
+    Under torchrun, and with --ranks, each process trains its own share of the runs, or with train.parallel its share
+    of every run (docs/scale.md).
     """
-    from .shared.ranks import processes, rank_of, refuse_idle
+    from .shared.ranks import processes, rank_of, restarted
 
     this = rank_of(ranks, rank, os.environ)
     console = heard(this, console)
+    n = processes(this, ranks)
     configs = train_configs(files, sets, names, name, seeds=seeds)
     if resume:
         from .shared.overview.find import refuse_nothing_to_resume
 
         refuse_nothing_to_resume([one.path for one in configs])
+    resume = resume or restarted(os.environ)
+    bound = _bound(configs, n)
     if not dry_run:
-        refuse_idle(processes(this, ranks), len(configs))
         console.info(f"train: {', '.join(one.run_name for one in configs)} on {spelled(configs[0].cache or Path())}")
     from .train.loop import plan, runs_text
     from .train.loop import train as trained
 
     template = resolve(files, sets, names[0] if names else None).train
     if dry_run:
-        planned = plan(configs, unharvested(files, sets))
+        planned = plan(configs, unharvested(files, sets), processes=n)
         console.result(planned.to_dict(), str(planned))
         return
     if this is not None and this.count > 1:
-        from .train.layers import train_in_parts
-
-        mine = train_in_parts([placed(one) for one in this.part(configs)], console, resume=resume)
+        mine = _train_as(this, [placed(one) for one in configs], console, resume=resume, bound=bound)
         console.result({"runs": [one.to_dict() for one in mine]}, runs_text(mine))
         return
     if this is None:
-        from .train.runs.session import existing_runs
-        from .train.together import train_together
-
-        existing_runs(plan(configs).groups, resume)
         words = words_of(files=files, sets=sets, names=names, name=name, seeds=seeds, resume=resume)
-        train_together(["train", *words], processes(this, ranks), configs, console)
+        _start(["train", *words], configs, n, console, resume=resume, bound=bound)
         resume = True  # they are finished: what follows sums them up
     if template.sites is not None:
         from .train.layers import train_layers
@@ -203,6 +203,48 @@ def train_command(
     else:
         summaries = trained(configs, console, resume=resume)
         console.result({"runs": [one.to_dict() for one in summaries]}, runs_text(summaries))
+
+
+def _bound(configs: Sequence[TrainConfig], n: int) -> bool:
+    """Whether n processes train every run together (train.parallel). If not, each run is trained by one of them.
+
+    Raises:
+        UsageError: more processes than runs, or runs of both kinds.
+    """
+    kinds = {config.parallel for config in configs} if n > 1 else {None}
+    if len(kinds) > 1:
+        raise UsageError("train.parallel differs between these runs", "one command for each kind")
+    if kinds == {None}:
+        refuse_idle(n, len(configs), ", or --set train.parallel=data (several processes train one run)")
+    return kinds != {None}
+
+
+def _start(
+    words: Sequence[str], configs: Sequence[TrainConfig], n: int, console: Console, *, resume: bool, bound: bool
+) -> None:
+    """Trains with n processes of this machine; refuses first what each of them would refuse."""
+    from .train.plan import plan
+    from .train.runs.session import existing_runs
+    from .train.together import train_bound, train_together
+
+    existing_runs(plan(configs, processes=n).groups, resume)
+    (train_bound if bound else train_together)(words, n, configs, console)
+
+
+def _train_as(
+    this: Rank, configs: Sequence[TrainConfig], console: Console, *, resume: bool, bound: bool
+) -> list[RunSummary]:
+    """Trains this process's part of every run (`bound`), or its share of the runs."""
+    if not bound:
+        from .train.layers import train_in_parts
+
+        return train_in_parts(this.part(configs), console, resume=resume)
+    from .train.loop import train
+    from .train.parallel.peers import meet
+    from .train.plan import pick_device
+
+    with meet(this, pick_device(configs[0].device), os.environ) as peers:
+        return train(configs, console, resume=resume, peers=peers)
 
 
 @cli.command("analyze")

@@ -87,7 +87,9 @@ def plan_costs(files: Sequence[str], sets: Sequence[str], names: Sequence[str], 
     )
     configs = train_configs(files, sets, names)
     folders = {config.cache for config in configs if config.cache is not None}
-    planned = plan_train(configs, {folder: Unharvested(layout, harvest.notes) for folder in folders})
+    planned = plan_train(
+        configs, {folder: Unharvested(layout, harvest.notes) for folder in folders}, processes=machine.devices
+    )
     groups = [(group.to_dict(), group.widths) for group in (*planned.groups, *planned.foreseen)]
     row_bytes_of = {site.name: site.row_bytes for site in layout.sites}
     coders = [_coder(run, group, widths, row_bytes_of) for group, widths in groups for run in group["runs"]]
@@ -97,7 +99,12 @@ def plan_costs(files: Sequence[str], sets: Sequence[str], names: Sequence[str], 
         train_step(coders, machine),
         analyze_step(coders, rows, "correlation" in whole.analyze.reports, machine),
     ]
-    return Costs(steps, machine, cache.bytes, harvest.notes)
+    notes = [*harvest.notes]
+    if any(coder.processes > 1 for coder in coders):
+        notes.append(
+            "train.parallel: what the processes send each other in a step is not counted, for it is not measured"
+        )
+    return Costs(steps, machine, cache.bytes, notes)
 
 
 def _coder(
@@ -115,5 +122,7 @@ def _coder(
         bytes=run["bytes"],
         batch=group["batch_size"],
         steps=group["steps"],
+        processes=group["processes"],
+        sliced=run["parallel"] == "latents",
         reads={site: row_bytes[site] for site in stored_sites((run["source"], run["target"]))},
     )

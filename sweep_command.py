@@ -12,6 +12,7 @@ import click
 from .command_line import common, dry_run, heard, limited, placed, settings, shared_out, words_of
 from .resolve import resolve_sweep
 from .shared.console import Console
+from .shared.errors import UsageError
 
 if TYPE_CHECKING:
     from .resolve import SweepFile
@@ -50,6 +51,8 @@ def sweep_command(
     this = rank_of(ranks, rank, os.environ)
     console = heard(this, console)
     whole, cells = resolve_sweep(file, files, sets, size=size)
+    if processes(this, ranks) > 1 and any(cell.config.parallel for cell in cells):
+        raise UsageError("train.parallel: a sweep shares out whole runs", "--set train.parallel=null")
     if not dry_run:
         console.info(f"sweep {whole.sweep.label}: {len(cells)} runs")
     from .train.sweep import plan_sweep, portable_command, train_sweep

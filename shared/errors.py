@@ -23,6 +23,13 @@ class PipelineError(Exception):
         self.hint = hint
 
 
+LOST = "lost contact with another process"
+
+
+class LostContactError(PipelineError):
+    """Another process is gone without which this one cannot go on (exit code 1); its message has the words of LOST."""
+
+
 class UsageError(PipelineError):
     """A flag or a value that cannot be used (exit code 2)."""
 

@@ -21,15 +21,16 @@ def free_host_memory() -> int:
     return max(free, 0)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device; on the CPU, within the process's control group too."""
+def free_memory(device: torch.device, processes: int = 1) -> int:
+    """Bytes that are free on the device; on the CPU, within the process's control group too, and for each of
+    `processes`."""
     if device.type == "cuda":
         import torch
 
         # the driver counts what torch has reserved as used; what no tensor uses of it is free for the next one
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
-    return free_host_memory()
+    return free_host_memory() // processes
 
 
 def _read_int(path: str) -> int | None:

@@ -7,18 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from .console import Console
-from .errors import DataError, PipelineError, UsageError
-from .ranks import Rank
+from .errors import LOST, DataError, PipelineError, UsageError
+from .ranks import MEETING, Rank
 
 _POLL_SECONDS = 0.2
 _LAST_WORDS = 5
+_GRACE_SECONDS = 10.0
 _ERRORS = {error.exit_code: error for error in (PipelineError, UsageError, DataError)}
 
 
@@ -35,40 +37,84 @@ class Watch(Protocol):
         """What is on disk, in words."""
 
 
-def run_together(words: Sequence[str], count: int, console: Console, watch: Watch) -> list[dict[str, Any]]:
+def run_together(
+    words: Sequence[str], count: int, console: Console, watch: Watch, *, bound: bool = False
+) -> list[dict[str, Any]]:
     """Runs ``pipeline WORDS --rank I --ranks N --json`` for every I, and returns their documents in that order.
 
-    Each process is given a GPU by its number if there are several (LOCAL_RANK). A process that dies does not end the
-    others.
+    Each process is given a GPU by its number if there are several (LOCAL_RANK).
+
+    Args:
+        bound: none can go on without the others, so one that fails ends all; they meet in a file (MEETING). Otherwise
+            a process that dies does not end the others.
 
     Raises:
         PipelineError, UsageError, DataError: what the first of the processes that failed said, when all have ended.
         KeyboardInterrupt: this process was interrupted, and has passed it on.
     """
     warned: set[str] = set()
-    children = [_Child(Rank(index, count), words, console, watch, warned) for index in range(count)]
-    try:
-        while any(child.running() for child in children):
-            watch.look()
-            time.sleep(_POLL_SECONDS)
-    except KeyboardInterrupt:
-        for child in children:
-            child.stop()
-        for child in children:
-            child.end()
-        raise KeyboardInterrupt(watch.kept()) from None
+    with tempfile.TemporaryDirectory() as folder:
+        extra = {MEETING: f"{folder}/meeting"} if bound else {}
+        children = [_Child(Rank(index, count), words, console, watch, warned, extra) for index in range(count)]
+        fallen = _Fallen(children)
+        try:
+            while any(child.running() for child in children):
+                watch.look()
+                if bound:
+                    fallen.end_others()
+                time.sleep(_POLL_SECONDS)
+        except KeyboardInterrupt:
+            for child in children:
+                child.stop()
+            for child in children:
+                child.end()
+            raise KeyboardInterrupt(watch.kept()) from None
     for child in children:
         child.end()
     watch.look()
-    for child in children:
+    for child in fallen.first():
         child.raise_failure()
     return [child.document() for child in children]
+
+
+class _Fallen:
+    """The processes that failed, and what becomes of those that they were bound to."""
+
+    def __init__(self, children: Sequence[_Child]) -> None:
+        self._children = children
+        self._since: float | None = None
+
+    def end_others(self) -> None:
+        """Stops the others some seconds after one has failed, and kills those that still run as long after: a process
+        that waits in a collective operation hears nothing."""
+        if not any(child.failed() for child in self._children):
+            return
+        self._since = self._since or time.monotonic()
+        waited = time.monotonic() - self._since
+        for child in self._children:
+            if waited > 2 * _GRACE_SECONDS:
+                child.stop(signal.SIGKILL)
+            elif waited > _GRACE_SECONDS:
+                child.stop()
+
+    def first(self) -> list[_Child]:
+        """All processes, those that fell by themselves before those that only lost contact with them."""
+        return sorted(self._children, key=lambda child: child.lost_contact() or child.stopped)
 
 
 class _Child:
     """One of the processes. Its warnings are shown once, whichever process gives them."""
 
-    def __init__(self, rank: Rank, words: Sequence[str], console: Console, watch: Watch, warned: set[str]) -> None:
+    def __init__(
+        self,
+        rank: Rank,
+        words: Sequence[str],
+        console: Console,
+        watch: Watch,
+        warned: set[str],
+        extra: Mapping[str, str],
+    ) -> None:
+        self.stopped = False
         self._rank, self._console, self._watch, self._warned = rank, console, watch, warned
         package = __package__.split(".", maxsplit=1)[0]
         ranks = ["--rank", str(rank.index), "--ranks", str(rank.count)]
@@ -77,7 +123,7 @@ class _Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=_environment(rank),
+            env=_environment(rank) | dict(extra),
             start_new_session=True,  # Ctrl-C reaches this process, which passes it on once
         )
         self._out: list[str] = []
@@ -103,9 +149,18 @@ class _Child:
     def running(self) -> bool:
         return self._process.poll() is None
 
-    def stop(self) -> None:
+    def failed(self) -> bool:
+        """Whether it has ended, and not well."""
+        return not self.running() and self._process.returncode != 0
+
+    def lost_contact(self) -> bool:
+        """Whether it failed only because another one had, once it has ended."""
+        return any(LOST in text for text in self._out)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         if self.running():
-            self._process.send_signal(signal.SIGTERM)
+            self.stopped = True
+            self._process.send_signal(number)
 
     def end(self) -> None:
         """Waits for the process and for its last words."""

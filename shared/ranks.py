@@ -11,6 +11,9 @@ from .errors import UsageError
 
 T = TypeVar("T")
 
+MEETING = "PIPELINE_MEETING"
+"""Environment variable: the file in which processes meet that cannot work without each other."""
+
 ARRAY = "array"
 """Of ``--ranks``: one process for each task of a SLURM job array."""
 
@@ -72,6 +75,11 @@ def rank_of(ranks: str | None, rank: int | None, environment: Mapping[str, str])
     return Rank(rank, int(ranks))
 
 
+def restarted(environment: Mapping[str, str]) -> bool:
+    """Whether torchrun has started its processes again, after one of them had died."""
+    return int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def processes(this: Rank | None, ranks: str | None) -> int:
     """How many processes there are in all; `this` is :func:`rank_of` these ``ranks``."""
     return int(ranks or 1) if this is None else this.count
@@ -101,10 +109,12 @@ def local_device(device: str, environment: Mapping[str, str]) -> str:
     return f"cuda:{int(local) % devices}" if devices else device
 
 
-def refuse_idle(n: int, n_runs: int) -> None:
-    """Raises UsageError where there are more processes than runs: one run is not split over several."""
+def refuse_idle(n: int, n_runs: int, other: str = "") -> None:
+    """Raises UsageError where there are more processes than runs, each of which one process trains.
+
+    Args:
+        other: what else the hint suggests.
+    """
     if n > n_runs:
-        raise UsageError(
-            f"{n} processes for {count(n_runs, 'run')}: a run is trained by one process",
-            "one process" if n_runs == 1 else f"at most {n_runs} processes, or more variants, seeds or layers",
-        )
+        fewer = "one process" if n_runs == 1 else f"at most {n_runs} processes, or more variants, seeds or layers"
+        raise UsageError(f"{n} processes for {count(n_runs, 'run')}: a run is trained by one process", fewer + other)

@@ -208,6 +208,10 @@ class TrainConfig:
     fused: Literal["auto", "on", "off"] = "auto"
     """Train with the fused Triton kernels (require CUDA) instead of autograd; auto: where possible. With them,
     `precision: bfloat16` also makes the kernels read bfloat16 copies of the matrices; the parameters stay float32."""
+    parallel: Literal["data", "latents"] | None = None
+    """How several processes (--ranks, torchrun) train: data: all of them every run, each with its rows of every batch;
+    latents: all of them every run, each with a slice of the dictionary; null: whole runs are shared out
+    (docs/scale.md)."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     """Weights & Biases."""
 
@@ -373,5 +377,6 @@ OPERATIONAL = (
     "wandb",
     "device",
     "fused",
+    "parallel",
 )
 """Settings that a resumed run may change: they do not affect the weights."""

@@ -21,11 +21,12 @@ def refuse_too_large(groups: Sequence[Sizes]) -> None:
         PipelineError: it does not fit; names both numbers, and a setting with which it does.
     """
     for group in groups:
-        needed, free = sum(group.bytes.values()), free_memory(group.device)
+        needed, free = sum(group.bytes.values()), free_memory(group.device, group.processes)
         if needed > free:
             parts = ", ".join(f"{name} {size(n)}" for name, n in group.bytes.items() if n)
+            each = f" in each of {group.processes} processes" if group.processes > 1 else ""
             raise PipelineError(
-                f"training {count(len(group.configs), 'run')} on {group.device} needs {size(needed)} ({parts}), "
+                f"training {count(len(group.configs), 'run')} on {group.device} needs {size(needed)}{each} ({parts}), "
                 f"{size(free)} are free",
                 _cure(group, free),
             )

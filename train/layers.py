@@ -20,7 +20,7 @@ from .fits import refuse_too_large
 from .loop import train
 from .parts import side_by_side
 from .plan import plan
-from .runs.session import existing_runs, open_runs, summarise
+from .runs.session import existing_runs, open_runs, summarise, unfinished
 from .runs.summary import RunSummary
 
 _LAYER = re.compile(r"layer_\d+\.")
@@ -111,7 +111,7 @@ def train_in_parts(
     """Train runs side by side, as many at a time as memory allows. Raises: as train.loop.train."""
     console = console or Console(quiet=True)
     groups = plan(configs).groups
-    refuse_too_large(groups)
+    refuse_too_large(unfinished(groups))
     existing_runs(groups, resume)
     wanted = {config.path for config in configs}
     parts = [part for group in groups for part in side_by_side(group, None, wanted)]

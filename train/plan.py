@@ -28,6 +28,7 @@ from .config import TrainConfig, with_precision
 from .data.estimate import estimate_stream
 from .data.health import check_trainable
 from .data.stream import StreamPlan, open_stream
+from .parallel.refuse import refuse_unshared
 from .samplers import build_sampler
 from .step.fused import refusal
 
@@ -39,6 +40,7 @@ class Sizes:
     Attributes:
         path: folder of the cache.
         widths: site → d.
+        processes: that train each run together; the bytes are those of one of them.
     """
 
     configs: list[TrainConfig]
@@ -46,6 +48,7 @@ class Sizes:
     widths: Mapping[str, int]
     device: torch.device
     stream: StreamPlan
+    processes: int = field(default=1, kw_only=True)
 
     @property
     def sites(self) -> list[str]:
@@ -74,16 +77,19 @@ class Sizes:
             "reading": self.stream.reading,
             "epochs": self.steps * batch / self.stream.rows_per_epoch,
             "batch_size": batch,
+            "processes": self.processes,
             "rows_per_epoch": self.stream.rows_per_epoch,
             "heldout_rows": self.stream.heldout_rows,
             "nonfinite_rows": self.stream.nonfinite_rows,
-            "runs": [run_size(config, self.widths) for config in self.configs],
+            "runs": [run_size(config, self.widths, processes=self.processes) for config in self.configs],
             "bytes": {
                 "data": self.stream.pool_bytes,
-                "training": sum(run_size(config, self.widths)["bytes"] for config in self.configs),
+                "training": sum(
+                    run_size(config, self.widths, processes=self.processes)["bytes"] for config in self.configs
+                ),
                 "windows": sum(map(window_bytes, self.configs)),
                 "checkpoints": self.bytes["checkpoints"],
-                "free": free_memory(self.device),
+                "free": free_memory(self.device, self.processes),
             },
             "notes": self.notes,
         }
@@ -92,7 +98,7 @@ class Sizes:
     def bytes(self) -> dict[str, int]:
         """What the runs take on their device. Of a device's run the copy that a checkpoint is written from lies in host
         memory."""
-        sizes = [run_size(config, self.widths) for config in self.configs]
+        sizes = [run_size(config, self.widths, processes=self.processes) for config in self.configs]
         return {
             "coders and Adam": sum(run["bytes"] - run["batch_bytes"] for run in sizes),
             "batches": sum(run["batch_bytes"] for run in sizes),
@@ -103,27 +109,40 @@ class Sizes:
 
     def training_bytes(self, config: TrainConfig, latents: int | None = None, batch: int | None = None) -> int:
         """What one run takes beside the data; with another number of latents, or of rows in a batch."""
-        return _training_bytes(config, run_size(config, self.widths, latents, batch), self.device)
+        found = run_size(config, self.widths, latents, batch, processes=self.processes)
+        return _training_bytes(config, found, self.device)
 
 
 def run_size(
-    config: TrainConfig, widths: Mapping[str, int], latents: int | None = None, batch: int | None = None
+    config: TrainConfig,
+    widths: Mapping[str, int],
+    latents: int | None = None,
+    batch: int | None = None,
+    *,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """What a plan says of one run; with another number of latents, or of rows in a batch.
 
     Args:
         widths: site → d.
+        processes: that train it together, as `train.parallel` says; the bytes are those of one of them.
     """
     d_in, d_out = (sum(widths_of(widths, site)) for site in (config.source, config.target_site))
-    n_latents = latents or config.coder.latents
-    parameters = n_latents * (d_in + d_out + 1) + d_out + (d_in * d_out if config.coder.skip else 0)
+    n_latents, rows = latents or config.coder.latents, batch or config.data.batch_size
+    others = d_out + (d_in * d_out if config.coder.skip else 0)
+    parameters = n_latents * (d_in + d_out + 1) + others
     if isinstance(config.coder, CrossLayerConfig):  # a latent reads one site and writes (L + 1)/2 on average
         n = len(parts_of(config.source))
         parameters = round(n_latents * (d_in / n + d_out * (n + 1) / (2 * n) + 1)) + d_out
         parameters += d_in * d_out // n if config.coder.skip else 0
-    batch = batch or config.data.batch_size
+    held, own = parameters, n_latents
+    if processes > 1 and config.parallel == "latents":
+        own = -(-n_latents // processes)
+        held = own * (d_in + d_out + 1) + others
+    elif config.parallel == "data":
+        rows = -(-rows // processes)
     copies = 4 + (config.ema is not None)  # weights, gradients, Adam's two moments, and the average
-    batch_bytes = 4 * batch * (n_latents + 2 * (d_in + d_out))  # the pre-activations and the rows of one batch
+    batch_bytes = 4 * rows * (own + 2 * (d_in + d_out))  # the pre-activations and the rows of one batch
     return {
         "name": config.run_name,
         "variant": config.variant,
@@ -133,7 +152,8 @@ def run_size(
         "latents": n_latents,
         "parameters": parameters,
         "precision": config.precision,
-        "bytes": 4 * copies * parameters + batch_bytes,
+        "parallel": config.parallel,
+        "bytes": 4 * copies * held + batch_bytes,
         "batch_bytes": batch_bytes,
         "checkpoint_bytes": 4 * (copies - 1) * parameters,  # all but the gradients
     }
@@ -217,7 +237,7 @@ class TrainPlan:
                 f"  {d['steps']:,} steps of {d['batch_size']:,} rows: {si(d['tokens'])} tokens, "
                 f"{d['epochs']:.2f} epochs of {si(d['rows_per_epoch'])}; {si(d['heldout_rows'])} rows held out",
                 f"  {_reading(group.stream, d['device'])}, read once for {count(len(d['runs']), 'run')}; "
-                + _memory(d["bytes"]),
+                + _memory(d["bytes"], d["processes"]),
             ]
             lines += [
                 f"  {run['name']}: {run['architecture']}, {run['source']} → {run['target']}, "
@@ -239,16 +259,23 @@ def _reading(stream: StreamPlan, device: str) -> str:
     return f"{whole} of activations read from disk (preadv) in every epoch, {size(stream.pool_bytes)} at a time"
 
 
-def _memory(sizes: Mapping[str, int]) -> str:
+def _memory(sizes: Mapping[str, int], processes: int) -> str:
     needed, free = sum(sizes.values()) - sizes["free"], sizes["free"]
-    return f"{size(needed)} in all, {size(free)} free{'' if needed <= free else '  NOT ENOUGH'}:"
+    whose = "in all" if processes == 1 else f"for each of {processes} processes"
+    return f"{size(needed)} {whose}, {size(free)} free{'' if needed <= free else '  NOT ENOUGH'}:"
 
 
-def plan(configs: Sequence[TrainConfig], unharvested: Mapping[Path, Unharvested] | None = None) -> TrainPlan:
+def plan(
+    configs: Sequence[TrainConfig],
+    unharvested: Mapping[Path, Unharvested] | None = None,
+    *,
+    processes: int = 1,
+) -> TrainPlan:
     """Steps, memory and groups of a training command.
 
     Args:
         unharvested: folder → a cache that does not exist yet, to plan runs on it all the same.
+        processes: that train together the runs with `train.parallel`.
 
     Raises:
         UsageError: train.cache is not set, a site is not in the cache, two runs share a name, settings contradict each
@@ -272,7 +299,7 @@ def plan(configs: Sequence[TrainConfig], unharvested: Mapping[Path, Unharvested]
         by_site = config.sampler.massive == "exclude" or config.data.nonfinite == "skip"
         sites = {config.source, config.target_site} if by_site else ()
         beside = tuple(path.resolve() for path in config.beside)
-        read = (config.data, config.sampler, config.device, frozenset(sites), beside)
+        read = (config.data, config.sampler, config.device, frozenset(sites), beside, config.parallel)
         key = (config.cache.resolve(), _trained_on(config), *read, alone)
         batches.setdefault(key, []).append(config)
     groups, foreseen = [], []
@@ -280,9 +307,9 @@ def plan(configs: Sequence[TrainConfig], unharvested: Mapping[Path, Unharvested]
         cache = members[0].cache
         coming = None if cache is None else (unharvested or {}).get(cache)
         if cache is not None and coming is not None:
-            foreseen.append(_foreseen(members, cache, coming))
+            foreseen.append(_foreseen(members, cache, coming, processes))
         else:
-            groups.append(_group(members))
+            groups.append(_group(members, processes))
     return TrainPlan(groups, foreseen)
 
 
@@ -295,13 +322,13 @@ def _trained_on(config: TrainConfig) -> str | None:
     return recorded if recorded in open_cache(config.cache).identities[:-1] else None
 
 
-def _group(configs: list[TrainConfig]) -> Group:
-    first = configs[0]
+def _group(configs: list[TrainConfig], processes: int) -> Group:
+    first, together = configs[0], processes if configs[0].parallel else 1
     assert first.cache is not None
     cache = open_cache(first.cache, identity=_trained_on(first), checksums=first.data.checksums)
     cache = open_beside(cache, [open_cache(path, checksums=first.data.checksums) for path in first.beside])
     widths = {name: spec.width for name, spec in cache.sites.items()}
-    sites = _checked_sites(configs, cache.path, widths)
+    sites = _checked_sites(configs, cache.path, widths, together)
     cache = usable(cache, sites, first.data.nonfinite, "train.data.nonfinite")
     for config in configs:
         for role, joint in (("source", config.source), ("target", config.target_site)):
@@ -313,10 +340,11 @@ def _group(configs: list[TrainConfig]) -> Group:
             "--set train.sampler.position_zero=true, or another sampler",
         )
     device = pick_device(first.device)
-    reserved = sum(_training_bytes(config, run_size(config, widths), device) for config in configs)
+    sizes = [(config, run_size(config, widths, processes=together)) for config in configs]
+    reserved = sum(_training_bytes(config, run, device) for config, run in sizes)
     sampler = build_sampler(first.sampler)
-    with open_stream(cache, sites, first.data, sampler, device=device, reserved=reserved) as stream:
-        group = Group(configs, cache.path, widths, device, stream.plan, cache)
+    with open_stream(cache, sites, first.data, sampler, device=device, reserved=reserved, processes=together) as stream:
+        group = Group(configs, cache.path, widths, device, stream.plan, cache, processes=together)
     _refuse_thrashing(group)
     for config in configs:
         _refuse_short(config, group.stream)
@@ -339,20 +367,22 @@ def _refuse_thrashing(group: Group) -> None:
     )
 
 
-def _foreseen(configs: list[TrainConfig], path: Path, coming: Unharvested) -> Foreseen:
+def _foreseen(configs: list[TrainConfig], path: Path, coming: Unharvested, processes: int) -> Foreseen:
     first, device = configs[0], pick_device(configs[0].device)
+    together = processes if first.parallel else 1
     if first.beside:
         raise UsageError(f"train.beside: {path} is not harvested yet", "harvest every cache first: pipeline harvest")
     widths = {spec.name: spec.width for spec in coming.layout.sites}
-    sites = _checked_sites(configs, path, widths)
-    reserved = sum(_training_bytes(config, run_size(config, widths), device) for config in configs)
+    sites = _checked_sites(configs, path, widths, together)
+    sizes = [(config, run_size(config, widths, processes=together)) for config in configs]
+    reserved = sum(_training_bytes(config, run, device) for config, run in sizes)
     stream = estimate_stream(coming.layout, sites, first.data, build_sampler(first.sampler), device, reserved)
     for config in configs:
         _refuse_short(config, stream)
-    return Foreseen(configs, path, widths, device, stream, coming)
+    return Foreseen(configs, path, widths, device, stream, coming, processes=together)
 
 
-def _checked_sites(configs: Sequence[TrainConfig], path: Path, widths: Mapping[str, int]) -> list[str]:
+def _checked_sites(configs: Sequence[TrainConfig], path: Path, widths: Mapping[str, int], processes: int) -> list[str]:
     """The sites that the runs need, all of them in the cache; refuses a coder that cannot train."""
     for config in configs:
         for key, joint in (("source", config.source), ("target", config.target_site)):
@@ -366,6 +396,8 @@ def _checked_sites(configs: Sequence[TrainConfig], path: Path, widths: Mapping[s
         with torch.device("meta"):
             coder = build_coder(config.coder, d_in, d_out, tied=config.source == config.target_site)
         refusal(config, coder, pick_device(config.device))
+        if processes > 1:
+            refuse_unshared(config, coder, processes)
         check_start(config, coder)
     return [site for config in configs for site in (config.source, config.target_site)]
 

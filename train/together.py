@@ -1,4 +1,5 @@
-"""`pipeline train --ranks N` and `pipeline sweep --ranks N`: whole runs, shared out to N processes on this machine."""
+"""`pipeline train --ranks N` and `pipeline sweep --ranks N`: N processes on this machine, each with runs of its own, or
+all of them with every run."""
 
 from __future__ import annotations
 
@@ -27,16 +28,36 @@ def train_together(words: Sequence[str], n: int, configs: Sequence[TrainConfig],
     run_together(words, n, console, _Runs(configs, console))
 
 
+def train_bound(words: Sequence[str], n: int, configs: Sequence[TrainConfig], console: Console) -> None:
+    """Trains every run with ``n`` processes (`train.parallel`). A process that dies ends all; the runs stay at their
+    last checkpoint.
+
+    Args: as train_together.
+
+    Raises: as run_together.
+    """
+    run_together(words, n, console, _Runs(configs, console, alike=True), bound=True)
+
+
 @dataclass
 class _Runs:
-    """What the processes say, each line with its process; the runs' folders say how far they are."""
+    """What the processes say; the runs' folders say how far they are.
+
+    Attributes:
+        alike: they all say the same, so the first speaks for all; otherwise each line comes with its process.
+    """
 
     configs: Sequence[TrainConfig]
     console: Console
+    alike: bool = False
 
     def hear(self, rank: Rank, line: str) -> None:
-        if not line.startswith(("error: ", "next: ", "interrupted")):
+        if line.startswith(("error: ", "next: ", "interrupted")):
+            return
+        if not self.alike:
             self.console.info(f"[{rank.index}] {line}")
+        elif not rank.index and not line.startswith("train: "):  # which the command itself has said
+            self.console.info(line)
 
     def look(self) -> None:
         """Nothing to count: each process shows its own progress."""

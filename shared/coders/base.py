@@ -97,8 +97,8 @@ class Coder(nn.Module, ABC):
 
     def make_weights(self, generator: torch.Generator | None) -> None:
         """Make the parameters: w_enc [F, d_in], b_enc [F], w_dec [F, d_out], b_dec [d_out], w_skip [d_out, d_in]."""
-        n_latents = self.config.latents
-        directions = unit_rows(torch.randn(n_latents, self.d_in, generator=generator))
+        directions = unit_rows(self.first_rows(generator))
+        n_latents = len(directions)
         self.w_enc = nn.Parameter(directions * ENCODER_NORM)
         self.b_enc = nn.Parameter(torch.zeros(n_latents))
         # An SAE's decoder is its encoder transposed. A transcoder's starts at zero, so that its first update, and with
@@ -106,6 +106,10 @@ class Coder(nn.Module, ABC):
         self.w_dec = nn.Parameter(directions.clone() if self.tied else torch.zeros(n_latents, self.d_out))
         self.b_dec = nn.Parameter(torch.zeros(self.d_out))
         self.w_skip = nn.Parameter(torch.zeros(self.d_out, self.d_in)) if self.config.skip else None
+
+    def first_rows(self, generator: torch.Generator | None) -> Tensor:
+        """Random directions that the encoder's rows begin with [F, d_in], of any length."""
+        return torch.randn(self.config.latents, self.d_in, generator=generator)
 
     def dense_encoder(self) -> Tensor:
         """The encoder as one matrix [F, d_in]."""
@@ -352,6 +356,11 @@ class Coder(nn.Module, ABC):
             return torch.zeros_like(self.since_fired, dtype=torch.bool)
         return self.since_fired >= self.dead_after
 
+    @property
+    def n_dead(self) -> int:
+        """How many latents are dead."""
+        return int(self.dead.sum())
+
     def aux_loss(self, u: Tensor, error: Tensor) -> Tensor | None:
         """AuxK (arXiv 2406.04093, A.2): the most active dead latents of each row explain its error.
 
@@ -369,14 +378,22 @@ class Coder(nn.Module, ABC):
         if k_aux == 0 or self.config.aux_coef == 0 or self.dead_after is None:
             return None
         dead = self.dead.nonzero().squeeze(1)
-        n_dead = dead.numel()
+        n_dead = self.n_of(dead)
         if n_dead == 0:
             return None
         active, latents = self.dead_codes(u, dead, min(k_aux, n_dead))
         missed = (error - self.decode_only(active, latents)).square().sum()
-        variance = (error - error.mean(dim=0)).square().sum()
+        variance = self.spread(error)
         weight = self.config.aux_coef * min(n_dead / k_aux, 1.0)
         return weight * missed / variance.clamp_min(torch.finfo(variance.dtype).tiny)
+
+    def n_of(self, ids: Tensor) -> int:
+        """How many these latents are."""
+        return ids.numel()
+
+    def spread(self, error: Tensor) -> Tensor:
+        """Σ‖e − ē‖² of a batch's errors [B, d_out]."""
+        return (error - error.mean(dim=0)).square().sum()
 
     def dead_codes(self, u: Tensor, dead: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """(codes [B, k], latents [B, k]) of the k most active of some latents on each row, with gradients.

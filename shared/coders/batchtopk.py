@@ -66,12 +66,16 @@ class BatchTopK(TopK):
         weights = self.selection_weights()
         score = pre if weights is None else pre * weights.to(pre.dtype)
         if self.training or not bool(self.threshold > 0):
-            latents, kept = select_batch(score, self.k)
+            latents, kept = self.select_over_batch(score)
         else:
             latents, kept = packed(score > self.threshold.to(pre.dtype))
         if pre.dtype != u.dtype:  # selected in low precision; the values themselves are exact
             return latents, sampled_dot(u, self.w_enc, latents) + self.b_enc[latents], kept
         return latents, pre.gather(1, latents), kept
+
+    def select_over_batch(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        """`select_batch` of a step's scores [B, F]."""
+        return select_batch(score, self.k)
 
     @torch.no_grad()
     def after_step(self, codes: Codes) -> None:
@@ -134,14 +138,14 @@ def select_batch(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     n_rows, n_latents = pre.shape
     n_candidates = min(CANDIDATES * k, n_latents)
     values, candidates = pre.topk(n_candidates, dim=1, sorted=False)
-    mask = _largest(values, k * n_rows)
+    mask = largest(values, k * n_rows)
     if n_candidates < n_latents and bool(mask.all(dim=1).any()):
-        return packed(_largest(pre, k * n_rows))
+        return packed(largest(pre, k * n_rows))
     slots, kept = packed(mask)
     return candidates.gather(1, slots), kept
 
 
-def _largest(values: Tensor, n: int) -> Tensor:
+def largest(values: Tensor, n: int) -> Tensor:
     """The positive ones among the n largest of values [B, C]: [B, C] bool, at most n even with ties."""
     chosen = values.reshape(-1).topk(min(n, values.numel()), sorted=False).indices
     mask = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)

@@ -14,6 +14,7 @@ of the large matrix products of a dense step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -202,6 +203,7 @@ class _NestedSquaredError(torch.autograd.Function):
         base: Tensor,
         prefixes: tuple[int, ...],
         lists: LatentLists,
+        total: Callable[[Tensor], Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         n_rows, n_groups = values.shape[0], len(prefixes)
         bounds = torch.tensor(prefixes[:-1], device=values.device, dtype=latents.dtype)
@@ -214,6 +216,8 @@ class _NestedSquaredError(torch.autograd.Function):
         sizes = torch.bincount(bags.reshape(-1), minlength=n_rows * n_groups)
         offsets = sizes.cumsum(0) - sizes
         errors = weighted_rows(weights, ids, w_dec, offsets=offsets).view(n_rows, n_groups, -1)
+        if total is not None:
+            errors = total(errors)
         errors[:, 0] += base
         for g in range(1, n_groups):
             errors[:, g] += errors[:, g - 1]
@@ -241,7 +245,7 @@ class _NestedSquaredError(torch.autograd.Function):
             grad_w = ctx.lists.sum_by_latent(values, bags, by_bag)
         if ctx.needs_input_grad[3]:
             grad_base = suffix[:, 0].contiguous()
-        return grad_values, None, grad_w, grad_base, None, None
+        return grad_values, None, grad_w, grad_base, None, None, None
 
 
 def nested_squared_error(
@@ -252,6 +256,7 @@ def nested_squared_error(
     base: Tensor,
     prefixes: tuple[int, ...],
     lists: LatentLists | None = None,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Squared errors of the nested reconstructions, Σ_b ‖base_b + Σ_{i < m_g} z_bi w_i‖² for each prefix m_g.
 
@@ -264,10 +269,12 @@ def nested_squared_error(
         w_dec: [F, d_out].
         base: [B, d_out] the term shared by all prefixes: bias (+ skip) − target.
         prefixes: cumulative group sizes, the last one F. `(F,)` is the plain squared error.
+        total: where the latents are those of one process, which counts them (and the prefixes) from its first: adds up
+            the groups' sums [B, G, d_out] of all processes.
 
     Returns:
         (squares [G] differentiable, error [B, d_out] of the full reconstruction ŷ − y, detached).
     """
     lists = lists or LatentLists(latents, w_dec.shape[0])
-    squares, error = _NestedSquaredError.apply(values, latents, w_dec, base, prefixes, lists)  # type: ignore[no-untyped-call]
+    squares, error = _NestedSquaredError.apply(values, latents, w_dec, base, prefixes, lists, total)  # type: ignore[no-untyped-call]
     return squares, error

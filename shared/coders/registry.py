@@ -41,12 +41,19 @@ else:
 
 
 def build_coder(
-    config: CoderConfig, d_in: Widths, d_out: Widths, *, tied: bool, generator: torch.Generator | None = None
+    config: CoderConfig,
+    d_in: Widths,
+    d_out: Widths,
+    *,
+    tied: bool,
+    generator: torch.Generator | None = None,
+    kind: type[Coder] | None = None,
 ) -> Coder:
     """A fresh coder on the CPU, in float32.
 
     Args:
         tied: True for an SAE (source = target), False for a transcoder.
         generator: CPU generator of the initial weights.
+        kind: the class, where it is not the architecture's own.
     """
-    return ARCHITECTURES[config.architecture](config, d_in, d_out, tied=tied, generator=generator)
+    return (kind or ARCHITECTURES[config.architecture])(config, d_in, d_out, tied=tied, generator=generator)

@@ -54,14 +54,21 @@ class TopK(Coder):
         return latents, values
 
     def losses(self, u: Tensor, t: Tensor, codes: Codes) -> dict[str, Tensor]:
-        assert codes.latents is not None
-        prefixes = self.prefixes or (self.n_latents,)
-        base = self.offset(u) - t
-        squares, residual = nested_squared_error(
-            codes.values, codes.latents, self.w_dec, base=base, prefixes=prefixes, lists=codes.lists
-        )
+        squares, residual = self.squared_errors(codes, self.offset(u) - t)
         terms = {"reconstruction": squares.mean() / t.numel()}
         aux = self.aux_loss(u, -residual)
         if aux is not None:
             terms["aux"] = aux
         return terms
+
+    def squared_errors(self, codes: Codes, base: Tensor) -> tuple[Tensor, Tensor]:
+        """`nested_squared_error` of a batch's codes, with this coder's prefixes.
+
+        Args:
+            base: [B, d_out] the offset minus the target.
+        """
+        assert codes.latents is not None
+        prefixes = self.prefixes or (self.n_latents,)
+        return nested_squared_error(
+            codes.values, codes.latents, self.w_dec, base=base, prefixes=prefixes, lists=codes.lists
+        )

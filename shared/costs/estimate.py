@@ -57,7 +57,14 @@ class CacheWork:
 
 @dataclass(frozen=True)
 class CoderWork:
-    """One coder. ``bytes``: weights, gradients, moments and a batch; ``reads``: site → bytes of a row."""
+    """One coder.
+
+    Attributes:
+        bytes: weights, gradients, moments and a batch, in one process.
+        reads: site → bytes of a row.
+        processes: that train it together, one on each device; 1: it is placed on a device whole.
+        sliced: each of them has a slice of the latents; otherwise of the rows.
+    """
 
     name: str
     d_in: int
@@ -67,6 +74,8 @@ class CoderWork:
     batch: int
     steps: int
     reads: Mapping[str, int]
+    processes: int = 1
+    sliced: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,41 +161,47 @@ def harvest_step(work: CacheWork, machine: Machine) -> Step:
 
 
 def train_step(coders: Sequence[CoderWork], machine: Machine) -> Step:
-    """Whole coders placed on the devices, longest first; each device's process reads the sites of its coders once."""
+    """Whole coders placed on the devices, longest first, or each coder on all of them; each device's process reads the
+    sites of its coders once."""
     device, disk = machine.device, machine.disk
     busy = [0.0] * machine.devices
     held = [0.0] * machine.devices
     reads: list[dict[str, int]] = [{} for _ in busy]
     for coder in sorted(coders, key=lambda one: -step_seconds(one, device) * one.steps):
-        place = min(range(machine.devices), key=lambda index: (busy[index], index))
-        busy[place] += step_seconds(coder, device) * coder.steps
-        held[place] += coder.bytes
-        for site, row_bytes in coder.reads.items():
-            reads[place][site] = max(reads[place].get(site, 0), row_bytes * coder.batch * coder.steps)
+        idlest = min(range(machine.devices), key=lambda index: (busy[index], index))
+        for place in range(machine.devices) if coder.processes > 1 else (idlest,):
+            busy[place] += step_seconds(coder, device) * coder.steps
+            held[place] += coder.bytes
+            for site, row_bytes in coder.reads.items():
+                reads[place][site] = max(reads[place].get(site, 0), row_bytes * coder.batch * coder.steps)
     read = sum(sum(one.values()) for one in reads)
     seconds = {"steps": max(busy), "disk": read / (machine.machines * disk["read"])}
     most = max(coder.bytes for coder in coders)
     levers = {
-        "steps": "more devices (as many as there are coders), fewer latents or tokens, larger batches",
+        "steps": "more devices (as many as coders, or train.parallel), fewer latents or tokens, larger batches",
         "disk": "memory for the whole cache, a faster disk, or storage int8 or fp8",
-        "device memory": "a coder cannot be split over devices: fewer latents, or devices with more memory"
+        "device memory": "one coder is too large: more devices with train.parallel: latents, fewer latents, or devices "
+        "with more memory"
         if most > HEADROOM * device["memory"]
         else "more devices, or fewer coders at a time",
     }
     memory = ("device memory", max(held) / HEADROOM, device["memory"])
     parameters = sum(coder.parameters for coder in coders)
     each = step_seconds(coders[0], device) * 1e3
+    whole = coders[0].processes == 1
+    part = "" if whole else f", each on all {machine.devices} devices"
     facts = {
-        "coders": f"{len(coders)} of {coders[0].latents:,} latents, {si(parameters)} parameters together",
+        "coders": f"{len(coders)} of {coders[0].latents:,} latents, {si(parameters)} parameters together{part}",
         "updates": f"{coders[0].steps:,} of {coders[0].batch:,} rows, {each:.3g} ms each",
     }
     return Step("train", seconds, memory, levers, 0.0, facts)
 
 
 def step_seconds(coder: CoderWork, device: Constants) -> float:
-    """One training step: the dense encoder product, and Adam's pass over the parameters, each with its factor."""
-    product = 2 * coder.batch * coder.d_in * coder.latents / device["matmul_flops"]
-    moved = STEP_BYTES * coder.parameters / device["memory_rate"]
+    """One training step: the dense encoder product, and Adam's pass over the parameters, each with its factor. What
+    several processes send each other is not counted."""
+    product = 2 * coder.batch * coder.d_in * coder.latents / device["matmul_flops"] / coder.processes
+    moved = STEP_BYTES * coder.parameters / device["memory_rate"] / (coder.processes if coder.sliced else 1)
     return device["step_a"] * product + device["step_b"] * moved
 
 

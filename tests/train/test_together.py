@@ -7,9 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from sparse_pipeline import pipeline
 from sparse_pipeline.shared.ranks import local_device
@@ -50,6 +54,20 @@ def test_more_processes_than_runs_are_refused(here: Path, capsys: pytest.Capture
     assert not (here / "runs").exists()
 
 
+def test_runs_that_all_processes_train_are_planned_with_their_number(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a single process of them needs to know where the others are."""
+    bound = ["train", "--variant", "topk", "--set", "train.parallel=data", "--ranks", "3"]
+    assert pipeline.run([*bound, "--dry-run"]) == 0
+    assert "for each of 3 processes" in capsys.readouterr().out
+    assert pipeline.run([*bound, "--rank", "0"]) == 2
+    assert "MASTER_ADDR and MASTER_PORT do not say where they meet" in capsys.readouterr().err
+    assert pipeline.run(["sweep", "width.yaml", *bound[3:]]) == 2
+    assert "train.parallel: a sweep shares out whole runs" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
 def test_a_process_takes_the_gpu_of_its_number() -> None:
     """Without a GPU, and for a device that was chosen, nothing changes."""
     assert local_device("auto", {"LOCAL_RANK": "1"}) == "auto"
@@ -73,3 +91,31 @@ def test_the_command_starts_processes_and_sums_up(here: Path, workshop: Path) ->
     )
     assert sweep.returncode == 0, sweep.stderr
     assert len(json.loads((here / "sweeps/width/comparison.json").read_text())["settings"]) == 4
+
+
+@pytest.mark.slow
+def test_one_run_by_two_processes_and_one_of_them_killed(here: Path, workshop: Path) -> None:
+    """The run of one process, one line of progress; after a death the error names the process that died."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "sparse_pipeline", "train", "--variant", "topk"]
+    bound = [*words, "--set", "train.parallel=data", "--ranks", "2"]
+    run = subprocess.run([*bound, "--json"], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert [one["name"] for one in json.loads(run.stdout)["runs"]] == ["topk"]
+    assert run.stderr.count("train: topk") == 1
+    assert "[1]" not in run.stderr
+    found, expected = (load_file(folder / "runs/topk/final/coder.safetensors") for folder in (here, workshop))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+    longer = [*bound, "--name", "killed", "--set", "train.data.epochs=200", "--set", "train.checkpoint_every=10"]
+    killed = subprocess.Popen(longer, env=environment, stderr=subprocess.PIPE, text=True)
+    saved = here / "runs/killed/checkpoints"
+    while not list(saved.glob("step_*")):
+        assert killed.poll() is None
+        time.sleep(0.1)
+    (second,) = [one for one in psutil.Process(killed.pid).children() if one.cmdline()[-4:-1] == ["1", "--ranks", "2"]]
+    second.kill()
+    _, said = killed.communicate(timeout=120)
+    assert killed.returncode == 1
+    assert "error: process 1 of 2 ended by signal 9" in said
+    assert "killed at step" in said

@@ -126,6 +126,7 @@ class Stream:
         reserved: bytes of the free memory that something else will take.
         staging_bytes: read through host buffers of this size even where the pools lie on the CPU; None: only for a
             device, with the default size.
+        processes: that read the same on this machine: on a CPU they share its memory.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class Stream:
         device: torch.device,
         reserved: int = 0,
         staging_bytes: int | None = None,
+        processes: int = 1,
     ) -> None:
         self.cache, self.sites, self.config, self.sampler = cache, tuple(dict.fromkeys(sites)), config, sampler
         self.waited_seconds = 0.0
@@ -151,7 +153,7 @@ class Stream:
             self._train = self._train & ((cache.flags.reshape(-1) & np.uint8(Flag.TEMPLATE)) == 0)
         self._blocks: Blocks = make_blocks(layout.n_rows, layout.shard_rows, config.block_rows, self._train)
         self._row_bytes = sum(cache.spec(site).row_bytes for site in stored_sites(self.sites))
-        free = max(free_memory(device) - reserved, 0)
+        free = max(free_memory(device, processes) - reserved, 0)
         wanted = self._row_bytes + META_BYTES
         size = choose_pool(config, self._blocks.n_rows, wanted, free, on_device=device.type != "cpu")
         # the system's cache of file pages is in the host's memory, wherever the pool lies
@@ -447,6 +449,7 @@ def open_stream(
     start: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
     reserved: int = 0,
+    processes: int = 1,
 ) -> Stream:
     """The batches of a training run, from the beginning or from a :meth:`Stream.position`.
 
@@ -457,7 +460,8 @@ def open_stream(
         sampler: draws the rows of each window.
         start: a position of a stream over the same cache with the same settings.
         device: where the batches lie.
-        reserved: bytes of the free memory that something else will take: the coders, where they are not there yet.
+        reserved: bytes of the free memory that something else will take: the coders, where they do not exist yet.
+        processes: that read the same on this machine: on a CPU they share its memory.
 
     Raises:
         UsageError: the cache has no such site, or no row to train on.
@@ -465,7 +469,7 @@ def open_stream(
     """
     if not cache.complete:
         raise DataError(f"{cache.path} is incomplete", hint="run the same harvest again: it writes what is missing")
-    return Stream(cache, sites, config, sampler, start, torch.device(device), reserved)
+    return Stream(cache, sites, config, sampler, start, torch.device(device), reserved, processes=processes)
 
 
 def describe_rows(cache: Cache, row: Index) -> dict[str, NDArray[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,7 +58,10 @@ def capture(trainee: Trainee, position: Mapping[str, Any]) -> Captured:
         "reseeded": trainee.reseeded,
         "merged": trainee.merged,
     }
-    return Captured(trainee.step, trainee.coder.state_dict(), tensors, copy.deepcopy(state))
+    coder = trainee.coder.state_dict()
+    if trainee.sharing is not None:
+        coder, tensors = trainee.sharing.collected(coder), trainee.sharing.collected(tensors)
+    return Captured(trainee.step, coder, tensors, copy.deepcopy(state))
 
 
 def restore(run: Run, trainee: Trainee, checkpoint: Checkpoint) -> None:
@@ -70,6 +73,9 @@ def restore(run: Run, trainee: Trainee, checkpoint: Checkpoint) -> None:
             "resume with the data settings of the run, or train under another --name",
         )
     expected = {name: tuple(value.shape) for name, value in trainee.coder.state_dict().items()}
+    if trainee.sharing is not None:
+        coder, optimizer = (trainee.sharing.parts(one) for one in (checkpoint.coder, checkpoint.optimizer))
+        checkpoint = replace(checkpoint, coder=coder, optimizer=optimizer)
     found = {name: tuple(value.shape) for name, value in checkpoint.coder.items()}
     if expected != found:
         raise DataError(f"checkpoint {checkpoint.step} of run {run.name} holds another coder: {found}, not {expected}")

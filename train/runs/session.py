@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,20 @@ from ...shared.errors import ConfigError, DataError, PipelineError, UsageError
 from ...shared.provenance import provenance
 from ...shared.runs.folder import Run, copy_of, create_run, open_run
 from ...shared.runs.records import wrong_records
-from ..config import OPERATIONAL, TrainConfig
+from ..config import OPERATIONAL, TrainConfig, WandbConfig
 from ..data.stream import Stream
 from ..divergence import divergence
 from ..evaluate import Evaluation
 from ..monitors.log import DuplicationLog
 from ..monitors.watch import MonitorReport
+from ..parallel.peers import Peers
 from ..plan import Group
 from ..samples.report import SampleWriter
 from ..step.begin import moved, new_trainee
 from ..step.result import StepResult
 from ..step.trainee import Trainee
 from . import checkpoint
+from .onlooker import Onlooker
 from .progress import rewind_progress, write_progress
 from .record import now, record
 from .saving import Saving
@@ -112,10 +114,13 @@ class Session:
 
     def report_progress(self, evaluation: Evaluation, group: Group) -> None:
         """Write the report of a checkpoint."""
-        write_progress(self.run, self.step, evaluation.to_dict(), _evaluated_on(group))
+        if not isinstance(self.run, Onlooker):
+            write_progress(self.run, self.step, evaluation.to_dict(), _evaluated_on(group))
 
     def look(self, result: StepResult, rows: Batch) -> None:
         """Pass the step just done to samples and monitors, and what monitors found to the weights that follow them."""
+        if isinstance(self.run, Onlooker):
+            return
         watch, samples = self.trainee.watch, self.trainee.samples
         if samples is not None and samples.due(self.step):
             samples.collect(self.step, result.codes(), rows)
@@ -182,7 +187,10 @@ class Session:
         if self.step != self.saved_step:
             if self.samples is not None:
                 self.tracker.log_samples(self.samples.write(self.step))
-            self.saving.save(self.trainee, stream.position())
+            if isinstance(self.run, Onlooker):
+                checkpoint.capture(self.trainee, stream.position())  # its part, which the first process writes
+            else:
+                self.saving.save(self.trainee, stream.position())
             self.saved_step, self.saved_at = self.step, time.monotonic()
 
     def finish(self, evaluation: Evaluation, group: Group, average: tuple[Coder, Evaluation] | None = None) -> None:
@@ -198,7 +206,7 @@ class Session:
             "tokens": trainee.tokens,
             **evaluation.to_dict(),
             **concentration(evaluation, group.cache.outliers(config.target_site)),
-            "dead": int(trainee.coder.dead.sum()),
+            "dead": trainee.coder.n_dead,
             "seconds": trainee.clock.seconds,
             "fvu_untrained": trainee.untrained.get("fvu"),
             "evaluated_on": _evaluated_on(group),
@@ -217,7 +225,7 @@ class Session:
             summary |= {"fvu_ema": figures.fvu, "l0_ema": figures.l0}
             self.run.save_average(coder, {"steps": trainee.step, "tokens": trainee.tokens, **figures.to_dict()}, extra)
         summary["record"] = self.run.write_record(record(self.run, trainee, group.cache, summary))
-        self.run.finish(trainee.coder, summary, extra)
+        self.run.finish(trainee.whole_coder(), summary, extra)
         self.tracker.finish(summary)
 
 
@@ -245,8 +253,19 @@ def existing_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
     return found
 
 
-def open_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
-    """The folder of every run, by path: created, or with `resume` the existing one. Raises: as `existing_runs`."""
+def open_runs(groups: Sequence[Group], resume: bool, peers: Peers | None = None) -> dict[Path, Run]:
+    """The folder of every run, by path: created, or with `resume` the existing one. Of several processes the first does
+    so, and the others look on. Raises: as `existing_runs`."""
+    if peers is None:
+        return _open_runs(groups, resume)
+    with peers.in_turn():
+        if peers.first:
+            return _open_runs(groups, resume)
+        paths = [config.path for group in groups for config in group.configs]
+        return {path: Onlooker(path, open_run(path, allow_incomplete=True).config) for path in paths}
+
+
+def _open_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
     found = existing_runs(groups, resume)
     for run in found.values():
         run.drop_damaged_final()  # written again from the last checkpoint
@@ -260,18 +279,34 @@ def open_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
     return found
 
 
+def unfinished(groups: Sequence[Group]) -> list[Group]:
+    """The groups without the runs that are finished: those need no memory."""
+    left = []
+    for group in groups:
+        paths = [config.path for config in group.configs]
+        done = {path for path in paths if is_run(path) and open_run(path, allow_incomplete=True).complete}
+        if configs := [config for config in group.configs if config.path not in done]:
+            left.append(replace(group, configs=configs))
+    return left
+
+
 def is_run(path: Path) -> bool:
     """Whether a folder holds a run."""
     return (path / "config.yaml").exists() or copy_of(path / "config.yaml").exists()
 
 
-def begin(group: Group, config: TrainConfig, run: Run, thread: ThreadPoolExecutor) -> Session:
+def begin(
+    group: Group, config: TrainConfig, run: Run, thread: ThreadPoolExecutor, peers: Peers | None = None
+) -> Session:
     """A session at its start, or at its run's last checkpoint.
 
     Args:
         thread: writes its checkpoints.
+        peers: the processes that train it together; None: this one alone.
     """
-    trainee = new_trainee(config, group.cache, group.steps, group.stream.rows_per_epoch, group.device)
+    if isinstance(run, Onlooker):
+        return _begin_beside(group, replace(config, samples=None), run, thread, peers)
+    trainee = new_trainee(config, group.cache, group.steps, group.stream.rows_per_epoch, group.device, peers)
     saved = run.load_checkpoint()
     if saved is not None:
         run.check_records(saved)
@@ -295,6 +330,25 @@ def begin(group: Group, config: TrainConfig, run: Run, thread: ThreadPoolExecuto
         duplicates,
         samples,
         first_loss=first,
+        saved_step=None if saved is None else saved.step,
+    )
+
+
+def _begin_beside(
+    group: Group, config: TrainConfig, run: Run, thread: ThreadPoolExecutor, peers: Peers | None
+) -> Session:
+    """The session of a process that trains a run with the first, once that one has begun, and writes nothing."""
+    trainee = new_trainee(config, group.cache, group.steps, group.stream.rows_per_epoch, group.device, peers)
+    saved = run.load_checkpoint()
+    if saved is not None:
+        checkpoint.restore(run, trainee, saved)
+    return Session(
+        trainee,
+        run,
+        Tracker(WandbConfig(), run),
+        Saving(run, thread, group.device),
+        None if saved is None else saved.state["position"],
+        first_loss=next((line.get("loss") for line in run.metrics()), None),
         saved_step=None if saved is None else saved.step,
     )
 

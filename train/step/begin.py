@@ -19,6 +19,8 @@ from ..config import TrainConfig, with_precision
 from ..data.rows import thin
 from ..monitors.watch import Watch
 from ..normalisation import moments_of
+from ..parallel.peers import Peers
+from ..parallel.share import class_of, sharing_of
 from ..samples.collect import SampleCollector
 from .clock import StepClock
 from .fused import fused_step_for
@@ -37,7 +39,12 @@ MAX_BOS_SHARE = 0.2
 
 
 def new_trainee(
-    config: TrainConfig, cache: Cache, total_steps: int, rows_per_epoch: int, device: torch.device
+    config: TrainConfig,
+    cache: Cache,
+    total_steps: int,
+    rows_per_epoch: int,
+    device: torch.device,
+    peers: Peers | None = None,
 ) -> Trainee:
     """A run before its first step: initial weights from the seed, normalisation from the cache.
 
@@ -45,13 +52,14 @@ def new_trainee(
         total_steps: updates of the whole run.
         rows_per_epoch: rows that the sampler draws in an epoch.
         device: where the coder trains.
+        peers: the processes that train it together; None: this one alone.
 
     Raises:
         UsageError: `train.fused: on`, but the fused step cannot train this coder.
     """
     config = with_precision(config, device.type)
     generator = torch.Generator().manual_seed(config.seed)
-    coder = _new_coder(config, cache, generator)
+    coder = _new_coder(config, cache, generator, peers)
     half = max(1, total_steps * config.data.batch_size // 2)
     coder.dead_after = config.dead_after or min(DEAD_AFTER, rows_per_epoch, half)
     coder.to(device).train()
@@ -73,7 +81,8 @@ def new_trainee(
         rest_mean=torch.from_numpy(target.rest.mean).to(device),
         all_mean=torch.from_numpy(target.all.mean).to(device),
         clock=StepClock(device),
-        fused=fused_step_for(config, coder, optimizer),
+        fused=fused_step_for(config, coder, optimizer) if peers is None else None,
+        sharing=sharing_of(coder, peers),
     )
     if config.monitors:
         trainee.watch = Watch(
@@ -131,7 +140,7 @@ def _massive(cache: Cache, site: str, device: torch.device) -> MassiveRows:
     return MassiveRows(torch.from_numpy(found.mask(cache.n_rows)).to(device), found.threshold, cache.spec(site).width)
 
 
-def _new_coder(config: TrainConfig, cache: Cache, generator: torch.Generator) -> Coder:
+def _new_coder(config: TrainConfig, cache: Cache, generator: torch.Generator, peers: Peers | None = None) -> Coder:
     """The coder with its initial weights, on the CPU: the same seed gives the same weights on every device."""
     coder = build_coder(
         config.coder,
@@ -139,6 +148,7 @@ def _new_coder(config: TrainConfig, cache: Cache, generator: torch.Generator) ->
         _widths(cache, config.target_site),
         tied=config.source == config.target_site,
         generator=generator,
+        kind=class_of(config, peers),
     )
     coder.set_normalisation(
         moments_of(cache, config.source, coder.normalise_of_input),

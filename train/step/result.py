@@ -73,7 +73,7 @@ def measured(trainee: Trainee, batch: StepBatch, codes: Codes) -> dict[str, floa
         "fvu_dims": _ratio((error_rest[varies] / variance[varies]).sum(), varies.sum()),
         "l0": float(codes.l0().to(torch.float64).mean()),
         "active": int(codes.fired().sum()),
-        "dead": int(trainee.coder.dead.sum()),
+        "dead": trainee.coder.n_dead,
     }
 
 

@@ -16,6 +16,7 @@ from ...shared.cache.batch import Batch
 from ...shared.coders import Coder
 from ..config import TrainConfig
 from ..monitors.watch import Watch
+from ..parallel.base import Sharing
 from ..samples.collect import SampleCollector
 from .clock import StepClock
 from .objective import Objective, Terms
@@ -61,6 +62,7 @@ class Trainee:
         watch: its monitors; None: it has none.
         samples: its strongest activations so far; None: none are collected.
         fused: the fused step; None: autograd trains this coder.
+        sharing: how several processes share out its steps; None: one process trains it.
         reseeded, merged: latents re-seeded so far, and duplicates merged.
     """
 
@@ -84,6 +86,7 @@ class Trainee:
     samples: SampleCollector | None = None
     fused: FusedStep | None = None
     balance: Tensor | None = None
+    sharing: Sharing | None = None
     reseeded: int = 0
     merged: int = 0
 
@@ -136,6 +139,10 @@ class Trainee:
                 parameter.copy_(self.average[name])
             coder.project_parameters()
         return coder
+
+    def whole_coder(self) -> Coder:
+        """The coder with all of its latents; of several processes only the first has it."""
+        return self.coder if self.sharing is None else self.sharing.whole_coder()
 
     def learning_rate(self, step: int) -> float:
         """The rate of update number `step`, from 1."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,23 @@ def test_coders_are_placed_whole_on_the_devices() -> None:
 def test_a_coder_larger_than_a_device_does_not_fit() -> None:
     step = train_step([coder(n_bytes=10**11)], machine(devices=8))
     assert (step.fits, step.binds) == (False, "device memory")
-    assert "a coder cannot be split" in step.unbind
+    assert "train.parallel: latents" in step.unbind
     many = train_step([coder(n_bytes=8 * 10**9)] * 4, machine(devices=2))
     assert not many.fits
     assert "more devices" in many.unbind
+
+
+def test_a_coder_on_all_devices_shares_its_product_and_sliced_its_parameters_too() -> None:
+    """Of 100 µs and 15.6 µs; every process reads all rows."""
+    whole = coder(sites="a")
+    rows, latents = (
+        train_step([replace(whole, processes=4, sliced=sliced)], machine(devices=4)) for sliced in (False, True)
+    )
+    assert rows.seconds["steps"] == pytest.approx(100 * (100e-6 / 4 + 15.6e-6))
+    assert latents.seconds["steps"] == pytest.approx(100 * 115.6e-6 / 4)
+    assert rows.seconds["disk"] == latents.seconds["disk"] == pytest.approx(4 * 200 * 500 * 100 / 2e9)
+    assert rows.memory[1] == pytest.approx(1e9 / 0.9)
+    assert "on all 4 devices" in rows.facts["coders"]
 
 
 def test_money_is_that_of_all_devices_and_assumptions_are_named() -> None:

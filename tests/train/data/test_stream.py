@@ -217,7 +217,7 @@ def test_pages_are_given_back_when_the_data_exceed_the_memory(cache: Cache, monk
             given_back.append((offset, length))
 
     monkeypatch.setattr(os, "posix_fadvise", advise)
-    monkeypatch.setattr("sparse_pipeline.train.data.stream.free_memory", lambda device: 100_000)
+    monkeypatch.setattr("sparse_pipeline.train.data.stream.free_memory", lambda device, processes: 100_000)
     stream = open_stream(cache, SITES, replace(SMALL, epochs=1), uniform())
     rows = rows_of(drain(stream))
     assert len(rows) == stream.total_steps * 50

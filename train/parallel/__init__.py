@@ -1,0 +1,1 @@
+"""One coder trained by several processes: what they tell each other, and what each of them owns."""
