@@ -53,14 +53,14 @@ class MappedRows:
         shard = rows // self._shard_rows
         order = np.argsort(shard, kind="stable")
         cuts = np.flatnonzero(np.diff(shard[order])) + 1
-        groups = [(int(shard[at[0]]), rows[at] % self._shard_rows) for at in np.split(order, cuts) if len(at)]
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
+        groups = [(int(shard[at[0]]), at, rows[at] % self._shard_rows) for at in np.split(order, cuts) if len(at)]
         stored = {}
         for name, files in self._files.items():
-            taken = [np.take(files[number], inside, axis=0) for number, inside in groups]
-            # of one shard the rows are in their order already: the sort is stable
-            whole = taken[0] if len(taken) == 1 else np.take(np.concatenate(taken), back, axis=0)
+            like = next(iter(files.values()))
+            whole = np.empty((len(rows), *like.shape[1:]), like.dtype)
+            for number, at, inside in groups:
+                # what is taken of one shard is small: it stays in the processor's cache until it is put in its place
+                whole[at] = np.take(files[number], inside, axis=0)
             stored[name] = from_bits(whole, self._dtypes[name])
         acts = {spec.name: logical_rows(stored, spec) for spec in self._specs}
         return {site: joined([acts[part] for part in parts_of(site)]) for site in self._wanted}
