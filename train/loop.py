@@ -96,6 +96,8 @@ def _train(
     ):
         for note in group.notes if peers is None or peers.first else ():
             console.warn(note)
+        if group.download is not None:
+            console.info(group.download)
         _evaluate_untrained(sessions, group, stream)
         for step, rows in enumerate(stream, behind.step + 1):
             failures: dict[int, PipelineError] = {}

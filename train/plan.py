@@ -180,12 +180,16 @@ class Group(Sizes):
     cache: Cache = field(repr=False)
 
     @property
-    def notes(self) -> list[str]:
+    def download(self) -> str | None:
+        """What is to be fetched of a cache in a bucket, in words."""
         whole, here = self.cache.through_copies(self.sites)
         if not whole:
-            return super().notes
+            return None
         text = f"in a bucket: {size(whole - min(here, whole))} to download, {size(min(here, whole))} are here"
-        return [*super().notes, f"{text}; copies may take {size(copies_room())}"]
+        return f"{text}; copies may take {size(copies_room())}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "download": self.download}
 
 
 @dataclass(frozen=True)
@@ -246,6 +250,7 @@ class TrainPlan:
                 for run in d["runs"]
             ]
             lines += [f"  note: {note}" for note in group.notes]
+            lines += [f"  {group.download}"] if isinstance(group, Group) and group.download else []
         return "\n".join(lines)
 
 

@@ -40,15 +40,17 @@ def test_the_coder_of_a_local_cache(cache: Cache, config: Callable[..., TrainCon
     windows: dict[str, Any] = {"resident": False, "pool_rows": 1024}
     local = config(name="local", data=windows)
     far = config(name="far", data=windows, cache=Path(address))
-    noted = plan([far]).groups[0].to_dict()["notes"]
-    assert noted[-1].startswith("in a bucket: "), noted
-    assert noted[-1].split("; ")[0].endswith("to download, 0 B are here")
+    planned = plan([far])
+    assert planned.groups[0].to_dict()["download"] in str(planned)
+    assert "to download, 0 B are here; copies may take" in str(planned)
+    assert planned.groups[0].notes == [], "no warning"
     train([local])
     train([far])
     assert coder(far.path) == coder(local.path)
     record = json.loads((far.path / "final" / "config.json").read_text())["cache"]
     assert record == {"path": address, "identity": cache.identity}
-    assert "to download, 0 B" not in plan([far]).groups[0].to_dict()["notes"][-1]
+    assert "in a bucket: 0 B to download" in str(plan([far]))
+    assert plan([local]).groups[0].to_dict()["download"] is None
 
 
 def test_copies_that_would_be_fetched_again_and_again(cache, config, machine: Machine, monkeypatch) -> None:
