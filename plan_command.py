@@ -97,7 +97,7 @@ def plan_costs(files: Sequence[str], sets: Sequence[str], names: Sequence[str], 
     steps = [
         harvest_step(cache, machine),
         train_step(coders, machine),
-        analyze_step(coders, rows, "correlation" in whole.analyze.reports, machine),
+        analyze_step(coders, rows, _triangle_gb(whole.analyze.reports), machine),
     ]
     notes = [*harvest.notes]
     if any(coder.processes > 1 for coder in coders):
@@ -105,6 +105,11 @@ def plan_costs(files: Sequence[str], sets: Sequence[str], names: Sequence[str], 
             "train.parallel: what the processes send each other in a step is not counted, for it is not measured"
         )
     return Costs(steps, machine, cache.bytes, notes)
+
+
+def _triangle_gb(reports: Mapping[str, Any]) -> float | None:
+    """The largest table of pairs that the analysis holds, in GB; None where it correlates none."""
+    return next((one.triangle_gb for one in reports.values() if one.kind == "correlation"), None)
 
 
 def _coder(

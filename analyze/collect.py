@@ -22,6 +22,8 @@ from ..shared.runs.folder import Run, open_run
 from .compare.sample import SampledCodes, sample_rows
 from .config import AnalyzeConfig
 from .reports import REPORTS, AnyReport
+from .reports.correlation.config import CorrelationConfig
+from .reports.correlation.kept_pairs import ENTRY_BYTES, fits
 from .reports.correlation.pair_sums import PairSums
 from .stream.batches import stream
 from .subject.subject import Subject
@@ -110,10 +112,9 @@ def collect_all(
         UsageError: several processes on a device that is not the CPU.
     """
     first = subjects[0]
-    if any(settings.kind == "correlation" for settings in config.reports.values()):
-        memory = sum(PairSums.bytes_needed(subject.n_latents) for subject in subjects) * config.processes
-        if memory > 1 << 28:
-            console.info(f"exact correlation of {len(subjects)} coders holds {size(memory)} of pair sums")
+    for settings in config.reports.values():
+        if isinstance(settings, CorrelationConfig):
+            _say_size(subjects, settings, config.processes, console)
     if config.processes > 1 and first.device != "cpu":
         raise UsageError(
             f"analyze.processes shares the pass between CPU processes, but the device is {first.device}",
@@ -123,7 +124,7 @@ def collect_all(
     runs = [(name, run.path) for name, run in members]
     with (
         console.progress(first.n_rows, "tokens", label) as progress,
-        other_processes(first.cache.path, runs, config, first.shards, compare) as others,
+        other_processes(first.cache.path, runs, config, first.shards, compare, first.scratch) as others,
     ):
         whole = collect(subjects, config, first.shards[:: 1 + len(others)], compare, progress.advance)
         for other in others:
@@ -133,14 +134,32 @@ def collect_all(
     return whole
 
 
+def _say_size(subjects: Sequence[Subject], settings: CorrelationConfig, processes: int, console: Console) -> None:
+    """What the exact correlation needs of memory and disk, where that is much."""
+    small = [subject for subject in subjects if fits(subject.n_latents, settings.triangle_gb)]
+    memory = sum(PairSums.bytes_needed(subject.n_latents) for subject in small) * processes
+    if memory > 1 << 28:
+        console.info(f"exact correlation of {len(small)} coders holds {size(memory)} of pair sums")
+    if wide := len(subjects) - len(small):
+        console.info(
+            f"exact correlation of {wide} wide coders keeps their codes in {subjects[0].scratch}: "
+            f"{ENTRY_BYTES} bytes for each active code, removed at the end"
+        )
+
+
 @contextmanager
 def other_processes(
-    cache: Path, members: Sequence[tuple[str, Path]], config: AnalyzeConfig, shards: Sequence[int], compare: bool
+    cache: Path,
+    members: Sequence[tuple[str, Path]],
+    config: AnalyzeConfig,
+    shards: Sequence[int],
+    compare: bool,
+    scratch: Path,
 ) -> Iterator[list[Future[Part]]]:
     """The other processes at work: of n = config.processes, process p takes shards[p::n], this one shards[0::n].
 
     Args:
-        members: (name, run) of every run on the cache.
+        members: (name, run) of every run on the cache. scratch: folder of temporary files, which all of them share.
     """
     n = min(config.processes, len(shards))
     if n < 2:
@@ -148,7 +167,7 @@ def other_processes(
         return
     with ProcessPoolExecutor(n - 1, multiprocessing.get_context("spawn")) as pool:
         share = max(1, threads() // n)
-        yield [pool.submit(_part, cache, members, config, shards[p::n], compare, share) for p in range(1, n)]
+        yield [pool.submit(_part, cache, members, config, shards[p::n], compare, scratch, share) for p in range(1, n)]
 
 
 def _part(
@@ -157,10 +176,10 @@ def _part(
     config: AnalyzeConfig,
     shards: Sequence[int],
     compare: bool,
+    scratch: Path,
     threads: int,
 ) -> Part:
     """The part of one process, from paths and settings alone."""
     torch.set_num_threads(threads)
-    return collect(
-        subjects_of(cache, [(name, open_run(run)) for name, run in members], config), config, shards, compare
-    )
+    runs = [(name, open_run(run)) for name, run in members]
+    return collect(subjects_of(cache, runs, config, scratch), config, shards, compare)

@@ -50,6 +50,9 @@ class AnalyzeConfig:
     """Rows with an infinity or a NaN at the runs' sites: refuse to analyze, or skip them in every figure."""
     checksums: bool = True
     """Compare each chunk file with the checksum in its commit when it is first read."""
+    page_latents: int = 32_768
+    """Latents of all runs together up to which the page is one file that holds everything. Beyond, what is known of
+    each latent is in files beside the page (data/), loaded when they are needed: keep the folder together."""
     processes: int = 1
     """Processes that share the pass, each with shards and pair sums of its own (CPU only)."""
     device: str = "auto"
@@ -64,6 +67,8 @@ class AnalyzeConfig:
             raise ValueError(f"at least one report is required, of {', '.join(REPORTS)}")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        if self.page_latents < 0:
+            raise ValueError(f"page_latents must be at least 0, not {self.page_latents}")
         if self.processes < 1:
             raise ValueError(f"processes must be at least 1, not {self.processes}")
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -88,17 +90,20 @@ def analyze(paths: Sequence[Path], config: AnalyzeConfig, console: Console | Non
     analysed: list[Analysed] = []
     samples: dict[str, SampledCodes] = {}
     rows = 0
-    for cache, members in by_cache(runs, config):
-        subjects = subjects_of(cache, members, config)
-        make_folder(folder.parent, "analyze.out")  # once nothing can be refused any more, and ahead of the long pass
-        possible = reports_on(subjects[0].cache, config, console)
-        refuse_meaningless(subjects, possible, console)
-        part = collect_all(subjects, members, possible, console, config.compare and len(runs) > 1)
-        finished = _finished(part.reports, console)
-        facts = [facts_of(subject, dict(members).get(subject.name)) for subject in subjects]
-        analysed += map(Analysed, subjects, facts, finished)
-        samples |= part.samples
-        rows += subjects[0].n_rows
+    with scratch_folder(folder) as scratch:
+        for cache, members in by_cache(runs, config):
+            subjects = subjects_of(cache, members, config, scratch)
+            make_folder(
+                folder.parent, "analyze.out"
+            )  # once nothing can be refused any more, and ahead of the long pass
+            possible = reports_on(subjects[0].cache, config, console)
+            refuse_meaningless(subjects, possible, console)
+            part = collect_all(subjects, members, possible, console, config.compare and len(runs) > 1)
+            finished = _finished(part.reports, console)
+            facts = [facts_of(subject, dict(members).get(subject.name)) for subject in subjects]
+            analysed += map(Analysed, subjects, facts, finished)
+            samples |= part.samples
+            rows += subjects[0].n_rows
     _name_only_control(analysed, samples)
     order = {name: place for place, name in enumerate(runs)}
     analysed.sort(key=lambda one: (order.get(one.subject.name, len(order)), one.subject.name))
@@ -114,6 +119,20 @@ def analyze(paths: Sequence[Path], config: AnalyzeConfig, console: Console | Non
         rows=rows,
         seconds=time.perf_counter() - started,
     )
+
+
+@contextmanager
+def scratch_folder(report: Path) -> Iterator[Path]:
+    """A hidden folder beside a report, for files that are needed only during the analysis (made when one is).
+
+    What an analysis that was killed left there is removed first.
+    """
+    folder = report.parent / f".{report.name}.codes"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def standing_report(paths: Sequence[Path], config: AnalyzeConfig) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from ..shared.runs.folder import Run, open_run
 from ..shared.runs.own_cache import is_imported, own_cache_path, refuse_another
 from .config import AnalyzeConfig
 from .subject.analysed import labelled_by, training_facts
-from .subject.subject import Subject
+from .subject.subject import SCRATCH, Subject
 
 UNTRAINED = "untrained"
 """The control's name where there is only one."""
@@ -82,8 +82,14 @@ def _cache_of(run: Run, config: AnalyzeConfig) -> tuple[Path, str | None]:
     return path, trained_on
 
 
-def subjects_of(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeConfig) -> list[Subject]:
-    """The runs on one cache and their controls."""
+def subjects_of(
+    path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeConfig, scratch: Path = SCRATCH
+) -> list[Subject]:
+    """The runs on one cache and their controls.
+
+    Args:
+        scratch: folder for files that are needed only during the analysis.
+    """
     first = members[0][1]
     cache = open_beside(
         open_cache(path, identity=_cache_of(first, config)[1], checksums=config.checksums),
@@ -118,6 +124,7 @@ def subjects_of(path: Path, members: Sequence[tuple[str, Run]], config: AnalyzeC
                 trained_on=(own := _trained_on(run, cache)),
                 measured=_measured(run) if own is cache else {},
                 explanations=explanations_of(run.path, final["sha256"]),
+                scratch=scratch,
             )
         )
     if heldout is not None and not subjects[0].rest_rows.any():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..shared.errors import UsageError
+from ..shared.memory import rows_within
 from .plain import Above, Gate, KLargest, Plain, Relu
 
 BATCH = 1024
@@ -79,7 +80,8 @@ def _with_threshold(plain: Plain, rows: Tensor | None) -> Converted:
         raise UsageError(f"a TopK coder needs rows to fit a threshold on (k = {act.k})", HINT)
     width = min(CANDIDATES * act.k, plain.n_latents)
     single = plain.to(torch.float32)
-    pool = torch.cat([single.pre(part).topk(width, dim=1).values.flatten() for part in torch.split(rows, BATCH)])
+    step = rows_within(4 * plain.n_latents, BATCH)
+    pool = torch.cat([single.pre(part).topk(width, dim=1).values.flatten() for part in torch.split(rows, step)])
     wanted = act.k * len(rows)
     largest = pool.clamp_min(0).topk(min(wanted + 1, pool.numel())).values
     theta = float(largest[-2:].double().mean()) if len(largest) > wanted else 0.0
@@ -96,7 +98,8 @@ def _with_k(plain: Plain, rows: Tensor | None) -> Converted:
     if rows is None or not len(rows):
         raise UsageError("a coder with thresholds needs rows to choose k on", HINT)
     single = plain.to(torch.float32)
-    active = sum([int((single.encode(part) > 0).sum()) for part in torch.split(rows, BATCH)])
+    step = rows_within(4 * plain.n_latents, BATCH)
+    active = sum([int((single.encode(part) > 0).sum()) for part in torch.split(rows, step)])
     k = min(max(1, round(active / len(rows))), plain.n_latents)
     return Converted(
         replace(plain, activation=KLargest(k)),

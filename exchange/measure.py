@@ -14,6 +14,7 @@ from ..shared.cache import Cache
 from ..shared.cache.heldout import split_rows
 from ..shared.cache.rows import counted_rows, rest_rows
 from ..shared.coders import Coder
+from ..shared.memory import rows_within
 from .plain import Plain
 
 BATCH = 512
@@ -113,7 +114,8 @@ def measure(coder: Coder, written: Plain, rows: Rows) -> Measured:
     single = written.to(torch.float32)
     sums = dict.fromkeys(("fvu_run", "fvu_export", "total", "l0_run", "l0_export", "other"), 0.0)
     most = dict.fromkeys(("code_difference", "code", "reconstruction_difference", "reconstruction"), 0.0)
-    for x, y in zip(torch.split(rows.x, BATCH), torch.split(rows.y, BATCH), strict=True):
+    step = rows_within(4 * coder.n_latents, BATCH)
+    for x, y in zip(torch.split(rows.x, step), torch.split(rows.y, step), strict=True):
         codes = coder.encode(x)
         ours, theirs = codes.dense(), single.encode(x)
         y_ours, y_theirs = coder.decode(codes, x), single.decode(theirs, x)

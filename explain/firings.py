@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..shared.cache import Cache
 from ..shared.coders import Coder
 from ..shared.codes.sparse import SparseCodes
+from ..shared.memory import rows_within
 from .text import Text, counting_rows
 
 ENCODE_BYTES = 16 << 20
@@ -87,7 +88,7 @@ def encoded(cache: Cache, coder: Coder, shards: Sequence[int], advance: Advance)
     """The codes of every row of each shard."""
     assert coder.source is not None
     device = coder.w_enc.device
-    step = max(256, ENCODE_BYTES // (4 * coder.n_latents))
+    step = rows_within(4 * coder.n_latents, max(256, ENCODE_BYTES // (4 * coder.n_latents)))
     for shard in shards:
         x = cache.chunk(coder.source, shard)[: len(cache.layout.rows_of(shard))]
         with torch.inference_mode():

@@ -11,6 +11,20 @@ if TYPE_CHECKING:
     import torch
 
 
+BLOCK_BYTES = 256 << 20
+"""What one block of a large computation may take: rows of it times all latents, say."""
+
+
+def rows_within(row_bytes: int, at_most: int, limit: int = BLOCK_BYTES) -> int:
+    """Rows of a block that stays below `limit` bytes, at least 1.
+
+    Args:
+        row_bytes: of one row: what a block holds for it, 4 bytes for each of F latents.
+        at_most: the rows that a block has where they are small.
+    """
+    return max(1, min(at_most, limit // max(1, row_bytes)))
+
+
 def free_host_memory() -> int:
     """Bytes that are free on the machine and within the process's control group."""
     free = int(psutil.virtual_memory().available)

@@ -26,6 +26,7 @@ from ..shared.coders.one_site import require_one_site
 from ..shared.console import Console
 from ..shared.dataset_text import dataset_text
 from ..shared.errors import UsageError
+from ..shared.memory import rows_within
 from .outgoing import Exported, new_folder
 
 SPLITS = 5
@@ -85,12 +86,13 @@ def _codes(
     """(row, latent, activation) of every active code, by row; padding is excluded."""
     found: list[tuple[Any, Any, Any]] = []
     real = text_rows(cache.flags).reshape(-1)
+    step = rows_within(4 * coder.n_latents, BLOCK)
     with console.progress(cache.n_rows, "rows", "encode") as progress:
         for shard in cache.shards:
             first = cache.layout.rows_of(shard).start
             acts = cache.chunk(str(coder.source), shard)[: len(cache.layout.rows_of(shard))]
-            for start in range(0, len(acts), BLOCK):
-                entries = coder.encode(acts[start : start + BLOCK]).entries()
+            for start in range(0, len(acts), step):
+                entries = coder.encode(acts[start : start + step]).entries()
                 row = entries.row.numpy() + first + start
                 kept = real[row]
                 found.append((row[kept], entries.latent.numpy()[kept], entries.value.float().numpy()[kept]))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...shared.memory import rows_within
 from ..result import Table, TableColumn, plain
 from ..subject.analysed import Analysed
 from ..subject.subject import Subject
@@ -136,7 +137,7 @@ def random_mmcs(n: int, m: int, d: int, seed: int, sample: int = 512) -> float:
     unit = torch.nn.functional.normalize
     a = unit(torch.randn(min(n, sample), d, generator=generator), dim=1)
     b = unit(torch.randn(m, d, generator=generator), dim=1)
-    return float((a @ b.T).amax(1).mean())
+    return float(torch.cat([(part @ b.T).amax(1) for part in torch.split(a, rows_within(4 * m, sample))]).mean())
 
 
 def similarity_table(pairs: Sequence[Pair]) -> Table:

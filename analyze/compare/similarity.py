@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ...shared.memory import rows_within
+
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
@@ -176,9 +178,8 @@ def chance_cca(p: int, q: int, n: int) -> float:
 def cca(a: Components, b: Components) -> CCA:
     """SVCCA and PWCCA of whitened components of the same N rows."""
     n = a.rows.codes.shape[0]
-    # Aᵀ B / n from the sparse product of the codes: [p, q] without any [N, p].
-    together = torch.from_numpy((a.rows.codes.T @ b.rows.codes).toarray()) / n - torch.outer(a.rows.mean, b.rows.mean)
-    u, correlations, _ = torch.linalg.svd(a.basis.T @ together @ b.basis, full_matrices=False)
+    # Of the components' scores, [N, p] each: the product of the codes themselves would be [F_a, F_b].
+    u, correlations, _ = torch.linalg.svd(a.scores.T @ b.scores / n, full_matrices=False)
     correlations = correlations.clamp(0, 1)
     # Canonical variates h = scores · u; the set itself is scores · √weights: |⟨h, x_j⟩| summed over its components j.
     alpha = (u * a.weights.sqrt()[:, None]).abs().sum(0)
@@ -255,8 +256,8 @@ def _partners(a: Tensor, b: Tensor, exact: bool) -> tuple[NDArray[np.int64], NDA
 
 def _nearest(a: Tensor, b: Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     values, index = [], []
-    for start in range(0, len(a), 2048):
-        best = (a[start : start + 2048] @ b.T).max(dim=1)
+    for part in torch.split(a, rows_within(4 * len(b), 2048)):
+        best = (part @ b.T).max(dim=1)
         values.append(best.values.double().numpy())
         index.append(best.indices.numpy())
     return np.concatenate(values), np.concatenate(index)
@@ -266,7 +267,8 @@ def max_cosines(a: Tensor, b: Tensor, chunk: int = 4096) -> Tensor:
     """Largest cosine of each row of a [m, d] with a row of b [n, d]: [m] float64.
 
     Args:
-        chunk: rows of a compared at a time, which bounds memory to chunk · n cosines.
+        chunk: rows of a compared at a time, fewer where n is large.
     """
+    chunk = rows_within(8 * len(b), chunk)
     a, b = (torch.nn.functional.normalize(side.to(torch.float64), dim=1) for side in (a, b))
     return torch.cat([(a[start : start + chunk] @ b.T).amax(dim=1) for start in range(0, a.shape[0], chunk)])

@@ -1,4 +1,4 @@
-"""Reports as files: one self-contained page of HTML, Markdown, JSON, and Parquet tables, in one folder."""
+"""Reports as files: a page of HTML, Markdown, JSON, and Parquet tables, in one folder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_report(
         below = partial / entry["folder"]
         below.mkdir()
         write_tables(below, one)
-    write_html(partial, document, analysed, console, comparison.matches if comparison else None)
+    write_html(partial, document, analysed, console, comparison.matches if comparison else None, config.page_latents)
     sync_tree(partial)
     if folder.exists():
         folder.rename(old)

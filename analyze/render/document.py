@@ -14,6 +14,7 @@ from ..compare.runs import Comparison
 from ..config import AnalyzeConfig
 from ..result import plain
 from ..subject.analysed import Analysed
+from .html import DATA
 
 
 def build_document(
@@ -76,7 +77,7 @@ def _folders(names: Sequence[str]) -> list[str]:
     for name in names:
         slug = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "run"
         folder, n = slug, 2
-        while folder in folders:
+        while folder in (*folders, DATA):
             folder, n = f"{slug}_{n}", n + 1
         folders.append(folder)
     return folders

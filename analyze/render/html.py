@@ -1,8 +1,13 @@
-"""The report as one self-contained page: no server, no network, nothing executed that is not in this repository.
+"""The report as a page: no server, no network, nothing executed that is not in this repository.
 
-What is per latent is deflated in blocks and inflated by the browser when a latent is opened, so the page stays quick
-with tens of thousands of latents. The content security policy names the one script and the one style sheet by their
-hashes: even markup that slipped into the page could neither run nor reach the network.
+What is per latent is deflated in blocks and inflated by the browser when it is needed, so the page stays quick with
+tens of thousands of latents. Up to `analyze.page_latents` of them the blocks are in the page, which is one
+self-contained file. Beyond that each block is a file beside it, `data/<id>.js`, which hands the page its text by one
+call: a script, because a page from `file://` may load scripts and nothing else.
+
+The content security policy names the one script and the one style sheet by their hashes: even markup that slipped into
+the page could neither run nor reach the network. With files beside the page, `strict-dynamic` lets that one script, and
+nothing that stands in the markup, load others.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ import hashlib
 import json
 import zlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,15 +25,24 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ...shared.console import Console
+from ...shared.console import Console, Progress
 from ...shared.glossary import terms_in
 from ..subject.analysed import Analysed
 from .latents import LatentsFile, round_column
-from .search import Matches, SearchIndex, Sequences, matched
+from .search import Matches, Partners, SearchIndex, Sequences, matched
 
 HERE = Path(__file__).parent
 PANEL_BLOCK = 64
 """Latents in one deflated block of panels."""
+
+SEARCH_BLOCK = 16_384
+"""Latents in one deflated block of the search index."""
+
+DATA = "data"
+"""Folder of the blocks that are files beside the page."""
+
+MENU = 12
+"""Most values of a column of text that the page offers as a menu."""
 
 NAMED = 4
 """Runs named in the title."""
@@ -43,12 +57,19 @@ def write_html(
     analysed: Sequence[Analysed],
     console: Console,
     matches: Matches | None = None,
+    page_latents: int = 1 << 62,
 ) -> None:
-    """Write index.html and, from the same panels, each run's latents.jsonl.gz.
+    """Write index.html, its blocks, and from the same panels each run's latents.jsonl.gz.
 
     Args:
         matches: run → (other run, its matching) for the latents of two runs that are one another's partners.
+        page_latents: of more latents than that, all runs together, the blocks are files in `data/` beside the page.
     """
+    blocks = _blocks(folder, document, analysed, console, matches or {})
+    beside = sum(one.subject.n_latents for one in analysed if one.facts["trained"]) > page_latents
+    if beside:
+        (folder / DATA).mkdir()
+        blocks = _written(folder / DATA, blocks)
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -65,9 +86,20 @@ def write_html(
             glossary=terms_in(compact([_words(document), script])),
             title=_title(document),
             document=_json(document),
-            blocks=_blocks(folder, document, analysed, console, matches or {}),
+            beside=DATA if beside else None,
+            blocks=blocks,
         )
         file.writelines(stream)
+
+
+def _written(folder: Path, blocks: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Write each block as a script of its own, while the page is written; none is left for the page itself.
+
+    A block is base64, so nothing in it can end the string or the script.
+    """
+    for name, text in blocks:
+        (folder / f"{name}.js").write_text(f'loaded("{name}","{text}")\n', encoding="ascii")
+    yield from ()
 
 
 def _title(document: dict[str, Any]) -> str:
@@ -78,7 +110,7 @@ def _title(document: dict[str, Any]) -> str:
 
 def _blocks(
     folder: Path, document: dict[str, Any], analysed: Sequence[Analysed], console: Console, matches: Matches
-) -> Any:
+) -> Iterator[tuple[str, str]]:
     """(id, deflated JSON in base64) of every lazily read block; the vocabulary comes last, once all tokens are known.
 
     A second thread compresses what this one has built: half of the work, and zlib releases the interpreter's lock.
@@ -91,26 +123,10 @@ def _blocks(
         for r, one in enumerate(analysed):
             if not one.facts["trained"]:
                 continue
-            yield f"columns-{r}", deflated(compact({"n": one.subject.n_latents, "columns": _columns(one)}))
             used: set[int] = set()
-            search = SearchIndex()
-            with LatentsFile(folder / document["runs"][r]["folder"] / "latents.jsonl.gz", one) as file:
-                pending: deque[tuple[str, Future[str]]] = deque()
-                for start in range(0, one.subject.n_latents, PANEL_BLOCK):
-                    latents = range(start, min(start + PANEL_BLOCK, one.subject.n_latents))
-                    block = [_panels(one, latent, used) for latent in latents]
-                    for panel in block:
-                        search.add(panel)
-                        around.add(one.subject.cache, panel)
-                    lines = "".join(map(file.line, latents, block))
-                    stored = pool.submit(_stored, file, lines, compact(block))
-                    pending.append((f"panels-{r}-{start // PANEL_BLOCK}", stored))
-                    progress.advance(len(block))
-                    while len(pending) > (AHEAD if start + PANEL_BLOCK < one.subject.n_latents else 0):
-                        name, text = pending.popleft()
-                        yield name, text.result()
-            yield f"search-{r}", deflated(compact(search.to_dict()))
-            yield f"matches-{r}", deflated(compact(matched(one.subject.name, matches, names)))
+            partners = matched(one.subject.name, matches, names)
+            file = folder / document["runs"][r]["folder"] / "latents.jsonl.gz"
+            yield from _of_run(r, one, file, used=used, around=around, partners=partners, pool=pool, progress=progress)
             tokens |= {token: one.subject.vocabulary.piece(token) for token in sorted(used - tokens.keys())}
     for name, sequences, used in around.blocks():
         yield name, deflated(compact(sequences))
@@ -126,22 +142,76 @@ def _blocks(
     )
 
 
-def _columns(one: Analysed) -> list[dict[str, Any]]:
-    """The columns of the table of latents."""
+def _of_run(
+    r: int,
+    one: Analysed,
+    path: Path,
+    *,
+    used: set[int],
+    around: Sequences,
+    partners: Partners,
+    pool: ThreadPoolExecutor,
+    progress: Progress,
+) -> Iterator[tuple[str, str]]:
+    """The blocks of one run: what its columns are, each column, panels and search index by blocks of latents.
+
+    Args:
+        path: of its latents.jsonl.gz. used: takes its tokens. around: takes the sequences of its examples.
+    """
+    n, columns = one.subject.n_latents, _columns(one)
+    about = [_about(column, values) for column, values in columns]
+    sizes = {"n": n, "panel_block": PANEL_BLOCK, "search_block": SEARCH_BLOCK}
+    yield f"columns-{r}", deflated(compact({**sizes, "columns": about}))
+    for k, (_, values) in enumerate(columns):
+        yield f"column-{r}-{k}", deflated(compact(values))
+    search = SearchIndex()
+    with LatentsFile(path, one) as file:
+        pending: deque[tuple[str, Future[str]]] = deque()
+        for start in range(0, n, PANEL_BLOCK):
+            latents = range(start, min(start + PANEL_BLOCK, n))
+            panels = [_panels(one, latent, used) for latent in latents]
+            for panel in panels:
+                search.add(panel)
+                around.add(one.subject.cache, panel)
+            block = [
+                [[values[latent] for _, values in columns], panel, partners.of(latent)]
+                for latent, panel in zip(latents, panels, strict=True)
+            ]
+            lines = file.lines(latents, panels)
+            pending.append((f"panels-{r}-{start // PANEL_BLOCK}", pool.submit(_stored, file, lines, compact(block))))
+            progress.advance(len(block))
+            while len(pending) > (AHEAD if start + PANEL_BLOCK < n else 0):
+                name, text = pending.popleft()
+                yield name, text.result()
+            if len(search) >= SEARCH_BLOCK or start + PANEL_BLOCK >= n:
+                for part in search.taken(SEARCH_BLOCK, everything=start + PANEL_BLOCK >= n):
+                    yield f"search-{r}-{search.blocks - 1}", deflated(compact(part))
+
+
+def _columns(one: Analysed) -> list[tuple[dict[str, Any], list[Any]]]:
+    """(what it is, its values [F]) of each column of the table of latents."""
     return [
-        {
-            "key": column.key,
-            "label": column.label,
-            "definition": column.definition,
-            "format": column.format,
-            "shown": column.shown,
-            "without": column.without,
-            "report": name,
-            "values": round_column(column.values),
-        }
+        (
+            {
+                "key": column.key,
+                "label": column.label,
+                "definition": column.definition,
+                "format": column.format,
+                "shown": column.shown,
+                "without": column.without,
+                "report": name,
+            },
+            round_column(column.values),
+        )
         for name, result in one.results.items()
         for column in result.columns
     ]
+
+
+def _about(column: dict[str, Any], values: list[Any]) -> dict[str, Any]:
+    """What a column is, with its menu: the values of a text that has few of them."""
+    different = sorted(set(values)) if column["format"] == "text" else []
+    return {**column, "menu": different if 1 < len(different) <= MENU else []}
 
 
 def _stored(file: LatentsFile, lines: str, block: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,7 @@ class LatentsFile:
         self.file = gzip.GzipFile(path, "wb", compresslevel=3, mtime=0)
         self.pieces = one.subject.vocabulary.pieces
         self.domains = one.subject.domains
-        self.columns = [
-            (column.key, plain(column.values)) for result in one.results.values() for column in result.columns
-        ]
+        self.columns = [(column.key, column.values) for result in one.results.values() for column in result.columns]
 
     def __enter__(self) -> LatentsFile:
         return self
@@ -51,12 +50,17 @@ class LatentsFile:
         """Add the lines of the next latents."""
         self.file.write(lines.encode())
 
-    def line(self, latent: int, panels: list[dict[str, Any]]) -> str:
-        """The line of one latent."""
+    def lines(self, latents: range, panels: Sequence[list[dict[str, Any]]]) -> str:
+        """The lines of some latents, from their panels."""
+        part = slice(latents.start, latents.stop)
+        columns = [(key, plain(values[part])) for key, values in self.columns]
+        return "".join(self._line(latent, panel, {key: values[n] for key, values in columns})
+                       for n, (latent, panel) in enumerate(zip(latents, panels, strict=True)))  # fmt: skip
+
+    def _line(self, latent: int, panels: list[dict[str, Any]], columns: dict[str, Any]) -> str:
         by_report: dict[str, list[dict[str, Any]]] = {}
         for block in panels:
             by_report.setdefault(block["report"], []).append(self._spelt(block))
-        columns = {key: values[latent] for key, values in self.columns}
         return json.dumps({"latent": latent, "columns": columns, "panels": by_report}, ensure_ascii=False) + "\n"
 
     def _spelt(self, block: dict[str, Any]) -> dict[str, Any]:

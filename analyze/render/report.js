@@ -1,6 +1,6 @@
 "use strict";
-// The page of a report. Everything is drawn from the JSON in #document and from the deflated blocks that follow it; text
-// from the corpus only ever reaches the page through textContent.
+// The page of a report. Everything is drawn from the JSON in #document and from deflated blocks, which follow it in the page
+// or are files beside it; text from the corpus only ever reaches the page through textContent.
 (() => {
   const doc = JSON.parse(document.getElementById("document").textContent);
   const runs = doc.runs;
@@ -87,22 +87,52 @@
   // --- lazily inflated blocks ----------------------------------------------------------------------------------------
 
   const blocks = new Map();
+  const beside = $("document").dataset.beside; // the folder of the blocks, if they are files
   function block(id) {
     if (!blocks.has(id)) {
       const node = $(id);
-      blocks.set(id, node ? inflate(node.textContent.trim()) : Promise.resolve(null));
+      blocks.set(id, node ? inflate(node.textContent.trim()) : beside ? loadedText(id).then(inflate) : Promise.resolve(null));
     }
     return blocks.get(id);
+  }
+  // A file of a block is a script with one call, loaded("id", "text"): the one thing that a page from file:// may load.
+  const waiting = new Map();
+  globalThis.loaded = (id, text) => { if (waiting.has(id)) waiting.get(id)(text); waiting.delete(id); };
+  function loadedText(id) {
+    return new Promise((resolve) => {
+      waiting.set(id, resolve);
+      const script = el("script", {
+        src: `${beside}/${id}.js`,
+        onload: () => { script.remove(); if (waiting.has(id)) lacks(id); },
+        onerror: () => { script.remove(); lacks(id); },
+      });
+      document.head.append(script);
+    });
+  }
+  function lacks(id) {
+    blocks.delete(id); // opened again, it is looked for again
+    waiting.delete(id);
+    if (!$("lacking")) document.body.insertBefore(el("p", { id: "lacking", role: "alert" }), $("main"));
+    $("lacking").textContent = `${beside}/${id}.js was not found beside this page, or is damaged. The page needs the whole folder of the report: copy it again, or run pipeline analyze.`;
   }
   async function inflate(text) {
     const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     return JSON.parse(await new Response(stream).text());
   }
-  const PANEL_BLOCK = 64;
-  async function panelOf(run, latent) {
-    const found = await block(`panels-${run}-${Math.floor(latent / PANEL_BLOCK)}`);
-    return found ? found[latent % PANEL_BLOCK] : [];
+  // What the columns of a run are; null for one without latents.
+  const columnsOf = (r) => (runs[r].trained ? block(`columns-${r}`) : Promise.resolve(null));
+  // The values of some columns, put into them.
+  async function fill(r, data, wanted) {
+    await Promise.all(wanted.filter((c) => !c.values).map(async (c) => {
+      c.values = await block(`column-${r}-${data.columns.indexOf(c)}`);
+      c.written = alike(c.values, c.format);
+      c.sparse = c.format === "text" && 10 * c.values.filter((v) => v !== "" && v !== null).length < data.n;
+    }));
+  }
+  // Of one latent: [the values of its columns, the blocks of its panel, its partners in other runs].
+  async function latentOf(r, data, latent) {
+    return (await block(`panels-${r}-${Math.floor(latent / data.panel_block)}`))[latent % data.panel_block];
   }
 
   // --- charts --------------------------------------------------------------------------------------------------------
@@ -356,14 +386,17 @@
 
   // --- latents -------------------------------------------------------------------------------------------------------
 
-  const ROW = 34;
+  const ROW = 34, TALLEST = 3e7;
   const without = (value) => value === null || value === "";
   const tables = new Map();
   async function latentsView(r) {
     const run = runs[r];
-    const data = await block(`columns-${r}`);
+    const data = await columnsOf(r);
     if (!data) return [el("p", { class: "lead" }, `${run.name} is a control that was never trained: its latents mean nothing and are not listed.`)];
-    if (!tables.has(r)) tables.set(r, latentTable(r, data));
+    if (!tables.has(r)) {
+      await fill(r, data, data.columns.filter((c) => c.shown || ["max_r", "fires_on"].includes(c.key)));
+      tables.set(r, latentTable(r, data));
+    }
     return tables.get(r);
   }
   let current = null; // the table of latents in view
@@ -372,35 +405,62 @@
     const byKey = new Map(data.columns.map((c) => [c.key, c]));
     const shown = new Set(data.columns.filter((c) => c.shown).map((c) => c.key));
     const firesOn = byKey.get("fires_on");
-    let index = null; // of each latent, where a token was found: the texts by place
+    const label = byKey.get("label");
+    const texts = data.columns.filter((c) => c.format === "text");
+    let index = null; // blocks of latents: where their tokens begin in flat lists
     async function loadIndex() {
-      const [found, vocabulary] = await Promise.all([block(`search-${r}`), block("vocabulary")]);
-      const texts = (label) => (label ? label.split(" ").map((one) => one.replaceAll("␣", " ")) : []);
-      const spelt = (token) => (vocabulary.pieces[token] === undefined ? `<${token}>` : vocabulary.pieces[token]);
-      index = Array.from({ length: data.n }, (_, i) => [
-        ["fires on", firesOn ? texts(firesOn.values[i]) : []],
-        ["top examples", found ? found.peaks[i].map(spelt) : []],
-        ["label", byKey.has("label") && byKey.get("label").values[i] ? [byKey.get("label").values[i]] : []],
-        ["promotes", found ? found.promotes[i].map((label) => label.replaceAll("␣", " ")) : []],
-      ]);
+      const numbers = Array.from({ length: Math.ceil(data.n / data.search_block) }, (_, b) => b);
+      const [vocabulary, ...parts] = await Promise.all([block("vocabulary"), ...numbers.map((b) => block(`search-${r}-${b}`)), fill(r, data, texts)]);
+      const begins = (counts) => { let n = 0; return Int32Array.from([0, ...counts], (count) => (n += count)); };
+      index = parts.slice(0, -1).map((part) => ({
+        peaks: Int32Array.from(part.peaks), peaksFrom: begins(part.n_peaks), promotes: Int32Array.from(part.promotes), promotesFrom: begins(part.n_promotes),
+        texts: part.texts.map((one) => one.replaceAll("␣", " ")),
+      }));
+      numbers.forEach((b) => blocks.delete(`search-${r}-${b}`)); // what it was made of
+      index.spelt = (token) => (vocabulary.pieces[token] === undefined ? `<${token}>` : vocabulary.pieces[token]);
     }
     // A word is looked for inside of tokens; in quotes it is the whole token, and a space before it counts.
     const hit = (word) => (word.exact ? (text) => text === word.text || text.trimStart() === word.text : (text) => text.toLowerCase().includes(word.text));
-    const places = (i, word) => index[i].filter(([, texts]) => texts.some(hit(word))).map(([place]) => place);
-    const format = new Map(data.columns.map((c) => [c.key, alike(c.values, c.format)]));
-    const sparse = new Set(data.columns.filter((c) => c.format === "text" && 10 * c.values.filter((v) => v !== "" && v !== null).length < data.n).map((c) => c.key));
+    // Of one word, whether each token of the index is hit: asked of a token once, not of each latent that has it.
+    function asking(word) {
+      const test = hit(word), tokens = new Map(), promoted = index.map((part) => part.texts.map(test));
+      const peak = (token) => { if (!tokens.has(token)) tokens.set(token, test(index.spelt(token))); return tokens.get(token); };
+      const some = (list, from, i, wanted) => { for (let p = from[i]; p < from[i + 1]; p += 1) if (wanted(list[p])) return true; return false; };
+      const fires = (i) => {
+        const all = firesOn ? firesOn.values[i] : "";
+        const whole = all.replaceAll("␣", " "); // most latents are ruled out before their tokens are told apart
+        return (word.exact ? whole : whole.toLowerCase()).includes(word.text) && all.split(" ").some((one) => test(one.replaceAll("␣", " ")));
+      };
+      return {
+        word,
+        places(i) {
+          const b = Math.floor(i / data.search_block), part = index[b], at = i % data.search_block;
+          return [
+            ["fires on", () => fires(i)],
+            ["top examples", () => some(part.peaks, part.peaksFrom, at, peak)],
+            ["label", () => Boolean(label && label.values[i]) && test(label.values[i])],
+            ["promotes", () => some(part.promotes, part.promotesFrom, at, (place) => promoted[b][place])],
+          ].filter(([, found]) => found()).map(([place]) => place);
+        },
+        found(i) {
+          const b = Math.floor(i / data.search_block), part = index[b], at = i % data.search_block;
+          return fires(i) || some(part.peaks, part.peaksFrom, at, peak) || (Boolean(label && label.values[i]) && test(label.values[i])) || some(part.promotes, part.promotesFrom, at, (place) => promoted[b][place]);
+        },
+      };
+    }
     let order = Array.from({ length: data.n }, (_, i) => i), sortKey = byKey.has("max_r") ? "max_r" : null, descending = true, cursor = 0;
     const input = el("input", { type: "search", value: state.query, placeholder: 'Token, "exact token", number, or density>0.01', title: "A word is looked for in the tokens that a latent fires on, peaks on in its top examples, and promotes, and in its label; in quotes it must be the whole token.", "aria-label": "Search latents", spellcheck: "false" });
-    const facets = data.columns.filter((c) => c.format === "text").map((c) => [c, [...new Set(c.values)].sort()]).filter(([, v]) => v.length > 1 && v.length <= 12);
+    const facets = data.columns.filter((c) => c.menu.length).map((c) => [c, c.menu]);
     const selects = facets.map(([c, options]) => el("select", { "aria-label": c.label, title: c.definition, onchange: () => refresh() }, el("option", { value: "" }, `${c.label}: any`), options.map((o) => el("option", { value: o }, o))));
     const count = el("span", { class: "count", role: "status" });
     const head = el("thead"), body = el("tbody");
     const view = el("div", { class: "scroll virtual", tabindex: "0", role: "region", "aria-label": "Table of latents" }, el("table", {}, head, body));
 
+    const plainTexts = texts.filter((c) => c !== firesOn && c.key !== "label");
     function matches(i, words, conditions) {
       for (let k = 0; k < facets.length; k++) if (selects[k].value && facets[k][0].values[i] !== selects[k].value) return false;
       for (const [c, test, limit] of conditions) { const v = c.values[i]; if (v === null || !test(v, limit)) return false; }
-      return words.every((w) => (!w.exact && (String(i) === w.text || data.columns.some((c) => c !== firesOn && c.key !== "label" && c.format === "text" && c.values[i].toLowerCase().includes(w.text)))) || places(i, w).length > 0);
+      return words.every((asked) => (!asked.word.exact && (String(i) === asked.word.text || plainTexts.some((c) => c.values[i].toLowerCase().includes(asked.word.text)))) || asked.found(i));
     }
     const tests = { ">": (a, b) => a > b, "<": (a, b) => a < b, "=": (a, b) => a === b, ">=": (a, b) => a >= b, "<=": (a, b) => a <= b };
     function refresh() {
@@ -412,9 +472,11 @@
         else words.push({ text: part.toLowerCase(), exact: false });
       }
       if (words.length && !index) { loadIndex().then(refresh); return; }
-      asked = words;
+      const needed = [...conditions.map(([c]) => c), ...facets.filter((_, k) => selects[k].value).map(([c]) => c)].filter((c) => !c.values);
+      if (needed.length) { fill(r, data, needed).then(refresh); return; }
+      asked = words.map(asking);
       order = [];
-      for (let i = 0; i < data.n; i++) if (matches(i, words, conditions)) order.push(i);
+      for (let i = 0; i < data.n; i++) if (matches(i, asked, conditions)) order.push(i);
       if (sortKey) {
         const values = byKey.get(sortKey).values, sign = descending ? -1 : 1;
         order.sort((a, b) => {
@@ -438,36 +500,39 @@
         const sort = () => { if (active) descending = !descending; else { sortKey = key; descending = format !== "text"; } refresh(); };
         return el("th", { scope: "col", class: format === "text" ? "text" : null, "aria-sort": active ? (descending ? "descending" : "ascending") : null }, el("button", { type: "button", onclick: sort }, label + (active ? (descending ? " ↓" : " ↑") : "")), why(definition));
       };
-      head.replaceChildren(el("tr", {}, column(null, "latent", "", "integer"), asked.length ? el("th", { scope: "col", class: "text" }, "found in") : null, data.columns.filter((c) => shown.has(c.key)).map((c) => column(c.key, c.label, c.definition, c.format))));
+      head.replaceChildren(el("tr", {}, column(null, "latent", "", "integer"), asked.length ? el("th", { scope: "col", class: "text" }, "found in") : null, data.columns.filter((c) => shown.has(c.key) && c.values).map((c) => column(c.key, c.label, c.definition, c.format))));
     }
     let asked = []; // the words of the search
     let drawn = "";
+    // A browser draws no box of more than 33 million pixels: beyond that, a row takes less of the scroll bar than it is high.
+    const rowStep = () => Math.min(ROW, TALLEST / Math.max(1, order.length));
     function rows() {
-      const visible = data.columns.filter((c) => shown.has(c.key));
-      const first = Math.max(0, Math.floor(view.scrollTop / ROW) - 10);
+      const visible = data.columns.filter((c) => shown.has(c.key) && c.values);
+      const step = rowStep();
+      const first = Math.max(0, Math.min(Math.floor(view.scrollTop / step), order.length - Math.floor((view.clientHeight || 600) / ROW)) - 10);
       const last = Math.min(order.length, first + Math.ceil((view.clientHeight || 600) / ROW) + 20);
       const signature = `${first}-${last}-${cursor}-${sortKey}-${descending}-${order.length}-${[...shown]}-${state.latent}-${input.value}`;
       if (signature === drawn && body.childElementCount) return;
       drawn = signature;
-      const space = (n) => { const row = el("tr", { class: "spacer", "aria-hidden": "true" }, el("td", { colspan: visible.length + 1 + (asked.length ? 1 : 0) })); row.firstChild.style.height = `${n * ROW}px`; return row; };
+      const space = (n) => { const row = el("tr", { class: "spacer", "aria-hidden": "true" }, el("td", { colspan: visible.length + 1 + (asked.length ? 1 : 0) })); row.firstChild.style.height = `${n * step}px`; return row; };
       if (!order.length) {
-        const how = asked.some((w) => w.exact) ? "In quotes a word must be the whole token." : asked.length ? "Words are looked for in the tokens that a latent fires on, peaks on in its top examples, and promotes." : "No latent fits these conditions.";
+        const how = asked.some((one) => one.word.exact) ? "In quotes a word must be the whole token." : asked.length ? "Words are looked for in the tokens that a latent fires on, peaks on in its top examples, and promotes." : "No latent fits these conditions.";
         body.replaceChildren(el("tr", {}, el("td", { class: "text none", colspan: visible.length + 1 + (asked.length ? 1 : 0) }, `No match. ${how}`)));
         return;
       }
       body.replaceChildren(space(first), ...order.slice(first, last).map((i, k) => {
         const where = first + k === cursor ? "row current" : "row";
-        return el("tr", { class: where, onclick: () => { cursor = first + k; go("latents", r, i); } }, el("td", {}, latentLink(i, r)), asked.length ? el("td", { class: "text" }, [...new Set(asked.flatMap((w) => places(i, w)))].join(", ")) : null, visible.map((c) => {
+        return el("tr", { class: where, onclick: () => { cursor = first + k; go("latents", r, i); } }, el("td", {}, latentLink(i, r)), asked.length ? el("td", { class: "text" }, [...new Set(asked.flatMap((one) => one.places(i)))].join(", ")) : null, visible.map((c) => {
           const v = c.values[i];
-          const said = [c.format === "text" ? "text" : null, sparse.has(c.key) ? "sparse" : null, v === "rare" || v === "dead" || v === "none" || without(v) ? "rare" : null].filter(Boolean);
-          return el("td", { class: said.join(" ") || null, title: c.format === "text" && v.length > 12 ? v : null }, without(v) ? c.without : spaced(format.get(c.key)(v)));
+          const said = [c.format === "text" ? "text" : null, c.sparse ? "sparse" : null, v === "rare" || v === "dead" || v === "none" || without(v) ? "rare" : null].filter(Boolean);
+          return el("td", { class: said.join(" ") || null, title: c.format === "text" && v.length > 12 ? v : null }, without(v) ? c.without : spaced(c.written(v)));
         }));
       }), space(order.length - last));
     }
     function move(by) {
       if (!order.length) return;
       cursor = Math.max(0, Math.min(order.length - 1, cursor + by));
-      const top = cursor * ROW;
+      const top = cursor * rowStep();
       if (top < view.scrollTop) view.scrollTop = top;
       else if (top + 3 * ROW > view.scrollTop + view.clientHeight) view.scrollTop = top + 3 * ROW - view.clientHeight;
       rows();
@@ -484,7 +549,7 @@
       if (event.key === "ArrowDown") { event.preventDefault(); view.focus(); }
       else if (event.key === "Enter") { clearTimeout(timer); refresh(); if (order.length) go("latents", r, order[0]); }
     });
-    const chooser = el("div", { hidden: true }, data.columns.map((c) => el("label", {}, el("input", { type: "checkbox", checked: c.shown, onchange: (e) => { if (e.target.checked) shown.add(c.key); else shown.delete(c.key); header(); drawn = ""; rows(); } }), ` ${c.label} `, el("span", { class: "count" }, c.key))));
+    const chooser = el("div", { hidden: true }, data.columns.map((c) => el("label", {}, el("input", { type: "checkbox", checked: c.shown, onchange: async (e) => { if (e.target.checked) shown.add(c.key); else shown.delete(c.key); await fill(r, data, data.columns.filter((one) => shown.has(one.key))); header(); drawn = ""; rows(); } }), ` ${c.label} `, el("span", { class: "count" }, c.key))));
     const columnsButton = el("button", { type: "button", "aria-expanded": "false", onclick: (e) => { chooser.hidden = !chooser.hidden; e.currentTarget.setAttribute("aria-expanded", String(!chooser.hidden)); } }, "Columns");
     const nodes = [el("h2", {}, "Latents – ", runs[r].name, " ", badge(runs[r])), el("div", { class: "filters" }, input, selects, el("span", { class: "columns" }, columnsButton, chooser), count), view, el("p", { class: "note" }, "Figures exclude position 0 unless the column says otherwise; – means not scored: the latent fires too rarely.")];
     const search = (query) => { if (input.value !== query) { input.value = query; refresh(); } };
@@ -571,10 +636,10 @@
   const firing = new Map(); // run → its column of tokens
   const byLatent = (r) => { const column = firing.get(r); return column ? (latent) => column[latent] || "" : null; };
   // The partners of a latent in the other runs, by decoder.
-  function partners(found, latent) {
-    const known = (found || []).map(({ run, partners: of }) => [run, of[latent]]).filter(([run, match]) => match && runs[run].trained);
+  function partners(found) {
+    const known = found.filter(([run]) => runs[run].trained);
     if (!known.length) return null;
-    return inner(el("h3", {}, "In the other runs ", el("small", { class: "note" }, "matched by decoder row")), el("table", {}, el("thead", {}, el("tr", {}, [["run", "text"], ["latent", "latent"], ["cosine", "number"]].map(([label, format]) => headCell({ label, format })))), el("tbody", {}, known.map(([run, [id, cosine]]) => el("tr", {}, el("td", { class: "text" }, breaking(runs[run].name)), el("td", {}, latentLink(id, run)), el("td", {}, cosine.toFixed(3)))))));
+    return inner(el("h3", {}, "In the other runs ", el("small", { class: "note" }, "matched by decoder row")), el("table", {}, el("thead", {}, el("tr", {}, [["run", "text"], ["latent", "latent"], ["cosine", "number"]].map(([label, format]) => headCell({ label, format })))), el("tbody", {}, known.map(([run, id, cosine]) => el("tr", {}, el("td", { class: "text" }, breaking(runs[run].name)), el("td", {}, latentLink(id, run)), el("td", {}, cosine.toFixed(3)))))));
   }
   async function copyLink(button) {
     const text = location.href;
@@ -590,11 +655,13 @@
   }
   async function openPanel(r, latent) {
     const panel = $("panel");
-    const [data, found, vocabulary, matches] = await Promise.all([block(`columns-${r}`), panelOf(r, latent), block("vocabulary"), block(`matches-${r}`)]);
-    if (data && !firing.has(r)) firing.set(r, (data.columns.find((c) => c.key === "fires_on") || {}).values);
-    if (!data || latent < 0 || latent >= data.n || state.latent !== latent || state.run !== r) return;
+    const data = await columnsOf(r);
+    if (!data || latent < 0 || latent >= data.n) return;
+    const [[facts, found, matches], vocabulary] = await Promise.all([latentOf(r, data, latent), block("vocabulary")]);
+    if (!firing.has(r)) firing.set(r, (data.columns.find((c) => c.key === "fires_on") || {}).values);
+    if (state.latent !== latent || state.run !== r) return;
     const step = (by) => { if (current && current.run === r) current.step(by); else go("latents", r, Math.max(0, Math.min(data.n - 1, latent + by))); };
-    const fact = (c) => el("div", {}, el("dt", {}, c.label, why(c.definition)), el("dd", {}, without(c.values[latent]) ? c.without : spaced(show(c.values[latent], c.format))));
+    const fact = (c) => { const v = facts[data.columns.indexOf(c)]; return el("div", {}, el("dt", {}, c.label, why(c.definition)), el("dd", {}, without(v) ? c.without : spaced(show(v, c.format)))); };
     const groups = found.filter((b) => b.type === "examples").flatMap((b) => b.groups.map((g) => exampleGroup(b, g, r, vocabulary)));
     const words = found.filter((b) => !["examples", "chart"].includes(b.type)), charts = found.filter((b) => b.type === "chart");
     // What it writes before what it fires together with: the report of its text is the last of the reports.
@@ -605,7 +672,7 @@
       el("details", {}, el("summary", { class: "note" }, "more figures"), el("dl", { class: "facts" }, data.columns.filter((c) => !c.shown).map(fact))),
       ...(groups.length || !runs[r].reports.top_activations ? [] : [el("p", { class: "note" }, "This latent never fired on these rows.")]),
       ...groups.slice(0, 1),
-      el("div", { class: "pair" }, words.map((b) => panelBlock(b, r)), partners(matches, latent)),
+      el("div", { class: "pair" }, words.map((b) => panelBlock(b, r)), partners(matches)),
       ...groups.slice(1),
       el("div", { class: "pair" }, charts.map((b) => panelBlock(b, r))));
     if (panel.hidden) { panel.hidden = false; panel.dataset.back = document.activeElement && document.activeElement.className; $("panel-close").focus({ preventScroll: true }); }

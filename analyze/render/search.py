@@ -19,11 +19,21 @@ TEXT_BLOCK = 32
 
 
 class SearchIndex:
-    """The tokens by which a latent is found, besides those it fires on: where it peaks, and what it promotes."""
+    """The tokens by which a latent is found, besides those it fires on: where it peaks, and what it promotes.
+
+    Taken block by block, so that what waits is bounded.
+
+    Attributes:
+        blocks: how many were taken.
+    """
 
     def __init__(self) -> None:
-        self.peaks: list[list[int]] = []
-        self.promotes: list[list[str]] = []
+        self.blocks = 0
+        self._peaks: list[list[int]] = []
+        self._promotes: list[list[str]] = []
+
+    def __len__(self) -> int:
+        return len(self._peaks)
 
     def add(self, panel: Sequence[Mapping[str, Any]]) -> None:
         """The next latent, by the blocks of its panel."""
@@ -35,12 +45,27 @@ class SearchIndex:
                 peaks |= dict.fromkeys(item[5][item[4]] for item in items)
             if block["type"] == "table" and block["columns"][0][0] == "promotes":
                 promotes = [row[0] for row in block["rows"]]
-        self.peaks.append(list(peaks))
-        self.promotes.append(promotes)
+        self._peaks.append(list(peaks))
+        self._promotes.append(promotes)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Of each latent the ids of its peaks, and the texts of what it promotes."""
-        return {"peaks": self.peaks, "promotes": self.promotes}
+    def taken(self, size: int, everything: bool = False) -> Iterator[dict[str, Any]]:
+        """The next blocks of `size` latents that are whole; with `everything` what remains too.
+
+        Each is {"n_peaks": per latent, "peaks": ids of tokens, latent after latent, "n_promotes", "promotes": places in
+        "texts"}: flat lists, which a browser holds in little memory.
+        """
+        while len(self) >= size or (everything and len(self)):
+            peaks, promotes = self._peaks[:size], self._promotes[:size]
+            del self._peaks[:size], self._promotes[:size]
+            texts = {text: place for place, text in enumerate(dict.fromkeys(text for row in promotes for text in row))}
+            self.blocks += 1
+            yield {
+                "n_peaks": [len(row) for row in peaks],
+                "peaks": [token for row in peaks for token in row],
+                "n_promotes": [len(row) for row in promotes],
+                "promotes": [texts[text] for row in promotes for text in row],
+                "texts": list(texts),
+            }
 
 
 class Sequences:
@@ -76,10 +101,23 @@ class Sequences:
         yield "text", index, set()
 
 
-def matched(name: str, matches: Matches, runs: Sequence[str]) -> list[dict[str, Any]]:
-    """Of each run whose latents were matched with this one's: its place among `runs`, and the partner of each latent
-    (null where it has none) with the cosine of their decoder rows.
+class Partners:
+    """The latents of other runs that are the partners of this run's.
+
+    Attributes:
+        runs: of each other run its place among all runs, and this run's latent → (its partner, cosine).
     """
+
+    def __init__(self, runs: Sequence[tuple[int, Mapping[int, tuple[int, float]]]]) -> None:
+        self.runs = runs
+
+    def of(self, latent: int) -> list[list[Any]]:
+        """[place of the other run, its latent, cosine of the decoder rows] of each partner of a latent."""
+        return [[run, *partners[latent]] for run, partners in self.runs if latent in partners]
+
+
+def matched(name: str, matches: Matches, runs: Sequence[str]) -> Partners:
+    """The partners of one run's latents in each run that it was matched with."""
     out = []
     for other, matching, reverse in matches.get(name, ()):
         if other not in runs:
@@ -88,5 +126,5 @@ def matched(name: str, matches: Matches, runs: Sequence[str]) -> list[dict[str, 
         for i, (j, cosine) in enumerate(zip(matching.partner.tolist(), matching.cosine.tolist(), strict=True)):
             if j >= 0:
                 partners[j if reverse else i] = (i if reverse else j, round(cosine, 3))
-        out.append({"run": runs.index(other), "partners": partners})
-    return out
+        out.append((runs.index(other), partners))
+    return Partners(out)

@@ -22,6 +22,7 @@ from ...shared.cache.rows import counted_rows
 from ...shared.coders import Coder
 from ...shared.codes.contexts import context_hashes
 from ...shared.codes.sparse import SparseCodes
+from ...shared.memory import rows_within
 
 ENCODE_BYTES = 16 << 20
 """A coder's dense pre-activations [rows, F] are kept below this: rows are encoded in pieces, which caches hold."""
@@ -141,7 +142,7 @@ class CoderSites:
 def encode(source: CoderSites, x: Tensor, keep: NDArray[np.bool_]) -> tuple[SparseCodes, Tensor | None]:
     """(codes, reconstruction) of raw activations [R, d_in]; only the rows of `keep` are encoded."""
     coder = source.coder
-    step = max(256, ENCODE_BYTES // (4 * coder.n_latents))
+    step = rows_within(4 * coder.n_latents, max(256, ENCODE_BYTES // (4 * coder.n_latents)))
     inside = None if keep.all() else torch.from_numpy(keep).to(x.device)
     if inside is not None:
         x = x[inside]

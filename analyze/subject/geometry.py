@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...shared.memory import rows_within
+
 NEIGHBOURS = 20
 """Nearest rows that are kept for each row."""
 
@@ -27,7 +29,7 @@ PAIR_CAPACITY = 1_000_000
 """At most this many pairs are listed; all are counted."""
 
 BLOCK = 512
-"""Rows whose cosines with all F rows are in memory at once."""
+"""Rows whose cosines with all F rows are in memory at once, fewer of them where F is large."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,9 @@ class Geometry:
         lowest = np.full(n, 1.0, np.float32)
         histogram = torch.zeros(BINS, dtype=torch.int64)
         close, close_cos, n_close, room = [], [], 0, PAIR_CAPACITY
-        for start in range(0, n if n > 1 else 0, BLOCK):
-            stop = min(start + BLOCK, n)
+        step = rows_within(4 * n, BLOCK)
+        for start in range(0, n if n > 1 else 0, step):
+            stop = min(start + step, n)
             cos = rows[start:stop] @ rows.T
             cos.clamp_(-1.0, 1.0)
             # Each block has the cosines of its rows with all rows. `above` is the part above the diagonal of the F × F
@@ -124,8 +127,10 @@ def random_geometry(n: int, d: int, seed: int, sample: int = 512) -> NDArray[np.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=1)
-    some = min(sample, n)
-    cos = rows[:some] @ rows.T
-    cos[torch.arange(some), torch.arange(some)] = -torch.inf
-    largest: NDArray[np.float32] = cos.amax(1).numpy()
-    return largest
+    largest = []
+    for part in torch.split(torch.arange(min(sample, n)), rows_within(4 * n, sample)):
+        cos = rows[part] @ rows.T
+        cos[torch.arange(len(part)), part] = -torch.inf
+        largest.append(cos.amax(1))
+    found: NDArray[np.float32] = torch.cat(largest).numpy()
+    return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +21,9 @@ from ...shared.coders import Coder
 from ...shared.runs.explanations import Explanations
 from ..stream.batches import CoderSites, ShardRows
 from .geometry import Geometry
+
+SCRATCH = Path(tempfile.gettempdir())
+"""Where a subject's temporary files lie unless another folder is given."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Subject:
         measured: what training measured on this cache's held-out documents: `fvu` and its twins by key; empty where it
             held none out, or trained elsewhere. Of a control `fvu` alone, as it was before the first step.
         explanations: labels of its latents (`pipeline explain`); None: it has none.
+        scratch: folder for files that are needed only during the analysis.
     """
 
     name: str
@@ -58,6 +64,7 @@ class Subject:
     trained_on: Cache | None = None
     measured: Mapping[str, Any] = field(default_factory=dict)
     explanations: Explanations | None = None
+    scratch: Path = SCRATCH
 
     @property
     def n_latents(self) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..memory import rows_within
 from .base import WHITENING, Coder
 from .configs.batchtopk import BatchTopKConfig
 from .configs.topk import TopKConfig
@@ -100,7 +101,8 @@ def choose(encoders: Sequence[Tensor], decoders: Sequence[Tensor], n: int) -> li
         if len(encoder) > n and written and encoder.shape[1] == decoder.shape[1]:
             rows = torch.nn.functional.normalize(torch.cat(written), dim=1)
             unit = torch.nn.functional.normalize(encoder, dim=1)
-            nearest = torch.cat([(part @ rows.T).amax(dim=1) for part in torch.split(unit, BLOCK)])
+            step = rows_within(4 * len(rows), BLOCK)
+            nearest = torch.cat([(part @ rows.T).amax(dim=1) for part in torch.split(unit, step)])
             # a stable order: of equally similar latents the later ones are marked off
             ids = torch.argsort(nearest, stable=True)[:n].sort().values
         ids = ids[:n]

@@ -69,6 +69,13 @@ class CodeMoments:
         return found
 
     @cached_property
+    def ratio(self) -> NDArray[np.float64]:
+        """Mean / standard deviation [F]; 0 where a latent does not vary."""
+        found = np.zeros(len(self.sum))
+        np.divide(self.sum, self.spread, out=found, where=self.spread > 0)
+        return found
+
+    @cached_property
     def std(self) -> NDArray[np.float64]:
         """Standard deviation of the population [F]; 0 where `spread` is."""
         return self.spread / max(self.rows, 1)

@@ -1,11 +1,12 @@
 """The compiled loops over pairs of latents that fire on the same row: Σ z_i z_j, n_ij, and Pearson's r.
 
-Both users form the sums of one latent i at a time in a dense float64 buffer over its partners j (Gustavson's algorithm
+All users form the sums of one latent i at a time in a dense float64 buffer over its partners j (Gustavson's algorithm
 with a dense accumulator, :func:`_add_partners`). They differ in what becomes of the buffer:
 
 - The analysis (:func:`add_pairs`, :func:`scan_block`) adds millions of rows, part by part, to a triangle that stays. It
   adds the whole buffer to the triangle's row, and reads r from the finished triangle, of pairs that never fire together
   too.
+- The analysis of wide dictionaries (met_pairs.py) has no triangle: it keeps the codes, and reads the buffer at once.
 - The training window (:func:`scan_rows`) sees a few batches once. It reads r at once, of the partners that the buffer
   holds alone, and clears these: no triangle, no F² work.
 
@@ -188,7 +189,7 @@ def _empty(buffer: NDArray[np.float64], first: int, sums: NDArray[np.float64], c
 
 
 @compiled
-def _bin(r: float, bins: int) -> int:
+def bin_of(r: float, bins: int) -> int:
     """Bin of r in −1 … 1, of `bins` equal ones; r = 1 falls into the last."""
     return min(bins - 1, int((r + 1.0) * 0.5 * bins))
 
@@ -202,6 +203,7 @@ def scan_block(
     n: NDArray[np.int64],
     s1: NDArray[np.float64],
     spread: NDArray[np.float64],
+    ratio: NDArray[np.float64],
     min_fired: int,
     min_both: int,
     threshold: float,
@@ -210,19 +212,21 @@ def scan_block(
     found_r: NDArray[np.float64],
     near_r: NDArray[np.float32],
     near_id: NDArray[np.int32],
+    near_both: NDArray[np.uint32],
 ) -> int:
     """Pearson's r of the pairs i < j of one block of rows: histogram, pairs beyond the threshold, nearest neighbours.
 
     r = (N Σz_i z_j − Σz_i Σz_j) / (spread_i spread_j), spread_i = √(N Σz_i² − (Σz_i)²), of latents with n ≥ min_fired
-    and spread > 0. The histogram has every such pair; the rest only those that fire together at all. Each pair of the
-    triangle is visited once and offered to both of its latents, so near_* ends with the nearest of all.
+    and spread > 0. The histogram has every such pair; the rest only those that fire together at all. A pair that never
+    does has Σz_i z_j = 0, so r = −a_i a_j with a = Σz_i / spread_i. Each pair of the triangle is visited once and
+    offered to both of its latents, so near_* ends with the nearest of all.
 
     Args:
         sums, counts: [t, F − origin] of :func:`add_pairs`.
-        total: N.
+        total: N. ratio: a.
         histogram: [B] over −1 … 1, added to.
         found_pairs: [capacity, 2], found_r: [capacity]: filled with the pairs |r| > threshold and n_ij ≥ min_both.
-        near_r, near_id: [F, m] the m largest r of each latent so far, descending (n_ij ≥ 1).
+        near_r, near_id, near_both: [F, m] the m largest r of each latent so far (n_ij ≥ 1), with whom, and n_ij.
 
     Returns:
         How many pairs are beyond the threshold; where that exceeds the capacity, the rest was counted only.
@@ -236,37 +240,43 @@ def scan_block(
             j = origin + b
             if n[j] < min_fired or spread[j] <= 0:
                 continue
+            if counts[a, b] == 0:
+                histogram[bin_of(max(-1.0, -(ratio[i] * ratio[j])), len(histogram))] += 1
+                continue
             r = (total * sums[a, b] - s1[i] * s1[j]) / (spread[i] * spread[j])
             r = min(1.0, max(-1.0, r))
-            histogram[_bin(r, len(histogram))] += 1
-            if counts[a, b] == 0:
-                continue
+            histogram[bin_of(r, len(histogram))] += 1
             if abs(r) > threshold and counts[a, b] >= min_both:
                 if found < len(found_r):
                     found_pairs[found, 0] = i
                     found_pairs[found, 1] = j
                     found_r[found] = r
                 found += 1
-            _offer(near_r[i], near_id[i], r, j)
-            _offer(near_r[j], near_id[j], r, i)
+            offer(near_r[i], near_id[i], near_both[i], r, j, counts[a, b])
+            offer(near_r[j], near_id[j], near_both[j], r, i, counts[a, b])
     return found
 
 
 @compiled
-def _offer(near_r: NDArray[np.float32], near_id: NDArray[np.int32], r: float, other: int) -> None:
-    """Insert a neighbour into one latent's list [m], which stays descending; its last entry drops out.
+def offer(
+    near_r: NDArray[np.float32],
+    near_id: NDArray[np.int32],
+    near_both: NDArray[np.uint32],
+    r: float,
+    other: int,
+    both: int,
+) -> None:
+    """Insert a neighbour into one latent's list [m], which stays in order; its last entry drops out.
 
-    Of equal r the one that came first stays ahead, so the list depends on the order of blocks and on nothing else.
+    The order is by r as it is stored, then by the smaller latent, so it depends on no order in which pairs are visited.
     """
-    slot = len(near_r) - 1
-    if not r > near_r[slot]:
+    stored, slot = np.float32(r), len(near_r) - 1
+    if stored < near_r[slot] or (stored == near_r[slot] and other > near_id[slot]):
         return
-    while slot > 0 and near_r[slot - 1] < r:
-        near_r[slot] = near_r[slot - 1]
-        near_id[slot] = near_id[slot - 1]
+    while slot > 0 and (near_r[slot - 1] < stored or (near_r[slot - 1] == stored and near_id[slot - 1] > other)):
+        near_r[slot], near_id[slot], near_both[slot] = near_r[slot - 1], near_id[slot - 1], near_both[slot - 1]
         slot -= 1
-    near_r[slot] = r
-    near_id[slot] = other
+    near_r[slot], near_id[slot], near_both[slot] = stored, other, both
 
 
 @inlined
@@ -336,7 +346,7 @@ def scan_rows(
             found_all += abs(r_all) > limits.threshold
             if np.isnan(r):
                 continue
-            histogram[_bin(r, bins)] += 1
+            histogram[bin_of(r, bins)] += 1
             largest[i], largest[j] = max(largest[i], r), max(largest[j], r)
             either = over_rest.n[i] + over_rest.n[j] - both
             if abs(r) > limits.threshold or both >= limits.jaccard * either:

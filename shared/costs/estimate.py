@@ -13,7 +13,11 @@ STEP_BYTES = 26
 """Bytes that a step of Adam moves for each parameter, bfloat16 copies included (docs/performance.md)."""
 
 PAIR_BYTES = 12
-"""Bytes of an exact correlation, for each pair of latents."""
+"""Bytes of an exact correlation, for each pair of latents, where the table of all pairs is held."""
+
+LATENT_BYTES = 45_000
+"""Bytes of an analysis for each latent of a coder: counts by position and their nulls, examples, samples, neighbours.
+From the shapes of the usual reports' arrays; two fifths are the shifted nulls of the position report."""
 
 HEADROOM = 0.9
 """Share of a device's memory that weights, moments and batches may take."""
@@ -205,19 +209,21 @@ def step_seconds(coder: CoderWork, device: Constants) -> float:
     return device["step_a"] * product + device["step_b"] * moved
 
 
-def analyze_step(coders: Sequence[CoderWork], rows: int, pairs: bool, machine: Machine) -> Step:
-    """One pass for each coder and its untrained control, one after another.
+def analyze_step(coders: Sequence[CoderWork], rows: int, triangle_gb: float | None, machine: Machine) -> Step:
+    """One pass for each coder and its untrained control, one coder after another.
 
     Args:
-        pairs: whether all pairs of latents are correlated.
+        triangle_gb: largest table of all pairs that is held, in GB; None: pairs are not correlated.
     """
     host = machine.host
     seconds = {"pass over the rows": 2 * len(coders) * rows / host["analyze"]}
     most = max(coder.latents for coder in coders)
-    needed = PAIR_BYTES * most * (most + 1) // 2 if pairs else 0
+    triangle = PAIR_BYTES * most * (most + 1) // 2
+    held = triangle if triangle_gb is not None and triangle <= triangle_gb * 1e9 else 0
+    needed = 2 * (LATENT_BYTES * most + held)
     levers = {
         "pass over the rows": "fewer rows (analyze.max_tokens), or one machine for each coder",
-        "host memory": "analyze.reports.correlation: null, or fewer latents: the sums of all pairs are kept",
+        "host memory": "analyze.controls: false (half), analyze.reports.correlation.triangle_gb: 0, or fewer latents",
     }
     facts = {"rows": si(rows), "coders": f"{len(coders)} and their untrained controls"}
     return Step("analyze", seconds, ("host memory", needed, host["memory"]), levers, 0.0, facts)

@@ -35,6 +35,10 @@ class CorrelationConfig(ReportConfig):
     """Length of the sorted lists in the mistaken "correlation" that is shown once, beside its own null."""
     max_pairs: int = 1_000_000
     """Pairs kept in the Parquet table; all are counted."""
+    triangle_gb: float = 4.0
+    """Largest table of all pairs (12 bytes each) that each coder's pass holds in memory, in GB. Dictionaries beyond it
+    (26,000 latents) keep their active codes in a file beside the report, and pairs are counted afterwards; the figures
+    are the same."""
 
     latents: tuple[int, ...] = ()
     """Latents whose correlations with one another are shown as a matrix; `--latents 19,830` sets them."""
@@ -42,6 +46,8 @@ class CorrelationConfig(ReportConfig):
     def __post_init__(self) -> None:
         if any(latent < 0 for latent in self.latents) or len(set(self.latents)) < len(self.latents):
             raise ValueError(f"latents: expected different numbers from 0 on, found {list(self.latents)}")
+        if self.triangle_gb < 0:
+            raise ValueError(f"triangle_gb must be at least 0, not {self.triangle_gb}")
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold is an |r| between 0 and 1, not {self.threshold}")
         if min(self.min_fired, self.min_both, self.neighbours, self.max_pairs) < 1 or self.sorted_top < 2:

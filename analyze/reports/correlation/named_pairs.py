@@ -12,7 +12,6 @@ from ....shared.codes.moments import CodeMoments
 from ...subject.geometry import Geometry
 from .config import CorrelationConfig
 from .counted import Counted
-from .pair_sums import PairSums
 from .scan import Scan
 
 
@@ -161,12 +160,12 @@ class Neighbours:
     cos: NDArray[np.float32]
 
     @classmethod
-    def of(cls, found: Scan, pairs: PairSums, rest: CodeMoments, geometry: Geometry) -> Neighbours:
+    def of(cls, found: Scan, rest: CodeMoments, geometry: Geometry) -> Neighbours:
         """The neighbours that the scan kept, with how often they fire together and how their decoder rows lie."""
         shape = found.near.shape
         i = np.repeat(np.arange(shape[0]), shape[1])
         j = np.where(found.near >= 0, found.near, 0).reshape(-1)  # −1: computed with latent 0, never shown
-        _, both = pairs.lookup(i, j)
+        both = found.near_both.reshape(-1).astype(np.int64)
         with np.errstate(invalid="ignore", divide="ignore"):
             jaccard, p_other = both / (rest.n[i] + rest.n[j] - both), both / rest.n[i]
         return cls(

@@ -27,6 +27,7 @@ from .config import CorrelationConfig
 from .counted import Counted
 from .figures import columns, data, definitions, figures, lead
 from .found import Found
+from .kept_pairs import pairs_for
 from .nulls import null_sample
 from .pair_sums import PairSums
 from .panel import panel
@@ -49,7 +50,7 @@ class CorrelationReport(Report[CorrelationConfig]):
                 "analyze runs of one size together, or name latents that all of them have",
             )
         self.rest = self.first = self.massive = CodeMoments.zeros(n)
-        self.pairs = PairSums(n, subject.device)
+        self.pairs = pairs_for(n, subject.device, subject.scratch, config.triangle_gb)
         self.first_rows, self.massive_rows = RowsApart(n), RowsApart(n)
         self.null_ids = null_sample(n, config.null_latents)
         self.null_of = np.full(n, -1, np.int32)
@@ -78,7 +79,7 @@ class CorrelationReport(Report[CorrelationConfig]):
         self.rest += other.rest
         self.first += other.first
         self.massive += other.massive
-        self.pairs.merge(other.pairs)
+        self.pairs.merge(other.pairs)  # type: ignore[arg-type]  # both are of one kind: it follows from F
         self.first_rows.merge(other.first_rows)
         self.massive_rows.merge(other.massive_rows)
         self.null.merge(other.null)

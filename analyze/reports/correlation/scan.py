@@ -21,6 +21,8 @@ FIRST_CAPACITY = 1 << 16
 NONE = -2.0
 """The r of a neighbour that does not exist: below every correlation."""
 
+State = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int32], NDArray[np.uint32]]
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -29,7 +31,8 @@ class Scan:
     Attributes:
         n_above: pairs beyond the threshold; pairs [P, 2] and r [P] hold the first max_pairs of them.
         histogram: [BINS] of r over −1 … 1; n_pairs of them were scored.
-        near, near_r: [F, m] most correlated latents, r = −2 where there are fewer.
+        near, near_r, near_both: [F, m] most correlated latents, r of the pair and rows on which both fire; r = −2 where
+            there are fewer.
     """
 
     n_above: int
@@ -38,6 +41,7 @@ class Scan:
     histogram: NDArray[np.int64]
     near: NDArray[np.int32]
     near_r: NDArray[np.float32]
+    near_both: NDArray[np.uint32]
 
     @property
     def n_pairs(self) -> int:
@@ -69,42 +73,70 @@ def scan(
         max_pairs: at most this many pairs are listed; all are counted.
         neighbours: most correlated latents kept per latent.
     """
-    n_latents = len(moments.n)
-    histogram = np.zeros(BINS, np.int64)
-    near_r = np.full((n_latents, neighbours), NONE, np.float32)
-    near = np.full((n_latents, neighbours), -1, np.int32)
+    shape = (len(moments.n), neighbours)
+    # The histogram; of the neighbours r, who they are, and rows on which both fire.
+    state: State = (
+        np.zeros(BINS, np.int64),
+        np.full(shape, NONE, np.float32),
+        np.full(shape, -1, np.int32),
+        np.zeros(shape, np.uint32),
+    )
     pairs, r, total, room = [], [], 0, max_pairs
     for block in blocks:
         capacity = min(room, FIRST_CAPACITY)
         # The kernel adds to the histogram and to the neighbours, and counts what does not fit. Each try works on copies
         # of the state before this block, so that a second one with enough room counts nothing twice.
         while True:
-            found_pairs, found_r = np.empty((capacity, 2), np.int32), np.empty(capacity)
-            state = histogram.copy(), near_r.copy(), near.copy()
-            found = scan_block(
-                sums=block.sums,
-                counts=block.counts,
-                origin=block.first,
-                total=float(moments.rows),
-                n=moments.n,
-                s1=moments.sum,
-                spread=moments.spread,
-                min_fired=min_fired,
-                min_both=min_both,
-                threshold=threshold,
-                histogram=state[0],
-                found_pairs=found_pairs,
-                found_r=found_r,
-                near_r=state[1],
-                near_id=state[2],
-            )
+            after: State = (state[0].copy(), state[1].copy(), state[2].copy(), state[3].copy())
+            found, found_pairs, found_r = _block(block, moments, (min_fired, min_both), threshold, capacity, after)
             if found <= capacity or capacity == room:
                 break
             capacity = min(room, found)
-        histogram, near_r, near = state
+        state = after
         total += found
         listed = min(found, capacity)
         room -= listed
         pairs.append(found_pairs[:listed])
         r.append(found_r[:listed])
-    return Scan(total, np.concatenate(pairs), np.concatenate(r), histogram=histogram, near=near, near_r=near_r)
+    histogram, near_r, near, near_both = state
+    return Scan(
+        total,
+        np.concatenate(pairs),
+        np.concatenate(r),
+        histogram=histogram,
+        near=near,
+        near_r=near_r,
+        near_both=near_both,
+    )
+
+
+def _block(
+    block: PairBlock,
+    moments: CodeMoments,
+    at_least: tuple[int, int],
+    threshold: float,
+    capacity: int,
+    state: State,
+) -> tuple[int, NDArray[np.int32], NDArray[np.float64]]:
+    """(pairs beyond the threshold; the first `capacity` of them, and r of each) of one block; `state` is added to."""
+    found_pairs, found_r = np.empty((capacity, 2), np.int32), np.empty(capacity)
+    found = scan_block(
+        sums=block.sums,
+        counts=block.counts,
+        origin=block.first,
+        total=float(moments.rows),
+        n=moments.n,
+        s1=moments.sum,
+        spread=moments.spread,
+        ratio=moments.ratio,
+        min_fired=at_least[0],
+        min_both=at_least[1],
+        threshold=threshold,
+        histogram=state[0],
+        found_pairs=found_pairs,
+        found_r=found_r,
+        near_r=state[1],
+        near_id=state[2],
+        near_both=state[3],
+    )
+    return found, found_pairs, found_r

@@ -45,12 +45,12 @@ def _named(counted: Counted, config: CorrelationConfig) -> Table:
     """Pearson's r of every two of the latents in the settings, in their order."""
     ids = np.array(config.latents)
     fired = counted.rest.n[ids]
-    rows: list[list[Any]] = []
-    for i, n in zip(config.latents, fired.tolist(), strict=True):
-        this = np.full(len(ids), i)
-        sums, _ = counted.pairs.lookup(this, ids)
-        r = np.where(this == ids, 1.0, counted.rest.pearson(this, ids, sums))
-        rows.append([i, n, *(float(v) if n and m else None for v, m in zip(r, fired.tolist(), strict=True))])
+    i, j = np.repeat(ids, len(ids)), np.tile(ids, len(ids))
+    r = np.where(i == j, 1.0, counted.rest.pearson(i, j, counted.pairs.lookup(i, j)[0])).reshape(len(ids), -1)
+    rows: list[list[Any]] = [
+        [latent, n, *(float(v) if n and m else None for v, m in zip(of_it, fired.tolist(), strict=True))]
+        for latent, n, of_it in zip(config.latents, fired.tolist(), r, strict=True)
+    ]
     return Table(
         "named",
         "Correlations of the latents that were named",
@@ -62,14 +62,24 @@ def _named(counted: Counted, config: CorrelationConfig) -> Table:
 
 
 def _clusters(clusters: list[Cluster], counted: Counted) -> Table:
-    rows: list[list[Any]] = []
-    for c, cluster in enumerate(clusters[:CLUSTERS_LISTED]):
-        members = np.array(cluster.members[:MEMBERS_LISTED])
-        a, b = np.triu_indices(len(members), 1)
-        sums, _ = counted.pairs.lookup(members[a], members[b])
-        r = counted.rest.pearson(members[a], members[b], sums)
-        i, j, weakest = cluster.weakest
-        rows.append([c, len(cluster.members), members.tolist(), weakest, [i, j], float(np.nanmin(r))])
+    listed = clusters[:CLUSTERS_LISTED]
+    members = [np.array(cluster.members[:MEMBERS_LISTED]) for cluster in listed]
+    within = [(these[a], these[b]) for these in members for a, b in [np.triu_indices(len(these), 1)]]
+    ends = np.cumsum([len(i) for i, _ in within])
+    # One look-up for all of them: where the codes were kept, each passes over the codes of its latents.
+    i, j = (np.concatenate([side[n] for side in within] or [np.zeros(0, np.int64)]) for n in (0, 1))
+    r = np.split(counted.rest.pearson(i, j, counted.pairs.lookup(i, j)[0]), ends[:-1])
+    rows: list[list[Any]] = [
+        [
+            c,
+            len(cluster.members),
+            these.tolist(),
+            cluster.weakest[2],
+            list(cluster.weakest[:2]),
+            float(np.nanmin(lowest)),
+        ]
+        for c, (cluster, these, lowest) in enumerate(zip(listed, members, r, strict=False))
+    ]
     return Table(
         "clusters",
         "Duplicate clusters",

@@ -97,6 +97,16 @@ def test_canonical_correlations_are_the_textbooks() -> None:
     assert (same.svcca, same.pwcca) == (pytest.approx(1, abs=1e-9), pytest.approx(1, abs=1e-9))
 
 
+def test_canonical_correlations_of_wide_dictionaries_form_nothing_for_pairs_of_latents() -> None:
+    """300,000 latents: a matrix of all pairs would take 360 GB."""
+    rng = np.random.default_rng(0)
+    rows, latents = np.repeat(np.arange(60), 8), rng.integers(0, 300_000, 480)
+    x = csr_matrix((rng.exponential(1.0, 480), (rows, latents)), shape=(60, 300_000))
+    found = principal_components(x)
+    assert found is not None
+    assert cca(found, found).svcca == pytest.approx(1, abs=1e-4)  # the ridge of the components is 1e-6
+
+
 @pytest.mark.parametrize(("p", "q", "n"), [(50, 50, 1000), (30, 200, 1000), (300, 300, 2000)])
 def test_chance_follows_wachters_law(p: int, q: int, n: int) -> None:
     generator = Generator().manual_seed(0)

@@ -10,33 +10,14 @@ from typing import Any
 
 import pytest
 
-from sparse_pipeline.analyze.config import AnalyzeConfig
 from sparse_pipeline.analyze.render.html import write_html
 from sparse_pipeline.analyze.result import Chart, Figure, ReportResult, Series, Table, TableColumn, show
-from sparse_pipeline.analyze.run import analyze
 from sparse_pipeline.shared.console import Console
-from tests.analyze.planted import BOS_LOCKED, CTX, DEAD, ONE_TOKEN, STRUCTURAL, F, planted
-from tests.analyze.test_run import HOSTILE, nested
+from tests.analyze.planted import BOS_LOCKED, CTX, DEAD, ONE_TOKEN, STRUCTURAL, F
+from tests.analyze.test_run import HOSTILE
 from tests.browser import SIZES, faults, needs_chromium, sized
 
 pytestmark = needs_chromium
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tokenizers import Tokenizer, models
-
-    folder = tmp_path_factory.mktemp("page")
-    made = planted(folder / "cache")
-    pieces = {f"▁word{i}": i for i in range(50)}
-    for n, text in enumerate(HOSTILE):
-        del pieces[f"▁word{n + 5}"]
-        pieces[text] = n + 5
-    tokenizer = Tokenizer(models.WordLevel(pieces, unk_token="▁word0"))
-    tokenizer.add_special_tokens(["▁word2"])
-    tokenizer.save(str(folder / "cache" / "tokenizer.json"))
-    runs = [made.run(folder / "runs").path, nested(made, folder / "runs", "nested <i>")]
-    return analyze(runs, AnalyzeConfig(out=folder / "reports")).report
 
 
 NAMES = ["ab-antidup", "ab-jumprelu", "ab-matryoshka-ortsae", "ab-topk", "width-nested-latents=128-seed0"]

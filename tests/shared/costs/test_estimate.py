@@ -107,14 +107,18 @@ def test_a_coder_on_all_devices_shares_its_product_and_sliced_its_parameters_too
 
 def test_money_is_that_of_all_devices_and_assumptions_are_named() -> None:
     here = machine(devices=2)
-    costs = Costs([harvest_step(CACHE, here), analyze_step([coder()], 1_000_000, True, here)], here, CACHE.bytes)
+    costs = Costs([harvest_step(CACHE, here), analyze_step([coder()], 1_000_000, 4.0, here)], here, CACHE.bytes)
     document = costs.to_dict()
     assert document["seconds"] == pytest.approx(15 + 2000)  # the run and its untrained control, at 1,000 rows a second
     assert document["dollars"] == pytest.approx((15 + 2000) / 3600 * 8)
     assert document["bucket_dollars_per_month"] == pytest.approx(1.0)
     assert costs.assumed == ["device price 4 (made up)"]
-    pairs = analyze_step([coder(latents=20_000)], 1, True, here)
-    assert not pairs.fits  # 12 bytes for each of 200 million pairs
+    pairs = analyze_step([coder(latents=20_000)], 1, 4.0, here)
+    assert not pairs.fits  # 12 bytes for each of 200 million pairs, of the run and of its control
+    least = analyze_step([coder(latents=20_000)], 1, None, here).memory[1]
+    assert analyze_step([coder(latents=20_000)], 1, 1.0, here).memory[1] == least  # codes on disk in their place
+    assert pairs.memory[1] == least + 2 * 12 * 20_000 * 20_001 // 2
+    assert analyze_step([coder(latents=1_000_000)], 1, 4.0, here).memory[1] == pytest.approx(50 * least)  # not 2,500
 
 
 def test_every_constant_says_where_it_comes_from() -> None:
