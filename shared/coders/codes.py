@@ -77,9 +77,9 @@ class Codes:
         active = self.values > 0
         if self.latents is None:
             return active.any(dim=0)
-        mask = torch.zeros(self.n_latents, dtype=torch.bool, device=self.values.device)
-        mask[self.latents[active]] = True
-        return mask
+        # a place more, for inactive slots: choosing the active ones would make the host wait for their number
+        mask = torch.zeros(self.n_latents + 1, dtype=torch.bool, device=self.values.device)
+        return mask.scatter_(0, torch.where(active, self.latents, self.n_latents).reshape(-1), True)[:-1]
 
     def firing_counts(self, weight: Tensor | None = None) -> Tensor:
         """How many rows each latent fires on: [F] int64; with `weight` [B], the sum of those rows' weights in

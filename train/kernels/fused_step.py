@@ -14,9 +14,9 @@ read shadows, bfloat16 copies that the update itself keeps; the reference path r
 All buffers are allocated once per batch size. On a CUDA device the launches are captured in a graph after a few steps.
 
 Three things keep a captured graph right: every kernel reads what changes from step to step (learning rate, bias
-corrections, prefixes) from memory that the host writes before the replay; nothing it launches depends on a number that
-the host would have to read; and whatever replaces a tensor that it points to (another batch size, a loaded checkpoint)
-discards it (`_prepare`, `_bind`).
+corrections, prefixes, which latents are dead) from memory that is written before it; nothing it launches depends on a
+number that the host would have to read; and whatever replaces a tensor that it points to (another batch size, a loaded
+checkpoint) or changes what is launched (more dead latents) discards it (`_prepare`, `_bind`, `_replay`).
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from torch import Tensor, nn
 from ...shared.coders import Coder, Codes
 from ...shared.coders.base import RMS_EPS
 from . import decode, lists, select, update
+from .ahead import Ring
 from .auxk import AuxGradients, aux_gradients, product
 from .inputs import normalise_rows
+from .room import Dead, Room, dead_ids
 from .update import ExtraRows, Matrix
 
 _EAGER_STEPS = 3
@@ -51,7 +53,8 @@ class FusedResult:
 
     Attributes:
         reconstruction: mean squared error of all prefixes over B·d_out; the loss without other terms.
-        aux: AuxK's weighted loss, or None while nothing is dead.
+        aux: AuxK's weighted loss; 0 while nothing is dead, None while nothing can be.
+        n_dead: [] int64 how many latents are dead; 0 where `aux` is None.
         grad_norm: global norm before clipping; NaN unless it was requested or needed.
         squares: [B, G] ‖t̂_g − t‖² of each prefix.
         l0: [B] int32 active latents.
@@ -60,6 +63,7 @@ class FusedResult:
 
     reconstruction: Tensor
     aux: Tensor | None
+    n_dead: Tensor
     grad_norm: Tensor
     squares: Tensor
     l0: Tensor
@@ -68,7 +72,11 @@ class FusedResult:
 
 @dataclass
 class _Buffers:
-    """Memory of a step for one batch size."""
+    """Memory of a step for one batch size.
+
+    `graph` holds the launches of a step without penalties and with `room` for dead latents, of which `plain_steps` were
+    launched one by one.
+    """
 
     u: Tensor
     t: Tensor
@@ -90,6 +98,10 @@ class _Buffers:
     bound: Tensor
     norms: Tensor
     others: Tensor
+    extra: Tensor
+    aux: Tensor
+    n_dead: Tensor
+    room: int = 0
     plain_steps: int = 0
     graph: Any = None
 
@@ -131,7 +143,10 @@ class FusedStep:
         self.state = torch.zeros(update.STATE_SIZE, device=self.device)
         self.hyper = torch.zeros(update.HYPER_SIZE, device=self.device)
         self._buffers: _Buffers | None = None
-        self._silent_at_most: int | None = None
+        self._clips = grad_clip is not None
+        self.room = Room(coder)
+        self._ring = Ring(update.HYPER_SIZE, torch.float32, self.device)
+        self._prefix_ring = Ring(len(self._prefixes), torch.int32, self.device)
         self._bound_to: tuple[int, ...] = ()
         self._versions: tuple[int, ...] = ()
         self.reset()
@@ -196,6 +211,15 @@ class FusedStep:
         """Let steps move the coder again after a gradient that was not finite."""
         self.state[update.FINITE.value] = 1.0
 
+    def save_state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps beside parameters and moments."""
+        return self.room.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what `save_state` returned, after parameters, moments and counters were loaded."""
+        self._bind()
+        self.room.load_state(state)
+
     # How it is done
 
     @torch.no_grad()
@@ -215,39 +239,66 @@ class FusedStep:
             lr / (1 - beta1**n), (1 - beta2**n) ** -0.5, beta1, beta2, 1 - beta1, 1 - beta2,
             self.optimizer.defaults["eps"], self.grad_clip, float(want_norm),
         )  # fmt: skip
-        self.hyper.copy_(torch.tensor(numbers), non_blocking=True)
+        self._ring.send(numbers, self.hyper)
         if self.coder.prefixes not in (None, self._prefixes):  # redrawn; their number is fixed
             self._prefixes = self.coder.prefixes or ()
-            self.prefixes.copy_(torch.tensor(self._prefixes, dtype=torch.int32), non_blocking=True)
-        dead = self._dead_latents(b.u.shape[0])
-        aux: AuxGradients | None = None
-        if penalise is None and dead is None and self.graphs:
-            self._replay(b)
-        elif penalise is None and dead is None:
-            self._launch(b)
+            self._prefix_ring.send(self._prefixes, self.prefixes)
+        c = self.coder
+        with_aux = _k_aux(c) > 0 and c.config.aux_coef != 0 and c.dead_after is not None
+        room = self.room.of(n, b.u.shape[0]) if with_aux else 0
+        if penalise is None and self.graphs and (self._clips or not want_norm):
+            self._replay(b, room)
         else:
-            aux = self._launch_with_extras(b, penalise, dead)
+            self._launch(b, room, self._clips or want_norm, penalise)
         self._versions = self._read_versions()
         return FusedResult(
             reconstruction=b.loss,
-            aux=None if aux is None else aux.loss,
+            aux=b.aux if room else None,
+            n_dead=b.n_dead,
             grad_norm=self.state[update.NORM.value],
             squares=b.squares,
             l0=b.codes.count,
             fired=b.lists.fired,
         )
 
-    def _launch(self, b: _Buffers) -> None:
-        """Everything a step without extra gradients launches. Nothing here waits for the device."""
-        self._select(b)
-        self._decode(b, None)
-        self._update(b, None, None)
+    def _launch(self, b: _Buffers, room: int, norm: bool, penalise: Penalise | None = None) -> None:
+        """Everything that a step launches. Without penalties nothing here waits for the device.
 
-    def _replay(self, b: _Buffers) -> None:
+        Args:
+            room: for dead latents; 0: there can be none.
+            norm: the gradient's norm may be needed; otherwise the kernels that sum it are not launched.
+        """
+        self._select(b)
+        extra_value: Tensor | None = None
+        gradients: dict[str, Tensor] = {}
+        if penalise is not None:
+            extra_value, gradients = self._penalty_gradients(b, penalise)
+        self._decode(b, extra_value)
+        dead, aux = None, None
+        if room:
+            assert self.coder.dead_after is not None
+            dead = dead_ids(self.coder.since_fired, self.coder.dead_after, room)
+            aux = aux_gradients(
+                u=b.u,
+                pre=b.pre,
+                error=b.suffix[-1],  # the last suffix sum is the error of the whole dictionary
+                decoder=self.w_dec.compute,
+                dead=dead.ids,
+                n_dead=dead.n,
+                k_aux=_k_aux(self.coder),
+                coefficient=self.coder.config.aux_coef,
+            )
+            b.aux.copy_(aux.loss)
+            b.n_dead.copy_(dead.n)
+        self._update(b, self._extra_rows(gradients, dead, aux), gradients, norm)
+
+    def _replay(self, b: _Buffers, room: int) -> None:
+        if b.room != room:
+            b.room, b.graph, b.plain_steps = room, None, 0
         if b.graph is None and b.plain_steps >= _EAGER_STEPS and self.graphs:
             b.graph = self._capture(b)
         if b.graph is None:
-            self._launch(b)
+            self._launch(b, room, self._clips)
             b.plain_steps += 1
         else:
             b.graph.replay()
@@ -257,34 +308,13 @@ class FusedStep:
         try:
             # thread_local: the thread that loads the next window allocates and copies meanwhile
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._launch(b)
+                self._launch(b, b.room, self._clips)
         except RuntimeError as error:
             torch.cuda.set_stream(stream)  # torch.cuda.graph stays on its own where ending the capture fails
             self.graphs = False
             warnings.warn(f"the training step runs without a CUDA graph: capturing it failed ({error})", stacklevel=2)
             return None
         return graph
-
-    def _launch_with_extras(self, b: _Buffers, penalise: Penalise | None, dead: Tensor | None) -> AuxGradients | None:
-        self._select(b)
-        extra_value: Tensor | None = None
-        gradients: dict[str, Tensor] = {}
-        if penalise is not None:
-            extra_value, gradients = self._penalty_gradients(b, penalise)
-        self._decode(b, extra_value)
-        aux = None
-        if dead is not None:
-            aux = aux_gradients(
-                u=b.u,
-                pre=b.pre,
-                error=b.suffix[-1],  # the last suffix sum is the error of the whole dictionary
-                decoder=self.w_dec.compute,
-                dead=dead,
-                k_aux=_k_aux(self.coder),
-                coefficient=self.coder.config.aux_coef,
-            )
-        self._update(b, self._extra_rows(gradients, dead, aux), gradients)
-        return aux
 
     def _select(self, b: _Buffers) -> None:
         torch.addmm(self.b_enc.compute, b.u, self.w_enc.compute.T, out=b.pre)
@@ -301,8 +331,7 @@ class FusedStep:
         torch.mean(b.squares, dim=(0, 1), out=b.loss)
         b.loss.div_(b.t.shape[1])
 
-    def _update(self, b: _Buffers, extra: ExtraRows | None, gradients: dict[str, Tensor] | None) -> None:
-        gradients = gradients or {}
+    def _update(self, b: _Buffers, extra: ExtraRows | None, gradients: dict[str, Tensor], norm: bool) -> None:
         scale = 2.0 / b.suffix.numel()
         lists.build_lists(b.codes, b.lists)
         self._dense_gradients(b, scale, gradients)
@@ -310,14 +339,18 @@ class FusedStep:
             b.lists, grad_value=b.grad_value, list_grad=b.list_grad, input_norm=b.input_norm, reach=b.reach,
             prefixes=self.prefixes, bound=b.bound, scale=scale,
         )  # fmt: skip
-        update.decide(bound=b.bound, others=b.others, state=self.state, hyper=self.hyper, force=extra is not None)
+        b.extra.zero_()
+        for rows in () if extra is None else (extra.encoder, extra.bias, extra.decoder):
+            if rows is not None:
+                b.extra.add_(rows.square().sum())
+        update.decide(bound=b.bound, others=b.others, extra=b.extra, state=self.state, hyper=self.hyper)
         inputs = b.u.unsqueeze(0)
         update.sum_segments(b.lists, weight=b.list_grad, table=inputs, prefixes=self.whole, partial=b.partial_enc)
         update.sum_segments(b.lists, weight=b.lists.code, table=b.suffix, prefixes=self.prefixes, partial=b.partial_dec)
         unit = self.coder.config.decoder_norm == "unit"
         # Norms first, then the update: no row may move before the clipping factor is known. Where `decide` found that
         # nothing is clipped, the first pass ends at once.
-        for moving in (False, True):
+        for moving in (False, True) if norm else (True,):
             update.rows(
                 b.lists, self.w_enc, weight=b.list_grad, table=inputs, prefixes=self.whole, partial=b.partial_enc,
                 state=self.state, hyper=self.hyper, scale=1.0, unit=False, update=moving,
@@ -376,7 +409,7 @@ class FusedStep:
         return None if found[0] is None else _by_entry(found[0], b.codes), by_name
 
     def _extra_rows(
-        self, gradients: dict[str, Tensor], dead: Tensor | None, aux: AuxGradients | None
+        self, gradients: dict[str, Tensor], dead: Dead | None, aux: AuxGradients | None
     ) -> ExtraRows | None:
         """Penalties' and AuxK's gradients of the rows, added where both are on."""
         c = self.coder
@@ -384,9 +417,7 @@ class FusedStep:
         if encoder is None and bias is None and decoder is None:
             if aux is None or dead is None:
                 return None
-            slot = torch.full((c.n_latents,), -1, dtype=torch.int32, device=self.device)
-            slot[dead] = torch.arange(dead.numel(), dtype=torch.int32, device=self.device)
-            return ExtraRows(slot, aux.encoder, aux.bias, aux.decoder)
+            return ExtraRows(dead.slot, aux.encoder, aux.bias, aux.decoder)
         slot = torch.arange(c.n_latents, dtype=torch.int32, device=self.device)
         if encoder is not None or bias is not None or aux is not None:
             encoder = torch.zeros_like(c.w_enc) if encoder is None else encoder
@@ -395,25 +426,11 @@ class FusedStep:
             assert encoder is not None
             assert bias is not None
             decoder = torch.zeros_like(c.w_dec) if decoder is None else decoder
-            encoder = encoder.index_add(0, dead, aux.encoder)
-            bias = bias.index_add(0, dead, aux.bias)
-            decoder = decoder.index_add(0, dead, aux.decoder)
+            # padded ids add 0 to a row
+            encoder = encoder.index_add(0, dead.ids, aux.encoder)
+            bias = bias.index_add(0, dead.ids, aux.bias)
+            decoder = decoder.index_add(0, dead.ids, aux.decoder)
         return ExtraRows(slot, *(None if g is None else g.contiguous() for g in (encoder, bias, decoder)))
-
-    def _dead_latents(self, n_rows: int) -> Tensor | None:
-        """Ids of the dead latents before this step, or None.
-
-        Reading `since_fired` would make the host wait at every step. No latent is silent for more rows than the bound
-        `_silent_at_most`, which grows by a batch per step; only when it reaches `dead_after` is the device asked.
-        """
-        c = self.coder
-        if _k_aux(c) == 0 or c.config.aux_coef == 0 or c.dead_after is None:
-            return None
-        if self._silent_at_most is None or self._silent_at_most >= c.dead_after:
-            self._silent_at_most = int(c.since_fired.max())
-        dead = c.dead.nonzero().squeeze(1) if self._silent_at_most >= c.dead_after else None
-        self._silent_at_most += n_rows
-        return dead
 
     # Memory
 
@@ -446,7 +463,7 @@ class FusedStep:
         self.w_skip = None if c.w_skip is None else self._matrix(c.w_skip, True)
         self._adam_steps = [self.optimizer.state[p]["step"] for p in c.parameters()]
         self._updates = int(self._adam_steps[0])
-        self._silent_at_most = None
+        self.room.forget()
         if self._buffers is not None:
             self._buffers.graph = None  # it holds the old pointers
         self._bound_to, self._versions = self._read_bound(), self._read_versions()
@@ -498,6 +515,9 @@ class FusedStep:
             bound=floats(c.n_latents),
             norms=floats(2, c.n_latents),
             others=floats(1),
+            extra=floats(1),
+            aux=floats(),
+            n_dead=torch.zeros((), dtype=torch.int64, device=device),
         )
 
 

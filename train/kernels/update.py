@@ -9,9 +9,9 @@ moments and the row, brings the row back to unit length and writes its copy in t
 written.
 
 Clipping needs the global norm before the first row may move. The triangle inequality bounds it from the lists alone,
-Σ_b |dL/dz_bf| ‖u_b‖ and 2c Σ_b z_bf Σ_g ‖e_g‖. Where that stays under the limit, nothing is clipped and no norm is
-computed. Otherwise (or when the norm is requested) the gradients are summed once more, for the norm. Which of the two
-happens is decided on the device: the host never waits.
+Σ_b |dL/dz_bf| ‖u_b‖ and 2c Σ_b z_bf Σ_g ‖e_g‖, plus the norm of what penalties and AuxK add. Where that stays under the
+limit, nothing is clipped and no norm is computed. Otherwise (or when the norm is requested) the gradients are summed
+once more, for the norm. Which of the two happens is decided on the device: the host never waits.
 
 A step whose gradient is not finite moves nothing, and neither do the steps after it, until `reset`.
 """
@@ -76,6 +76,22 @@ def _gather(row, weight, table, low, high, d, D: tl.constexpr, UNROLL: tl.conste
             c = tl.load(weight + p + i, mask=ok, other=0.0)
             total += c * tl.load(table + b * D + d, mask=d < tl.where(ok, D, 0), other=0.0).to(tl.float32)
     return total
+
+
+@triton.jit
+def _gather_both(row, weight, table, low, high, d, d2, D: tl.constexpr, UNROLL: tl.constexpr):
+    """As _gather, of two slices on one walk over the list: each place's row and weight are read once for both."""
+    total = tl.zeros(d.shape, tl.float32)
+    total2 = tl.zeros(d2.shape, tl.float32)
+    for p in range(low, high, UNROLL):
+        for i in tl.static_range(UNROLL):
+            ok = p + i < high
+            b = tl.load(row + p + i, mask=ok, other=0).to(tl.int64)
+            c = tl.load(weight + p + i, mask=ok, other=0.0)
+            width = tl.where(ok, D, 0)
+            total += c * tl.load(table + b * D + d, mask=d < width, other=0.0).to(tl.float32)
+            total2 += c * tl.load(table + b * D + d2, mask=d2 < width, other=0.0).to(tl.float32)
+    return total, total2
 
 
 @triton.jit
@@ -152,19 +168,22 @@ def _bound_rows(
 
 
 @triton.jit
-def _decide(bound, others, state, hyper, N, FORCE: tl.constexpr, SLACK: tl.constexpr, BLOCK: tl.constexpr):
+def _decide(bound, others, extra, state, hyper, N, SLACK: tl.constexpr, BLOCK: tl.constexpr):
     """Whether the exact norm is needed. One program.
 
-    The bound covers every gradient, so bound ≤ CLIP proves norm ≤ CLIP: no clipping. FORCE: gradients that the lists do
-    not hold (penalties, AuxK) are in no bound. A bound that is not finite (NaN fails `<` too) clears FINITE for good.
+    The bound covers every gradient, those that the lists do not hold too (`extra`, the squared norm of penalties' and
+    AuxK's: ‖a + b‖ ≤ ‖a‖ + ‖b‖). So bound ≤ CLIP proves norm ≤ CLIP: no clipping. A bound that is not finite (NaN fails
+    `<` too) clears FINITE for good.
     """
     total = tl.zeros([BLOCK], tl.float32)
     for o in range(0, N, BLOCK):
         i = o + tl.arange(0, BLOCK)
         total += tl.load(bound + i, mask=i < N, other=0.0)
-    norm = tl.sqrt(tl.sum(total) + tl.load(others)) * SLACK
+    norm = (tl.sqrt(tl.sum(total) + tl.load(others)) + tl.sqrt(tl.load(extra))) * SLACK
     finite = norm < float("inf")
-    exact = (norm > tl.load(hyper + CLIP)) | (tl.load(hyper + WANTED) > 0) | FORCE
+    exact = (norm > tl.load(hyper + CLIP)) | (tl.load(hyper + WANTED) > 0)
+    tl.store(state + NORM, float("nan"))  # until `_factor` finds it
+    tl.store(state + FACTOR, 1.0)
     tl.store(state + BOUND, norm)
     tl.store(state + EXACT, (exact & finite).to(tl.float32))
     tl.store(state + FINITE, tl.load(state + FINITE) * finite.to(tl.float32))
@@ -183,18 +202,13 @@ def _factor(norms, others, state, hyper, N, BLOCK: tl.constexpr):
         tl.store(state + NORM, norm)
         tl.store(state + FACTOR, tl.minimum(tl.load(hyper + CLIP) / (norm + 1e-6), 1.0))
         tl.store(state + FINITE, tl.load(state + FINITE) * finite.to(tl.float32))
-    else:
-        tl.store(state + NORM, float("nan"))
-        tl.store(state + FACTOR, 1.0)
 
 
 @triton.jit
 def _row_gradient(
-    row, weight, low, high, own, partial, seg_low, seg_high, extra, slot, scale, d, inside,
-    D: tl.constexpr, HAS_EXTRA: tl.constexpr, UNROLL: tl.constexpr,
+    g, partial, seg_low, seg_high, extra, slot, scale, d, inside, D: tl.constexpr, HAS_EXTRA: tl.constexpr,
 ):  # fmt: skip
-    """One slice of a row's gradient: the list's end, its segments in order, and the extra row, if it has one."""
-    g = _gather(row, weight, own, low, high, d, D, UNROLL)
+    """One slice of a row's gradient: the list's end (g), its segments in order, and the extra row, if it has one."""
     segment = partial + seg_low.to(tl.int64) * D + d
     for _ in range(seg_low, seg_high):
         g += tl.load(segment, mask=inside, other=0.0)
@@ -289,17 +303,18 @@ def _rows(
         # Row and moments are loaded before the gradient is summed, so that they have arrived when it is.
         d = tl.arange(0, HEAD)
         w, m, v = _load_row(w_ptr, m_ptr, v_ptr, at + d, d < D, UPDATE)
-        g = _row_gradient(
-            row, weight, low, high, own, partial, seg_low, seg_high, extra, slot, scale, d, d < D, D, HAS_EXTRA, UNROLL
-        )  # fmt: skip
-        along = tl.sum(g * w)
         if TAIL > 0:
             d2 = HEAD + tl.arange(0, TAIL)
             w2, m2, v2 = _load_row(w_ptr, m_ptr, v_ptr, at + d2, d2 < D, UPDATE)
+            g, g2 = _gather_both(row, weight, own, low, high, d, d2, D, UNROLL)
             g2 = _row_gradient(
-                row, weight, low, high, own, partial, seg_low, seg_high, extra, slot, scale, d2, d2 < D, D, HAS_EXTRA,
-                UNROLL,
+                g2, partial, seg_low, seg_high, extra, slot, scale, d2, d2 < D, D, HAS_EXTRA
             )  # fmt: skip
+        else:
+            g = _gather(row, weight, own, low, high, d, D, UNROLL)
+        g = _row_gradient(g, partial, seg_low, seg_high, extra, slot, scale, d, d < D, D, HAS_EXTRA)
+        along = tl.sum(g * w)
+        if TAIL > 0:
             along += tl.sum(g2 * w2)
         if UNIT:  # w has length 1, so ⟨g, w⟩ w is the part of g along it
             g -= along * w
@@ -408,10 +423,16 @@ def bound_rows(
     )  # fmt: skip
 
 
-def decide(*, bound: Tensor, others: Tensor, state: Tensor, hyper: Tensor, force: bool) -> None:
-    """Decide on the device whether the exact norm is needed. `others` [1]: the squared norm of all other gradients."""
+def decide(*, bound: Tensor, others: Tensor, extra: Tensor, state: Tensor, hyper: Tensor) -> None:
+    """Decide on the device whether the exact norm is needed.
+
+    Args:
+        bound: [F] of `bound_rows`.
+        others: [1] squared norm of the gradients of the decoder bias and the skip connection.
+        extra: [1] squared norm of the rows in ExtraRows.
+    """
     n = bound.shape[0]
-    _decide[(1,)](bound, others, state, hyper, n, FORCE=force, SLACK=_SLACK, BLOCK=_reduce_block(n), num_warps=8)
+    _decide[(1,)](bound, others, extra, state, hyper, n, SLACK=_SLACK, BLOCK=_reduce_block(n), num_warps=8)
 
 
 def factor(*, norms: Tensor, others: Tensor, state: Tensor, hyper: Tensor) -> None:

@@ -45,9 +45,13 @@ def capture(trainee: Trainee, position: Mapping[str, Any]) -> Captured:
         tensors |= {f"monitor.{name}": value for name, value in trainee.watch.state().items()}
     if trainee.samples is not None:
         tensors |= {f"sample.{name}": value for name, value in trainee.samples.state().items()}
+    if trainee.fused is not None:
+        tensors |= {f"fused.{name}": value for name, value in trainee.fused.save_state().items()}
     tensors["rng"] = trainee.generator.get_state()
     tensors |= {f"average.{name}": value for name, value in trainee.average.items()}
-    tensors |= {f"term.{name}": value for name, value in trainee.averages.items()}
+    # NaN: the fused step's AuxK, before anything was dead
+    averages = {name: value for name, value in trainee.averages.items() if not bool(value.isnan())}
+    tensors |= {f"term.{name}": value for name, value in averages.items()}
     state = {
         "tokens": trainee.tokens,
         "total_steps": trainee.total_steps,
@@ -90,6 +94,8 @@ def restore(run: Run, trainee: Trainee, checkpoint: Checkpoint) -> None:
     trainee.generator.set_state(checkpoint.optimizer["rng"])
     trainee.average = {name: value.to(device) for name, value in _below("average.", checkpoint.optimizer).items()}
     trainee.averages = {name: value.to(device) for name, value in _below("term.", checkpoint.optimizer).items()}
+    if trainee.fused is not None:
+        trainee.fused.load_state(_below("fused.", checkpoint.optimizer))
     trainee.step, trainee.tokens = checkpoint.step, state["tokens"]
     trainee.clock = StepClock(device, state["seconds"])
     trainee.untrained = dict(state["untrained"])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ...shared.cache import Cache
 from ...shared.cache.batch import Batch
@@ -145,8 +148,8 @@ class Session:
             "tokens": trainee.tokens,
             "epoch": trainee.tokens / stream.plan.rows_per_epoch,
             "loss": float(result.terms.total.detach()),
-            **{f"{name}_ema": float(value) for name, value in sorted(trainee.averages.items())},
-            **{name: float(value.detach()) for name, value in result.terms.values.items()},
+            **{f"{name}_ema": value for name, value in _numbers(trainee.averages).items()},
+            **_numbers(result.terms.values),
             **{f"{name}/weight": weight for name, weight in result.terms.weights.items()},
             **trainee.objective.metrics(),
             **({} if trainee.config.reseed is None else {"reseeded": trainee.reseeded, "merged": trainee.merged}),
@@ -227,6 +230,12 @@ class Session:
         summary["record"] = self.run.write_record(record(self.run, trainee, group.cache, summary))
         self.run.finish(trainee.whole_coder(), summary, extra)
         self.tracker.finish(summary)
+
+
+def _numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
+    """The terms of a loss that were computed, by name."""
+    numbers = {name: float(value.detach()) for name, value in terms.items()}
+    return {name: number for name, number in sorted(numbers.items()) if not math.isnan(number)}
 
 
 def existing_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:

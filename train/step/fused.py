@@ -95,8 +95,10 @@ def fused_train_step(trainee: Trainee, rows: Batch, measure: bool) -> StepResult
 
     own = {"reconstruction": result.reconstruction.clone()}
     if result.aux is not None:
-        own["aux"] = result.aux
+        own["aux"] = result.aux.clone()
     total = sum(own.values(), start=penalties)
+    if result.aux is not None:  # without dead latents AuxK is no term of this step, as by autograd
+        own["aux"] = torch.where(result.n_dead > 0, own["aux"], torch.nan)
     terms = Terms(total, own | values, weights)
     trainee.advance(terms, len(rows))
     return StepResult(terms, result.grad_norm.clone(), lr, fused.codes, measures)

@@ -32,8 +32,10 @@ def reseed(trainee: Trainee, rows: Batch) -> None:
     config, coder = trainee.config.reseed, trainee.coder
     if config is None or trainee.step > config.until * trainee.total_steps:
         return
-    free = torch.zeros_like(coder.since_fired, dtype=torch.bool)
     merges = trainee.objective.take_merges()
+    if merges is None and trainee.step % config.every:
+        return  # nothing is due, and looking would make the host wait for the device
+    free = torch.zeros_like(coder.since_fired, dtype=torch.bool)
     if merges is not None:
         merge(coder, merges)
         free[merges.gone] = True

@@ -112,10 +112,16 @@ class Trainee:
         return clipped[0] if len(clipped) == 1 else torch.cat(clipped, dim=1)
 
     def advance(self, terms: Terms, n_rows: int) -> None:
-        """Count an update. A term that this step did not compute keeps its average."""
+        """Count an update. A term that this step did not compute, absent or NaN, keeps its average."""
         for name, value in {"loss": terms.total, **terms.values}.items():
             now, before = value.detach(), self.averages.get(name)
-            self.averages[name] = now.clone() if before is None else torch.lerp(now, before, LOSS_EMA)
+            if before is None:
+                self.averages[name] = now.clone()
+                continue
+            mean = torch.lerp(now, before, LOSS_EMA)
+            if name == "aux":  # only the device knows whether it was computed
+                mean = torch.where(now.isnan(), before, torch.where(before.isnan(), now, mean))
+            self.averages[name] = mean
         self.step, self.tokens = self.step + 1, self.tokens + n_rows
         if self.config.ema is not None:
             self._average(self.config.ema)

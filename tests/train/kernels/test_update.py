@@ -83,6 +83,7 @@ def test_rows_move_as_adam_moves_them(
     list_grad, bound = torch.zeros(rows * k, device=device), torch.zeros(latents, device=device)
     state, norms = torch.zeros(update.STATE_SIZE, device=device), torch.zeros(2, latents, device=device)
     others = torch.zeros(1, device=device)
+    added = others + (sum(g.square().sum().item() for g in further.values()) if extras else 0.0)
     partial = {
         name: torch.full((max(1, by_latent.max_segments), d), float("nan"), device=device)
         for name, d in (("w_enc", d_in), ("w_dec", d_out))
@@ -103,7 +104,7 @@ def test_rows_move_as_adam_moves_them(
             by_latent, grad_value=grad_value, list_grad=list_grad, input_norm=u.norm(dim=1).to(device), reach=reach,
             prefixes=prefixes.to(device), bound=bound, scale=scale,
         )  # fmt: skip
-        update.decide(bound=bound, others=others, state=state, hyper=hyper, force=extras)
+        update.decide(bound=bound, others=others, extra=added, state=state, hyper=hyper)
         encoder = {"weight": list_grad, "table": inputs, "prefixes": whole, "partial": partial["w_enc"]}
         decoder = {
             "weight": by_latent.code, "table": suffix, "prefixes": prefixes.to(device), "partial": partial["w_dec"]
@@ -123,14 +124,13 @@ def test_rows_move_as_adam_moves_them(
             if not moving:
                 update.factor(norms=norms, others=others, state=state, hyper=hyper)
 
-        exact = wanted or clip < expected.norm or extras
+        exact = wanted or clip < expected.norm
         assert bool(state[update.EXACT.value]) == exact
         if exact:
             assert state[update.NORM.value].item() == pytest.approx(expected.norm, rel=1e-5)
         else:
             assert torch.isnan(state[update.NORM.value])
-        if not extras:
-            assert state[update.BOUND.value].item() >= expected.norm
+        assert state[update.BOUND.value].item() >= expected.norm
         for name, (w, m, v) in expected.after(before, clip, unit).items():
             assert relative(moved[name].weight, w) < 1e-6, name
             assert relative(moved[name].exp_avg, m) < 1e-5, name
@@ -188,7 +188,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing(device: torch.device, bad: 
             by_latent, grad_value=grad_value, list_grad=list_grad, input_norm=ones[0], reach=ones, prefixes=whole,
             bound=bound, scale=1.0,
         )  # fmt: skip
-        update.decide(bound=bound, others=others, state=state, hyper=hyper, force=False)
+        update.decide(bound=bound, others=others, extra=torch.zeros_like(others), state=state, hyper=hyper)
         for moving in (False, True):
             update.rows(
                 by_latent, w, weight=list_grad, table=table, prefixes=whole, partial=partial, state=state, hyper=hyper,
