@@ -257,7 +257,7 @@ def test_the_figure_of_a_toy_report_is_shown_everywhere(told: Told, here: Path) 
 def test_the_figure_of_a_toy_report_is_a_column_of_a_sweep(told: Told, here: Path) -> None:
     printed, written = told["sweep"]
     (header,) = (line for line in printed.splitlines() if line.startswith("setting"))
-    assert re.split(r"  +", header) == ["setting", "seeds", "FVU", "L0", "toy", "dead"]
+    assert re.split(r"  +", header) == ["setting", "seeds", "held-out FVU", "L0", "toy", "dead"]
     folder = here / "sweeps/one"
     (row,) = csv.DictReader((folder / "comparison.csv").read_text(encoding="utf-8").splitlines())
     assert 0 < float(row["toy_firings"]) < float(row["toy_firings_with_bos"])
