@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def begin_all(folder: Path, shape: Shape, every: int) -> dict[str, Session]:
     ]
     (group,) = plan(configs).groups
     runs = open_runs([group], resume=False)
-    return {config.run_name: begin(group, config, runs[config.path]) for config in configs}
+    thread = ThreadPoolExecutor(1)  # for checkpoints, of which none is due
+    return {config.run_name: begin(group, config, runs[config.path], thread) for config in configs}
 
 
 def batches(session: Session, cache: Path, site: str = SITE) -> list[Batch]:

@@ -17,6 +17,7 @@ import random
 import statistics
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def begin_all(folder: Path, cache: Path, source: str, shape: Shape, only: str) -
     ]
     (group,) = plan(configs).groups
     runs = open_runs([group], resume=False)
-    return {config.run_name: begin(group, config, runs[config.path]) for config in configs}
+    thread = ThreadPoolExecutor(1)  # for checkpoints, of which none is due
+    return {config.run_name: begin(group, config, runs[config.path], thread) for config in configs}
 
 
 def measure(sessions: dict[str, Session], cache: Path, source: str, blocks: int, rounds: int, warmup: int) -> Any:

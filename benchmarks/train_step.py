@@ -504,7 +504,7 @@ def breakdown(shape: Shape, work: str, rounds: int = 30) -> dict[str, float]:
     parts: dict[str, Callable[[], object]] = {
         "encoder product + selection": lambda: fused._select(b),
         "nested decode, dL/dz": lambda: fused._decode(b, None),
-        "lists, norm, rows, Adam": lambda: fused._update(b, None, None),
+        "lists, norm, rows, Adam": lambda: fused._update(b, None, {}, True),
     }
     out = {}
     for name, part in parts.items():

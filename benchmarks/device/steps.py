@@ -95,7 +95,7 @@ def _parts(setting: Setting, trainee: Trainee, n: int) -> dict[str, float]:
         "selection": lambda: select.select(b.pre, b.codes),
         "decode and dL/dz": lambda: fused._decode(b, None),
         "lists": lambda: lists.build_lists(b.codes, b.lists),
-        "lists, gradients, Adam": lambda: fused._update(b, None, None),
+        "lists, gradients, Adam": lambda: fused._update(b, None, {}, False),
     }
     with torch.no_grad(), fused._on_device():
         return {name: steady(setting, graphed(setting, part), n, 3)["ms"] for name, part in parts.items()}

@@ -148,6 +148,7 @@ def test_the_table_fits_80_columns_and_the_page_is_safe(tmp_path: Path, capsys: 
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_nothing_on_the_page_overflows_and_axe_finds_no_fault(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], browser: Any
 ) -> None:

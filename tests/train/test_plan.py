@@ -38,6 +38,7 @@ def test_before_the_harvest_as_after_it(
         "no dataset",
     ]
     assert after.pop("notes") == []
+    assert after.pop("download") is None, "only a cache that exists may lie in a bucket"
     assert "note: the cache is not harvested yet" in str(foreseen)
     counts = ("steps", "tokens", "epochs", "rows_per_epoch", "heldout_rows")
     for name in counts:  # the real split takes whole documents, of 5 to 60 rows each

@@ -141,5 +141,6 @@ def test_the_page_shows_the_samples_as_they_are(run: Path) -> None:
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_nothing_on_the_page_overflows_and_axe_finds_no_fault(run: Path, browser: Any) -> None:
     assert faults_of(browser, run / "samples/index.html", NARROW_AND_WIDE) == {}
