@@ -40,9 +40,10 @@ def test_every_study_resolves_in_every_size(path: Path, size: str | None) -> Non
     if path.stem == REAL:
         layer = "layer_09" if size is None else size.replace("-", "_", 1)[:8]
         assert {cell.config.source for cell in cells} == {f"{layer}.resid_mid"}
-        transcoder = size is not None and size.endswith("transcoder")
+        transcoder = size is not None and "transcoder" in size
         assert {cell.config.target for cell in cells} == {f"{layer}.mlp_out" if transcoder else None}
-        assert {(cell.config.coder.latents, getattr(cell.config.coder, "k", 0)) for cell in cells} == {(4096, 32)}
+        width = 16_384 if size is not None and size.endswith("16k") else 4096
+        assert {(cell.config.coder.latents, getattr(cell.config.coder, "k", 0)) for cell in cells} == {(width, 32)}
     elif size is not None:
         expected = "layer_03.resid_mid", 2048 if path.stem == "anti-duplication" else 1024, 16
         for cell in cells:
