@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ..shared.coders import Coder
 from ..shared.errors import UsageError
 from .norms import norm_parts
 
@@ -23,6 +24,21 @@ Replace = Callable[[Tensor, Tensor], Tensor]
 
 READ_BY_ONE = ("attn_in", "mlp_in")
 """Kinds of sites that one module reads and the residual stream does not carry on."""
+
+
+def by_reconstruction(coder: Coder) -> Replace:
+    """The target as a coder reconstructs it from the source."""
+
+    def reconstruction(x: Tensor, y: Tensor) -> Tensor:
+        flat = x.flatten(0, -2)
+        return coder.decode(coder.encode(flat), flat).view(*y.shape[:-1], -1)
+
+    return reconstruction
+
+
+def by_zero(_: Tensor, y: Tensor) -> Tensor:
+    """Zero in place of the target."""
+    return y.new_zeros(y.shape)
 
 
 class Place(Protocol):

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..models.sequences import choose_sequences
-from ..models.splice import Replace
+from ..models.splice import by_reconstruction, by_zero
 from ..models.spliced_loss import losses
 from ..shared.coders import Coder
 from ..shared.fvu import FVU
@@ -65,11 +65,6 @@ def _from_cache(plan: TunePlan, coder: Coder) -> dict[str, Any]:
 
 
 def _from_model(plan: TunePlan, coder: Coder, model: nn.Module) -> dict[str, Any]:
-    def reconstruction(x: Tensor, y: Tensor) -> Tensor:
-        flat = x.flatten(0, -2)
-        return coder.decode(coder.encode(flat), flat).view(*y.shape[:-1], -1)
-
-    replacements: dict[str, Replace] = {"coder": reconstruction, "zero": lambda _, y: torch.zeros_like(y)}
     found = losses(
         model,
         plan.cache,
@@ -77,7 +72,7 @@ def _from_model(plan: TunePlan, coder: Coder, model: nn.Module) -> dict[str, Any
         source=plan.source,
         target=plan.target,
         batch=plan.config.sequences,
-        replacements=replacements,
+        replacements={"coder": by_reconstruction(coder), "zero": by_zero},
         only=plan.rows.measured,
         kept=~plan.rows.replaced,
         position_0=False,

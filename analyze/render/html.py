@@ -222,7 +222,7 @@ def _stored(file: LatentsFile, lines: str, block: str) -> str:
 
 def _domains(analysed: Sequence[Analysed]) -> dict[str, dict[int, str]]:
     """Cache → document → domain; caches without domains are omitted."""
-    return {str(one.subject.cache.path): one.subject.domains for one in analysed if one.subject.domains}
+    return {one.subject.cache.record["path"]: one.subject.domains for one in analysed if one.subject.domains}
 
 
 def _panels(one: Analysed, latent: int, used: set[int]) -> list[Any]:

@@ -77,7 +77,7 @@ class Sequences:
 
     def add(self, cache: Cache, panel: Sequence[Mapping[str, Any]]) -> None:
         """The sequences of one latent's strongest examples."""
-        key = str(cache.path)
+        key = cache.record["path"]  # as in the facts of a run, which the page looks up: of a bucket its address
         self.caches[key] = cache
         ranks = self.rank.setdefault(key, {})
         for block in panel:

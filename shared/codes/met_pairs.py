@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .compiled import compiled
-from .pairs import LINE_ENTRIES, PREFETCH_ROWS, bin_of, offer
+from .pairs import LINE_ENTRIES, PREFETCH_ROWS, bin_of, offer, r_of_sums
 from .sparse import SparseCodes
 
 
@@ -214,10 +214,8 @@ def scan_met(
                     product, both = product - in_massive[j, 0], both - in_massive[j, 1]
                 if both == 0.0:
                     continue
-                r = (views.total[v] * product - views.sum[v, i] * views.sum[v, j]) / (
-                    views.spread[v, i] * views.spread[v, j]
-                )
-                r = min(1.0, max(-1.0, r))
+                spreads = views.spread[v, i] * views.spread[v, j]
+                r = r_of_sums(views.total[v], product, views.sum[v, i], views.sum[v, j], spreads)
                 histogram[v, bin_of(r, bins)] += 1
                 never[v, bin_of(max(-1.0, -(views.ratio[v, i] * views.ratio[v, j])), bins)] += 1
                 nearest.largest[v, i] = max(nearest.largest[v, i], np.float32(r))

@@ -194,6 +194,16 @@ def bin_of(r: float, bins: int) -> int:
     return min(bins - 1, int((r + 1.0) * 0.5 * bins))
 
 
+@inlined
+def r_of_sums(total: float, product: float, sum_i: float, sum_j: float, spreads: float) -> float:
+    """r of a pair: (N Σz_i z_j − Σz_i Σz_j) / (spread_i spread_j), kept within −1 … 1 against rounding.
+
+    Args:
+        total: N. product: Σz_i z_j. spreads: spread_i spread_j.
+    """
+    return min(1.0, max(-1.0, (total * product - sum_i * sum_j) / spreads))
+
+
 @compiled
 def scan_block(
     sums: NDArray[np.float64],
@@ -243,8 +253,7 @@ def scan_block(
             if counts[a, b] == 0:
                 histogram[bin_of(max(-1.0, -(ratio[i] * ratio[j])), len(histogram))] += 1
                 continue
-            r = (total * sums[a, b] - s1[i] * s1[j]) / (spread[i] * spread[j])
-            r = min(1.0, max(-1.0, r))
+            r = r_of_sums(total, sums[a, b], s1[i], s1[j], spread[i] * spread[j])
             histogram[bin_of(r, len(histogram))] += 1
             if abs(r) > threshold and counts[a, b] >= min_both:
                 if found < len(found_r):

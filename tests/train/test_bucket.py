@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +68,13 @@ def test_copies_that_would_be_fetched_again_and_again(cache, config, machine: Ma
     plan([far])
 
 
+def block(page: str, name: str) -> Any:
+    """A lazily read block of a report's page."""
+    found = re.search(rf'id="{name}"[^>]*>([^<]+)<', page)
+    assert found is not None, name
+    return json.loads(zlib.decompress(base64.b64decode(found[1])))
+
+
 def test_the_figures_of_a_local_cache(workshop: Path, tmp_path: Path, machine: Machine, monkeypatch) -> None:
     """`analyze` of a run on its cache, and on the same cache in a bucket."""
     shutil.copytree(workshop, tmp_path / "w")
@@ -72,9 +82,14 @@ def test_the_figures_of_a_local_cache(workshop: Path, tmp_path: Path, machine: M
     address = uploaded(tmp_path / "w" / "cache" / "demo")
     figures = []
     for cache in ("demo", address):
-        command = ["analyze", "topk", "--only", "position", "--set", "analyze.controls=false"]
+        only = ["--only", "position", "--only", "top_activations"]
+        command = ["analyze", "topk", *only, "--set", "analyze.controls=false"]
         assert pipeline.run([*command, "--set", f"analyze.cache={cache}", "--set", "analyze.name=r"]) == 0
         figures.append(json.loads(Path("reports/r/report.json").read_text())["runs"])
+        page = Path("reports/r/index.html").read_text()
+        named = figures[-1][0]["facts"]["cache"]
+        assert list(block(page, "vocabulary")["domains"]) == [named], "where the page looks for a document's domain"
+        assert list(block(page, "text")) == [named], "and for what stands around an example"
         shutil.rmtree("reports")
     assert [run["facts"]["cache"] for run in figures[1] if run["trained"]] == [address]
     assert [run["reports"] for run in figures[0]] == [run["reports"] for run in figures[1]]

@@ -15,12 +15,10 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ....models.sequences import choose_sequences
-from ....models.splice import Replace
+from ....models.splice import Replace, by_reconstruction, by_zero
 from ....models.spliced_loss import Loss, losses
-from ....shared.coders import Coder
 from ...result import Figure, ReportResult, Table, TableColumn, significant
 from ...stream.batches import StreamBatch
 from ...subject.subject import Subject
@@ -61,18 +59,20 @@ class CrossEntropyReport(Report[CrossEntropyConfig]):
     @classmethod
     def finalise_all(cls, reports: Sequence[Self]) -> list[ReportResult]:
         """The model runs once as it is, with zero and with the mean for all coders between the same two sites."""
+        first = reports[0]  # all are of one cache and one setting
+        sequences = choose_sequences(
+            first.subject.cache, first.subject.shards, first.config.sequences, first.subject.only
+        )
         found: dict[int, dict[str, Loss]] = {}
         sites = [(report.subject.source, report.subject.target) for report in reports]
         for pair in dict.fromkeys(sites):
-            found |= _losses({place: reports[place] for place, sites_of in enumerate(sites) if sites_of == pair})
-        return [report._result(found[place]) for place, report in enumerate(reports)]
+            of_pair = {place: reports[place] for place, sites_of in enumerate(sites) if sites_of == pair}
+            found |= _losses(of_pair, sequences)
+        return [report._result(found[place], len(sequences)) for place, report in enumerate(reports)]
 
-    def _sequences(self) -> NDArray[np.int64]:
-        return choose_sequences(self.subject.cache, self.subject.shards, self.config.sequences, self.subject.only)
-
-    def _result(self, found: Mapping[str, Loss]) -> ReportResult:
+    def _result(self, found: Mapping[str, Loss], sequences: int) -> ReportResult:
         means = {name: _means(found, name) for name in IN_PLACE}
-        tokens, sequences = int(found["clean"].tokens[1:].sum()), len(self._sequences())
+        tokens = int(found["clean"].tokens[1:].sum())
         table = _table(means)
         return ReportResult(
             "cross_entropy",
@@ -89,14 +89,14 @@ class CrossEntropyReport(Report[CrossEntropyConfig]):
         )
 
 
-def _losses(reports: Mapping[int, CrossEntropyReport]) -> dict[int, dict[str, Loss]]:
+def _losses(reports: Mapping[int, CrossEntropyReport], sequences: NDArray[np.int64]) -> dict[int, dict[str, Loss]]:
     """For each report, whose coders share source and target, the losses of what is IN_PLACE and their variants."""
     first = next(iter(reports.values()))
-    subject, sequences = first.subject, first._sequences()
+    subject = first.subject
     stats = subject.cache.stats(subject.target)
     mean = torch.from_numpy(stats.rest.mean).float().to(subject.device)
     floors: dict[str, Replace] = {
-        "zero": lambda _, y: torch.zeros_like(y),
+        "zero": by_zero,
         "mean": lambda _, y: mean.to(y.dtype).expand_as(y),
     }
     found = losses(
@@ -106,7 +106,8 @@ def _losses(reports: Mapping[int, CrossEntropyReport]) -> dict[int, dict[str, Lo
         source=subject.source,
         target=subject.target,
         batch=first.config.batch,
-        replacements={f"coder {place}": _by(report.subject.coder) for place, report in reports.items()} | floors,
+        replacements={f"coder {place}": by_reconstruction(report.subject.coder) for place, report in reports.items()}
+        | floors,
         only=subject.only,
         massive=subject.massive if subject.massive.reshape(-1, subject.n_positions)[sequences].any() else None,
     )
@@ -116,16 +117,6 @@ def _losses(reports: Mapping[int, CrossEntropyReport]) -> dict[int, dict[str, Lo
         | {f"coder{variant}": found[key] for variant in VARIANTS if (key := f"coder {place}{variant}") in found}
         for place in reports
     }
-
-
-def _by(coder: Coder) -> Replace:
-    """The coder's reconstruction of the target from the source."""
-
-    def reconstruction(x: Tensor, y: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        return coder.decode(coder.encode(flat), flat).view(*y.shape[:-1], -1)
-
-    return reconstruction
 
 
 @dataclass(frozen=True)

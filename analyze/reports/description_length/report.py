@@ -83,7 +83,7 @@ def lengths_of(subject: Subject, rows: NDArray[np.int64], bins: tuple[int, ...])
         variance += float(np.square(y - mean).sum())
     if not parts or variance <= 0:
         return None, [Length(n, 0.0, 0.0, None) for n in sorted(bins)]
-    whole, error = _joined(parts), np.concatenate(errors)
+    whole, error = SparseCodes.stack(parts), np.concatenate(errors)
     lengths = []
     for n in sorted(bins):
         found = rounded(whole, n)
@@ -98,17 +98,6 @@ def choose(plain: float | None, lengths: list[Length], tolerance: float) -> Leng
     """The fewest bins with an FVU of at most (1 + tolerance) times the one without rounding, else the most bins."""
     near = [one for one in lengths if None not in (one.fvu, plain) and one.fvu <= (1 + tolerance) * plain]  # type: ignore[operator]
     return near[0] if near else lengths[-1]
-
-
-def _joined(parts: list[SparseCodes]) -> SparseCodes:
-    starts = np.cumsum([0, *(part.indptr[-1] for part in parts)])
-    ends = [part.indptr[1:] + start for part, start in zip(parts, starts, strict=False)]
-    return SparseCodes(
-        np.concatenate([[0], *ends]).astype(np.int64),
-        np.concatenate([part.latents for part in parts]),
-        np.concatenate([part.values for part in parts]),
-        parts[0].n_latents,
-    )
 
 
 def _figures(chosen: Length, plain: float | None, rows: int, config: DescriptionLengthConfig) -> list[Figure]:
