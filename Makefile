@@ -54,7 +54,7 @@ $(INTEROP)/.installed: tests/interop/requirements.txt pyproject.toml setup.py
 	@touch $@
 
 test-cloud: $(VENV)/.installed-dev $(CLOUD)/.installed
-	PATH="$(abspath $(CLOUD))/bin:$$PATH" $(BIN)/python -m pytest -q tests/cloud
+	MOTO_SERVER="$(abspath $(CLOUD))/bin/moto_server" $(BIN)/python -m pytest -q tests/cloud
 
 # 330 MB, of which nothing is imported here: the server is a process of its own.
 $(CLOUD)/.installed: tests/cloud/requirements.txt

@@ -354,6 +354,7 @@ def test_an_interrupt_does_not_wait_for_the_reports(
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def slow(self: ReconstructionReport) -> None:
+        time.sleep(0.5)  # a signal in the instant before the main thread begins to wait would be seen only after it
         os.kill(os.getpid(), signal.SIGINT)
         go_on.wait(30)
 
