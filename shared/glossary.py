@@ -95,6 +95,8 @@ GLOSSARY: dict[str, dict[str, str]] = {
         "activations. 100 %: the model does not notice; 0 %: as bad as deleting the site.",
         "sparse probing": "A classifier for a label from k latents only. It shows whether a concept lies in few "
         "latents; the dense probe beside it uses all dimensions of the activations.",
+        "TPP": "Targeted probe perturbation: with a class's strongest latents at 0, how much more accuracy its own "
+        "probe loses than the probes of the other classes. Near 0: its latents serve all classes alike.",
         "feature splitting": "Several latents share one label: a probe of more latents finds it better than a probe "
         "of one.",
         "absorption": "A latent fails to fire on some rows of its label because a more specific latent carries the "

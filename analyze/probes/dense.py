@@ -84,20 +84,9 @@ def train_probes(
     Raises:
         ValueError: a label has no positive or no negative training row.
     """
-    train = x[torch.from_numpy(split.train)].to(torch.float32)
-    mean = train.mean(dim=0)
-    std = train.std(dim=0, correction=0)
-    std = torch.where(std > 0, std, torch.ones_like(std))
-    train = (train - mean) / std
-    weights = torch.from_numpy(class_weights(labels.values[split.train], labels.names))
-    target = torch.from_numpy((labels.values[split.train] == 1).astype(np.float32))
-    fit = fit_dense(train, target, weights, l2=l2, tolerance=tolerance)
-    w, b = fit.weights, fit.intercepts
-    # Standardised score: w·(x − mean)/std + b = (w/std)·x + (b − (w/std)·mean). The bias in float64, because it is a
-    # difference of large numbers where the mean of a dimension is large.
-    w = w / std
-    weight = w.numpy()
-    bias = (b.double() - w.double() @ mean.double()).numpy()
+    weight, bias = fit_raw(
+        x[torch.from_numpy(split.train)], labels.values[split.train], labels.names, l2=l2, tolerance=tolerance
+    )
     thresholds = np.zeros(len(labels.names))
     results = []
     held_out = _predict(x[torch.from_numpy(split.test)], weight, bias)
@@ -108,6 +97,35 @@ def train_probes(
         known = labels.values[split.test, i] >= 0
         results.append(score(labels.values[split.test, i][known] == 1, held_out[known, i], thresholds[i]))
     return LinearProbes(labels.names, weight, bias, thresholds, tuple(results))
+
+
+def fit_raw(
+    x: Tensor, values: NDArray[np.int8], names: tuple[str, ...], *, l2: float = L2, tolerance: float = TOLERANCE
+) -> tuple[Floats, Doubles]:
+    """(weight [P, d], bias [P]) of one probe per label, on raw activations: :func:`train_probes` without its scores.
+
+    Args:
+        x: [n, d] activations, all of them to learn from.
+        values: [n, P] labels, −1 for unknown.
+        names: [P] labels, for the error.
+
+    Raises:
+        ValueError: a label has no positive or no negative row.
+    """
+    train = x.to(torch.float32)
+    mean = train.mean(dim=0)
+    std = train.std(dim=0, correction=0)
+    std = torch.where(std > 0, std, torch.ones_like(std))
+    train = (train - mean) / std
+    weights = torch.from_numpy(class_weights(values, names))
+    target = torch.from_numpy((values == 1).astype(np.float32))
+    fit = fit_dense(train, target, weights, l2=l2, tolerance=tolerance)
+    w, b = fit.weights, fit.intercepts
+    # Standardised score: w·(x − mean)/std + b = (w/std)·x + (b − (w/std)·mean). The bias in float64, because it is a
+    # difference of large numbers where the mean of a dimension is large.
+    w = w / std
+    bias = (b.double() - w.double() @ mean.double()).numpy()
+    return w.numpy(), bias
 
 
 def class_weights(values: NDArray[np.int8], names: tuple[str, ...]) -> Floats:

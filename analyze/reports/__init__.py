@@ -28,6 +28,7 @@ from .position.config import PositionConfig
 from .probing.config import ProbingConfig
 from .reconstruction.config import ReconstructionConfig
 from .top_activations.config import TopActivationsConfig
+from .tpp.config import TppConfig
 
 REPORTS: Registry[type[AnyReport]] = Registry(
     __package__,
@@ -41,6 +42,7 @@ REPORTS: Registry[type[AnyReport]] = Registry(
         "description_length": (DescriptionLengthConfig, "description_length.report.DescriptionLengthReport"),
         "absorption": (AbsorptionConfig, "absorption.report.AbsorptionReport"),
         "probing": (ProbingConfig, "probing.report.ProbingReport"),
+        "tpp": (TppConfig, "tpp.report.TppReport"),
     },
 )
 """Kind → report, in the order of the page."""
