@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -22,9 +23,15 @@ from ..shared.runs.folder import Run, open_run
 from .compare.sample import SampledCodes, sample_rows
 from .config import AnalyzeConfig
 from .reports import REPORTS, AnyReport
+from .reports.correlation import kept_pairs
 from .reports.correlation.config import CorrelationConfig
-from .reports.correlation.kept_pairs import ENTRY_BYTES, fits
+from .reports.correlation.kept_pairs import fits
 from .reports.correlation.pair_sums import PairSums
+from .reports.position.config import PositionConfig
+from .reports.position.counts import counted_later
+from .reports.top_activations.config import TopActivationsConfig
+from .reports.top_activations.report import windows_later
+from .stream import kept_codes
 from .stream.batches import stream
 from .subject.subject import Subject
 from .subjects import subjects_of
@@ -112,9 +119,7 @@ def collect_all(
         UsageError: several processes on a device that is not the CPU.
     """
     first = subjects[0]
-    for settings in config.reports.values():
-        if isinstance(settings, CorrelationConfig):
-            _say_size(subjects, settings, config.processes, console)
+    _say_size(subjects, config, console)
     if config.processes > 1 and first.device != "cpu":
         raise UsageError(
             f"analyze.processes shares the pass between CPU processes, but the device is {first.device}",
@@ -134,16 +139,25 @@ def collect_all(
     return whole
 
 
-def _say_size(subjects: Sequence[Subject], settings: CorrelationConfig, processes: int, console: Console) -> None:
-    """What the exact correlation needs of memory and disk, where that is much."""
-    small = [subject for subject in subjects if fits(subject.n_latents, settings.triangle_gb)]
-    memory = sum(PairSums.bytes_needed(subject.n_latents) for subject in small) * processes
-    if memory > 1 << 28:
-        console.info(f"exact correlation of {len(small)} coders holds {size(memory)} of pair sums")
-    if wide := len(subjects) - len(small):
+def _say_size(subjects: Sequence[Subject], config: AnalyzeConfig, console: Console) -> None:
+    """What counts of pairs and positions need of memory and disk, where that is much."""
+    pair_sums, kept = 0, {subject.name: 0 for subject in subjects}
+    for settings, subject in product(config.reports.values(), subjects):
+        if isinstance(settings, CorrelationConfig):
+            if fits(subject.n_latents, settings.triangle_gb):
+                pair_sums += PairSums.bytes_needed(subject.n_latents)
+            else:
+                kept[subject.name] += kept_pairs.ENTRY_BYTES
+        elif isinstance(settings, PositionConfig):
+            kept[subject.name] += kept_codes.ENTRY_BYTES * counted_later(subject, settings)
+        elif isinstance(settings, TopActivationsConfig):
+            kept[subject.name] += kept_codes.ENTRY_BYTES * windows_later(subject, settings)
+    if pair_sums * config.processes > 1 << 28:
+        console.info(f"exact correlation holds {size(pair_sums * config.processes)} of pair sums")
+    if wide := sum(entry > 0 for entry in kept.values()):
         console.info(
-            f"exact correlation of {wide} wide coders keeps their codes in {subjects[0].scratch}: "
-            f"{ENTRY_BYTES} bytes for each active code, removed at the end"
+            f"the codes of {wide} wide coders are kept in {subjects[0].scratch}: "
+            f"up to {max(kept.values())} bytes for each active code, removed at the end"
         )
 
 

@@ -104,11 +104,11 @@ def analyze(paths: Sequence[Path], config: AnalyzeConfig, console: Console | Non
             analysed += map(Analysed, subjects, facts, finished)
             samples |= part.samples
             rows += subjects[0].n_rows
-    _name_only_control(analysed, samples)
-    order = {name: place for place, name in enumerate(runs)}
-    analysed.sort(key=lambda one: (order.get(one.subject.name, len(order)), one.subject.name))
-    comparison = compare(analysed, samples, config.baseline)
-    index = write_report(folder, analysed, comparison, config, console)
+        _name_only_control(analysed, samples)
+        order = {name: place for place, name in enumerate(runs)}
+        analysed.sort(key=lambda one: (order.get(one.subject.name, len(order)), one.subject.name))
+        comparison = compare(analysed, samples, config.baseline)
+        index = write_report(folder, analysed, comparison, config, console)
     return AnalyzeResult(
         report=index,
         runs=[one.summary for one in analysed if one.subject.name in runs],

@@ -60,7 +60,7 @@ def scanned(kept: KeptPairs, moments: CodeMoments) -> Scan:
     return kept.scan([moments, moments], none, none, ASKED, NEIGHBOURS)[0]
 
 
-def largest_error(codes: SparseCodes, moments: CodeMoments, kept: KeptPairs, found: Scan) -> tuple[float, int]:
+def largest_error(codes: SparseCodes, moments: CodeMoments, kept: KeptPairs, scan: Scan) -> tuple[float, int]:
     """(largest difference of r from SciPy's of the sampled latents; pairs beyond the threshold that they are in).
 
     Raises:
@@ -74,22 +74,24 @@ def largest_error(codes: SparseCodes, moments: CodeMoments, kept: KeptPairs, fou
     fires.data[:] = 1.0
     worst, pairs = 0.0, 0
     everyone = np.arange(n_latents)
-    for i in sample.tolist():
+    # One lookup for all: it gathers the rows of each smaller latent once, and nearly every latent is one.
+    looked_up = kept.lookup(np.repeat(sample, n_latents), np.tile(everyone, len(sample)))
+    products, counts = (found.reshape(len(sample), n_latents) for found in looked_up)
+    for at, i in enumerate(sample.tolist()):
         sums = np.asarray((x[:, [i]].T @ x).todense()).reshape(-1)
         both = np.asarray((fires[:, [i]].T @ fires).todense()).reshape(-1)
         others = everyone != i
-        mine, counts = kept.lookup(np.full(n_latents - 1, i), everyone[others])
-        np.testing.assert_array_equal(counts, both[others])
-        np.testing.assert_allclose(mine, sums[others], rtol=1e-12)
+        np.testing.assert_array_equal(counts[at, others], both[others])
+        np.testing.assert_allclose(products[at, others], sums[others], rtol=1e-12)
         r = moments.pearson(np.full(n_latents, i), everyone, sums)
         scored = others & (both > 0) & (moments.n >= ASKED.min_fired)
         best = np.sort(r[scored])[::-1][:NEIGHBOURS]
-        worst = max(worst, float(np.abs(found.near_r[i, : len(best)] - best).max(initial=0)))
+        worst = max(worst, float(np.abs(scan.near_r[i, : len(best)] - best).max(initial=0)))
         above = np.flatnonzero(scored & (np.abs(r) > ASKED.threshold) & (both >= ASKED.min_both))
-        listed = (found.pairs == i).any(axis=1)
-        np.testing.assert_array_equal(np.sort(found.pairs[listed].sum(axis=1) - i), above)
-        partner = found.pairs[listed].sum(axis=1) - i
-        worst = max(worst, float(np.abs(found.r[listed] - r[partner]).max(initial=0)))
+        listed = (scan.pairs == i).any(axis=1)
+        np.testing.assert_array_equal(np.sort(scan.pairs[listed].sum(axis=1) - i), above)
+        partner = scan.pairs[listed].sum(axis=1) - i
+        worst = max(worst, float(np.abs(scan.r[listed] - r[partner]).max(initial=0)))
         pairs += len(above)
     return worst, pairs
 

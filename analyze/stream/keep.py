@@ -12,6 +12,7 @@ from ...shared.codes.parallel import over_latents
 from ...shared.codes.sparse import SparseCodes
 from ...shared.hashing import mix
 from .batches import ShardRows
+from .kept_codes import KeptCodes
 from .windows import windows
 
 SAMPLE_SEED = np.uint64(0x5EED)
@@ -25,6 +26,8 @@ class Keeper(Best):
         by: "value" keeps the largest activations; "sample" a uniform sample without replacement (the K largest hashes
             of the row), which does not depend on the order of the rows.
         distinct: keep one entry per context.
+        codes: where the windows are cut from when they are read, in place of being kept: for wide dictionaries. Whoever
+            offers the codes of a shard keeps them there too.
         context: most tokens before its own in an entry's context (shared.codes.contexts), which `distinct` compares;
             None: contexts are not compared.
         window: (before, after): also keep the latent's activation on that many tokens around; None: values and rows
@@ -32,7 +35,7 @@ class Keeper(Best):
 
     Attributes:
         key: hash of each entry's context. The rest as in :class:`Best`.
-        heat: [F, K, before + 1 + after] float32, or None; through :meth:`heat_of`.
+        heat: [F, K, before + 1 + after] float32, or None; read through :meth:`heat_of`.
     """
 
     def __init__(
@@ -43,12 +46,13 @@ class Keeper(Best):
         distinct: bool = False,
         window: tuple[int, int] | None = None,
         context: int | None = None,
+        codes: KeptCodes | None = None,
     ) -> None:
         if distinct and context is None:
             raise ValueError("distinct contexts need to know how long a context is")
         super().__init__(n_latents, k, distinct=distinct, payload=np.float32)
-        self.by, self.window, self.context = by, window, context
-        self.heat = np.zeros((n_latents, k, sum(window) + 1), np.float32) if window else None
+        self.by, self.window, self.context, self.codes = by, window, context, codes
+        self.heat = np.zeros((n_latents, k, sum(window) + 1), np.float32) if window and codes is None else None
 
     def add(self, codes: SparseCodes, rows: ShardRows, only: NDArray[np.bool_] | None = None) -> None:
         """Offer the entries of a shard, or of those of its rows where `only` [R] holds."""
@@ -71,7 +75,7 @@ class Keeper(Best):
             def cut(first: int, stop: int) -> None:
                 windows(
                     self.score, self.row, self.slot, rows.start, rows.ctx, codes.indptr, codes.latents, codes.values,
-                    before, after, heat, first, stop,
+                    before, after, heat, 0, first, stop,
                 )  # fmt: skip
 
             over_latents(cut, np.ones(len(self.score)))
@@ -105,6 +109,8 @@ class Keeper(Best):
 
     def heat_of(self, latent: int) -> NDArray[np.float32]:
         """The activations around each entry of a latent, best first: [K, before + 1 + after]."""
+        if self.codes is not None and self.window is not None:
+            return self.codes.around(latent, self.row[latent], *self.window)
         if self.heat is None:
             raise ValueError("this keeper keeps no windows")
         windows: NDArray[np.float32] = self.heat[latent, self.slot[latent]]

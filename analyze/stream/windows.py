@@ -21,6 +21,7 @@ def windows(
     before: int,
     after: int,
     heat: NDArray[np.float32],
+    latent_0: int,
     first: int,
     stop: int,
 ) -> None:
@@ -30,6 +31,7 @@ def windows(
         start_row: the cache row of the shard's first row; its rows are whole sequences of ctx.
         indptr, latents, values: the shard's codes, row-major, latents ascending.
         heat: [F, K, before + 1 + after], 0 outside the sequence.
+        latent_0: the latent that the first of the F places is.
     """
     n_rows = len(indptr) - 1
     for i in range(first, stop):
@@ -46,13 +48,13 @@ def windows(
                 out[w] = np.float32(0)
                 if r < begin or r >= begin + ctx:
                     continue
-                # Bisection in the row's ascending latents: entries before low are < i, entries from high on are ≥ i.
+                # Bisection in the row's ascending latents: entries before low are smaller, from high on not.
                 low, high = indptr[r], indptr[r + 1]
                 while low < high:
                     mid = (low + high) >> 1
-                    if latents[mid] < i:
+                    if latents[mid] < latent_0 + i:
                         low = mid + 1
                     else:
                         high = mid
-                if low < indptr[r + 1] and latents[low] == i:
+                if low < indptr[r + 1] and latents[low] == latent_0 + i:
                     out[w] = values[low]

@@ -8,11 +8,6 @@ them from there. The numbers are those of the triangle, up to the order in which
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-import weakref
-from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -24,7 +19,7 @@ from ....shared.codes.met_pairs import Asked, Kept, Nearest, Views, look_up_met,
 from ....shared.codes.moments import CodeMoments
 from ....shared.codes.parallel import over_latents, threads
 from ....shared.codes.sparse import SparseCodes
-from ....shared.explain import naming
+from ...stream.scratch_file import ScratchFile
 from .pair_sums import MAX_ROWS, PairSums
 from .rows_apart import RowsApart
 from .scan import BINS, NONE, Scan
@@ -68,18 +63,12 @@ class KeptPairs:
         self._pending: list[SparseCodes] = []
         self._starts: list[NDArray[np.int32]] = []
         self._sizes: list[int] = []
-        self._files = (_fresh(folder, "entries"), _fresh(folder, "places"))
-        self._cleanup = weakref.finalize(self, _remove, self._files)
+        self._files = (ScratchFile(folder, "entries"), ScratchFile(folder, "places"))
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is sent to another process, which merges it: the files are its own from then on."""
+        """What is sent to another process, which merges it."""
         self.flush()
-        self._cleanup.detach()
-        return {key: value for key, value in self.__dict__.items() if key != "_cleanup"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._cleanup = weakref.finalize(self, _remove, self._files)
+        return self.__dict__
 
     def add(self, codes: SparseCodes) -> None:
         """Add rows. Raises OverflowError for more of them than a count can hold."""
@@ -97,9 +86,8 @@ class KeptPairs:
         if codes is None or not len(codes.latents):
             return
         starts, places, entries = part_of(codes)
-        for path, array in zip(self._files, (entries, places), strict=True):
-            with naming(path), path.open("ab") as file:
-                file.write(array.data)
+        for file, array in zip(self._files, (entries, places), strict=True):
+            file.append(array)
         partners = np.zeros(len(places) + 1)
         np.cumsum(places[:, 1], out=partners[1:])
         self.work += np.diff(partners[starts]) + np.diff(starts)
@@ -115,14 +103,12 @@ class KeptPairs:
         self._starts += other._starts
         self._sizes += other._sizes
         for mine, theirs in zip(self._files, other._files, strict=True):
-            with naming(mine), mine.open("ab") as file, theirs.open("rb") as source:
-                shutil.copyfileobj(source, file, 1 << 24)
-        other._cleanup()
+            mine.take(theirs)
 
     def kept(self) -> Kept:
         """The codes as the compiled loops take them, mapped from their files."""
         self.flush()
-        entries, places = (_mapped(path) for path in self._files)
+        entries, places = (file.mapped(np.int32).reshape(-1, 2) for file in self._files)
         starts = np.stack(self._starts) if self._starts else np.zeros((0, self.n_latents + 1), np.int32)
         base = np.cumsum([0, *self._sizes], dtype=np.int64)[:-1]
         return Kept.over(base, starts, places, entries, np.zeros(0))
@@ -243,25 +229,3 @@ def _merged(lists: list[Nearest]) -> tuple[NDArray[np.float32], NDArray[np.int32
             order = np.lexsort((ids, -r), axis=1)[:, :width]
             near_r[part], near[part], both[part] = (np.take_along_axis(a, order, 1) for a in (r, ids, counts))
     return near_r, near, both
-
-
-def _fresh(folder: Path, name: str) -> Path:
-    """A new empty file of this object alone."""
-    with naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, path = tempfile.mkstemp(dir=folder, prefix=f"{name}-")
-    os.close(handle)
-    return Path(path)
-
-
-def _mapped(path: Path) -> NDArray[np.int32]:
-    """[E, 2] int32; "c": nothing is written, but the array has the type of one in memory, so kernels compile once."""
-    if not path.stat().st_size:
-        return np.zeros((0, 2), np.int32)
-    return np.asarray(np.memmap(path, np.int32, "c")).reshape(-1, 2)
-
-
-def _remove(paths: tuple[Path, ...]) -> None:
-    for path in paths:
-        with suppress(OSError):
-            path.unlink()

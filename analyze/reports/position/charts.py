@@ -6,17 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...result import Chart, Series
+from .bins import Bins
 from .config import PositionConfig
-from .counts import Counts
 from .scores import PositionScores
 
 WORTH_DRAWING = 1.02
 """The profile is drawn where its highest point exceeds its lowest by this factor; with TopK it never does."""
 
 
-def charts(s: PositionScores, counts: Counts, config: PositionConfig) -> list[Chart]:
+def charts(s: PositionScores, bins: Bins, config: PositionConfig) -> list[Chart]:
     """Firings by stretch; position 0 among top activations; active latents by position where they vary."""
-    return [_firing_share(s, counts.bins.names), _top(s, config.top), *_profile(counts)]
+    return [_firing_share(s, bins.names), _top(s, config.top), *_profile(s, bins)]
 
 
 def _firing_share(s: PositionScores, bin_names: list[str]) -> Chart:
@@ -60,10 +60,10 @@ def _top(s: PositionScores, top: int) -> Chart:
     )
 
 
-def _profile(counts: Counts) -> list[Chart]:
+def _profile(s: PositionScores, bins: Bins) -> list[Chart]:
     """Active latents per row at each position; no chart where they are the same everywhere."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        per_row = np.where(counts.rows > 0, counts.firings.sum(axis=0) / counts.rows, np.nan)
+        per_row = np.where(s.profile_rows > 0, s.profile_firings / s.profile_rows, np.nan)
     if not np.nanmax(per_row, initial=0) > WORTH_DRAWING * np.nanmin(per_row, initial=np.inf):
         return []
     return [
@@ -71,7 +71,7 @@ def _profile(counts: Counts) -> list[Chart]:
             "firings_by_position",
             "Active latents by position",
             "Mean number of latents that fire on a row at each position.",
-            counts.bins.profile_starts.tolist(),
+            bins.profile_starts.tolist(),
             [Series("active latents per row", per_row.tolist())],
             x_label="position in the sequence",
             y_label="active latents",

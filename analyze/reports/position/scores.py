@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +40,7 @@ class PositionScores:
             excluding massive rows too; NaN where there are none.
         biggest: share of its firings after position 0 in its fullest bin; biggest_bin: which (1 …).
         biased: position-biased. spearman, spearman_all: ρ of mean activation with position.
+        profile_rows, profile_firings: [n_profile] rows that count in each profile bin, and the firings of all latents.
     """
 
     bins: NDArray[np.int64]
@@ -61,6 +64,8 @@ class PositionScores:
     biased: NDArray[np.bool_]
     spearman: NDArray[np.float64]
     spearman_all: NDArray[np.float64]
+    profile_rows: NDArray[np.int64]
+    profile_firings: NDArray[np.int64]
 
     @cached_property
     def fired(self) -> NDArray[np.int64]:
@@ -85,31 +90,71 @@ class PositionScores:
         return int(self.scored.sum())
 
 
-def score(counts: Counts, config: PositionConfig, cache: Cache) -> PositionScores:
+class Measured(NamedTuple):
+    """What the counts of n latents come to, before anything is tested: `bins` [n, n_coarse], all others [n].
+
+    As in PositionScores, but of every latent, scored or not; `mi_p` is not yet corrected.
+    """
+
+    bins: NDArray[np.int64]
+    kl: NDArray[np.float64]
+    kl_all: NDArray[np.float64]
+    mi: NDArray[np.float64]
+    mi_p: NDArray[np.float64]
+    mi_all: NDArray[np.float64]
+    mi_ordinary: NDArray[np.float64]
+    spearman: NDArray[np.float64]
+    spearman_all: NDArray[np.float64]
+
+
+def measure(counts: Counts) -> Measured:
+    """Every measure of some latents that needs more than their firings in the coarse bins."""
+    config = counts.config
+    bins, bin_rows = _coarse(counts.firings, counts.rows, counts.bins)
+    rest, rest_rows = bins[:, 1:], bin_rows[1:]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean, mean_rest = counts.sums / counts.rows, counts.sums[:, 1:] / counts.rows[1:]
+    mi, mi_p = _excess(rest, rest_rows, counts.shifted, config.shifts)
+    return Measured(
+        bins=bins,
+        kl=kl_to_base(rest, rest_rows / max(1, int(rest_rows.sum()))),
+        kl_all=kl_to_base(bins, bin_rows / max(1, int(bin_rows.sum()))),
+        mi=mi,
+        mi_p=mi_p,
+        mi_all=_excess(bins, bin_rows, counts.shifted_all, config.shifts)[0],
+        mi_ordinary=_without_massive(counts, config),
+        # A profile bin without rows has no mean: it takes no rank.
+        spearman=spearman_rows(mean_rest[:, counts.rows[1:] > 0]),
+        spearman_all=spearman_rows(mean[:, counts.rows > 0]),
+    )
+
+
+def score(
+    blocks: Iterable[Counts], config: PositionConfig, top: NDArray[np.float64], top_distinct: NDArray[np.float64]
+) -> PositionScores:
     """Every measure and test.
 
     Args:
-        cache: that was counted; it says where the top activations lie.
+        blocks: the counts of ascending ranges of latents, which together are all; each is read once.
+        top, top_distinct: [F] as in PositionScores.
     """
-    bins, bin_rows = _coarse(counts.firings, counts.rows, counts.bins)
-    n, total = bins.sum(axis=1), max(1, int(bin_rows.sum()))
-    rest, rest_total = bins[:, 1:], max(1, int(bin_rows[1:].sum()))
-    n_rest = rest.sum(axis=1)
+    measured, profile_firings, bin_rows = [], np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for counts in blocks:
+        measured.append(measure(counts))
+        rows, bin_rows = counts.rows, _coarse(counts.firings[:0], counts.rows, counts.bins)[1]
+        profile_firings = counts.firings.sum(axis=0) + (profile_firings if len(profile_firings) else 0)
+    m = Measured(*map(np.concatenate, zip(*measured, strict=True)))
+    n, n_rest = m.bins.sum(axis=1), m.bins[:, 1:].sum(axis=1)
     scored, scored_rest = n >= config.min_fired, n_rest >= config.min_fired
-
-    base = bin_rows[0] / total
+    base = bin_rows[0] / max(1, int(bin_rows.sum()))
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = _only(scored, bins[:, 0] / n)
+        share = _only(scored, m.bins[:, 0] / n)
         enrichment = share / base if base > 0 else np.full(len(n), np.nan)
-        biggest = _only(scored_rest, rest.max(axis=1) / n_rest)
-        mean, mean_rest = counts.sums / counts.rows, counts.sums[:, 1:] / counts.rows[1:]
-    p = _only(scored, binomial_upper(bins[:, 0], n, base))
-    q = benjamini_hochberg(p)
-    mi, mi_p = _excess(rest, bin_rows[1:], counts.shifted, config.shifts)
-    mi_all, _ = _excess(bins, bin_rows, counts.shifted_all, config.shifts)
-    mi_q = benjamini_hochberg(_only(scored_rest, mi_p))
+        biggest = _only(scored_rest, m.bins[:, 1:].max(axis=1) / n_rest)
+    p = _only(scored, binomial_upper(m.bins[:, 0], n, base))
+    q, mi_q = benjamini_hochberg(p), benjamini_hochberg(_only(scored_rest, m.mi_p))
     return PositionScores(
-        bins=bins,
+        bins=m.bins,
         bin_rows=bin_rows,
         scored=scored,
         share=share,
@@ -117,20 +162,21 @@ def score(counts: Counts, config: PositionConfig, cache: Cache) -> PositionScore
         p=p,
         q=q,
         bos=(q < config.q) & (share > config.bos_share) & (enrichment > config.bos_enrichment),
-        top=first_share(counts.top, cache),
-        top_distinct=first_share(counts.top_distinct, cache),
-        kl=_only(scored_rest, kl_to_base(rest, bin_rows[1:] / rest_total)),
-        kl_all=_only(scored, kl_to_base(bins, bin_rows / total)),
-        mi=_only(scored_rest, mi),
-        mi_all=_only(scored, mi_all),
-        mi_ordinary=_without_massive(counts, config),
+        top=top,
+        top_distinct=top_distinct,
+        kl=_only(scored_rest, m.kl),
+        kl_all=_only(scored, m.kl_all),
+        mi=_only(scored_rest, m.mi),
+        mi_all=_only(scored, m.mi_all),
+        mi_ordinary=m.mi_ordinary,
         mi_q=mi_q,
         biggest=biggest,
-        biggest_bin=rest.argmax(axis=1) + 1,
+        biggest_bin=m.bins[:, 1:].argmax(axis=1) + 1,
         biased=(mi_q < config.q) & (biggest > config.bin_share),
-        # A profile bin without rows has no mean: it takes no rank.
-        spearman=_only(scored_rest, spearman_rows(mean_rest[:, counts.rows[1:] > 0])),
-        spearman_all=_only(scored, spearman_rows(mean[:, counts.rows > 0])),
+        spearman=_only(scored_rest, m.spearman),
+        spearman_all=_only(scored, m.spearman_all),
+        profile_rows=rows,
+        profile_firings=profile_firings,
     )
 
 

@@ -18,6 +18,7 @@ from ....shared.hashing import mix
 from ...result import ReportResult
 from ...stream.batches import StreamBatch
 from ...stream.keep import Keeper
+from ...stream.kept_codes import KeptCodes
 from ...subject.subject import Subject
 from ..base import Report, ReportConfig
 from .charts import charts
@@ -34,6 +35,15 @@ from .tables import tables
 
 SILENT_SEED = np.uint64(0x51)
 
+WINDOW_BYTES = 1 << 30
+"""The activations around the examples are kept below this; beyond it they are read from codes on disk for the page."""
+
+
+def windows_later(subject: Subject, config: TopActivationsConfig) -> bool:
+    """Whether the activations around the examples of all latents would be too large for the pass."""
+    kept = config.top + 1 + config.sample if subject.role == "run" else 0
+    return 4 * subject.n_latents * kept * (config.before + 1 + config.after) > WINDOW_BYTES
+
 
 class TopActivationsReport(Report[TopActivationsConfig]):
     """Examples and their statistics."""
@@ -44,11 +54,13 @@ class TopActivationsReport(Report[TopActivationsConfig]):
     def __init__(self, config: TopActivationsConfig, subject: Subject) -> None:
         super().__init__(config, subject)
         n = subject.n_latents
-        window = (config.before, config.after)
-        self.top = Keeper(n, config.top, distinct=True, context=config.before, window=window)
-        self.apart = Keeper(n, 1, context=config.before, window=window)
+        # The page has no panels of controls, which show what is around an example.
+        window = (config.before, config.after) if subject.role == "run" else None
+        self.kept = KeptCodes(n, subject.scratch) if windows_later(subject, config) else None
+        self.top = Keeper(n, config.top, distinct=True, context=config.before, window=window, codes=self.kept)
+        self.apart = Keeper(n, 1, context=config.before, window=window, codes=self.kept)
         self.raw = Keeper(n, config.raw_top, context=config.before)
-        self.sample = Keeper(n, config.sample, by="sample", context=config.before, window=window)
+        self.sample = Keeper(n, config.sample, by="sample", context=config.before, window=window, codes=self.kept)
         self.histogram = np.zeros((n, OCTAVES * PER_OCTAVE), np.int64)
         self.fired = np.zeros(n, np.int64)
         self.fired_first = np.zeros(n, np.int64)
@@ -65,6 +77,8 @@ class TopActivationsReport(Report[TopActivationsConfig]):
 
     def update(self, batch: StreamBatch) -> None:
         codes, rows = batch.codes, batch.rows
+        if self.kept is not None:
+            self.kept.add(rows, codes)
         self.rows += int(rows.keep.sum())
         self.rows_first += int(rows.first.sum())
         starts = codes.by_latent.starts
@@ -91,6 +105,8 @@ class TopActivationsReport(Report[TopActivationsConfig]):
             self.silent[int(rows.start + r)] = codes.latents[codes.indptr[r] : codes.indptr[r + 1]].copy()
 
     def merge(self, other: Self) -> None:
+        if self.kept is not None and other.kept is not None:
+            self.kept.merge(other.kept)
         self.top.merge(other.top)
         self.apart.merge(other.apart)
         self.raw.merge(other.raw)

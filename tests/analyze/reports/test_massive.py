@@ -11,9 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from sparse_pipeline.analyze.reports.correlation.config import CorrelationConfig
+from sparse_pipeline.analyze.reports.position import counts as counting
 from sparse_pipeline.analyze.reports.position.config import PositionConfig
+from sparse_pipeline.analyze.reports.position.counts import Counts
 from sparse_pipeline.analyze.reports.position.report import PositionReport
 from sparse_pipeline.analyze.reports.reconstruction.config import ReconstructionConfig
+from sparse_pipeline.analyze.reports.top_activations import report as top_activations
+from sparse_pipeline.analyze.reports.top_activations.config import TopActivationsConfig
 from sparse_pipeline.analyze.stream.batches import stream
 from sparse_pipeline.analyze.subject.subject import Subject
 from sparse_pipeline.shared.cache import Cache
@@ -133,15 +137,20 @@ def test_correlation(made: Made, halves: bool) -> None:
     np.testing.assert_allclose(pairs_table["r_without_massive"], r, atol=1e-9)
 
 
+def subject_of(made: Made, coder: Coder) -> Subject:
+    return Subject("planted", "run", coder, made.cache, SITE, SITE, Vocabulary.of(made.cache), tuple(made.cache.shards))
+
+
 def test_position(made: Made) -> None:
     """The same as if massive rows had neither been counted nor fired; shifts included."""
     coder, config = coder_of(made, "per_dimension"), PositionConfig(min_fired=20, shifts=10)
-    of = Subject("planted", "run", coder, made.cache, SITE, SITE, Vocabulary.of(made.cache), tuple(made.cache.shards))
+    of = subject_of(made, coder)
     every, fewer = PositionReport(config, of), PositionReport(config, of)
     for (batch,) in stream(made.cache, [of.coder_sites(False)], of.shards):
         every.update(batch)
         fewer.update(replace(batch, codes=batch.codes.where(~of.massive_of(batch.rows))))
     counts = every.counts
+    assert isinstance(counts, Counts)
     assert counts.massive is not None
     z, _ = coded(made, coder)
     ordinary = made.rest & ~made.massive
@@ -149,11 +158,39 @@ def test_position(made: Made) -> None:
     np.testing.assert_array_equal((counts.firings - counts.massive.firings)[:, 1:], firings)
     rows = np.bincount(made.position[ordinary], minlength=CTX)
     np.testing.assert_array_equal((counts.rows - counts.massive.rows)[1:], rows[1:])
+    assert isinstance(fewer.counts, Counts)
     np.testing.assert_array_equal(counts.shifted - counts.massive.shifted, fewer.counts.shifted)
     whole, merged = (report("position", config, made.cache, coder, halves) for halves in (False, True))
     assert whole.figure("mi_excess").without_massive is not None
     assert whole.figure("mi_excess").without_massive == merged.figure("mi_excess").without_massive
     assert len(whole.tables_on_disk["position"]["mi_excess_without_massive"]) == coder.n_latents
+
+
+def test_position_counted_in_blocks_of_latents_is_the_same(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a wide dictionary: codes on disk, counted for a few latents at a time, massive rows apart."""
+    coder, config = coder_of(made, "per_dimension"), PositionConfig(min_fired=20, shifts=10)
+    at_once = report("position", config, made.cache, coder)
+    monkeypatch.setattr(counting, "COUNTED_BYTES", 0)
+    monkeypatch.setattr(counting, "BLOCK_BYTES", 7 * counting.latent_bytes(subject_of(made, coder), config))
+    in_blocks = report("position", config, made.cache, coder, halves=True)
+    assert in_blocks.figures == at_once.figures
+    assert in_blocks.charts == at_once.charts
+    for name, column in at_once.tables_on_disk["position"].items():
+        np.testing.assert_array_equal(in_blocks.tables_on_disk["position"][name], column, err_msg=name)
+
+
+def test_examples_read_from_codes_on_disk_are_the_same(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a wide dictionary: the activations around an example come from the codes of the pass."""
+    coder = coder_of(made, "per_dimension")
+    at_once = report("top_activations", TopActivationsConfig(), made.cache, coder)
+    monkeypatch.setattr(top_activations, "WINDOW_BYTES", 0)
+    from_disk = report("top_activations", TopActivationsConfig(), made.cache, coder, halves=True)
+    assert at_once.panel is not None
+    assert from_disk.panel is not None
+    shown = [at_once.panel(i) for i in range(coder.n_latents)]
+    assert [from_disk.panel(i) for i in range(coder.n_latents)] == shown
+    around = [item[6] for panel in shown for group in panel[0].get("groups", []) for item in group["items"]]
+    assert sum(sum(value > 0 for value in heat) > 1 for heat in around if heat) > 100  # there is something around
 
 
 def test_a_cache_without_massive_rows_has_no_twin(tmp_path: Path) -> None:
