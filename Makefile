@@ -67,7 +67,7 @@ faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m slow tests/shared/cache/test_kill.py
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(PYTEST) -m slow
+	$(BIN)/python -m pytest $(PYTEST) --timeout 3600 -m slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

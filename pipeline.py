@@ -6,13 +6,17 @@ imported before a command needs it, so `pipeline --help` answers at once.
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import os
 import shlex
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
 
 import click
 from click.shell_completion import shell_complete
@@ -45,7 +49,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.signal(number, _interrupt)
     given = list(sys.argv[1:] if arguments is None else arguments)
     name_failed_mappings(given)
-    sys.exit(run(given))
+    code = run(given)
+    if any(thread.daemon for thread in threading.enumerate()):
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit as sys.exit does, but without the interpreter's end, which a daemon thread in compiled code may not survive:
+    stopped as it returns from there, it ends the process with "terminate called without an active exception"."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for the threads that are no daemons
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -18,11 +18,11 @@ from ..shared.cache.vocabulary import Vocabulary
 from ..shared.coders import Coder, build_coder
 from ..shared.coders.normalisation import SiteMoments
 from ..shared.device import device_named
-from ..shared.errors import DataError, UsageError
+from ..shared.errors import DataError, PipelineError, UsageError
 from ..shared.joint_names import parts_of
 from ..shared.runs.explanations import explanations_of
 from ..shared.runs.folder import Run, open_run
-from ..shared.runs.own_cache import is_imported, own_cache_path, refuse_another
+from ..shared.runs.own_cache import is_imported, own_cache_path, recorded_cache, refuse_another
 from .config import AnalyzeConfig
 from .subject.analysed import labelled_by, training_facts
 from .subject.subject import SCRATCH, Subject
@@ -145,13 +145,10 @@ def _trained_on(run: Run, cache: Cache) -> Cache | None:
     known = run.final.get("cache", {})
     if known.get("identity") == cache.identity:
         return cache
-    if "path" not in known or not Path(known["path"]).exists():
-        return None
     try:
-        found = open_recorded(known, run.path, Path(known["path"]))
-    except DataError:  # it was moved, or another cache is in its place
+        return recorded_cache(known, run.path)
+    except PipelineError:  # not found, another is in its place, or its bucket does not answer
         return None
-    return found if found.identity == known["identity"] else None
 
 
 def _measured(run: Run) -> dict[str, Any]:

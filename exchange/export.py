@@ -12,8 +12,9 @@ from ..shared.cache.files import write_json
 from ..shared.coders.cross_layer import CrossLayer
 from ..shared.coders.one_site import require_one_site
 from ..shared.console import Console
-from ..shared.errors import DataError, UsageError
+from ..shared.errors import PipelineError, UsageError
 from ..shared.provenance import provenance
+from ..shared.runs.own_cache import recorded_cache
 from .convert import Converted, to_known
 from .facts import Facts, check_against, facts_of_run, require_sites
 from .folder import MARK, check_new, hashes, new_folder, sha256
@@ -221,15 +222,10 @@ def _cache_of(loaded: Loaded, wanted: Wanted) -> tuple[Cache | None, str]:
     """The cache to fit and measure on, or why there is none."""
     if wanted.cache is not None:
         return open_cache(wanted.cache), ""
-    known = loaded.final.get("cache") or {}
-    if "path" not in known:
-        return None, "it names no cache (--cache PATH)"
-    if not Path(known["path"]).is_dir():
-        return None, f"its cache was not found: {known['path']} (--cache PATH)"
     try:
-        return open_cache(Path(known["path"]), identity=known.get("identity")), ""
-    except DataError as error:
-        return None, f"its cache cannot be read: {error.message} (--cache PATH)"
+        return recorded_cache(loaded.final.get("cache") or {}, loaded.path), ""
+    except PipelineError as error:
+        return None, f"{error.message} (--cache PATH)"
 
 
 def _measured(one: _Ready, form: Format, folder: Path) -> Measured | None:

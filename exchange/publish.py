@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..shared.cache import open_cache
 from ..shared.cache.files import write_file, write_json
 from ..shared.console import Console
 from ..shared.dataset_text import dataset_text
 from ..shared.errors import PipelineError, UsageError
+from ..shared.runs.own_cache import recorded_cache
 from .card import Published, card, licence_of
 from .export import Wanted, export
 from .folder import MARK, hashes, new_folder
@@ -131,9 +131,12 @@ def _write(loaded: Loaded, path: Path | str, wanted: Publication, folder: Path, 
 
 def trained_on(loaded: Loaded) -> tuple[int | None, str | None]:
     """(tokens in a sequence, dataset) of what a coder was trained on, as far as it is known."""
-    facts, known = loaded.facts, loaded.final.get("cache") or {}
-    if facts.dataset is None and "path" in known and Path(known["path"]).is_dir():
-        cache = open_cache(Path(known["path"]), allow_incomplete=True)
+    facts = loaded.facts
+    if facts.dataset is None and loaded.final:
+        try:
+            cache = recorded_cache(loaded.final.get("cache") or {}, loaded.path)
+        except PipelineError:  # not found, or its bucket does not answer
+            return facts.context, facts.dataset
         dataset = cache.config.get("harvest", {}).get("dataset")
         return cache.ctx, None if dataset is None else dataset_text(dataset)
     return facts.context, facts.dataset

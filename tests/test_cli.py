@@ -217,6 +217,31 @@ def test_a_closed_pipe_is_not_an_error_message(failing: Callable[[BaseException]
     assert done.stderr == ""
 
 
+BUSY = """
+import threading, time, torch
+from sparse_pipeline import pipeline
+
+def busy():
+    while True:
+        torch.linalg.svd(torch.randn(300, 300))
+
+def run(arguments):
+    threading.Thread(target=busy, daemon=True).start()
+    time.sleep(0.3)
+    print("said")
+    return 130
+
+pipeline.run = run
+pipeline.main(["status"])
+"""
+
+
+def test_a_thread_in_compiled_code_does_not_change_the_exit_code() -> None:
+    """The interpreter's ordinary end aborts (134) where such a daemon thread comes back from there."""
+    done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "said\n", "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_interrupt(number: signal.Signals, tmp_path: Path) -> None:
     ready = tmp_path / "ready"

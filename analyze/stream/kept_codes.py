@@ -80,7 +80,7 @@ class KeptCodes:
 
         0 outside the row's sequence.
         """
-        out = np.zeros((1, len(row), before + 1 + after), np.float32)
+        out: NDArray[np.float32] = np.zeros((1, len(row), before + 1 + after), np.float32)
         score, slot = (row >= 0).astype(np.float64)[None], np.arange(len(row), dtype=np.int32)[None]
         shards = self._codes()
         starts = np.array([one.start for one, _ in shards])
@@ -90,4 +90,5 @@ class KeptCodes:
                 score, row[None], slot, one.start, one.ctx, codes.indptr, codes.latents, codes.values,
                 before, after, out, latent, 0, 1,
             )  # fmt: skip
-        return out[0]
+        around: NDArray[np.float32] = out[0]
+        return around

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import Cache
+from ..cache.beside import open_recorded
 from ..cache.locate import locate
 from ..cache.mirror import at_hand, shown
 from ..errors import DataError
@@ -40,6 +41,32 @@ def own_cache_path(run: Run, setting: str | None = None) -> Path:
             f"the cache of run {run.name} was not found: {shown(path)}", f"pipeline harvest writes it again{elsewhere}"
         )
     return path
+
+
+def recorded_cache(known: Mapping[str, Any], run: Path) -> Cache:
+    """The cache that a record (`Cache.record`) names, with those beside it, where it lies now: moved, or in a bucket.
+
+    Args:
+        known: `final["cache"]` of a run, or {}.
+        run: the run's folder.
+
+    Raises:
+        DataError: the record names none, it was not found, or another is in its place. What a bucket answers as in
+            `at_hand`.
+    """
+    if "path" not in known:
+        raise DataError("it names no cache", "--cache PATH")
+    path = locate(Path(known["path"]), known.get("identity"), run)
+    if not at_hand(path).exists():
+        raise DataError(f"its cache was not found: {shown(path)}", "--cache PATH")
+    cache, recorded = open_recorded(known, run, path), known.get("identity")
+    if recorded not in (None, cache.identity):
+        raise DataError(
+            f"another cache is in the place of its own, {shown(path)}: identity {cache.identity[:12]}…, expected "
+            f"{str(recorded)[:12]}…",
+            "--cache PATH",
+        )
+    return cache
 
 
 def refuse_another(run: Run, cache: Cache, hint: str) -> None:

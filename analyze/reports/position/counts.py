@@ -210,10 +210,8 @@ class CountedLater:
 def latent_bytes(subject: Subject, config: PositionConfig) -> int:
     """What Counts holds of one latent."""
     one = Counts.zeros(1, subject, config)
-    arrays = [one.firings, one.sums, one.shifted, one.shifted_all]
-    if one.massive is not None:
-        arrays += [one.massive.firings, one.massive.shifted]
-    return sum(array.nbytes for array in arrays)
+    massive = 0 if one.massive is None else one.massive.firings.nbytes + one.massive.shifted.nbytes
+    return one.firings.nbytes + one.sums.nbytes + one.shifted.nbytes + one.shifted_all.nbytes + massive
 
 
 def counted_later(subject: Subject, config: PositionConfig) -> bool:
