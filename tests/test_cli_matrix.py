@@ -104,7 +104,10 @@ def test_train_and_inspect_run(cli: Cli, here: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("target", ["null", "layer_02.mlp_out"], ids=["sae", "transcoder"])
+@pytest.mark.parametrize(
+    "target",
+    [pytest.param("null", id="sae"), pytest.param("layer_02.mlp_out", id="transcoder", marks=pytest.mark.slow)],
+)
 def test_every_variant_trains(target: str, cli: Cli, here: Path) -> None:
     """All of them, by name: those that share a sampler on one read of the cache."""
     names = [word for name in variants() for word in ("--variant", name)]

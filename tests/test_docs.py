@@ -324,7 +324,16 @@ def test_every_block_says_what_it_is(page: Path) -> None:
             assert block.text.startswith("$ "), f"{where}: a console block begins with a command"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name_of)
+SLOW_PAGES = {"docs/sweeps.md"}
+"""Whose commands train many runs."""
+
+
+def with_blocks() -> list[Any]:
+    found = [page for page in PAGES if runnable(page)]
+    return [pytest.param(one, marks=[pytest.mark.slow] if name_of(one) in SLOW_PAGES else []) for one in found]
+
+
+@pytest.mark.parametrize("page", with_blocks(), ids=name_of)
 def test_blocks_run(page: Path, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of one page run in order, in a folder with what a reader has by then: a cache and two runs."""
     folder = tmp_path / "here"
