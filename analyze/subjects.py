@@ -210,7 +210,7 @@ def _controls(subjects: Sequence[Subject], members: Sequence[tuple[str, Run]]) -
     for subject in subjects:
         coder = untrained(subject, runs[subject.name].final)
         before = {"fvu": found} if (found := subject.measured.get("fvu_untrained")) is not None else {}
-        fresh = replace(subject, coder=coder, role="control", measured=before, explanations=None)
+        fresh = replace(subject, coder=coder, role="control", trained=False, measured=before, explanations=None)
         for other, names in controls:
             if _agree(fresh, other):
                 names.append(subject.name)

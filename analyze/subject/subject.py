@@ -33,6 +33,7 @@ class Subject:
     Attributes:
         name: the run's name; that of a control says what kind it is.
         role: a control is measured for comparison only.
+        trained: a run's coder as it is; False: as it was before the first step, and the page does not list its latents.
         coder: in evaluation mode, on `device`.
         cache: the cache under analysis.
         source: site that the coder reads.
@@ -65,6 +66,7 @@ class Subject:
     measured: Mapping[str, Any] = field(default_factory=dict)
     explanations: Explanations | None = None
     scratch: Path = SCRATCH
+    trained: bool = True
 
     @property
     def n_latents(self) -> int:

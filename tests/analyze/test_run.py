@@ -188,6 +188,9 @@ def test_a_run_with_a_frozen_decoder_is_a_control(made: Planted, tmp_path: Path)
         f"untrained ({n})" for n in ("other_seed", "trained")
     ]  # not of the control
     assert result.report.parent.name == "frozen+trained+other_seed-only-global"
+    alone = AnalyzeConfig(out=tmp_path / "alone", controls=False, reports={"text": TopActivationsConfig()})
+    page = analyze(paths[:1], alone).report.read_text(encoding="utf-8")
+    assert 'id="panels-0-0"' in page, "its latents are listed: it is no control that was not trained"
 
 
 def test_runs_that_began_alike_share_a_control(made: Planted, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ WINDOW_BYTES = 1 << 30
 
 def windows_later(subject: Subject, config: TopActivationsConfig) -> bool:
     """Whether the activations around the examples of all latents would be too large for the pass."""
-    kept = config.top + 1 + config.sample if subject.role == "run" else 0
+    kept = config.top + 1 + config.sample if subject.trained else 0
     return 4 * subject.n_latents * kept * (config.before + 1 + config.after) > WINDOW_BYTES
 
 
@@ -54,8 +54,8 @@ class TopActivationsReport(Report[TopActivationsConfig]):
     def __init__(self, config: TopActivationsConfig, subject: Subject) -> None:
         super().__init__(config, subject)
         n = subject.n_latents
-        # The page has no panels of controls, which show what is around an example.
-        window = (config.before, config.after) if subject.role == "run" else None
+        # Panels show what is around an example, and the page has none of an untrained coder.
+        window = (config.before, config.after) if subject.trained else None
         self.kept = KeptCodes(n, subject.scratch) if windows_later(subject, config) else None
         self.top = Keeper(n, config.top, distinct=True, context=config.before, window=window, codes=self.kept)
         self.apart = Keeper(n, 1, context=config.before, window=window, codes=self.kept)
