@@ -95,6 +95,8 @@ GLOSSARY: dict[str, dict[str, str]] = {
         "activations. 100 %: the model does not notice; 0 %: as bad as deleting the site.",
         "sparse probing": "A classifier for a label from k latents only. It shows whether a concept lies in few "
         "latents; the dense probe beside it uses all dimensions of the activations.",
+        "SCR": "Spurious correlation removal: a probe confuses two labels that always agree in its documents. The "
+        "share of its error on one label that disappears with the other label's strongest latents at 0.",
         "TPP": "Targeted probe perturbation: with a class's strongest latents at 0, how much more accuracy its own "
         "probe loses than the probes of the other classes. Near 0: its latents serve all classes alike.",
         "feature splitting": "Several latents share one label: a probe of more latents finds it better than a probe "

@@ -73,6 +73,12 @@ def texts_of(cache: Cache, under_analysis: NDArray[np.bool_], tokens: int) -> Te
     return Texts(documents.astype(np.int64), rows, place.reshape(-1).astype(np.int64))
 
 
+def columns_of(cache: Cache) -> list[str]:
+    """What the documents are labelled with: `domain` if they have one, then their labels."""
+    found = document_columns(list(read_documents(cache.path)))
+    return sorted(found, key=lambda name: name != "domain")
+
+
 def column_of(cache: Cache, name: str) -> dict[int, str]:
     """Document → its value in a column (`domain`, or a label), as text; documents without one are left out.
 

@@ -27,6 +27,7 @@ from .description_length.config import DescriptionLengthConfig
 from .position.config import PositionConfig
 from .probing.config import ProbingConfig
 from .reconstruction.config import ReconstructionConfig
+from .scr.config import ScrConfig
 from .top_activations.config import TopActivationsConfig
 from .tpp.config import TppConfig
 
@@ -42,6 +43,7 @@ REPORTS: Registry[type[AnyReport]] = Registry(
         "description_length": (DescriptionLengthConfig, "description_length.report.DescriptionLengthReport"),
         "absorption": (AbsorptionConfig, "absorption.report.AbsorptionReport"),
         "probing": (ProbingConfig, "probing.report.ProbingReport"),
+        "scr": (ScrConfig, "scr.report.ScrReport"),
         "tpp": (TppConfig, "tpp.report.TppReport"),
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -70,17 +71,23 @@ class Classed:
         place = np.arange(len(flags)) % CTX
         return np.flatnonzero((doc == document) & (place > 0) & (flags & (1 | 2 | 4) == 0) & first)
 
+    @cached_property
+    def dense(self) -> torch.Tensor:
+        """The codes of every row [n_rows, F] float64."""
+        with torch.inference_mode():
+            return self.coder.encode(self.cache.rows(SITE, np.arange(self.cache.n_rows)).float()).dense().double()
+
     @torch.inference_mode()
     def mean(self, document: int, tokens: int, off: NDArray[np.int64] | None = None) -> tuple[Doubles, Doubles]:
         """(mean activation, mean code) of a document, with latents set to 0 row by row in the reconstruction."""
-        x = self.cache.rows(SITE, self.rows_of(document, tokens)).float()
-        codes = self.coder.encode(x)
-        dense = codes.dense().double()
+        rows = self.rows_of(document, tokens)
+        x, dense = self.cache.rows(SITE, rows).double(), self.dense[rows]
         if off is not None:
-            removed = torch.zeros_like(dense)
-            removed[:, off] = dense[:, off]
-            x = x.double() - removed @ self.coder.raw_directions(self.coder.w_dec.double())
-        return x.double().mean(dim=0).numpy(), dense.mean(dim=0).numpy()
+            directions = self.coder.raw_directions(self.coder.w_dec.double())
+            kept = dense.clone()
+            kept[:, off] = 0
+            x = kept @ directions + (x - dense @ directions)  # decoded without them, and the error that was there
+        return x.mean(dim=0).numpy(), dense.mean(dim=0).numpy()
 
 
 def classed(path: Path, n_seq: int = 240, seed: int = 0) -> Classed:

@@ -1,0 +1,1 @@
+"""Spurious correlation removal: whether two labels of documents lie in latents of their own."""
