@@ -48,9 +48,10 @@
   // One format for all numbers of a column: as many decimals as give the middle one three digits.
   function alike(values, format) {
     const scale = format === "percent" ? 100 : 1;
-    const sizes = values.filter((v) => typeof v === "number" && v !== 0).map((v) => Math.abs(v * scale)).sort((a, b) => a - b);
-    if (!["number", "percent"].includes(format) || sizes.every(Number.isInteger)) return (v) => show(v, format);
-    const digits = Math.max(0, Math.min(4, 2 - Math.floor(Math.log10(sizes[sizes.length >> 1]))));
+    if (!["number", "percent"].includes(format)) return (v) => show(v, format);
+    const sizes = Float64Array.from(values.filter((v) => typeof v === "number" && v !== 0), (v) => Math.abs(v * scale));
+    if (sizes.every(Number.isInteger)) return (v) => show(v, format);
+    const digits = Math.max(0, Math.min(4, 2 - Math.floor(Math.log10(sizes.sort()[sizes.length >> 1]))));
     const fixed = new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits, roundingMode: "halfEven" });
     return (v) => {
       if (typeof v !== "number") return show(v, format);
@@ -116,7 +117,8 @@
     $("lacking").textContent = `${beside}/${id}.js was not found beside this page, or is damaged. The page needs the whole folder of the report: copy it again, or run pipeline analyze.`;
   }
   async function inflate(text) {
-    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+    const decoded = atob(text), bytes = new Uint8Array(decoded.length);
+    for (let i = 0; i < decoded.length; i += 1) bytes[i] = decoded.charCodeAt(i); // a million latents: a call for each takes seconds
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     return JSON.parse(await new Response(stream).text());
   }
@@ -479,11 +481,17 @@
       for (let i = 0; i < data.n; i++) if (matches(i, asked, conditions)) order.push(i);
       if (sortKey) {
         const values = byKey.get(sortKey).values, sign = descending ? -1 : 1;
-        order.sort((a, b) => {
-          const x = values[a], y = values[b];
-          if (without(x) || without(y)) return without(x) === without(y) ? a - b : without(x) ? 1 : -1;
-          return (x < y ? -1 : x > y ? 1 : 0) * sign || a - b;
-        });
+        // Latents ascend in `order` and the sort is stable, so equal ones stay in that order; those without a value come last.
+        if (byKey.get(sortKey).format === "text") {
+          order.sort((a, b) => {
+            const x = values[a], y = values[b];
+            if (without(x) || without(y)) return without(x) - without(y);
+            return (x < y ? -1 : x > y ? 1 : 0) * sign;
+          });
+        } else {
+          const keys = Float64Array.from(values, (v) => (without(v) ? Infinity : sign * v));
+          order.sort((a, b) => (keys[a] < keys[b] ? -1 : keys[a] > keys[b] ? 1 : 0));
+        }
       } else if (descending === false) order.reverse();
       const number = words.length === 1 ? order.indexOf(Number(words[0].text)) : -1; // a number means that latent before all others
       if (number > 0) order.unshift(...order.splice(number, 1));
