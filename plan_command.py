@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--device", default="h100", show_default=True, help="A device of the constants: h100, h200, cpu.")
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="How many of them.")
 @click.option("--machines", type=click.IntRange(min=1), default=1, show_default=True, help="Machines that hold them.")
-@click.option("--disk", default="local", show_default=True, help="A disk of the constants: local, virtual, network.")
+@click.option("--disk", default="local", show_default=True, help="Of the constants: local, virtual, network, bucket.")
 @click.option("--disk-rate", type=click.FloatRange(min=0, min_open=True), metavar="MB/S", help="Its rate instead.")
 @click.option("--price", type=click.FloatRange(min=0), metavar="DOLLARS", help="Of one device and hour.")
 @click.option("--memory", type=click.FloatRange(min=0), metavar="GB", help="Host memory of a machine.")

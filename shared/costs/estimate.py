@@ -15,9 +15,13 @@ STEP_BYTES = 26
 PAIR_BYTES = 12
 """Bytes of an exact correlation, for each pair of latents, where the table of all pairs is held."""
 
-LATENT_BYTES = 45_000
-"""Bytes of an analysis for each latent of a coder: counts by position and their nulls, examples, samples, neighbours.
-From the shapes of the usual reports' arrays; two fifths are the shifted nulls of the position report."""
+LATENT_BYTES = 15_000
+"""Bytes of an analysis for each latent of a coder: examples, samples, histograms, neighbours. From the shapes of the
+usual reports' arrays, as the two below."""
+
+COUNTED_BYTES, WINDOW_BYTES, BOUND = 19_000, 10_000, 1 << 30
+"""Counts by position with their nulls, and activations around examples: for each latent, as long as they are below
+BOUND for all latents; beyond it they are counted in blocks, or read from codes on disk."""
 
 HEADROOM = 0.9
 """Share of a device's memory that weights, moments and batches may take."""
@@ -220,7 +224,8 @@ def analyze_step(coders: Sequence[CoderWork], rows: int, triangle_gb: float | No
     most = max(coder.latents for coder in coders)
     triangle = PAIR_BYTES * most * (most + 1) // 2
     held = triangle if triangle_gb is not None and triangle <= triangle_gb * 1e9 else 0
-    needed = 2 * (LATENT_BYTES * most + held)
+    bounded = min(COUNTED_BYTES * most, BOUND) + min(WINDOW_BYTES * most, BOUND)
+    needed = 2 * (LATENT_BYTES * most + bounded + held)
     levers = {
         "pass over the rows": "fewer rows (analyze.max_tokens), or one machine for each coder",
         "host memory": "analyze.controls: false (half), analyze.reports.correlation.triangle_gb: 0, or fewer latents",
