@@ -57,7 +57,7 @@ class AnalyzeConfig:
     processes: int = 1
     """Processes that share the pass, each with shards and pair sums of its own (CPU only)."""
     device: str = "auto"
-    """Where coders run: cpu, cuda, or auto."""
+    """Where coders run: cpu, cuda, or auto. Pairs of latents are summed on the CPU."""
     seed: int = 0
     """Seed of the nulls and samples."""
 

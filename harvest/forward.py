@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..models.capture import SiteReader
 from ..shared.cache import SiteSpec
+from ..shared.device import to_device
 from .data.pack import Block
 from .job import Job
 from .measure import UnitStats
@@ -98,8 +99,7 @@ class Forward:
     def _to_device(self, values: np.ndarray[Any, Any], missing: int, filler: int) -> Tensor:
         if missing:
             values = np.pad(values, ((0, missing), (0, 0)), constant_values=filler)
-        tensor = torch.from_numpy(values)
-        return tensor.pin_memory().to(self._device, non_blocking=True) if self._cuda else tensor
+        return to_device(torch.from_numpy(values), self._device)
 
     def _keep(self, target: Tensor, value: Tensor) -> Tensor:
         """Copies [batch, ctx, d] into rows of a host buffer, rounding to its dtype. Returns them rounded, [n, d]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -20,33 +21,53 @@ class FVU:
 
     def __init__(self, mean: Tensor, scale: Tensor | None = None) -> None:
         self.mean, self.scale = mean.to(torch.float64), scale
-        self.error = 0.0
-        self.variance = 0.0
-        self.rows = 0
-        self.error_of = np.zeros(len(mean))
-        self.variance_of = np.zeros(len(mean))
+        # On the device of the rows: errors and deviations [2, d], and how many rows. They are read when a figure is.
+        self._sums = torch.zeros(2, len(mean), dtype=torch.float64)
+        self._rows = torch.zeros((), dtype=torch.int64)
 
-    def update(self, y: Tensor, y_hat: Tensor) -> None:
-        """Add rows [B, d] in raw activation space."""
+    def update(self, y: Tensor, y_hat: Tensor, counted: Tensor | None = None) -> None:
+        """Add rows [B, d] in raw activation space. The host does not wait for the device.
+
+        Args:
+            counted: [B] bool, the rows that count; None: all.
+        """
+        if self._sums.device != y.device:
+            self._move(y.device)
         y = y.to(torch.float64)
-        error, deviation = y - y_hat.to(torch.float64), y - self.mean.to(y.device)
+        both = torch.stack([y - y_hat.to(torch.float64), y - self.mean])
         if self.scale is not None:
-            error, deviation = error * self.scale.to(y.device), deviation * self.scale.to(y.device)
-        error, deviation = error.square(), deviation.square()
-        self.error += _sum(error)
-        self.variance += _sum(deviation)
-        self.error_of += error.cpu().numpy().sum(axis=0)
-        self.variance_of += deviation.cpu().numpy().sum(axis=0)
-        self.rows += y.shape[0]
+            both *= self.scale
+        both.square_()
+        if counted is None:
+            self._rows += len(y)
+        else:
+            both = torch.where(counted.unsqueeze(1), both, 0.0)
+            self._rows += counted.sum()
+        # Over rows alone: torch splits that among its threads by dimension, so its bits do not depend on their number.
+        self._sums += both.sum(dim=1)
+
+    def _move(self, device: torch.device) -> None:
+        self.mean, self._sums, self._rows = (x.to(device) for x in (self.mean, self._sums, self._rows))
+        self.scale = None if self.scale is None else self.scale.to(device)
+
+    @property
+    def rows(self) -> int:
+        """Rows counted so far."""
+        return int(self._rows)
+
+    def _by_dimension(self) -> NDArray[np.float64]:
+        sums: NDArray[np.float64] = self._sums.cpu().numpy()
+        return sums
 
     @property
     def value(self) -> float | None:
         """The ratio; None without rows or variance."""
-        return self.error / self.variance if self.variance > 0 else None
+        error, variance = self._by_dimension().sum(axis=1).tolist()
+        return error / variance if variance > 0 else None
 
     def part(self, start: int, stop: int) -> tuple[float | None, float | None]:
         """(value, mean over dimensions) of the dimensions [start, stop) alone: of one part of a joint site."""
-        error, variance = self.error_of[start:stop], self.variance_of[start:stop]
+        error, variance = self._by_dimension()[:, start:stop]
         varies = variance > 0
         if not varies.any():
             return None, None
@@ -58,11 +79,4 @@ class FVU:
 
         None without rows; dimensions that do not vary are excluded.
         """
-        varies = self.variance_of > 0
-        return float((self.error_of[varies] / self.variance_of[varies]).mean()) if varies.any() else None
-
-
-def _sum(squares: Tensor) -> float:
-    """Each row's sum in torch, then over the rows in NumPy, which uses one thread: torch splits a sum over a whole
-    matrix among its threads, so its last bit would depend on their number."""
-    return float(squares.sum(dim=1).cpu().numpy().sum())
+        return self.part(0, self._sums.shape[1])[1]

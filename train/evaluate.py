@@ -14,6 +14,7 @@ from ..shared.cache import Cache
 from ..shared.cache.batch import Batch
 from ..shared.cache.heldout import Split
 from ..shared.coders import Coder
+from ..shared.device import to_device
 from ..shared.fvu import FVU
 from ..shared.joint_names import parts_of
 from .data.rows import row_batches, thin
@@ -58,14 +59,14 @@ def evaluation_rows(split: Split, limit: int) -> NDArray[np.int64]:
 def evaluate(
     coders: Sequence[tuple[Coder, str, str]], cache: Cache, rows: NDArray[np.int64], device: torch.device | str = "cpu"
 ) -> list[Evaluation]:
-    """Evaluate several coders on one read of the rows.
+    """Evaluate several coders on one read of the rows. The sums stay on the device until the last batch.
 
     Args:
         coders: (coder, source site, target site) each.
         rows: [n] rows of the cache.
         device: device of the coders.
     """
-    meters = [_Meters(coder, source, target, cache) for coder, source, target in coders]
+    meters = [_Meters(coder, source, target, cache, device) for coder, source, target in coders]
     training = [coder.training for coder, _, _ in coders]
     sites = sorted({site for _, source, target in coders for site in (source, target)})
     try:
@@ -81,9 +82,9 @@ def evaluate(
 
 
 class _Meters:
-    """The running sums of one coder."""
+    """The running sums of one coder, on its device."""
 
-    def __init__(self, coder: Coder, source: str, target: str, cache: Cache) -> None:
+    def __init__(self, coder: Coder, source: str, target: str, cache: Cache, device: torch.device | str) -> None:
         self.coder, self.source, self.target = coder, source, target
         stats, scale = cache.stats(target), cache.balance(target)
         outliers = cache.outliers(target)
@@ -91,22 +92,21 @@ class _Meters:
             FVU(torch.from_numpy(one.mean), None if scale is None else torch.from_numpy(scale))
             for one in (stats.rest, stats.all, outliers.ordinary)
         )
-        self.massive = torch.from_numpy(outliers.mask(cache.n_rows))
-        self.active = 0
+        self.massive = to_device(torch.from_numpy(outliers.mask(cache.n_rows)), device)
+        self.active = torch.zeros((), dtype=torch.int64, device=device)
 
     def update(self, batch: Batch) -> None:
         x, y = batch.acts[self.source], batch.acts[self.target]
         codes = self.coder.encode(x)
         y_hat = self.coder.decode(codes, x)
         rest = batch.position > 0
-        self.rest.update(y[rest], y_hat[rest])
+        self.rest.update(y, y_hat, rest)
         self.all.update(y, y_hat)
-        ordinary = rest & ~self.massive.to(rest.device)[batch.row.long()]
-        self.ordinary.update(y[ordinary], y_hat[ordinary])
-        self.active += int(codes.l0()[rest].sum())
+        self.ordinary.update(y, y_hat, rest & ~self.massive[batch.row.long()])
+        self.active += (codes.l0() * rest).sum()
 
     def result(self) -> Evaluation:
-        l0 = self.active / self.rest.rows if self.rest.rows else None
+        l0 = int(self.active) / self.rest.rows if self.rest.rows else None
         return Evaluation(
             fvu=self.rest.value,
             fvu_with_bos=self.all.value,

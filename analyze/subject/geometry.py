@@ -95,10 +95,10 @@ class Geometry:
             close.append((pairs + torch.tensor([start, 0], device=cos.device)).cpu().numpy().astype(np.int32))
             close_cos.append(cos[pairs[:, 0], pairs[:, 1]].cpu().numpy())
             # A row's cosine with itself must win neither: +∞ for the minimum, then −∞ for the maximum.
-            own = torch.arange(stop - start)
-            cos[own, own + start] = torch.inf
+            own = cos.diagonal(start)
+            own.fill_(torch.inf)
             lowest[start:stop] = cos.amin(1).cpu().numpy()
-            cos[own, own + start] = -torch.inf
+            own.fill_(-torch.inf)
             top = cos.topk(m, dim=1)
             near[start:stop], near_cos[start:stop] = top.indices.cpu().numpy(), top.values.cpu().numpy()
         return cls(

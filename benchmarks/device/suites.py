@@ -15,7 +15,6 @@ SUITES = {
         "gpu",
         "tests/train/kernels/test_fused_step.py",
         "tests/train/data/test_stream.py",
-        "tests/analyze/reports/correlation/test_pair_sums.py",
     ],
     "runs": ["tests/train/kernels/test_training.py"],
 }

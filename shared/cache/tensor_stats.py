@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..device import to_device
 from .format import positions
 from .rows import text_rows
 from .stats import SiteStats, sums_to_stats
@@ -32,7 +33,7 @@ class Classes:
         self.text = text_rows(flags)
         self.at_first = np.asarray(positions(np.arange(len(flags)), flags, ctx) == 0)
         both = torch.from_numpy(np.stack([self.text, self.at_first]))
-        self.on_device = (both.pin_memory() if device.type == "cuda" else both).to(device, non_blocking=True)
+        self.on_device = to_device(both, device)
 
 
 class TensorSums:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...shared.cache import Cache
 from ...shared.cache.batch import Batch
+from ...shared.device import to_device
 from .stream import describe_rows
 
 
@@ -25,12 +26,12 @@ def row_batches(
     Args:
         rows: rows of the cache in any order; a row given twice is returned twice.
     """
-    device = torch.device(device)
     ordered = np.sort(rows)
     for start in range(0, len(ordered), batch_size):
         chosen = ordered[start : start + batch_size]
-        acts = {site: cache.rows(site, chosen).to(device) for site in dict.fromkeys(sites)}
-        meta = {name: torch.from_numpy(values).to(device) for name, values in describe_rows(cache, chosen).items()}
+        acts = {site: to_device(cache.rows(site, chosen), device) for site in dict.fromkeys(sites)}
+        about = describe_rows(cache, chosen)
+        meta = {name: to_device(torch.from_numpy(values), device) for name, values in about.items()}
         yield Batch(acts=acts, **meta)
 
 

@@ -35,6 +35,7 @@ from ...shared.cache import Cache, Flag, positions
 from ...shared.cache.batch import Batch
 from ...shared.cache.blocks import Blocks, Index, StreamPosition, WindowPlan, expand, make_blocks, segments, window_rows
 from ...shared.cache.heldout import Split, split_rows
+from ...shared.device import to_device
 from ...shared.errors import DataError, UsageError
 from ...shared.joint_names import stored_sites
 from ...shared.memory import free_memory
@@ -438,7 +439,7 @@ class Stream:
         return {name: self._to_device(values) for name, values in describe_rows(self.cache, row).items()}
 
     def _to_device(self, values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(values).to(self._device)
+        return to_device(torch.from_numpy(values), self._device)
 
 
 def open_stream(

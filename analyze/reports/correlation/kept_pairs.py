@@ -34,10 +34,10 @@ STATE_BYTES = 1 << 30
 """The lists of neighbours of all threads together are kept below this: fewer threads scan at once beyond it."""
 
 
-def pairs_for(n_latents: int, device: str, folder: Path, triangle_gb: float) -> PairSums | KeptPairs:
+def pairs_for(n_latents: int, folder: Path, triangle_gb: float) -> PairSums | KeptPairs:
     """What counts the pairs of F latents: the triangle where it is small enough, else the codes kept in `folder`."""
     if fits(n_latents, triangle_gb):
-        return PairSums(n_latents, device)
+        return PairSums(n_latents)
     return KeptPairs(n_latents, folder)
 
 

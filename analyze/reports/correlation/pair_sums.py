@@ -1,9 +1,8 @@
 """Σ z_i z_j and n_ij of every pair of latents, exactly, over any number of rows.
 
 The upper triangle is kept in blocks of rows: float64 sums and uint32 counts, 12 bytes for each of the F(F+1)/2 pairs
-(F = 18,432: 2.1 GB). On a CPU the codes stay sparse: N·k²/2 multiply-adds, not N·F². On another device the rows of a
-buffer are formed as dense tiles, multiplied in float32 without TF32, and added to float64 after at most DENSE_ROWS rows
-(far below the 2²⁴ at which a float32 count would stop counting).
+(F = 18,432: 2.1 GB). The codes stay sparse: N·k²/2 multiply-adds, not N·F². They are summed on the CPU, wherever the
+coder runs: dense products on a device would need F²/k² times the arithmetic.
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ....shared.codes.pairs import add_pairs, partner_suffixes, suffixes
 from ....shared.codes.parallel import over_latents
@@ -26,9 +23,6 @@ BLOCK = 512
 
 BUFFER_ENTRIES = 6 << 20
 """Entries collected before they are added to the triangle, which is passed over once each time; 24 bytes each."""
-
-DENSE_ROWS = 8192
-"""Rows in one dense tile."""
 
 MAX_ROWS = 2**32 - 1
 """What a count can hold."""
@@ -56,21 +50,11 @@ class PairSums:
 
     Args:
         n_latents: F.
-        device: "cpu", or where dense tiles are formed.
-        tiles: dense tiles on a CPU too; None: only on another device.
         buffer_entries: entries collected before they are added to the triangle.
     """
 
-    def __init__(
-        self,
-        n_latents: int,
-        device: str = "cpu",
-        tiles: bool | None = None,
-        buffer_entries: int = BUFFER_ENTRIES,
-    ) -> None:
+    def __init__(self, n_latents: int, buffer_entries: int = BUFFER_ENTRIES) -> None:
         self.n_latents = n_latents
-        self.device = torch.device(device)
-        self.tiles = self.device.type != "cpu" if tiles is None else tiles
         self.buffer_entries = buffer_entries
         self.n_rows = 0
         self._pending: list[SparseCodes] = []
@@ -79,14 +63,8 @@ class PairSums:
         starts = range(0, n_latents, BLOCK)
         shapes = [(min(BLOCK, n_latents - s), n_latents - s) for s in starts]
         self._first = list(starts)
-        self._sums: list[Any]
-        self._counts: list[Any]
-        if self.tiles:
-            self._sums = [torch.zeros(shape, dtype=torch.float64, device=self.device) for shape in shapes]
-            self._counts = [torch.zeros(shape, dtype=torch.int64, device=self.device) for shape in shapes]
-        else:
-            self._sums = [np.zeros(shape) for shape in shapes]
-            self._counts = [np.zeros(shape, np.uint32) for shape in shapes]
+        self._sums = [np.zeros(shape) for shape in shapes]
+        self._counts = [np.zeros(shape, np.uint32) for shape in shapes]
 
     @staticmethod
     def bytes_needed(n_latents: int) -> int:
@@ -123,12 +101,9 @@ class PairSums:
         codes = SparseCodes.stack(self._pending)
         partner = np.concatenate(self._pending_map) if self._pending_map else None
         self._pending, self._pending_map, self._entries = [], [], 0
-        if self.tiles:
-            self._flush_tiles(codes, partner)
-        else:
-            self._flush_sparse(codes, partner)
+        self._add_pairs(codes, partner)
 
-    def _flush_sparse(self, codes: SparseCodes, partner: NDArray[np.int64] | None) -> None:
+    def _add_pairs(self, codes: SparseCodes, partner: NDArray[np.int64] | None) -> None:
         """Latent by latent over the rows on which it fires, without forming anything dense but the triangle."""
         starts, rows, entry = codes.by_latent
         if partner is None:
@@ -167,25 +142,6 @@ class PairSums:
         # The work of latent i: its pairs, and the pass over its row of the triangle.
         over_latents(run, np.diff(work[starts]) + np.arange(self.n_latents, 0, -1))
 
-    def _flush_tiles(self, codes: SparseCodes, partner: NDArray[np.int64] | None) -> None:
-        """The same by matrix products of dense tiles of rows; the part left of the diagonal is formed and ignored."""
-        matrix = codes.csr()
-        for start in range(0, codes.n_rows, DENSE_ROWS):
-            left = self._tile(matrix[start : start + DENSE_ROWS])
-            right = left if partner is None else self._tile(matrix[partner[start : start + DENSE_ROWS]])
-            for block, first in enumerate(self._first):
-                a, b = left[:, first : first + BLOCK], right[:, first:]
-                sums = exact_float32(a.T, b)
-                counts = exact_float32((a > 0).float().T, (b > 0).float())
-                if partner is not None:  # a latent with itself on another row: add_pairs leaves it at 0 too
-                    sums.diagonal().zero_()
-                    counts.diagonal().zero_()
-                self._sums[block] += sums
-                self._counts[block] += counts.to(torch.int64)
-
-    def _tile(self, rows: Any) -> Tensor:
-        return torch.from_numpy(rows.toarray()).to(self.device)
-
     def merge(self, other: PairSums) -> None:
         """Add another accumulator's rows; the sums are exact, up to float64's rounding."""
         self.flush()
@@ -193,17 +149,14 @@ class PairSums:
         self.n_rows += other.n_rows
         for mine, theirs in zip(self._sums, other._sums, strict=True):
             mine += theirs
-        for mine, theirs in zip(self._counts, other._counts, strict=True):
-            mine += theirs
+        for own, others in zip(self._counts, other._counts, strict=True):
+            own += others
 
     def blocks(self) -> Iterator[PairBlock]:
         """The triangle, block by block, in order."""
         self.flush()
         for first, sums, counts in zip(self._first, self._sums, self._counts, strict=True):
-            if self.tiles:
-                yield PairBlock(first, sums.cpu().numpy(), counts.cpu().numpy().astype(np.uint32))
-            else:
-                yield PairBlock(first, sums, counts)
+            yield PairBlock(first, sums, counts)
 
     def lookup(self, i: NDArray[Any], j: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """(Σ z_i z_j, n_ij) of pairs [P] of latents; i and j may come in either order."""
@@ -214,20 +167,5 @@ class PairSums:
             here = np.flatnonzero(low // BLOCK == block)
             if len(here):
                 at = (low[here] - first, high[here] - first)
-                if self.tiles:
-                    where = tuple(torch.from_numpy(index).to(self.device) for index in at)
-                    sums[here] = self._sums[block][where].cpu().numpy()
-                    counts[here] = self._counts[block][where].cpu().numpy()
-                else:
-                    sums[here], counts[here] = self._sums[block][at], self._counts[block][at]
+                sums[here], counts[here] = self._sums[block][at], self._counts[block][at]
         return sums, counts
-
-
-def exact_float32(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in full float32: TF32, which a program may allow on CUDA, would round each factor to 10 bits."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        return a @ b
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

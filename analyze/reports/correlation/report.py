@@ -50,12 +50,12 @@ class CorrelationReport(Report[CorrelationConfig]):
                 "analyze runs of one size together, or name latents that all of them have",
             )
         self.rest = self.first = self.massive = CodeMoments.zeros(n)
-        self.pairs = pairs_for(n, subject.device, subject.scratch, config.triangle_gb)
+        self.pairs = pairs_for(n, subject.scratch, config.triangle_gb)
         self.first_rows, self.massive_rows = RowsApart(n), RowsApart(n)
         self.null_ids = null_sample(n, config.null_latents)
         self.null_of = np.full(n, -1, np.int32)
         self.null_of[self.null_ids] = np.arange(len(self.null_ids), dtype=np.int32)
-        self.null = PairSums(len(self.null_ids), subject.device)
+        self.null = PairSums(len(self.null_ids))
         self.tops = Keeper(n, config.sorted_top)
 
     def update(self, batch: StreamBatch) -> None:

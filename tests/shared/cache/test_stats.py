@@ -10,6 +10,7 @@ from sparse_pipeline.shared.cache import CacheWriter, Flag, open_cache, position
 from sparse_pipeline.shared.cache.stats import Moments, SiteStats, decode_vector, encode_vector, merge_stats, site_stats
 from sparse_pipeline.shared.cache.tensor_stats import Classes, TensorSums
 from sparse_pipeline.shared.errors import DataError
+from tests.second_device import DEVICE, second_device
 from tests.synthetic import make_cache, token_table, write_missing
 
 
@@ -96,8 +97,11 @@ def test_finite_values_whose_squares_overflow_float32_count() -> None:
     check(stats.all, x.double().numpy(), 1e-6)
 
 
+@pytest.mark.parametrize("place", ["cpu", "second device"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_sums_on_a_tensor_are_those_of_the_writer(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_on_a_tensor_are_those_of_the_writer(
+    dtype: torch.dtype, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tensor_stats, "PIECE_NUMBERS", 7 * 33)  # 7 rows at a time, so pieces end anywhere
     n_seq, ctx, width = 12, 16, 33
     x = (torch.randn(n_seq * ctx, width, generator=torch.Generator().manual_seed(5)) * 3 + 0.7).to(dtype)
@@ -106,11 +110,16 @@ def test_sums_on_a_tensor_are_those_of_the_writer(dtype: torch.dtype, monkeypatc
     flags = np.where(rng.random(n_seq * ctx) < 0.2, Flag.PADDING, rng.random(n_seq * ctx) < 0.1).astype(np.uint8)
     flags[[20, 57, 90]] = 0
     rows = slice(4 * ctx, n_seq * ctx)  # the second shard of a unit
-    sums = TensorSums(Classes(flags, ctx, torch.device("cpu")), rows, width)
-    for start in range(rows.start, rows.stop, 50):
-        sums.add(start, x[start : min(start + 50, rows.stop)])
-    sums.send()
-    found, stored = sums.stats(), x[rows].view(torch.uint16).numpy() if dtype == torch.bfloat16 else x[rows].numpy()
+    device = torch.device("cpu") if place == "cpu" else DEVICE
+    with second_device() as second:
+        sums = TensorSums(Classes(flags, ctx, device), rows, width)
+        for start in range(rows.start, rows.stop, 50):
+            sums.add(start, x[start : min(start + 50, rows.stop)].to(device))
+        assert not second.reads
+        sums.send()
+        assert sum(second.reads.values()) == (place != "cpu")
+        found = sums.stats()
+    stored = x[rows].view(torch.uint16).numpy() if dtype == torch.bfloat16 else x[rows].numpy()
     expected = site_stats(stored, ctx, flags[rows])
     assert (found.nonfinite, found.first.n, found.rest.n) == (expected.nonfinite, expected.first.n, expected.rest.n)
     assert found.position_n.tolist() == expected.position_n.tolist()

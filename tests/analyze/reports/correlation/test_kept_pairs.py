@@ -160,8 +160,8 @@ def test_pairs_that_never_met_are_counted_without_a_visit() -> None:
 
 
 def test_the_size_of_the_triangle_decides(tmp_path: Path) -> None:
-    assert isinstance(pairs_for(4608, "cpu", tmp_path, 4.0), PairSums)
-    assert isinstance(pairs_for(131_072, "cpu", tmp_path, 4.0), KeptPairs)
+    assert isinstance(pairs_for(4608, tmp_path, 4.0), PairSums)
+    assert isinstance(pairs_for(131_072, tmp_path, 4.0), KeptPairs)
 
 
 def test_a_report_says_the_same_either_way(world: World, tmp_path: Path) -> None:

@@ -31,19 +31,17 @@ def expected(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.triu(x.T @ x), np.triu(fires.T @ fires)
 
 
-@pytest.mark.parametrize("tiles", [False, True])
 @pytest.mark.parametrize(("n_latents", "rate"), [(700, 0.03), (1030, 0.002), (3, 0.5), (1, 1.0)])
-def test_sums_and_counts_are_exact(n_latents: int, rate: float, tiles: bool) -> None:
+def test_sums_and_counts_are_exact(n_latents: int, rate: float) -> None:
     """Both ways of adding (into a buffer, directly), several blocks, several batches, empty rows."""
     z = dense(600, n_latents, rate)
     z[5:9] = 0
-    pairs = PairSums(n_latents, tiles=tiles)
+    pairs = PairSums(n_latents)
     for part in np.array_split(z, 3):
         pairs.add(SparseCodes.from_dense(part))
     sums, counts = triangle(pairs)
     want_sums, want_counts = expected(z)
-    # float64 sums of float32 values; the tiles' products are float32
-    np.testing.assert_allclose(sums, want_sums, rtol=1e-5 if tiles else 1e-12)
+    np.testing.assert_allclose(sums, want_sums, rtol=1e-12)
     np.testing.assert_array_equal(counts, want_counts)
 
 
@@ -67,26 +65,24 @@ def test_merge_is_the_same_as_seeing_all_rows() -> None:
     np.testing.assert_array_equal(triangle(a)[1], triangle(whole)[1])
 
 
-@pytest.mark.parametrize("tiles", [False, True])
-def test_a_partner_pairs_other_rows(tiles: bool) -> None:
+def test_a_partner_pairs_other_rows() -> None:
     z = dense(300, 80, 0.1)
     shuffle = np.random.default_rng(1).permutation(300)
-    pairs = PairSums(80, tiles=tiles)
+    pairs = PairSums(80)
     pairs.add(SparseCodes.from_dense(z), shuffle)
     x = z.astype(np.float64)
-    np.testing.assert_allclose(triangle(pairs)[0], np.triu(x.T @ x[shuffle], 1), rtol=1e-5 if tiles else 1e-12)
+    np.testing.assert_allclose(triangle(pairs)[0], np.triu(x.T @ x[shuffle], 1), rtol=1e-12)
 
 
-@pytest.mark.parametrize("tiles", [False, True])
-def test_lookup(tiles: bool) -> None:
+def test_lookup() -> None:
     z = dense(300, 600, 0.05)
-    pairs = PairSums(600, tiles=tiles)
+    pairs = PairSums(600)
     pairs.add(SparseCodes.from_dense(z))
     rng = np.random.default_rng(2)
     i, j = rng.integers(0, 600, (2, 200))
     sums, counts = pairs.lookup(i, j)
     x = z.astype(np.float64)
-    np.testing.assert_allclose(sums, (x[:, i] * x[:, j]).sum(axis=0), rtol=1e-5 if tiles else 1e-12)
+    np.testing.assert_allclose(sums, (x[:, i] * x[:, j]).sum(axis=0), rtol=1e-12)
     np.testing.assert_array_equal(counts, ((x[:, i] > 0) & (x[:, j] > 0)).sum(axis=0))
 
 
@@ -131,12 +127,3 @@ def test_counts_refuse_to_overflow() -> None:
     pairs.n_rows = MAX_ROWS
     with pytest.raises(OverflowError, match="at most"):
         pairs.add(SparseCodes.from_dense(np.ones((1, 2), np.float32)))
-
-
-@pytest.mark.gpu
-def test_tiles_on_cuda() -> None:
-    z = dense(9000, 1100, 0.02)
-    pairs = PairSums(1100, "cuda")
-    pairs.add(SparseCodes.from_dense(z))
-    np.testing.assert_allclose(triangle(pairs)[0], expected(z)[0], rtol=1e-5)
-    np.testing.assert_array_equal(triangle(pairs)[1], expected(z)[1])
