@@ -84,23 +84,30 @@ class Geometry:
             stop = min(start + step, n)
             cos = rows[start:stop] @ rows.T
             cos.clamp_(-1.0, 1.0)
-            # Each block has the cosines of its rows with all rows. `above` is the part above the diagonal of the F × F
-            # matrix, so over all blocks the histogram and the list have every pair i < j once, in the order of (i, j).
-            above = torch.arange(n, device=cos.device) > torch.arange(start, stop, device=cos.device)[:, None]
-            histogram += torch.histc(cos[above], BINS, -1.0, 1.0).long().cpu()
-            pairs = (above & (cos.abs() >= CLOSE)).nonzero()
-            n_close += len(pairs)
-            pairs = pairs[:room]
-            room -= len(pairs)
-            close.append((pairs + torch.tensor([start, 0], device=cos.device)).cpu().numpy().astype(np.int32))
-            close_cos.append(cos[pairs[:, 0], pairs[:, 1]].cpu().numpy())
+            # Each block has the cosines of its rows with all rows. The part above the diagonal of the F × F matrix is a
+            # triangle and everything right of it, so over all blocks the histogram has every pair i < j once.
+            triangle = torch.ones(stop - start, stop - start, dtype=torch.bool, device=cos.device).triu(1)
+            for part in (cos[:, start:stop][triangle], cos[:, stop:]):
+                histogram += torch.histc(part, BINS, -1.0, 1.0).long().cpu()
             # A row's cosine with itself must win neither: +∞ for the minimum, then −∞ for the maximum.
             own = cos.diagonal(start)
             own.fill_(torch.inf)
-            lowest[start:stop] = cos.amin(1).cpu().numpy()
+            least = cos.amin(1)
             own.fill_(-torch.inf)
             top = cos.topk(m, dim=1)
+            lowest[start:stop] = least.cpu().numpy()
             near[start:stop], near_cos[start:stop] = top.indices.cpu().numpy(), top.values.cpu().numpy()
+            # Few rows have a close one, and only those are searched. In the order of (i, j), i < j.
+            some = ((top.values[:, 0] >= CLOSE) | (least <= -CLOSE)).nonzero()[:, 0]
+            found = cos[some]
+            pairs = ((found.abs() >= CLOSE) & (torch.arange(n, device=cos.device) > some[:, None] + start)).nonzero()
+            n_close += len(pairs)
+            pairs = pairs[:room]
+            room -= len(pairs)
+            pair_cos = found[pairs[:, 0], pairs[:, 1]]
+            pairs[:, 0] = some[pairs[:, 0]] + start
+            close.append(pairs.cpu().numpy().astype(np.int32))
+            close_cos.append(pair_cos.cpu().numpy())
         return cls(
             rows=rows.cpu(),
             near=near,
