@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -32,24 +31,20 @@ class PositionDiversity(Penalty):
     def __call__(self, batch: StepBatch, coder: Coder, codes: Codes) -> Tensor:
         n_bins = self.config.bins + 1
         bins = position_bins(batch.position.long(), batch.ctx, self.config.bins)
+        # Masks instead of choosing latents and bins: no size depends on a code, so the host does not wait for a device.
         sums = _sums_by_bin(codes, bins, n_bins)
         mass = sums.sum(dim=1)
         fired = mass > 0
-        rows = torch.bincount(bins, minlength=n_bins)
-        if not bool(fired.any()):
-            self._parts = None
-            return codes.values.sum() * 0
-        sums, mass = sums[fired], mass[fired]
-        bos = (sums[:, 0] / mass - self.config.bos_share).relu().mean()
-        filled = rows > 0
-        k = int(filled.sum())
-        if k < 2:
-            uneven = bos * 0
-        else:
-            means = sums[:, filled] / rows[filled]
-            p = means / means.sum(dim=1, keepdim=True)
-            entropy = -torch.special.xlogy(p, p.clamp_min(torch.finfo(p.dtype).tiny)).sum(dim=1)
-            uneven = (1 - entropy / math.log(k)).mean()
+        n_fired = fired.sum().clamp_min(1)
+        share = sums[:, 0] / torch.where(fired, mass, 1.0)
+        bos = torch.where(fired, share - self.config.bos_share, 0.0).relu().sum() / n_fired
+        rows = torch.zeros_like(sums[0]).index_add_(0, bins, torch.ones_like(bins, dtype=sums.dtype))
+        means = sums / rows.clamp_min(1)
+        p = means / torch.where(fired, means.sum(dim=1), 1.0).unsqueeze(1)
+        entropy = -torch.special.xlogy(p, p.clamp_min(torch.finfo(p.dtype).tiny)).sum(dim=1)
+        k = (rows > 0).sum()
+        lack = torch.where(fired & (k > 1), 1 - entropy / k.clamp_min(2).to(p.dtype).log(), 0.0)
+        uneven = lack.sum() / n_fired
         self._parts = torch.stack([uneven, bos]).detach()
         return uneven + bos
 

@@ -75,8 +75,8 @@ def test_a_step_does_not_wait_for_the_device(device: torch.device, tmp_path: Pat
     assert float(results[0].terms.values["aux"]) > 0
 
 
-@pytest.mark.parametrize("name", ["decoder_orthogonality", "ortsae"])
-def test_penalties_on_the_decoder_do_not_wait(name: str, case: Case) -> None:
+@pytest.mark.parametrize("name", ["decoder_orthogonality", "ortsae", "position_diversity"])
+def test_penalties_that_choose_nothing_do_not_wait(name: str, case: Case) -> None:
     penalty = build_penalty(PENALTIES[name].config_class())
     with NoWaiting():
         value = case.value(penalty)
