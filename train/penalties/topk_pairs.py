@@ -18,12 +18,16 @@ from .configs.topk_pairs import TopkPairsConfig
 
 
 class Selected(NamedTuple):
-    """Pairs i < j [P], as i·F + j (ascending) and apart, with their overlap: differentiable."""
+    """Pairs i < j [P], as i·F + j (ascending) and apart, with their overlap: differentiable.
+
+    `real` [P] is False where fewer pairs overlap than there is room for: such a key is F², its overlap 0.
+    """
 
     key: Tensor
     i: Tensor
     j: Tensor
     overlap: Tensor
+    real: Tensor
 
 
 class TopkPairs(Penalty):
@@ -47,39 +51,49 @@ class TopkPairs(Penalty):
         c = self.config
         n_pairs = c.n_pairs(codes.n_latents)
         weight = torch.ones_like(batch.rest) if c.with_bos else batch.rest
-        pairs = select_dense(codes, weight, n_pairs) if codes.latents is None else select(codes, weight, n_pairs)
+        if codes.latents is None:
+            pairs = select_dense(codes, weight, n_pairs)
+        else:
+            pairs = (select if codes.values.device.type == "cpu" else select_ahead)(codes, weight, n_pairs)
         value = pairs.overlap
         if c.on == "decoder":
             rows = torch.nn.functional.normalize(coder.w_dec, dim=1)
             value = torch.linalg.vecdot(rows[pairs.i], rows[pairs.j])
-        threshold = self._update_threshold(value.detach())
+        threshold = self._update_threshold(value.detach(), pairs.real)
         self._observe(pairs, value.detach(), codes.n_latents)
-        return (value - threshold).relu().square().sum() / n_pairs + 0 * codes.values.sum()
+        excess = torch.where(pairs.real, value - threshold, 0.0).relu()
+        return excess.square().sum() / n_pairs + 0 * codes.values.sum()
 
-    def _update_threshold(self, value: Tensor) -> Tensor | float:
+    def _update_threshold(self, value: Tensor, real: Tensor) -> Tensor | float:
         c = self.config
         if c.threshold != "adaptive":
             return float(c.threshold)
         if len(value):
-            now = torch.quantile(value[:: 1 + len(value) // 1_000_000].float(), c.quantile)
-            self._threshold = now if self._threshold is None else torch.lerp(now, self._threshold, c.ema)
+            some = torch.where(real, value, torch.nan)[:: 1 + len(value) // 1_000_000].float()
+            now, before = torch.nanquantile(some, c.quantile), self._threshold
+            mean = now if before is None else torch.lerp(now, before, c.ema)
+            self._threshold = torch.where(now.isnan(), 0.0 if before is None else before, mean)
         return 0.0 if self._threshold is None else self._threshold
 
     @torch.no_grad()
     def _observe(self, pairs: Selected, value: Tensor, n_latents: int) -> None:
-        selected = torch.zeros(n_latents, device=value.device)
-        selected[pairs.i] = 1
-        selected[pairs.j] = 1
+        real, n_real = pairs.real, pairs.real.sum()
+        marked = torch.zeros(n_latents + 1, device=value.device)  # one place more, for what is not real
+        for ids in (pairs.i, pairs.j):
+            marked[torch.where(real, ids, n_latents)] = 1
+        selected = marked[:-1]
         self._frequency = selected if self._frequency is None else self._frequency.lerp(selected, 1 - self.config.ema)
-        measured = {"pairs": torch.tensor(len(pairs.key)), "unique_latents": selected.sum()}
-        if len(value):
-            measured |= {f"max_{self.config.on}": value.max(), f"mean_{self.config.on}": value.mean()}
-            measured |= {"max_overlap": pairs.overlap.detach().max(), "mean_overlap": pairs.overlap.detach().mean()}
+        measured = {"pairs": n_real, "unique_latents": selected.sum()}
+        for name, of in ((self.config.on, value), ("overlap", pairs.overlap.detach())) if len(value) else ():
+            measured[f"max_{name}"] = torch.where(real, of, -torch.inf).max()
+            measured[f"mean_{name}"] = torch.where(real, of, 0.0).sum() / n_real.clamp_min(1)
         if self._threshold is not None:
             measured["threshold"] = self._threshold
-        if self._previous is not None:
-            both = torch.isin(pairs.key, self._previous, assume_unique=True).sum()
-            either = len(pairs.key) + len(self._previous) - both
+        before = self._previous
+        if before is not None and len(before):
+            place = torch.searchsorted(before, pairs.key).clamp_max(len(before) - 1)
+            both = (real & (before[place] == pairs.key)).sum()
+            either = n_real + (before < n_latents * n_latents).sum() - both
             measured["stability"] = both / either.clamp_min(1)
         measured["always_selected"] = (self._frequency > 0.9).float().mean()
         self._previous, self._measured = pairs.key, measured
@@ -136,7 +150,38 @@ def select(codes: Codes, rows: Tensor, n_pairs: int) -> Selected:
     key = key[best]
     i, j = key // n, key % n
     overlap = product.new_zeros(len(key)).index_add(0, group, product) / (norm[i] * norm[j])
-    return Selected(key, i, j, overlap)
+    return Selected(key, i, j, overlap, torch.ones_like(key, dtype=torch.bool))
+
+
+def select_ahead(codes: Codes, rows: Tensor, n_pairs: int) -> Selected:
+    """As `select`, without a size that depends on a code, so that the host does not wait for a device.
+
+    Two slots of a row that do not both fire have the key F², which is sorted last. There is room for `n_pairs` pairs,
+    or for as many as there are pairs of slots.
+    """
+    assert codes.latents is not None
+    n, none = codes.n_latents, codes.n_latents * codes.n_latents
+    values, latents = codes.values * rows.unsqueeze(1), codes.latents
+    norm = values.new_zeros(n).index_add(0, latents.reshape(-1), values.square().reshape(-1))
+    norm = torch.where(norm > 0, norm, 1.0).sqrt()
+    first, second = torch.triu_indices(values.shape[1], values.shape[1], 1, device=values.device)
+    a, b = latents[:, first], latents[:, second]
+    product = values[:, first] * values[:, second]
+    key = torch.where(product > 0, torch.minimum(a, b) * n + torch.maximum(a, b), none).flatten()
+    with torch.no_grad():
+        ordered, order = key.sort(stable=True)
+        group = torch.cat([torch.zeros_like(ordered[:1]), (ordered[1:] != ordered[:-1]).long()]).cumsum(0)
+        # of each group of equal keys its key, ascending, and its overlap; there are at most as many as keys
+        key = torch.full_like(ordered, none).scatter_(0, group, ordered)
+        sums = product.new_zeros(len(group)).index_add_(0, group, product.flatten()[order])
+        overlap = torch.where(key < none, sums / (norm[(key // n).clamp_max(n - 1)] * norm[key % n]), -1.0)
+        best = overlap.topk(min(n_pairs, len(key)), sorted=False).indices.sort().values
+        place = torch.full_like(group, len(best)).scatter_(0, best, torch.arange(len(best), device=best.device))
+        into = torch.empty_like(order).scatter_(0, order, place[group])  # len(best): none of these pairs
+        key = key[best]
+        real, i, j = key < none, (key // n).clamp_max(n - 1), key % n
+    overlap = product.new_zeros(len(best) + 1).index_add(0, into, product.flatten())[:-1] / (norm[i] * norm[j])
+    return Selected(key, i, j, torch.where(real, overlap, 0.0), real)
 
 
 def select_dense(codes: Codes, rows: Tensor, n_pairs: int) -> Selected:
@@ -150,4 +195,5 @@ def select_dense(codes: Codes, rows: Tensor, n_pairs: int) -> Selected:
     flat = overlap[i, j]
     best = flat.detach().topk(min(n_pairs, len(flat)), sorted=False).indices.sort().values
     best = best[flat.detach()[best] > 0]
-    return Selected(i[best] * n + j[best], i[best], j[best], flat[best])
+    key = i[best] * n + j[best]
+    return Selected(key, i[best], j[best], flat[best], torch.ones_like(key, dtype=torch.bool))

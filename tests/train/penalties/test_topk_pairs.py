@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from sparse_pipeline.shared.coders import Codes
-from sparse_pipeline.train.penalties.topk_pairs import TopkPairs, TopkPairsConfig, select, select_dense
+from sparse_pipeline.train.penalties.topk_pairs import TopkPairs, TopkPairsConfig, select, select_ahead, select_dense
+from tests.second_device import DEVICE, second_device
 from tests.train.penalties.conftest import Case, coder_with, gradcheck, make_case, minimise, step_batch
 
 
@@ -43,6 +44,42 @@ def test_on_the_decoder_the_same_pairs_pay_for_their_cosines(case: Case) -> None
     unit = (case.w_dec / case.w_dec.norm(dim=1, keepdim=True)).numpy()
     cosines = (unit @ unit.T)[np.triu_indices(9, 1)][chosen]
     assert case.value(build(on="decoder")).item() == pytest.approx(np.square(np.maximum(cosines - 0.1, 0)).mean())
+
+
+@pytest.mark.parametrize("n_pairs", [5, 36])
+def test_selecting_without_waiting_finds_the_same_pairs_and_gradient(case: Case, n_pairs: int) -> None:
+    """Also where fewer overlap than there is room for."""
+    rows = (case.position > 0) & (torch.arange(40) < 16)
+    values = case.values.requires_grad_()
+    codes = Codes(values, case.latents, 9)
+    expected, found = select(codes, rows, n_pairs), select_ahead(codes, rows, n_pairs)
+    n = len(expected.key)
+    assert (n < n_pairs) == (n_pairs == 36)
+    assert found.real.tolist() == [place < n for place in range(len(found.real))]
+    for name in ("key", "i", "j", "overlap"):
+        torch.testing.assert_close(getattr(found, name)[:n], getattr(expected, name))
+    weight = torch.arange(1.0, n + 1, dtype=torch.float64)
+    gradients = [torch.autograd.grad((one.overlap[:n] * weight).sum(), values)[0] for one in (expected, found)]
+    assert bool((gradients[0] != 0).any())
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("settings", [{}, {"on": "decoder", "threshold": "adaptive"}])
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_a_device_gets_the_same_and_no_host_waits(share: float, settings: dict[str, object]) -> None:
+    here, there = build(share=share, **settings), build(share=share, **settings)
+    for seed in range(3):
+        case = make_case(seed, n_rows=6)
+        expected = case.value(here)
+        with second_device() as second:
+            coder = coder_with(case.w_dec.to(DEVICE))
+            batch = step_batch(case.position.to(DEVICE))
+            codes = Codes(case.values.to(DEVICE), case.latents.to(DEVICE), 9)
+            second.reads.clear()
+            value = there(batch, coder, codes)
+            assert not second.reads
+            assert value.cpu().item() == pytest.approx(expected.item(), rel=1e-12)
+            assert there.metrics() == pytest.approx(here.metrics(), rel=1e-6)
 
 
 @pytest.mark.parametrize("settings", [{}, {"on": "decoder"}, {"with_bos": True}])
