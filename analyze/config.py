@@ -36,7 +36,7 @@ class AnalyzeConfig:
     """Name of the report's folder below `out`, in place of any report there; null: from runs, reports and cache."""
     reports: Reports = field(default_factory=usual_reports)
     """Reports to make, by name; null removes one. Only when requested: absorption, probing, scr, tpp,
-    description_length."""
+    description_length, meta_structure."""
     documents: Literal["all", "heldout"] = "all"
     """Documents to analyze: all, or only those that training held out (train.data.heldout)."""
     max_tokens: int | None = None

@@ -99,6 +99,8 @@ GLOSSARY: dict[str, dict[str, str]] = {
         "share of its error on one label that disappears with the other label's strongest latents at 0.",
         "TPP": "Targeted probe perturbation: with a class's strongest latents at 0, how much more accuracy its own "
         "probe loses than the probes of the other classes. Near 0: its latents serve all classes alike.",
+        "meta-structure": "What the decoder rows of a coder have in common: the variance of them that a smaller coder "
+        "of these rows explains (Leask et al. 2025).",
         "feature splitting": "Several latents share one label: a probe of more latents finds it better than a probe "
         "of one.",
         "absorption": "A latent fails to fire on some rows of its label because a more specific latent carries the "

@@ -24,6 +24,7 @@ from .correlation.config import CorrelationConfig
 from .cross_entropy.config import CrossEntropyConfig
 from .crosscoder.config import CrosscoderConfig
 from .description_length.config import DescriptionLengthConfig
+from .meta_structure.config import MetaStructureConfig
 from .position.config import PositionConfig
 from .probing.config import ProbingConfig
 from .reconstruction.config import ReconstructionConfig
@@ -41,6 +42,7 @@ REPORTS: Registry[type[AnyReport]] = Registry(
         "top_activations": (TopActivationsConfig, "top_activations.report.TopActivationsReport"),
         "cross_entropy": (CrossEntropyConfig, "cross_entropy.report.CrossEntropyReport"),
         "description_length": (DescriptionLengthConfig, "description_length.report.DescriptionLengthReport"),
+        "meta_structure": (MetaStructureConfig, "meta_structure.report.MetaStructureReport"),
         "absorption": (AbsorptionConfig, "absorption.report.AbsorptionReport"),
         "probing": (ProbingConfig, "probing.report.ProbingReport"),
         "scr": (ScrConfig, "scr.report.ScrReport"),

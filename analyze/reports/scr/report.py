@@ -142,7 +142,7 @@ def _plain(pair: PairDocuments, found: Removed) -> dict[str, Any]:
 def _figures(found: list[Removed], n: int, seed: int) -> list[Figure]:
     chosen = [one.chosen for one in found]
     whole = over_items([one.score(n) for one in chosen], np.random.default_rng(seed))
-    of = f"mean over {len(found)} pairs of values, documents that no probe was fitted on"
+    of = f"mean over {_pairs(found)} of values, documents that no probe was fitted on"
     return [
         Figure(
             "scr",
@@ -153,7 +153,7 @@ def _figures(found: list[Removed], n: int, seed: int) -> list[Figure]:
             null=0.0,
             better="higher",
             short="SCR",
-            interval=(whole.low, whole.high),
+            interval=(whole.low, whole.high) if len(found) > 1 else None,
             sweep=True,
         ),
         Figure(
@@ -181,6 +181,10 @@ def _figures(found: list[Removed], n: int, seed: int) -> list[Figure]:
     ]
 
 
+def _pairs(found: list[Removed]) -> str:
+    return f"{len(found)} pair{'' if len(found) == 1 else 's'}"
+
+
 def _lead(found: list[Removed], n: int, documents: int) -> str:
     chosen = [one.chosen for one in found]
     confused, after, clean = (
@@ -191,7 +195,7 @@ def _lead(found: list[Removed], n: int, documents: int) -> str:
     return (
         f"Probes that learned from documents in which two labels agree are right about one of them at a rate of "
         f"{confused}, and at {after} with the {n} strongest latents of the other label at 0; a probe of the label "
-        f"alone reaches {clean}: SCR {whole} ({len(found)} pairs, {documents:,} documents)."
+        f"alone reaches {clean}: SCR {whole} ({_pairs(found)}, {documents:,} documents)."
     )
 
 

@@ -69,7 +69,7 @@ def test_each_step_written_out(made: Classed) -> None:
             effect = np.abs((means[0] - means[1]) * (decoder @ solved.weight[other].astype(float)))
             order = [latent for latent in np.argsort(-effect) if effect[latent] > 0]
             assert list(own["latents"]) == order
-            for n in ("4", "24"):
+            for n in ("4",):
                 ablated = np.stack([made.mean(d, TOKENS, np.array(order[: int(n)]))[0] for d in pair.documents])
                 after = right(ablated, 2, kept)
                 assert own["after"][n]["accuracy"] == pytest.approx(after)
