@@ -59,18 +59,15 @@ class CodeWindow:
         if not self._ring:
             nothing = np.zeros(0, np.int32)
             return SparseCodes.sorted(np.zeros(1, np.int64), nothing, nothing.astype(np.float32), self._n_latents)
-        counts, latents, values = [], [], []
-        for kept in self._ring:
-            active = kept.values > 0
-            counts.append(active.sum(dim=1))
-            whole = bool(counts[-1].sum() == active.numel())  # nearly always so with TopK
-            latents.append((kept.latents if whole else kept.latents[active]).reshape(-1).to(torch.int32))
-            values.append((kept.values if whole else kept.values[active]).reshape(-1).to(torch.float32))
-        indptr = np.concatenate([[0], torch.cat(counts).cumsum(0).cpu().numpy()])
-        # Copies, which may be sorted in place: torch.cat copies, of a single tensor too.
-        return SparseCodes.sorted(
-            indptr, torch.cat(latents).cpu().numpy(), torch.cat(values).cpu().numpy(), self._n_latents
-        )
+        # Three copies from the device, however many batches there are. What torch.cat returns, a copy of one tensor
+        # too, may be sorted in place.
+        counts = torch.cat([(kept.values > 0).sum(dim=1) for kept in self._ring]).cpu().numpy()
+        latents = torch.cat([kept.latents.to(torch.int32).flatten() for kept in self._ring]).cpu().numpy()
+        values = torch.cat([kept.values.flatten() for kept in self._ring]).to(torch.float32).cpu().numpy()
+        active = values > 0
+        if not active.all():  # seldom with TopK
+            latents, values = latents[active], values[active]
+        return SparseCodes.sorted(np.concatenate([[0], counts.cumsum()]), latents, values, self._n_latents)
 
     def position(self) -> NDArray[np.int32]:
         """Position of each row of `codes` in its sequence, 0 at every BOS [R]."""

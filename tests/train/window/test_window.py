@@ -9,6 +9,7 @@ import torch
 from sparse_pipeline.shared.coders import Codes
 from sparse_pipeline.train.window.codes import CodeWindow
 from sparse_pipeline.train.window.pairs import PairScan, scan_pairs
+from tests.second_device import DEVICE, second_device
 
 CTX, F = 6, 12
 
@@ -156,3 +157,20 @@ def test_an_empty_window_has_no_pairs() -> None:
     found = scan(window, 0.8, min_fired=1, min_both=1)
     assert len(found.r) == 0
     assert np.isnan(found.largest).all()
+
+
+def test_a_device_is_read_as_often_for_many_batches_as_for_two() -> None:
+    reads = []
+    for pushed in (2, 9):
+        here, _, _ = filled(9, pushed)
+        with second_device() as second:
+            there = CodeWindow(9)
+            for seed in range(pushed):
+                codes, position = batch(seed)
+                assert codes.latents is not None
+                there.push(Codes(codes.values.to(DEVICE), codes.latents.to(DEVICE), F), position.to(DEVICE))
+            found = there.codes()
+            assert there.position().tolist() == here.position().tolist()
+        np.testing.assert_array_equal(found.csr().toarray(), here.codes().csr().toarray())
+        reads.append(sum(second.reads.values()))
+    assert reads == [4, 4]
