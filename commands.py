@@ -111,14 +111,14 @@ def harvest_command(
     from .shared.ranks import processes, rank_of
 
     this = rank_of(ranks, rank, os.environ)
+    console = console if dry_run else heard(this, console)
+    console.info(f"harvest: {config.model} on {config.dataset_name}, {', '.join(config.sites)}")
     if dry_run:
         from .harvest.plan import plan
 
         planned = plan(config)
         console.result(planned.to_dict(), str(planned))
         return
-    console = heard(this, console)
-    console.info(f"harvest: {config.model} on {config.dataset_name}, {', '.join(config.sites)}")
     if this is None:
         from .harvest.together import harvest_together
 
@@ -177,8 +177,7 @@ def train_command(
         refuse_nothing_to_resume([one.path for one in configs])
     resume = resume or restarted(os.environ)
     bound = _bound(configs, n)
-    if not dry_run:
-        console.info(f"train: {', '.join(one.run_name for one in configs)} on {spelled(configs[0].cache or Path())}")
+    console.info(f"train: {', '.join(one.run_name for one in configs)} on {spelled(configs[0].cache or Path())}")
     from .train.loop import plan, runs_text
     from .train.loop import train as trained
 
@@ -317,6 +316,7 @@ def tune_command(
     tune section.
     """
     config = tune_config(resolve(files, sets), run, name=name, model=model)
+    console.info(f"tune: {config.run}" if config.run else "tune")
     from .tune.run import plan, tune
 
     if dry_run:
@@ -517,6 +517,8 @@ def verify_command(
     Statistics are computed again from the activations, tokens and documents from the dataset, and everything else is
     compared with what it follows from.
     """
+    path = _existing(path, files, sets)
+    console.info(f"verify: {spelled(path)}")
     from .harvest.check import checked_against_source
     from .shared.cache.repair import repair_cache
     from .shared.cache.verify import verify_cache
@@ -524,7 +526,6 @@ def verify_command(
     from .shared.runs.repair import repair_run
     from .shared.runs.verify import verify_run
 
-    path = _existing(path, files, sets)
     further = (lambda report: report) if no_source else checked_against_source
     if repair:
         is_run = kind_of(path) == "run"
@@ -560,7 +561,7 @@ def config_show(console: Console, files: tuple[str, ...], sets: tuple[str, ...],
     from .shared.config.docs import commented_yaml
 
     whole = resolve(files, sets, variant)
-    console.result(settings_of.to_dict(whole), commented_yaml(whole).rstrip("\n"))
+    console.result(settings_of.to_dict(whole), commented_yaml(whole).rstrip("\n"), as_is=True)
 
 
 @config_group.command("schema")

@@ -48,10 +48,11 @@ def export_command(
     write. export.json beside the weights says what is exact, what is approximate, and the difference measured on
     held-out rows. Several runs, one per layer, make one set (circuit-tracer, sparsify).
     """
+    whole = resolve(files, sets)
+    console.info(f"export: {', '.join(runs)} to {chosen['to']}")
     from .exchange.export import Wanted, export
     from .exchange.formats import Options
 
-    whole = resolve(files, sets)
     options = Options(
         layers=chosen["layers"],
         threshold=chosen["threshold"],
@@ -102,9 +103,10 @@ def import_command(
     PATH is a folder or file of SAELens, sparsify, dictionary_learning, Gemma Scope or circuit-tracer, a plain export, a
     run, or hf://owner/name[/folder]. Its sites and input come from its metadata.
     """
+    whole = resolve(files, sets)
+    console.info(f"import: {path}")
     from .exchange.imports import Overrides, import_coders
 
-    whole = resolve(files, sets)
     found = import_coders(
         path,
         whole.train.runs,
@@ -146,9 +148,10 @@ def publish_command(
     hub. Each coder is written in three formats. README.md has its figures and controls, the base model's licence, and
     the code that loads it.
     """
+    whole = resolve(files, sets)
+    console.info(f"publish: {', '.join(runs)} as {repo}")
     from .exchange.publish import Publication, publish
 
-    whole = resolve(files, sets)
     folder = out or Path("published") / repo.rpartition("/")[2]
     place = "" if out is None else f" --out {out}"
     result = publish(
@@ -208,12 +211,15 @@ def cache_import(
     SOURCE is a Hugging Face dataset on disk (SAELens's cached activations), or a folder or file of .safetensors, .npy
     or .pt. What it does not say (model, tokens, sequences, BOS, documents) is recorded as not known.
     """
-    from .transfer.incoming import ImportSettings, import_cache
-
     pairs = [text.partition("=") for text in sites]
     if wrong := [text for text, equals, _ in pairs if not equals]:
-        raise UsageError(f"--site {wrong[0]}: expected COLUMN=SITE", f"--site {wrong[0]}=layer_08.resid_post")
+        raise UsageError(
+            f"--site {wrong[0]}: expected COLUMN=SITE", f"COLUMN=SITE, for example {wrong[0]}=layer_08.resid_post"
+        )
     path = resolve(files, sets).harvest.cache_dir / name
+    console.info(f"import: {source}")
+    from .transfer.incoming import ImportSettings, import_cache
+
     mapping = {column: site for column, _, site in pairs}
     result = import_cache(ImportSettings(source, path, mapping, storage=storage, **known), console)
     console.result(result.to_dict(), str(result))
@@ -243,13 +249,14 @@ def cache_export(
     arrow: a Hugging Face dataset, SAELens's cached activations. delphi: its latent cache, from a run's codes, and the
     run's explanations.
     """
+    whole = resolve(files, sets)
+    console.info(f"export: {cache} to {to}")
     from .shared.cache import open_cache
     from .shared.coders import load_coder
     from .shared.overview.find import named, run_paths
     from .transfer.delphi import export_delphi
     from .transfer.outgoing import export_sites
 
-    whole = resolve(files, sets)
     opened = open_cache(named(cache, whole.harvest.cache_dir))
     if (to == "delphi") != (run is not None):
         raise UsageError("--to delphi requires --run, and only delphi takes one", "--to delphi --run RUN")
@@ -294,18 +301,21 @@ def ask_command(
     check that it is the one that was harvested; labels come from the run's explanations, else from its newest report in
     analyze.out.
     """
-    from .live.answer import table
-    from .live.ask import ask
-    from .live.page import write_page
-    from .shared.coders import load_coder
     from .shared.overview.find import run_paths
 
     whole = resolve(files, sets)
     (folder,) = run_paths([str(run)], whole.train.runs)
+    console.info(f"ask: {folder.name}")
+    from .live.answer import table
+    from .live.ask import ask
+    from .live.page import write_page
+    from .shared.coders import load_coder
+
     said = sys.stdin.read() if text == "-" else text
     answer = ask(folder, load_coder(folder), said, model=model, device=device, reports=whole.analyze.out)
     if html is not None:
         write_page(html, answer, top)
         console.info(f"page: {html}")
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    console.result(answer.to_dict(top), table(answer, top, min(shutil.get_terminal_size().columns, 80), colour))
+    shown = table(answer, top, min(shutil.get_terminal_size().columns, 80), colour)
+    console.result(answer.to_dict(top), shown, as_is=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import difflib
 import os
+import re
 import shlex
 import signal
 import sys
@@ -26,11 +27,16 @@ from .shared.console import Console
 from .shared.deadline import stop_signals
 from .shared.errors import PipelineError, UsageError
 from .shared.explain import explained
+from .shared.folding import folded, width_of
 from .shared.mapped import name_failed_mappings
 from .shared.writable import provide
 
 COMPLETE = "_PIPELINE_COMPLETE"
 """Set by a shell that wants its completion script, or what may follow a command line."""
+
+
+_OPTIONS = re.compile(r"--[a-z][a-z-]*(?: [^\s-]\S*)?(?: --[a-z][a-z-]*(?: [^\s-]\S*)?)*")
+"""A hint that is options alone, to be added to the command that failed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if instruction := os.environ.get(COMPLETE):
         sys.exit(shell_complete(cli, {}, "pipeline", COMPLETE, instruction))
     if note := provide(os.environ):
-        print(f"note: {note}", file=sys.stderr)
+        _say(f"note: {note}")
     for number in stop_signals()[1:]:
         signal.signal(number, _interrupt)
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -110,14 +116,24 @@ def run(arguments: Sequence[str]) -> int:
 def _failed(arguments: list[str], message: str, hint: str | None, code: int, problems: list[str] | None = None) -> int:
     if "--debug" in arguments:
         traceback.print_exc()
+    if hint and _OPTIONS.fullmatch(hint.partition("   ")[0]):  # of an option given twice, the last counts
+        options, gap, about = hint.partition("   ")
+        hint = shlex.join(["pipeline", *arguments, *shlex.split(options)]) + gap + about
     for line in problems or [message]:
-        print(f"error: {line}", file=sys.stderr)
-    if hint:
-        print(f"next: {hint}", file=sys.stderr)
+        _say(f"error: {line}")
+    step, _, about = (hint or "").partition("   ")
+    if step:
+        _say(f"next: {step}")
+    if about:
+        _say(f"      {about}")
     if "--json" in arguments:
         details = {"problems": problems} if problems else {}
         Console(json=True).result({"error": {"message": message, "hint": hint, "exit_code": code, **details}})
     return code
+
+
+def _say(text: str) -> None:
+    print(folded(text, width_of(sys.stderr)), file=sys.stderr)
 
 
 def _interrupted(arguments: list[str], kept: str) -> int:
@@ -126,7 +142,7 @@ def _interrupted(arguments: list[str], kept: str) -> int:
     hint = _after_interrupt(arguments)
     if "--debug" in arguments:
         traceback.print_exc()
-    print(message + (f"; next: {hint}" if hint else ""), file=sys.stderr)
+    _say(message + (f"; next: {hint}" if hint else ""))
     if "--json" in arguments:
         Console(json=True).result({"error": {"message": message, "hint": hint, "exit_code": 130}})
     return 130

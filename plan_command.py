@@ -55,6 +55,7 @@ def plan_command(
         devices=devices,
         machines=machines,
     )
+    console.info(f"plan: harvest, train and analyze on {machine}")
     costs = plan_costs(files, sets, names, machine)
     console.result(costs.to_dict(), str(costs))
 

@@ -415,4 +415,4 @@ def _came_from(read: Sequence[str]) -> Iterator[None]:
         yield
     except ConfigError as error:
         places = f"settings came from {', '.join(read) or 'the embedded default'}"
-        raise ConfigError(error.problems, f"pipeline config show explains every setting   ({places})") from None
+        raise ConfigError(error.problems, f"pipeline config show   (explains every setting; {places})") from None

@@ -53,8 +53,7 @@ def sweep_command(
     whole, cells = resolve_sweep(file, files, sets, size=size)
     if processes(this, ranks) > 1 and any(cell.config.parallel for cell in cells):
         raise UsageError("train.parallel: a sweep shares out whole runs", "--set train.parallel=null")
-    if not dry_run:
-        console.info(f"sweep {whole.sweep.label}: {len(cells)} runs")
+    console.info(f"sweep {whole.sweep.label}: {len(cells)} runs")
     from .train.sweep import plan_sweep, portable_command, train_sweep
 
     alone = this is None or this.count == 1  # of several processes, none harvests: the others would have to wait

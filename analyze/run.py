@@ -82,7 +82,7 @@ def analyze(paths: Sequence[Path], config: AnalyzeConfig, console: Console | Non
     console = console or Console(quiet=True)
     started = time.perf_counter()
     if not paths:
-        raise UsageError("no run to analyze", "pipeline train writes one; pipeline status lists what exists")
+        raise UsageError("no run to analyze", "pipeline status   (lists what exists; pipeline train makes a run)")
     runs = named_runs(paths)
     check_baseline(config.baseline, list(runs))
     folder = report_folder(config, list(runs))
@@ -196,7 +196,7 @@ def check_baseline(baseline: str | None, names: Sequence[str]) -> None:
     if baseline is not None and baseline not in names:
         raise UsageError(
             f"analyze.baseline is {baseline!r}, but the runs are {', '.join(names)}{did_you_mean(baseline, names)}",
-            "--set analyze.baseline=null for the first one",
+            "--set analyze.baseline=null   (for the first one)",
         )
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import click
 
@@ -165,8 +167,8 @@ PLANS = {
 def examples() -> Iterator[str]:
     """The worked examples of docs/scale.md: what the command prints."""
     for title, arguments in PLANS.items():
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.chdir(ROOT / "docs"):  # where no pipeline.yaml is read
+        out, screen = io.StringIO(), mock.patch.dict(os.environ, COLUMNS="80")
+        with screen, contextlib.redirect_stdout(out), contextlib.chdir(ROOT / "docs"):  # where no pipeline.yaml is read
             if pipeline.run(["plan", *arguments]) != 0:
                 raise RuntimeError(f"pipeline plan {shlex.join(arguments)}")
         command = shlex.join(["pipeline", "plan", *arguments])

@@ -23,7 +23,7 @@ BATCH = 1024
 CANDIDATES = 8
 """A threshold is searched among the CANDIDATES·k largest pre-activations of each row."""
 
-HINT = "pipeline export --cache PATH: the cache that the coder reads"
+HINT = "--cache PATH, the cache that the coder reads"
 
 
 @dataclass(frozen=True)

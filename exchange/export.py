@@ -15,6 +15,7 @@ from ..shared.console import Console
 from ..shared.errors import PipelineError, UsageError
 from ..shared.provenance import provenance
 from ..shared.runs.own_cache import recorded_cache
+from ..shared.text_table import explained_table
 from .convert import Converted, to_known
 from .facts import Facts, check_against, facts_of_run, require_sites
 from .folder import MARK, check_new, hashes, new_folder, sha256
@@ -62,13 +63,29 @@ class ExportResult:
         return {"out": str(self.out), **self.document}
 
     def __str__(self) -> str:
+        coders = self.document["coders"]
         lines = [f"{self.out}: {self.document['format']}, {'exact' if self.document['exact'] else 'approximate'}"]
-        for coder in self.document["coders"]:
+        for coder in coders:
             lines.append(f"  {coder['name']}: {coder['source']} → {coder['target']}, {coder['latents']:,} latents")
             lines += [f"    {coder['approximation']}"] if coder["approximation"] else []
-            lines.append(f"    measured: {coder['measured_text']}")
-        lines += [f"  note: {note}" for note in self.document["notes"]]
-        return "\n".join([*lines, f"  load: {self.document['load']}"])
+            lines += [f"    {coder['measured_text']}"] if coder["measured"] is None else []
+        measured = [one["measured"] for one in coders if one["measured"] is not None]
+        if measured:
+            lines.append(f"measured on {measured[0]['rows']:,} {measured[0]['which']}, of the run and of the export:")
+            rows = [_measured_cells(one["name"], one["measured"]) for one in coders if one["measured"] is not None]
+            lines.append(explained_table(rows, MEASURED, breaks=0))
+        lines += [f"note: {note}" for note in self.document["notes"]]
+        return "\n".join([*lines, f"load: {self.document['load']}"])
+
+
+MEASURED = ("coder", "FVU", "export's FVU", "L0", "export's L0", "Δ code", "Δ output")
+
+
+def _measured_cells(name: str, one: dict[str, Any]) -> list[str]:
+    """A row under MEASURED."""
+    fvu, l0 = (one["fvu_run"], one["fvu_export"]), (one["l0_run"], one["l0_export"])
+    most = (one["max_code_difference"], one["max_reconstruction_difference"])
+    return [name, *(f"{n:.4f}" for n in fvu), *(f"{n:.2f}" for n in l0), *(f"{n:.2g}" for n in most)]
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def require_sites(facts: Facts, where: Path | str) -> None:
         side = " and ".join(name for name, site in (("source", facts.source), ("target", facts.target)) if not site)
         raise DataError(
             f"{where}: the {side} is not known: {facts.problem}",
-            "pipeline import PATH --source layer_NN.KIND --target layer_NN.KIND (of an SAE, --source alone)",
+            "pipeline import PATH --source layer_NN.KIND --target layer_NN.KIND   (of an SAE, --source alone)",
         )
 
 
@@ -98,7 +98,7 @@ def check_against(facts: Facts, widths: tuple[int, int], cache: Cache, where: Pa
     if facts.model and harvested and not _same_model(facts.model, str(harvested)):
         raise DataError(
             f"{where} belongs to {facts.model}, but {cache.path} was harvested from {harvested}",
-            f"--model {harvested} says that they are the same",
+            f"--model {harvested}   (says that they are the same)",
         )
     sites = []
     for side, site, width in (("source", facts.source, widths[0]), ("target", facts.target, widths[1])):
@@ -106,7 +106,7 @@ def check_against(facts: Facts, widths: tuple[int, int], cache: Cache, where: Pa
         if found is None:
             raise DataError(
                 f"the {side} of {where} is {site}, but {cache.path} holds {', '.join(cache.sites)}",
-                f"pipeline inspect {cache.path}, then --{side} SITE to choose one",
+                f"pipeline inspect {cache.path}   (lists its sites; --{side} SITE chooses one)",
             )
         if cache.sites[found].width != width:
             raise DataError(

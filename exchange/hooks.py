@@ -91,7 +91,7 @@ def tl_hook(site: str, rms: bool = False) -> str:
         return f"blocks.{match[1]}.{_MLP_OUT}"
     raise UsageError(
         f"site {site}: TransformerLens has no hook known to read this module",
-        "pipeline export --to safetensors needs no hook",
+        "--to safetensors   (needs no hook)",
     )
 
 
@@ -109,7 +109,7 @@ def from_tl(hook: str, model: str | None, where: str) -> Reading:
     if match is None:
         raise DataError(
             f"{where}: hook {hook!r} is not of the form blocks.LAYER.HOOK",
-            "pipeline import PATH --source SITE --target SITE says what it reads and writes",
+            "pipeline import PATH --source SITE --target SITE   (says what it reads and writes)",
         )
     layer, rest, family = int(match[1]), match[2], model_type_of(model)
     if rest in _TL_SITES:
@@ -125,7 +125,7 @@ def from_tl(hook: str, model: str | None, where: str) -> Reading:
         return Reading(from_module(f"{_layers(family)}.{layer}.mlp", "out", family))
     raise DataError(
         f"{where}: hook {hook!r} is not known (known: {', '.join([*_TL_SITES, _MLP_OUT])})",
-        "pipeline import PATH --source SITE --target SITE says what it reads and writes",
+        "pipeline import PATH --source SITE --target SITE   (says what it reads and writes)",
     )
 
 

@@ -61,8 +61,8 @@ class ImportedRun:
         coder, facts = self.loaded.coder, self.facts
         rms = " divided by its root mean square" if coder.config.input_transform == "rms" else ""
         lines = [
-            f"{self.path}: {coder.config.architecture} from {self.loaded.format}, {coder.n_latents:,} latents, "
-            f"{facts.source}{rms} → {facts.target}{f' of {facts.model}' if facts.model else ''}",
+            f"{self.path}: {coder.config.architecture} from {self.loaded.format}, {coder.n_latents:,} latents",
+            f"  {facts.source}{rms} → {facts.target}{f' of {facts.model}' if facts.model else ''}",
             *(f"  note: {note}" for note in facts.notes),
         ]
         where = "" if self.cache is not None else " --set analyze.cache=CACHE"

@@ -132,7 +132,9 @@ def _described(part: Part) -> Facts:
 
 def _unknown(path: Path) -> DataError:
     if not path.exists():
-        return DataError(f"{path} was not found", "pipeline status lists runs; hf://owner/name names one on the hub")
+        return DataError(
+            f"{path} was not found", "pipeline status   (lists runs; hf://owner/name names a coder on the hub)"
+        )
     held = sorted(one.name for one in path.iterdir())[:12] if path.is_dir() else [path.name]
     readable = ", ".join(name for name, one in FORMATS.items() if one.readable)
     return DataError(

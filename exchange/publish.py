@@ -67,9 +67,9 @@ class PublishResult:
     def __str__(self) -> str:
         lines = [f"{self.out}: README.md and {len(self.coders)} coder{'s' if len(self.coders) > 1 else ''}"]
         for one in self.coders:
-            lines.append(f"  {one['name']}: {', '.join(one['formats'].values())}")
-        done = f"uploaded: {self.url}" if self.url else f"not uploaded; read {self.out}/README.md, then: {self.again}"
-        return "\n".join([*lines, done])
+            lines += [f"  {one['name']}", *(f"    {folder}" for folder in one["formats"].values())]
+        done = [f"uploaded: {self.url}"] if self.url else ["not uploaded: read its README.md first"]
+        return "\n".join([*lines, *done, *([] if self.url else [f"next: {self.again}"])])
 
 
 def publish(

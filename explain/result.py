@@ -50,7 +50,8 @@ class ExplainResult:
         )[:5]
         lines = [f"  {one['latent']:>6}  {one['detection']['value']:.2f}  {one['label']}" for one in best]
         missing = self.document["not_explained"]
-        lacking = [f"not explained: {count(len(missing), 'latent')} ({missing[0]['why']}, …)"] if missing else []
+        more = ", …" if len({one["why"] for one in missing}) > 1 else ""
+        lacking = [f"not explained: {count(len(missing), 'latent')} ({missing[0]['why']}{more})"] if missing else []
         head = f"{count(len(self.document['latents']), 'latent')} labelled by {judge}"
         shown = ["latents that their labels tell best (detection):", *lines] if lines else []
         return "\n".join([head, table, *shown, *lacking, f"explanations: {self.path} ({duration(self.seconds)})"])

@@ -119,12 +119,12 @@ def _check_limits(estimate: Estimate, config: ExplainConfig) -> None:
     if estimate.requests > config.max_requests:
         raise UsageError(
             f"this takes up to {estimate.requests:,} requests, explain.max_requests allows {config.max_requests:,}",
-            f"--set explain.max_requests={estimate.requests}, or fewer latents: --set explain.count=16",
+            f"--set explain.max_requests={estimate.requests}   (or fewer latents: --set explain.count=16)",
         )
     if estimate.cost is not None and estimate.cost > config.max_cost:
         raise UsageError(
             f"this costs up to {estimate.cost:.4g}, explain.max_cost allows {config.max_cost:g}",
-            f"--set explain.max_cost={estimate.cost * 1.05:.3g}, or fewer latents: --set explain.count=16",
+            f"--set explain.max_cost={estimate.cost * 1.05:.3g}   (or fewer latents: --set explain.count=16)",
         )
 
 

@@ -16,6 +16,7 @@ from ..shared.cache.mirror import at_hand, copies_room, shown
 from ..shared.console import count, si, size
 from ..shared.errors import DataError
 from ..shared.objects.address import is_address
+from ..shared.text_table import explained_table, facts
 from .config import HarvestConfig
 from .data.local import count_rows
 from .data.reading import Reading, skipped_files
@@ -150,41 +151,48 @@ class HarvestPlan:
 
     def __str__(self) -> str:
         shapes = self.layout
-        sites = [
-            f"  {site.name:<24} {site.storage} [{shapes.n_rows:,}, {site.width}] "
-            f"{size(shapes.n_rows * site.row_bytes)}  {site.module_path}:{site.io}"
-            for site in shapes.sites
-        ]
         state = "complete" if self.complete else f"{self.committed} of {shapes.n_shards} shards committed"
         if self.grows:
             state = f"grows; {state}"
         if self.conflicts:
-            state = "CONFLICT: the folder holds a cache with different settings\n" + "\n".join(
-                f"  {line}" for line in self.conflicts
-            )
+            state = "CONFLICT: the folder holds a cache with different settings"
         known = "" if self.counted else ", if the dataset has enough text"
         calls = f"{self.sequences_per_call} sequences a call" + (", compiled" if self.compiled else "")
         chunks = f", in chunks of {shapes.chunk_rows:,}" if shapes.chunk_rows else ""
         short = "" if self.bytes_to_write <= self.free_disk else "  NOT ENOUGH"
-        room = f"disk     {size(self.bytes_to_write)} to write, {size(self.free_disk)} free{short}"
+        room = ("disk", f"{size(self.bytes_to_write)} to write, {size(self.free_disk)} free{short}")
         if is_address(self.path):
-            room = f"bucket   {size(self.bytes_to_write)} to upload; copies here take at most {size(self.free_disk)}"
-        return "\n".join(
-            [
-                f"cache    {shown(self.path)}  ({state})",
-                f"rows     {shapes.n_rows:,} = {shapes.n_seq:,} sequences of {shapes.ctx} tokens{known}",
-                f"shards   {shapes.n_shards:,} of {shapes.shard_rows:,} rows{chunks}",
-                room,
-                f"model    {si(self.parameters)} parameters; {size(self.model_bytes)} of weights on {self.device} in "
+            room = ("bucket", f"{size(self.bytes_to_write)} to upload; copies here take at most {size(self.free_disk)}")
+        pairs = [
+            ("cache", f"{shown(self.path)} ({state})"),
+            *(("", line) for line in self.conflicts),
+            ("rows", f"{shapes.n_rows:,} = {shapes.n_seq:,} sequences of {shapes.ctx} tokens{known}"),
+            ("shards", f"{shapes.n_shards:,} of {shapes.shard_rows:,} rows{chunks}"),
+            room,
+            (
+                "model",
+                f"{si(self.parameters)} parameters; {size(self.model_bytes)} of weights on {self.device} in "
                 f"{self.dtype}, attention {self.attention}, {calls}",
-                f"forward  {self._forward()}",
-                f"buffers  {size(self.buffer_bytes)} of host memory at most",
-                "sites",
-                *sites,
-                *self._files_text(),
-                *(f"note     {note}" for note in self.notes),
+            ),
+            ("forward", self._forward()),
+            ("buffers", f"{size(self.buffer_bytes)} of host memory at most"),
+        ]
+        notes = facts(("note", note) for note in self.notes)
+        return "\n".join(part for part in (facts(pairs), self._sites_text(), *self._files_text(), notes) if part)
+
+    def _sites_text(self) -> str:
+        """The sites as a table."""
+        rows = [
+            [
+                site.name,
+                site.storage,
+                str(site.width),
+                size(self.layout.n_rows * site.row_bytes),
+                f"{site.module_path}:{site.io}",
             ]
-        )
+            for site in self.layout.sites
+        ]
+        return explained_table(rows, ["site", "storage", "width", "bytes", "module"], left=(0, 1, 4), breaks=4)
 
     def _files_text(self) -> list[str]:
         """The files that are read, in order, and those that are not; long lists in part."""

@@ -59,7 +59,7 @@ def parse_site(text: str) -> tuple[int | None, str | None]:
     raise UsageError(
         f"no site is called {text!r}: expected layer_NN.KIND (KIND one of {', '.join(KINDS)}) or MODULE.PATH:in, :out "
         "or :nogain",
-        hint="pipeline harvest --dry-run lists the sites of a config",
+        hint="pipeline harvest --dry-run   (lists the sites of a config)",
     )
 
 

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol, TextIO
 
+from .folding import folded, width_of
+
 
 class Progress(Protocol):
     """A running count. `advance` may be called from any thread."""
@@ -55,21 +57,27 @@ class Console:
         self._line(f"warning: {text}")
 
     def _line(self, text: str) -> None:
+        text = folded(text, width_of(self.stream))
         if self._bar is not None:  # above the bar, not through it
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=self.stream, flush=True)
 
-    def result(self, document: Any, text: str = "") -> None:
-        """The command's result on stdout: the JSON document with `--json`, else the text."""
+    def result(self, document: Any, text: str = "", *, as_is: bool = False) -> None:
+        """The command's result on stdout: the JSON document with `--json`, else the text.
+
+        Args:
+            as_is: the text is for programs too, or coloured: its lines stay whole on a narrow terminal.
+        """
+        out = self._out or sys.stdout
         if self.json:
             print(
                 json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False),
-                file=self._out or sys.stdout,
+                file=out,
                 flush=True,
             )
         elif text:
-            print(text, file=self._out or sys.stdout, flush=True)
+            print(text if as_is else folded(text, width_of(out)), file=out, flush=True)
 
     @contextlib.contextmanager
     def progress(self, total: float | None, unit: str = "", label: str = "", done: float = 0) -> Iterator[Progress]:

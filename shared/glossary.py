@@ -132,6 +132,10 @@ COLUMNS = {
     "pos. 0 in top": "of the strongest activations, how many at position 0",
     "distinct": "the same, each context counted once",
     "loss recovered": "of the model's loss, kept with the coder in its place",
+    "export's FVU": "the same, of the exported weights",
+    "export's L0": "the same, of the exported weights",
+    "Δ code": "largest difference of a latent's activation",
+    "Δ output": "largest difference of a reconstructed number",
     "seeds": "runs that differ in their seed alone",
     "part": "runs of one part train side by side",
     "balanced accuracy": "½ is chance; in brackets its 95 % interval",
@@ -150,6 +154,11 @@ COLUMNS = {
     "latent": "a unit of the coder, by its number",
     "activation": "how strongly it fires, and as a bar",
     "fires on": "its label (explain), else its tokens (analyze)",
+    "storage": "how numbers are stored",
+    "width": "numbers in a row",
+    "module": "of the model, read at its input (:in) or output (:out)",
+    "source → target": "the site that it reads → the site that it predicts",
+    "memory": "what it takes at most",
     "binds": "the resource that takes longest; others overlap",
 }
 """Heading of a table on a terminal → a few words on it, which fit beside it into 80 columns. Plain words have none."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SCHEMA = "sparse-coder-analysis"
 SCHEMA_VERSION = 1
 
-_AGAIN = "pipeline analyze writes it again"
+_AGAIN = "pipeline analyze   (writes it again)"
 
 _FIGURE = ("label", "value", "with_bos", "without_massive", "null", "low", "high", "better", "definition")
 
@@ -198,7 +198,7 @@ def open_report(path: Path | str) -> SavedReport:
         beside = ", ".join(sorted(one.parent.name for one in folder.parent.glob("*/report.json")))
         raise DataError(
             f"no report at {folder} (no report.json)",
-            f"reports in {folder.parent}: {beside}" if beside else "pipeline analyze writes one",
+            f"reports in {folder.parent}: {beside}" if beside else "pipeline analyze   (writes one)",
         )
     document = read_object(file, _AGAIN)
     if document.get("schema") != SCHEMA:

@@ -1,26 +1,22 @@
 """A plain table for a terminal: columns two spaces apart, no lines, its headings explained below it.
 
 rich counts the width of wide characters. Where a table is wider than the terminal, its headings break at words, and
-then one column if asked; numbers and paths are never broken.
+then the cells of the columns that may; numbers are never broken.
 """
 
 from __future__ import annotations
 
 import io
-import shutil
+import re
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from .folding import NARROWEST, terminal_width
 from .glossary import column_meanings
 
 GAP = 2
-NARROWEST = 20
-"""Cells that a broken column keeps."""
-
-
-def terminal_width() -> int:
-    """Columns of the terminal; 80 where there is none."""
-    return shutil.get_terminal_size((80, 24)).columns
+NARROWEST_COLUMN = 11
+"""Cells that a broken column keeps: "  resid_mid"."""
 
 
 def text_table(
@@ -28,14 +24,14 @@ def text_table(
     header: Sequence[str] | None = None,
     left: Collection[int] = (0,),
     *,
-    breaks: int | None = None,
+    breaks: int | Sequence[int] = (),
 ) -> str:
     """Aligned lines of text; "" where there is no row.
 
     Args:
         rows: cells, all rows of one length.
         left: the columns aligned to the left; the others, numbers, to the right.
-        breaks: the column whose cells break too, where broken headings do not suffice.
+        breaks: the columns whose cells break too, in this order, where broken headings do not suffice.
     """
     from rich.cells import cell_len
     from rich.console import Console
@@ -49,7 +45,7 @@ def text_table(
     room = terminal_width() - GAP * (len(cells) - 1)
     if sum(map(max, cells, map(cell_len, heads))) > room:
         heads = [_broken(head, width) for head, width in zip(heads, cells, strict=True)]
-        rows = _fitted(rows, cells, heads, breaks, room) if breaks is not None else rows
+        rows = _fitted(rows, cells, heads, [breaks] if isinstance(breaks, int) else breaks, room)
     deepest = max(head.count("\n") for head in heads)
     heads = ["\n" * (deepest - head.count("\n")) + head for head in heads]
     table = Table(box=None, show_header=header is not None, pad_edge=False, padding=(0, GAP, 0, 0))
@@ -62,12 +58,19 @@ def text_table(
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
+def facts(pairs: Iterable[tuple[str, str]], indent: str = "") -> str:
+    """One line for each label, the texts aligned; a console folds them beside their label."""
+    kept = [(label, text) for label, text in pairs if text]
+    width = max((len(label) for label, _ in kept), default=0)
+    return "\n".join(f"{indent}{label:<{width}}  {text}" for label, text in kept)
+
+
 def explained_table(
     rows: Sequence[Sequence[str]],
     header: Sequence[str],
     left: Collection[int] = (0,),
     *,
-    breaks: int | None = None,
+    breaks: int | Sequence[int] = (),
     definitions: Mapping[str, str] | None = None,
 ) -> str:
     """A table and below it one line on each heading that is not a plain word.
@@ -102,23 +105,41 @@ def _broken(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(text, max([width, 1, *map(len, words)]), break_on_hyphens=False))
 
 
+_PARTS = re.compile(r"(?<=\w[-./])(?=[A-Za-z])")
+"""Between the parts of a name or a path."""
+
+
+class _Wrapper(textwrap.TextWrapper):
+    """Breaks at spaces, and a name or path that is too wide between its parts."""
+
+    def _split(self, text: str) -> list[str]:
+        room = self.width - len(self.subsequent_indent)
+        pieces = (_PARTS.split(word) if len(word) > room else [word] for word in re.split(r"(\s+)", text))
+        return [part for parts in pieces for part in parts if part]
+
+
 def _lines(cell: str, width: int) -> str:
-    """A cell in lines of at most `width` where its words and what hyphens join allow; its indent stays."""
+    """A cell in lines of at most `width` where its words and their parts allow; its indent stays."""
     indent = cell[: len(cell) - len(cell.lstrip())]
-    wrapped = textwrap.wrap(
-        cell.strip(), width, initial_indent=indent, subsequent_indent=f"{indent}  ", break_long_words=False
-    )
-    return "\n".join(wrapped)
+    wrapper = _Wrapper(width, initial_indent=indent, subsequent_indent=f"{indent}  ", break_long_words=False)
+    return "\n".join(wrapper.wrap(cell.strip()))
 
 
 def _fitted(
-    rows: Sequence[Sequence[str]], cells: Sequence[int], heads: Sequence[str], breaks: int, room: int
+    rows: Sequence[Sequence[str]], cells: Sequence[int], heads: Sequence[str], breaks: Sequence[int], room: int
 ) -> list[list[str]]:
-    """The rows with the cells of one column broken to the room that the others leave."""
+    """The rows with the cells of some columns broken to the room that the others leave, one column after the other."""
     from rich.cells import cell_len
 
-    widths = [
-        max(cell, *(cell_len(line) for line in head.split("\n"))) for cell, head in zip(cells, heads, strict=True)
-    ]
-    left = max(NARROWEST, room - sum(width for place, width in enumerate(widths) if place != breaks))
-    return [[_lines(cell, left) if place == breaks else cell for place, cell in enumerate(row)] for row in rows]
+    def widest(texts: Iterable[str]) -> int:
+        return max(cell_len(line) for text in texts for line in text.split("\n"))
+
+    out = [list(row) for row in rows]
+    widths = [max(cell, widest([head])) for cell, head in zip(cells, heads, strict=True)]
+    for least, place in ((least, place) for least in (NARROWEST, NARROWEST_COLUMN) for place in breaks):
+        if (over := sum(widths) - room) <= 0:
+            break
+        for row, given in zip(out, rows, strict=True):
+            row[place] = _lines(given[place], max(least, widths[place] - over))
+        widths[place] = widest([heads[place], *(row[place] for row in out)])
+    return out

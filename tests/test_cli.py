@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -174,7 +177,11 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (click.exceptions.Abort(), 130, "interrupted\n"),
         (OSError(28, "No space left on device"), 1, "next: free some space, then pipeline status --json\n"),
-        (RuntimeError("odd"), 1, "error: RuntimeError: odd\nnext: pipeline status --json --debug   (shows where)\n"),
+        (
+            RuntimeError("odd"),
+            1,
+            "error: RuntimeError: odd\nnext: pipeline status --json --debug\n      (shows where)\n",
+        ),
     ],
 )
 def test_exit_codes(
@@ -285,3 +292,49 @@ def test_a_folder_without_the_settings_that_a_command_reads_is_refused(tmp_path:
         refuse_folders([run], "harvest")
     assert raised.value.hint == "pipeline harvest -c cache/c"
     assert [one.run_name for one in train_configs([run], [], [])] == ["x"]
+
+
+def test_options_in_a_hint_are_added_to_the_command_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Then it can be pasted; what it does stands apart from it."""
+    monkeypatch.chdir(tmp_path)
+    command = ["harvest", "--set", "harvest.ctx=1000000", "--set", "harvest.name=ab", "--dry-run"]
+    assert pipeline.run(command) == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last == f"next: {shlex.join(['pipeline', *command])} --set harvest.ctx=256"
+    assert pipeline.run(["train", "--set", "train.coder.latents"]) == 2
+    assert capsys.readouterr().err.splitlines()[-2:] == ["next: pipeline config show", "      (lists the keys)"]
+
+
+def hints() -> list[tuple[str, str]]:
+    """(place, command) of every text in the code that begins with a command to run."""
+    found = []
+    for name in subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True).stdout.split():
+        if name.split("/")[0] in {"tests", "docs", "benchmarks", "recipes"}:
+            continue
+        for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            text = "".join(
+                "X" if isinstance(one, ast.FormattedValue) else one.value
+                for one in parts
+                if isinstance(one, ast.FormattedValue) or (isinstance(one, ast.Constant) and isinstance(one.value, str))
+            )
+            if text.startswith("pipeline ") and not text.endswith(" ") and "\n" not in text:
+                found.append((f"{name}:{node.lineno}", text.partition("   ")[0]))
+    return found
+
+
+def test_a_hint_that_begins_with_a_command_is_one() -> None:
+    """Its options exist, and its arguments are names to fill in or values: prose behind it stands in brackets."""
+    assert len(hints()) > 50
+    for place, text in hints():
+        words = shlex.split(text)[1:]
+        command: click.Command | None = cli
+        while words and isinstance(command, click.Group) and words[0] in command.commands:
+            command = command.commands[words.pop(0)]
+        assert not isinstance(command, click.Group), f"{place}: {text}"
+        _, rest, _ = command.make_parser(click.Context(command)).parse_args(words)
+        assert set(rest) <= {"X"}, f"{place}: {text}"
+        values = [word for word in words if not word.startswith("-")]
+        assert all(re.search(r"[A-Z=/]|layer_", word) for word in values), f"{place}: {text}"

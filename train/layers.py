@@ -49,7 +49,7 @@ def by_layer(config: TrainConfig, sites: Mapping[str, SiteSpec]) -> list[TrainCo
         raise UsageError(
             f"train.sites: {what} {' and '.join(dict.fromkeys(kinds))} in this cache (layers that have: "
             f"{', '.join(map(str, here)) or 'none'})",
-            "pipeline harvest --set 'harvest.sites=[layer_*.resid_mid, layer_*.mlp_out]' harvests every layer",
+            "pipeline harvest --set 'harvest.sites=[layer_*.resid_mid, layer_*.mlp_out]'   (harvests every layer)",
         )
     digits = max(2, len(str(max(wanted))))
     return [
@@ -156,4 +156,4 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         )
         for row in rows
     ]
-    return explained_table(body, header, left=(1, 2, 3))
+    return explained_table(body, header, left=(1, 2, 3), breaks=(2, 3, 1))

@@ -24,6 +24,7 @@ from ..shared.joint_names import parts_of
 from ..shared.memory import free_memory
 from ..shared.objects.room import BYTES, FOLDER
 from ..shared.runs.folder import open_run
+from ..shared.text_table import explained_table, facts
 from .config import TrainConfig, with_precision
 from .data.estimate import estimate_stream
 from .data.health import check_trainable
@@ -233,25 +234,37 @@ class TrainPlan:
         return {"groups": [group.to_dict() for group in (*self.groups, *self.foreseen)]}
 
     def __str__(self) -> str:
-        lines = []
-        for group in (*self.groups, *self.foreseen):
-            d = group.to_dict()
-            lines += [
-                f"{d['cache']} on {d['device']}",
-                f"  {d['steps']:,} steps of {d['batch_size']:,} rows: {si(d['tokens'])} tokens, "
-                f"{d['epochs']:.2f} epochs of {si(d['rows_per_epoch'])}; {si(d['heldout_rows'])} rows held out",
-                f"  {_reading(group.stream, d['device'])}, read once for {count(len(d['runs']), 'run')}; "
-                + _memory(d["bytes"], d["processes"]),
-            ]
-            lines += [
-                f"  {run['name']}: {run['architecture']}, {run['source']} → {run['target']}, "
-                f"{run['latents']:,} latents, {si(run['parameters'])} parameters, {size(run['bytes'])}"
-                + (", selected in bfloat16" if run["precision"] == "bfloat16" else "")
-                for run in d["runs"]
-            ]
-            lines += [f"  note: {note}" for note in group.notes]
-            lines += [f"  {group.download}"] if isinstance(group, Group) and group.download else []
-        return "\n".join(lines)
+        return "\n".join(_group_text(group) for group in (*self.groups, *self.foreseen))
+
+
+def _group_text(group: Sizes) -> str:
+    """What a group is, and its runs as a table."""
+    d = group.to_dict()
+    pairs = [
+        (
+            "steps",
+            f"{d['steps']:,} of {d['batch_size']:,} rows: {si(d['tokens'])} tokens, {d['epochs']:.2f} epochs of "
+            f"{si(d['rows_per_epoch'])}; {si(d['heldout_rows'])} rows held out",
+        ),
+        ("reads", f"{_reading(group.stream, d['device'])}, once for {count(len(d['runs']), 'run')}"),
+        ("memory", _memory(d["bytes"], d["processes"])),
+        ("download", (group.download or "") if isinstance(group, Group) else ""),
+    ]
+    rows = [
+        [
+            run["name"],
+            run["architecture"] + (", selected in bfloat16" if run["precision"] == "bfloat16" else ""),
+            f"{run['source']} → {run['target']}",
+            f"{run['latents']:,}",
+            si(run["parameters"]),
+            size(run["bytes"]),
+        ]
+        for run in d["runs"]
+    ]
+    header = ["run", "architecture", "source → target", "latents", "parameters", "memory"]
+    table = explained_table(rows, header, left=(0, 1, 2), breaks=(2, 0))
+    notes = facts(("note", note) for note in group.notes)
+    return "\n".join(part for part in (f"{d['cache']} on {d['device']}", facts(pairs, "  "), table, notes) if part)
 
 
 def _reading(stream: StreamPlan, device: str) -> str:
@@ -267,7 +280,7 @@ def _reading(stream: StreamPlan, device: str) -> str:
 def _memory(sizes: Mapping[str, int], processes: int) -> str:
     needed, free = sum(sizes.values()) - sizes["free"], sizes["free"]
     whose = "in all" if processes == 1 else f"for each of {processes} processes"
-    return f"{size(needed)} {whose}, {size(free)} free{'' if needed <= free else '  NOT ENOUGH'}:"
+    return f"{size(needed)} {whose}, {size(free)} free{'' if needed <= free else '  NOT ENOUGH'}"
 
 
 def plan(
@@ -294,7 +307,7 @@ def plan(
     batches: dict[Any, list[TrainConfig]] = {}
     for config in configs:
         if config.cache is None:
-            raise UsageError("train.cache is not set", "pipeline status lists the caches")
+            raise UsageError("train.cache is not set", "pipeline status   (lists the caches)")
         if config.sites is not None:
             raise UsageError(f"train.sites: {config.run_name} is a template of several runs, not a run")
         # A sampler that follows one run's training cannot serve another's.
@@ -342,7 +355,7 @@ def _group(configs: list[TrainConfig], processes: int) -> Group:
     if first.sampler.needs_bos and not cache.has_bos:
         raise UsageError(
             f"train.sampler: {first.sampler.kind} would exclude nothing, since {cache.path} has no BOS (harvest.bos)",
-            "--set train.sampler.position_zero=true, or another sampler",
+            "--set train.sampler.position_zero=true   (or another sampler)",
         )
     device = pick_device(first.device)
     sizes = [(config, run_size(config, widths, processes=together)) for config in configs]

@@ -199,7 +199,7 @@ def check_sets(sweep: SweepConfig, keys: Sequence[str]) -> None:
         if key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.")
     ]
     if problems:
-        raise ConfigError(problems, "pipeline sweep FILE --dry-run lists the runs")
+        raise ConfigError(problems, "pipeline sweep FILE --dry-run   (lists the runs)")
 
 
 # --- the plan and the work ------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from ..shared.errors import PipelineError, UsageError, command
 from ..shared.memory import free_memory
 from ..shared.runs.folder import Run, open_run
 from ..shared.runs.own_cache import own_cache_path, refuse_another
+from ..shared.text_table import facts
 from .config import MOST_TOKENS, TuneConfig
 
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu", "matryoshka-jumprelu", "gated")
@@ -146,15 +147,21 @@ class TunePlan:
     def __str__(self) -> str:
         d = self.to_dict()
         rank = f" of rank {self.config.rank_in_use}" if self.config.update == "lora" else ""
-        lines = [
-            f"{d['run']} → {d['path']}: {d['architecture']}, {d['source']} → {d['target']}",
-            f"  update {d['update']}{rank}, β {d['beta']:g}: {count(self.steps, 'step')} of "
-            f"{count(self.per_step, 'sequence')} with {d['tokens_per_sequence']:,} tokens",
-            f"  from {d['cache']}, which has {si(d['rows'])} rows to train on; figures on {si(d['rows_measured'])} "
-            + ("held-out rows" if self.rows.heldout else "rows that are trained on: nothing is held out"),
-            f"  {d['model']} in {d['dtype']} on {d['device']}; {size(d['bytes']['logits'])} of logits at once",
+        held = "held-out rows" if self.rows.heldout else "rows that are trained on: nothing is held out"
+        pairs = [
+            ("run", f"{d['run']} → {d['path']}"),
+            ("coder", f"{d['architecture']}, {d['source']} → {d['target']}"),
+            (
+                "update",
+                f"{d['update']}{rank}, β {d['beta']:g}: {count(self.steps, 'step')} of "
+                f"{count(self.per_step, 'sequence')} with {d['tokens_per_sequence']:,} tokens",
+            ),
+            ("cache", f"{d['cache']}, which has {si(d['rows'])} rows to train on"),
+            ("figures", f"on {si(d['rows_measured'])} {held}"),
+            ("model", f"{d['model']} in {d['dtype']} on {d['device']}; {size(d['bytes']['logits'])} of logits at once"),
+            *(("note", note) for note in self.notes),
         ]
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+        return facts(pairs)
 
 
 def plan(config: TuneConfig) -> TunePlan:
@@ -165,7 +172,7 @@ def plan(config: TuneConfig) -> TunePlan:
         DataError: the run or its cache is missing, unfinished or damaged.
     """
     if config.run is None:
-        raise UsageError("tune: no run is named", "pipeline tune RUN; pipeline status lists the runs")
+        raise UsageError("tune: no run is named", "pipeline status   (lists the runs; then pipeline tune RUN)")
     parent = open_run(config.run)
     final = parent.final
     refuse_coder(parent, final, config)

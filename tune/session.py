@@ -32,7 +32,7 @@ def existing(plan: TunePlan, resume: bool) -> Run | None:
         if found and (before := open_run(plan.path, allow_incomplete=True)).untouched:
             before.remove_untouched()
         if plan.path.exists():
-            raise UsageError(f"{plan.path} already exists", "--resume to resume it, or --name for another")
+            raise UsageError(f"{plan.path} already exists", "--resume   (resumes it; --name begins another)")
         return None
     if not found:
         raise DataError(f"--resume: there is no run {plan.path}", "the same command without --resume begins it")

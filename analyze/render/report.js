@@ -129,7 +129,7 @@
     await Promise.all(wanted.filter((c) => !c.values).map(async (c) => {
       c.values = await block(`column-${r}-${data.columns.indexOf(c)}`);
       c.written = alike(c.values, c.format);
-      c.sparse = c.format === "text" && 10 * c.values.filter((v) => v !== "" && v !== null).length < data.n;
+      c.sparse = 10 * c.values.filter((v) => v !== "" && v !== null).length < data.n;
     }));
   }
   // Of one latent: [the values of its columns, the blocks of its panel, its partners in other runs].
@@ -508,14 +508,16 @@
         const sort = () => { if (active) descending = !descending; else { sortKey = key; descending = format !== "text"; } refresh(); };
         return el("th", { scope: "col", class: format === "text" ? "text" : null, "aria-sort": active ? (descending ? "descending" : "ascending") : null }, el("button", { type: "button", onclick: sort }, label + (active ? (descending ? " ↓" : " ↑") : "")), why(definition));
       };
-      head.replaceChildren(el("tr", {}, column(null, "latent", "", "integer"), asked.length ? el("th", { scope: "col", class: "text" }, "found in") : null, data.columns.filter((c) => shown.has(c.key) && c.values).map((c) => column(c.key, c.label, c.definition, c.format))));
+      head.replaceChildren(el("tr", {}, column(null, "latent", "", "integer"), asked.length ? el("th", { scope: "col", class: "text" }, "found in") : null, visibleColumns().map((c) => column(c.key, c.label, c.definition, c.format))));
     }
     let asked = []; // the words of the search
     let drawn = "";
     // A browser draws no box of more than 33 million pixels: beyond that, a row takes less of the scroll bar than it is high.
     const rowStep = () => Math.min(ROW, TALLEST / Math.max(1, order.length));
+    // Columns that most latents have no value in come last: on a narrow screen they would hide what every latent has.
+    const visibleColumns = () => data.columns.filter((c) => shown.has(c.key) && c.values).sort((a, b) => a.sparse - b.sparse);
     function rows() {
-      const visible = data.columns.filter((c) => shown.has(c.key) && c.values);
+      const visible = visibleColumns();
       const step = rowStep();
       const first = Math.max(0, Math.min(Math.floor(view.scrollTop / step), order.length - Math.floor((view.clientHeight || 600) / ROW)) - 10);
       const last = Math.min(order.length, first + Math.ceil((view.clientHeight || 600) / ROW) + 20);

@@ -28,7 +28,7 @@ def refuse(coder: CrossLayer, facts: Facts) -> None:
     sources, targets = parts_of(facts.source), parts_of(facts.target)
     if coder.tied:
         raise UsageError(
-            "circuit-tracer replaces MLPs by transcoders; this is a crosscoder", "pipeline analyze reads it"
+            "circuit-tracer replaces MLPs by transcoders; this is a crosscoder", "pipeline analyze   (reads it)"
         )
     if coder.w_skip is not None:
         raise UsageError("circuit-tracer's files of cross-layer transcoders hold no skip matrices", "coder.skip: false")

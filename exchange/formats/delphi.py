@@ -24,7 +24,7 @@ class Delphi(Sparsify):
             if why:
                 raise UsageError(
                     f"{part.facts.name}: {why[0].replace('sparsify', 'delphi')}",
-                    "--to sparsify writes the weights alone",
+                    "--to sparsify   (writes the weights alone)",
                 )
         written = super().write(parts, folder, options)
         points = " ".join(written.extra["hookpoints"])

@@ -56,7 +56,7 @@ class Neuronpedia(Format):
         if options.report is None:
             raise UsageError(
                 "Neuronpedia shows activations, output tokens and correlated latents, which a run alone does not have",
-                "pipeline analyze RUN, then --report reports/NAME",
+                "pipeline analyze RUN   (then --report reports/NAME)",
             )
         return ALL
 
@@ -123,7 +123,7 @@ def _batches(path: Path) -> Iterator[list[dict[str, Any]]]:
             while batch := list(islice(lines, BATCH)):
                 yield batch
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{path} is damaged: {error}", "pipeline analyze writes it again") from None
+            raise DataError(f"{path} is damaged: {error}", "pipeline analyze   (writes it again)") from None
 
 
 def _latent(line: bytes | None, path: Path) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _latent(line: bytes | None, path: Path) -> dict[str, Any]:
     with suppress(ValueError):
         found = parse_json(line or b"")
     if not isinstance(found, dict):
-        raise DataError(f"{path} is damaged: a line that is no object", "pipeline analyze writes it again")
+        raise DataError(f"{path} is damaged: a line that is no object", "pipeline analyze   (writes it again)")
     return found
 
 

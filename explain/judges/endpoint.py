@@ -161,14 +161,14 @@ class EndpointJudge(ChatJudge):
             if self.asked >= self.max_requests:
                 raise PipelineError(
                     f"stopped at {self.asked:,} requests, explain.max_requests; answers so far are kept",
-                    f"--set explain.max_requests={2 * self.max_requests}, and the same command continues",
+                    f"--set explain.max_requests={2 * self.max_requests}   (what was answered is kept)",
                 )
             read = self.tokens_in + self._held_in + prompt.tokens
             cost = self.cost(read, self.tokens_out + self._held_out + prompt.limit)
             if cost is not None and cost > self.max_cost:
                 raise PipelineError(
                     f"stopped before more than explain.max_cost ({self.max_cost:g}) is spent; answers so far are kept",
-                    f"--set explain.max_cost={2 * self.max_cost:g}, and the same command continues",
+                    f"--set explain.max_cost={2 * self.max_cost:g}   (what was answered is kept)",
                 )
             self.asked += 1
             self._held_in += prompt.tokens

@@ -48,7 +48,7 @@ def usable(cache: Cache, sites: Sequence[str], policy: Literal["refuse", "skip"]
     listed = ", ".join(f"{count(n, 'row')} of {site}" for site, n in found.items())
     raise DataError(
         f"{cache.path}: {listed} hold an infinity or a NaN (of {cache.n_rows:,}); {cause}",
-        f"pipeline harvest {cure} gives rows without them; --set {setting}=skip leaves them out",
+        f"pipeline harvest {cure}   (gives rows without them; --set {setting}=skip leaves them out)",
     )
 
 

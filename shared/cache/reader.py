@@ -438,7 +438,9 @@ def open_cache(
     finished = (path / MANIFEST).exists()
     if not (path / PLAN).exists():
         if mirror is not None:
-            raise DataError(f"no cache at {mirror.address}", "pipeline harvest --set harvest.cache_dir=… writes one")
+            raise DataError(
+                f"no cache at {mirror.address}", "pipeline harvest --set harvest.cache_dir=ADDRESS   (writes one)"
+            )
         if finished or (path / ARRAYS).is_dir():
             raise DataError(f"{path / PLAN} is missing", repair_command(path))
         raise _no_cache(path)
@@ -466,7 +468,7 @@ def open_cache(
 def _no_cache(path: Path) -> DataError:
     """The error for a folder that is not a cache; it names the caches beside it."""
     known = [file.parent.name for file in sorted(path.parent.glob(f"*/{PLAN}"))]
-    hint = "pipeline harvest writes one; pipeline status lists caches"
+    hint = "pipeline status   (lists caches; pipeline harvest writes one)"
     if known:
         hint = f"caches in {path.parent}: {', '.join(known)} (train.cache, analyze.cache); pipeline harvest writes more"
     return DataError(f"no cache at {path}{did_you_mean(path.name, known)}", hint)

@@ -17,5 +17,5 @@ def require_one_site(coder: Coder, what: str) -> None:
     sites = coder.source or f"{coder.n_sources} sites"
     raise UsageError(
         f"{what} needs a coder of one site; this {coder.kind} reads {sites}",
-        "pipeline analyze reads it, and so does sp.load_coder in Python",
+        "pipeline analyze   (reads it, and so does sp.load_coder in Python)",
     )

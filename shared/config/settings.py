@@ -38,7 +38,7 @@ __all__ = [
 
 T = TypeVar("T")
 PRESETS = Path(__file__).parent.parent / "presets"
-LIST_KEYS = "pipeline config show lists the keys"
+LIST_KEYS = "pipeline config show   (lists the keys)"
 
 
 # --- the shape of a config type -------------------------------------------------------------------------------------

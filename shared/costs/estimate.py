@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..console import duration, si, size
+from ..text_table import explained_table, facts, text_table
 from .constants import Constants
 
 STEP_BYTES = 26
@@ -22,6 +23,17 @@ usual reports' arrays, as the two below."""
 COUNTED_BYTES, WINDOW_BYTES, BOUND = 19_000, 10_000, 1 << 30
 """Counts by position with their nulls, and activations around examples: for each latent, as long as they are below
 BOUND for all latents; beyond it they are counted in blocks, or read from codes on disk."""
+
+RESOURCES = {
+    "forward pass": "the model, up to the last site",
+    "host copies": "activations, from the device to the writer",
+    "tokenising": "text to tokens",
+    "massive rows": "at the end, one more pass over the cache",
+    "pass over the rows": "codes of each coder, for all reports",
+    "steps": "updates of the coders",
+    "disk": "bytes written to it, or read from it",
+}
+"""What takes time, and what it does with it."""
 
 HEADROOM = 0.9
 """Share of a device's memory that weights, moments and batches may take."""
@@ -273,22 +285,45 @@ class Costs:
 
     def __str__(self) -> str:
         document = self.to_dict()
-        lines = [str(self.machine)]
-        for step, found in zip(self.steps, document["steps"], strict=True):
-            time = f"{duration(found['seconds'])}, ${found['dollars']:.3g}" if step.fits else "DOES NOT FIT"
-            lines.append(f"{step.name:<9}{time}; {step.binds} binds")
-            lines += [f"  {name:<20}{value}" for name, value in step.facts.items()]
-            lines += [f"  {name:<20}{duration(value)}" for name, value in step.seconds.items()]
-            if step.after:
-                lines.append(f"  {'massive rows, after':<20}{duration(step.after)}")
-            name, needed, available = step.memory
-            if needed:
-                lines.append(f"  {name:<20}{size(needed)} of {size(available)}")
-            lines.append(f"  {'to unbind':<20}{step.unbind}")
-        if document["fits"]:
-            lines.append(f"together {duration(document['seconds'])}, ${document['dollars']:.3g}")
+        rows = [
+            [one["step"], *_price(one["seconds"], one["dollars"]), one["binds"], _held(one["memory"])]
+            for one in document["steps"]
+        ]
+        rows.append(["together", *_price(document["seconds"], document["dollars"]), "", ""])
+        header = ["step", "time", "dollars", "binds", "memory"]
         kept = document["bucket_dollars_per_month"]
-        lines.append(f"disk     {size(self.cache_bytes)} for the cache; in a bucket ${kept:.3g} a month")
-        lines += [f"assumed  {line}" for line in self.assumed]
-        lines += [f"note     {note}" for note in self.notes]
-        return "\n".join(lines)
+        parts = [
+            str(self.machine),
+            explained_table(rows, header, left=(0, 3), breaks=3),
+            *(_step_text(step) for step in self.steps),
+            "",
+            facts(
+                [
+                    ("disk", f"{size(self.cache_bytes)} for the cache; in a bucket ${_money(kept)} a month"),
+                    *(("assumed", line) for line in self.assumed),
+                    *(("note", note) for note in self.notes),
+                ]
+            ),
+        ]
+        return "\n".join(parts)
+
+
+def _price(seconds: float | None, dollars: float | None) -> tuple[str, str]:
+    return ("no room", "") if seconds is None or dollars is None else (duration(seconds), _money(dollars))
+
+
+def _money(dollars: float) -> str:
+    return f"{dollars:,.0f}" if dollars >= 100 else f"{dollars:.2f}" if dollars >= 0.005 else "<0.01"
+
+
+def _held(memory: Mapping[str, Any]) -> str:
+    return f"{size(memory['needed'])} of {size(memory['available'])}" if memory["needed"] else ""
+
+
+def _step_text(step: Step) -> str:
+    """A step in detail: its size, the time of each resource with its meaning, and what would take less."""
+    rows = [[name, duration(value), RESOURCES[name]] for name, value in step.seconds.items()]
+    rows += [["massive rows", duration(step.after), RESOURCES["massive rows"]]] if step.after else []
+    size_of = facts([*step.facts.items(), ("to unbind", step.unbind)], "  ")
+    times = text_table([[f"  {name}", *rest] for name, *rest in rows], left=(0, 2), breaks=2)
+    return f"\n{step.name}\n{size_of}\n{times}"

@@ -33,7 +33,7 @@ def describe(path: Path) -> dict[str, Any]:
     found = (
         "neither a cache (plan.json not found) nor a run (config.yaml not found)" if path.exists() else "no such folder"
     )
-    raise DataError(f"{place}: {found}", "pipeline status lists caches and runs")
+    raise DataError(f"{place}: {found}", "pipeline status   (lists caches and runs)")
 
 
 def describe_cache(path: Path) -> dict[str, Any]:

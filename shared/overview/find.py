@@ -77,7 +77,7 @@ def frozen_settings(path: Path) -> dict[str, Any]:
         if "tune" in run.config:
             return {"tune": _settings_of_tuned(run)}
         return {"train": _settings_of_run(run)}
-    raise UsageError(f"-c {path}: the folder is neither a cache nor a run", "pipeline status lists caches and runs")
+    raise UsageError(f"-c {path}: the folder is neither a cache nor a run", "pipeline status   (lists caches and runs)")
 
 
 def _settings_of_tuned(run: Run) -> dict[str, Any]:
@@ -145,5 +145,5 @@ def refuse_nothing_to_resume(paths: Sequence[Path]) -> None:
     one = folder / (known[0] if len(known) == 1 else "RUN")
     raise DataError(
         f"--resume: there is no run {', '.join(path.name for path in paths)} in {folder}{listed}",
-        f"pipeline train -c {one} --resume, or the same command without --resume to begin one",
+        f"pipeline train -c {one} --resume   (or the same command without --resume begins one)",
     )

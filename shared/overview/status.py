@@ -14,9 +14,10 @@ from ..cache.growth import Parts, generations_of, plan_files, read_head
 from ..cache.mirror import at_hand, caches_below, mirror_of, shown
 from ..console import count, si, size
 from ..errors import DataError, PipelineError, command
+from ..folding import terminal_width
 from ..objects.address import is_address
 from ..runs.folder import fvu_label, open_run, resume_command
-from ..text_table import legend, terminal_width, text_table
+from ..text_table import legend, text_table
 from .find import folder_bytes, kind_of
 from .results import reports_in, sweeps_in
 

@@ -324,12 +324,12 @@ def create_run(runs_dir: Path | str, name: str, config: Mapping[str, Any], prove
     if "/" in name or name in ("", ".", "..") or name.startswith("."):
         raise UsageError(
             f"{name!r} cannot name a run: the name becomes a folder in {runs_dir}",
-            f"--name {name.strip('./').replace('/', '-') or 'run'}, or --set train.runs=FOLDER for another place",
+            f"--name {name.strip('./').replace('/', '-') or 'run'}   (another place: --set train.runs=FOLDER)",
         )
     if (path / "config.yaml").exists():
         raise UsageError(
             f"run {name} already exists in {runs_dir}",
-            "pipeline train --resume continues it; --name starts another",
+            "pipeline train --resume   (continues it; --name starts another)",
         )
     make_folder(path, "train.runs")
     settings = dump_yaml(dict(config)).encode()

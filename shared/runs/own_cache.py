@@ -32,13 +32,14 @@ def own_cache_path(run: Run, setting: str | None = None) -> Path:
     if "path" not in known:
         raise DataError(
             f"run {run.name} does not name the cache that it was trained on",
-            f"--set {setting}=PATH" if setting else "pipeline import PATH --cache CACHE gives an imported run one",
+            f"--set {setting}=PATH" if setting else "pipeline import PATH --cache CACHE   (gives an imported run one)",
         )
     path = locate(Path(known["path"]), known.get("identity"), run.path)
     if not at_hand(path).exists():
         elsewhere = f"; --set {setting}=PATH if it has moved" if setting else ""
         raise DataError(
-            f"the cache of run {run.name} was not found: {shown(path)}", f"pipeline harvest writes it again{elsewhere}"
+            f"the cache of run {run.name} was not found: {shown(path)}",
+            f"pipeline harvest   (writes it again{elsewhere})",
         )
     return path
 

@@ -127,7 +127,8 @@ def load_samples(run: Path | str) -> SampleSet:
     path = Path(run) / FOLDER / SAMPLES
     if not path.exists():
         raise DataError(
-            f"{run} has no samples ({path.name} is missing)", "pipeline train --set train.samples={} collects them"
+            f"{run} has no samples ({path.name} is missing)",
+            "pipeline train --set 'train.samples={}'   (collects them)",
         )
     found = read_json(path)
     try:

@@ -215,8 +215,8 @@ def test_progress_says_whose_fvu_it_shows(
     config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pair = [config(name="a"), config(name="b")]
-    assert "read once for 2 runs;" in str(plan(pair))
-    assert "read once for 1 run;" in str(plan(pair[:1]))
+    assert ", once for 2 runs" in str(plan(pair))
+    assert ", once for 1 run\n" in str(plan(pair[:1]))
     summaries = train_runs(pair, Console())
     a, b = (f"{open_run(made.path).metrics()[-1]['fvu']:.4g}" for made in pair)
     table = [line.split() for line in capsys.readouterr().err.splitlines()[-6:]]

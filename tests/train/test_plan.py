@@ -39,7 +39,7 @@ def test_before_the_harvest_as_after_it(
     ]
     assert after.pop("notes") == []
     assert after.pop("download") is None, "only a cache that exists may lie in a bucket"
-    assert "note: the cache is not harvested yet" in str(foreseen)
+    assert "note  the cache is not harvested yet" in str(foreseen)
     counts = ("steps", "tokens", "epochs", "rows_per_epoch", "heldout_rows")
     for name in counts:  # the real split takes whole documents, of 5 to 60 rows each
         assert before.pop(name) == pytest.approx(after.pop(name), rel=0.1, abs=1)
@@ -91,8 +91,8 @@ def test_the_precision_follows_the_device_and_is_kept(config: Callable[..., Trai
     frozen = [runs[one.path].config["precision"] for one in group.configs]
     assert frozen == ["float32", "bfloat16"]
     assert [run["precision"] for run in planned.to_dict()["groups"][0]["runs"]] == frozen
-    lines = [line for line in str(planned).splitlines() if line.strip().startswith(("auto:", "low:"))]
-    assert [line.endswith(", selected in bfloat16") for line in lines] == [False, True]
+    lines = [line for line in str(planned).splitlines() if line.strip().startswith(("auto ", "low "))]
+    assert [", selected in bfloat16" in line for line in lines] == [False, True]
     dtypes = [new_trainee(one, group.cache, 10, 100, group.device).coder.selection_dtype for one in group.configs]
     assert dtypes == [None, torch.bfloat16]
 
@@ -104,7 +104,7 @@ def test_a_sampler_that_would_exclude_nothing_is_refused(tmp_path: Path, config:
     by_token, by_place = ExcludeBosConfig(position_zero=False), ExcludeBosConfig()
     with pytest.raises(UsageError, match="exclude_bos would exclude nothing, since .* has no BOS") as caught:
         plan([config(cache=bare.path, sampler=by_token)])
-    assert caught.value.hint == "--set train.sampler.position_zero=true, or another sampler"
+    assert caught.value.hint == "--set train.sampler.position_zero=true   (or another sampler)"
     for cache, sampler in ((bare, by_place), (flagged, by_token), (flagged, by_place)):
         rows = plan([config(cache=cache.path, sampler=sampler, data={"heldout": 0.0})]).groups[0].stream.rows_per_epoch
         assert rows == 160 * 15

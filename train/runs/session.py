@@ -256,7 +256,7 @@ def existing_runs(groups: Sequence[Group], resume: bool) -> dict[Path, Run]:
             if not resume:
                 raise UsageError(
                     f"run {config.run_name} already exists in {config.runs}",
-                    "--resume to resume it, or --name (train.name) for a new one",
+                    "--resume   (resumes it; --name begins another)",
                 )
             _refuse_other_settings(found[config.path], config, group.cache)
     return found

@@ -109,5 +109,5 @@ def not_finite(trainee: Trainee, step: int) -> tuple[str, str]:
     return (
         f"run {trainee.config.run_name}: at or before step {step} the loss or its gradient was not finite; "
         "the coder has not moved since then, and the run stays at its last checkpoint",
-        "pipeline train --resume --set train.fused=off names the step, the term and the rows",
+        "pipeline train --resume --set train.fused=off   (names the step, the term and the rows)",
     )

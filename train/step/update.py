@@ -52,7 +52,7 @@ def culprit(trainee: Trainee, batch: StepBatch, terms: Terms) -> tuple[str, str]
         if bool(bad.any()):
             row = int(batch.rows.row[bad][0])
             found.append(f"{int(bad.sum())} of {len(bad)} rows of {site} are not finite (the first is cache row {row})")
-            hint = f"pipeline verify {trainee.config.cache}: the cache itself holds values that are not finite"
+            hint = f"pipeline verify {trainee.config.cache}   (the cache itself holds values that are not finite)"
     coder: Coder = trainee.coder
     for name, parameter in coder.named_parameters():
         found += _bad_rows(name, parameter.detach())
