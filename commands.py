@@ -44,7 +44,7 @@ from .resolve import (
 )
 from .shared.config import settings as settings_of
 from .shared.console import Console
-from .shared.errors import DataError, UsageError
+from .shared.errors import DataError, OtherSettingsError, UsageError
 from .shared.objects.address import spelled
 from .shared.ranks import refuse_idle
 from .sweep_command import sweep_command
@@ -427,10 +427,14 @@ def demo_command(console: Console, files: tuple[str, ...], sets: tuple[str, ...]
     cache = harvested(whole.harvest, console)
     console.info(str(cache))
     console.info(f"2/3 train: {', '.join(DEMO_VARIANTS)}, side by side on one read of the cache")
-    for config in configs:
-        if (config.path / "final" / "config.json").is_file():
-            console.info(f"{config.path}: finished by an earlier demo, reused")
-    runs = trained(configs, console, resume=True)
+    earlier = [config.path for config in configs if (config.path / "final" / "config.json").is_file()]
+    try:
+        runs = trained(configs, console, resume=True)
+    except OtherSettingsError as error:
+        apart = f"--set train.runs={whole.train.runs}-2 --set analyze.name=demo-2"
+        raise OtherSettingsError(error.message, f"{apart}   (keeps the earlier demo beside it)") from None
+    for path in earlier:  # said once it is known that they are of this cache and these settings
+        console.info(f"{path}: finished by an earlier demo, reused")
     rows = whole.analyze.max_tokens or DEMO_ROWS
     before = whole.analyze.baseline or next((one.name for one in runs if one.variant == "topk"), None)
     named = dataclasses.replace(whole.analyze, name=whole.analyze.name or "demo", max_tokens=rows, baseline=before)

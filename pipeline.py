@@ -151,9 +151,9 @@ def _interrupted(arguments: list[str], kept: str) -> int:
 def _plain_text(error: click.ClickException) -> str:
     """Click's message without its capital and its full stop, to match ours."""
     if isinstance(error, click.NoSuchOption) and error.possibilities:  # of several, the likeliest
-        likely = difflib.get_close_matches(error.option_name, error.possibilities, 1, 0)
-        return f"no such option {error.option_name!r}. Did you mean {likely[0]!r}?"
-    text = error.format_message().rstrip(".")
+        likely = difflib.get_close_matches(error.option_name, error.possibilities, 1, 0.7)
+        return f"no such option {error.option_name!r}" + (f". Did you mean {likely[0]!r}?" if likely else "")
+    text = " ".join(error.format_message().rstrip(".").split())
     return text[:1].lower() + text[1:]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,6 +65,10 @@ class AnalyzeConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", None if self.cache is None else settled(self.cache))
         object.__setattr__(self, "out", on_this_machine("out", self.out))
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=%#,-]*", self.name):
+            plain = re.sub(r"[^A-Za-z0-9._+=%#,-]+", "-", self.name).strip("-.") or "report"
+            allowed = "letters, digits and . _ + - = % # and commas"
+            raise ValueError(f"name: expected only {allowed}, found {self.name!r}; try {plain!r} (analyze.out: where)")
         if not self.reports:
             raise ValueError(f"at least one report is required, of {', '.join(REPORTS)}")
         if self.max_tokens is not None and self.max_tokens < 1:

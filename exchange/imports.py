@@ -132,6 +132,8 @@ def _settled(loaded: Loaded, overrides: Overrides, cache: Cache | None, path: Pa
 
 
 def _names(facts: Sequence[Facts], name: str | None) -> list[str]:
+    if name is not None and "/" in name:
+        raise UsageError(f"--name: expected the name of a run, found {name!r}", f"--name {name.replace('/', '-')}")
     names = [one.name for one in facts]
     if name is not None:
         names = [name] if len(facts) == 1 else [f"{name}-{one.target.partition('.')[0]}" for one in facts]

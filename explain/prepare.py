@@ -103,7 +103,7 @@ def _wanted(coder: Coder, config: ExplainConfig) -> tuple[int, ...] | None:
     if beyond:
         raise UsageError(
             f"explain.latents names {beyond[0]}, but the coder has latents 0 to {coder.n_latents - 1}",
-            f"--set explain.latents=[{coder.n_latents - 1}]",
+            f"--latents {coder.n_latents - 1}   (or other latents that it has)",
         )
     return tuple(dict.fromkeys(config.latents))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mimetypes
 import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -121,12 +122,17 @@ def is_local(config: HarvestConfig) -> bool:
     return config.dataset == "demo" or (not _on_hub(config.names) and files.are_here(config.names))
 
 
+_TYPES = mimetypes.MimeTypes()
+"""Endings of file names, those of the standard library alone: `thesis.pdf` is no dataset of the hub."""
+
+
 def _on_hub(dataset: str | tuple[str, ...]) -> bool:
     """Whether the setting is the name of a dataset on the hub: no path, no pattern, no file name."""
     if not isinstance(dataset, str) or Path(dataset).expanduser().exists():
         return False
     is_a_path = dataset.startswith((".", "/", "~")) or dataset.count("/") > 1
-    return not (is_a_path or any(sign in dataset for sign in _GLOB) or files.kind_of(Path(dataset)) is not None)
+    is_a_file = files.kind_of(Path(dataset)) is not None or _TYPES.guess_type(dataset)[0] is not None
+    return not (is_a_path or is_a_file or any(sign in dataset for sign in _GLOB))
 
 
 def columns_of(config: HarvestConfig) -> Columns:

@@ -131,7 +131,9 @@ def _ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase, text: str, bos: s
     """BOS and the tokens of the text, as a harvest begins a sequence."""
     found: list[int] = list(encode(tokenizer, [text])["input_ids"][0])
     if not found:
-        raise UsageError("the text is empty: found no token in it")
+        raise UsageError(
+            "the text is empty: found no token in it", "pipeline ask RUN TEXT   (- reads the text from stdin)"
+        )
     config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
     begin = special_tokens(
         tokenizer, type(tokenizer).__name__, vocabulary=int(config.vocab_size), bos=bos, separator="none"

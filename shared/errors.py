@@ -50,6 +50,10 @@ class DataError(PipelineError):
     exit_code = 3
 
 
+class OtherSettingsError(DataError):
+    """A run of that name exists with different settings (exit code 3)."""
+
+
 class VersionError(DataError):
     """A cache or run that another version of the program wrote: whole, but not for this one (exit code 3)."""
 

@@ -14,7 +14,7 @@ NARROWEST = 20
 _LABEL = re.compile(r" *(?:\S+ )*?\S+ {2,}(?=\S)")
 """What stands before a text, two spaces apart from it: a label, or a row's first cells."""
 
-_COMMAND = re.compile(r"^ *(?:next|load): |; next: ")
+_COMMAND = re.compile(r"^ *(?:next: pipeline |load: )|; next: ")
 """What follows is to be pasted, so a line break in it would be a fault."""
 
 

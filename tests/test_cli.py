@@ -338,3 +338,26 @@ def test_a_hint_that_begins_with_a_command_is_one() -> None:
         assert set(rest) <= {"X"}, f"{place}: {text}"
         values = [word for word in words if not word.startswith("-")]
         assert all(re.search(r"[A-Z=/]|layer_", word) for word in values), f"{place}: {text}"
+
+
+MISTAKES = [
+    (["harvest", "--set", "harvest.dataset=thesis.pdf", "--dry-run"], "harvest.dataset: not found: thesis.pdf"),
+    (["analyze", "topk", "--set", "analyze.name=a/b"], "name: expected only letters"),
+    (["import", "runs/topk", "--name", "a/b"], "--name: expected the name of a run, found 'a/b'"),
+    (["export", "topk", "out"], "missing option '--to'. Choose from: saelens, circuit-tracer, sparsify"),
+    (["harvest", "--resume"], "no such option '--resume'\n"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_a_mistake_is_named(
+    words: list[str],
+    message: str,
+    workshop: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(workshop)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert pipeline.run(words) == 2
+    assert message in capsys.readouterr().err

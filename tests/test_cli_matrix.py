@@ -60,7 +60,9 @@ class Cli:
         assert (found, error["exit_code"]) == (code, code), err
         for line in error.get("problems", [error["message"]]):
             assert f"error: {line}" in err
-        assert f"next: {error['hint']}" in err
+        step, _, about = error["hint"].partition("   ")
+        assert f"next: {step}\n" in err
+        assert about in err
         assert "Traceback" not in err
         return error["message"], error["hint"]
 

@@ -236,14 +236,14 @@ def refuse_coder(parent: Run, final: Mapping[str, Any], config: TuneConfig) -> N
         raise UsageError(
             f"run {parent.name} is an imported {name}: the weight of its sparsity penalty is not known, and without it "
             "tuning would change its L0",
-            "--set tune.update=decoder, which leaves the codes as they are",
+            "--set tune.update=decoder   (leaves the codes as they are)",
         )
     settings = coder_config(final, parent.path)
     followed = getattr(settings, "l0_target", None) is not None and not getattr(settings, "quadratic", False)
     if followed and not parent.checkpoints():
         raise UsageError(
             f"run {parent.name} is a {name} with a target L0, and no checkpoint of it has the weight of its penalty",
-            "--set tune.update=decoder, which leaves the codes as they are",
+            "--set tune.update=decoder   (leaves the codes as they are)",
         )
 
 

@@ -139,7 +139,7 @@ def _refuse_others(run: Run, plan: TunePlan) -> None:
     if lines:
         raise DataError(
             f"run {run.name} was started with different settings:\n" + "\n".join(lines),
-            f"{command('tune', '-c', run.path, '--resume')}, or tune under another --name",
+            f"{command('tune', '-c', run.path, '--resume')}   (resumes it with its own settings; --name NAME begins one)",
         )
 
 

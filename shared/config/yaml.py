@@ -157,7 +157,7 @@ def parse_mapping(data: bytes, path: Path, hint: str | None = None) -> dict[str,
     Raises:
         ConfigError: it is not YAML, holds something other than a mapping, or is beyond the bounds of a settings file.
     """
-    hint = f"{hint} checks it" if hint else None
+    hint = f"{hint}   (checks it)" if hint else None
     try:
         found = parse_yaml(data.decode("utf-8"), str(path), hint)
     except UnicodeDecodeError as error:

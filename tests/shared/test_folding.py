@@ -40,6 +40,7 @@ def test_a_text_beside_its_label_goes_on_below_itself() -> None:
 def test_a_command_to_paste_is_never_broken(mark: str) -> None:
     text = f"{mark}pipeline harvest {'--set harvest.tokens=100000 ' * 5}--name x"
     assert folded(text, 80) == text
+    assert "\n" in folded("next: " + "lower train.data.batch_size, " * 6, 80), "advice is no command"
 
 
 def test_without_a_terminal_lines_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:

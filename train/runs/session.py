@@ -21,7 +21,7 @@ from ...shared.cache.format import differences
 from ...shared.cache.outliers import SiteOutliers
 from ...shared.coders import Coder
 from ...shared.config.settings import to_dict, validate
-from ...shared.errors import ConfigError, DataError, PipelineError, UsageError
+from ...shared.errors import ConfigError, OtherSettingsError, PipelineError, UsageError, command
 from ...shared.provenance import provenance
 from ...shared.runs.folder import Run, copy_of, create_run, open_run
 from ...shared.runs.records import wrong_records
@@ -398,9 +398,10 @@ def _refuse_other_settings(run: Run, config: TrainConfig, cache: Cache) -> None:
             found = f"{two['path']} is {two['identity']}" if two else "these settings name no such cache"
             lines.append(f"cache: the run was trained on {one.get('identity', 'no such cache')}, {found}")
     if lines:
-        raise DataError(
+        own = command("train", "-c", run.path, "--resume")
+        raise OtherSettingsError(
             f"run {run.name} was started with different settings:\n" + "\n".join(lines),
-            f"resume with the run's own settings (-c {run.path / 'config.yaml'}), or train under another --name",
+            f"{own}   (resumes it with its own settings; --name NAME without --resume trains another with these)",
         )
 
 
