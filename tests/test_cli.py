@@ -20,7 +20,7 @@ from click.shell_completion import get_completion_class
 
 from sparse_pipeline import commands, pipeline
 from sparse_pipeline.analyze.reports import REPORTS
-from sparse_pipeline.commands import cli
+from sparse_pipeline.commands import CONTEXT, cli
 from sparse_pipeline.pipeline import COMPLETE
 from sparse_pipeline.resolve import refuse_folders, resolve_sweep, train_configs, variants
 from sparse_pipeline.shared.coders import ARCHITECTURES
@@ -334,7 +334,7 @@ def test_a_hint_that_begins_with_a_command_is_one() -> None:
         while words and isinstance(command, click.Group) and words[0] in command.commands:
             command = command.commands[words.pop(0)]
         assert not isinstance(command, click.Group), f"{place}: {text}"
-        _, rest, _ = command.make_parser(click.Context(command)).parse_args(words)
+        _, rest, _ = command.make_parser(click.Context(command, **CONTEXT)).parse_args(words)
         assert set(rest) <= {"X"}, f"{place}: {text}"
         values = [word for word in words if not word.startswith("-")]
         assert all(re.search(r"[A-Z=/]|layer_", word) for word in values), f"{place}: {text}"

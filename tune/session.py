@@ -139,7 +139,7 @@ def _refuse_others(run: Run, plan: TunePlan) -> None:
     if lines:
         raise DataError(
             f"run {run.name} was started with different settings:\n" + "\n".join(lines),
-            f"{command('tune', '-c', run.path, '--resume')}   (resumes it with its own settings; --name NAME begins one)",
+            f"{command('tune', '-c', run.path, '--resume')}   (resumes it as it was; --name NAME begins one)",
         )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
+import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -337,6 +340,26 @@ def test_a_dash_means_not_scored_and_nothing_else(open_page: Any) -> None:
     heads = texts(browser, ".virtual thead th")
     place = next(k for k, text in enumerate(heads) if text.startswith("cluster"))
     assert set(texts(browser, f".virtual tr.row td:nth-child({place + 1})")) == {"0", "1", "none"}
+
+
+def test_columns_that_few_latents_have_come_last(browser: Any, page: Path, tmp_path: Path) -> None:
+    """On a phone, empty columns before "fires on" would be all that one sees. Here: density, of one latent only."""
+
+    def block(name: str) -> str:
+        return text.partition(f'id="{name}">')[2].partition("<")[0]
+
+    text = page.read_text(encoding="utf-8")
+    names = [one["key"] for one in json.loads(zlib.decompress(base64.b64decode(block("columns-0"))))["columns"]]
+    old = block(f"column-0-{names.index('density')}")
+    values = json.loads(zlib.decompress(base64.b64decode(old)))
+    emptied = base64.b64encode(zlib.compress(json.dumps([values[0], *[None] * (len(values) - 1)]).encode())).decode()
+    (tmp_path / "index.html").write_text(text.replace(old, emptied), encoding="utf-8")
+    browser.get((tmp_path / "index.html").as_uri() + "#latents/0")
+    wait(browser, "return document.querySelectorAll('.virtual tr.row').length > 0")
+    heads = [head.rstrip(" ?↓") for head in texts(browser, ".virtual thead th")]
+    assert heads[0] == "latent"
+    assert "fires on" in heads[1:-1]
+    assert heads[-1] == "density"
 
 
 # --- what a reader does all day ---------------------------------------------------------------------------------------
