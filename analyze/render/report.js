@@ -388,7 +388,7 @@
 
   // --- latents -------------------------------------------------------------------------------------------------------
 
-  const ROW = 34, TALLEST = 3e7;
+  const ROW = 34, TALLEST = 3e7, TABLE_AT_ONCE = 200_000;
   const without = (value) => value === null || value === "";
   const tables = new Map();
   async function latentsView(r) {
@@ -396,14 +396,16 @@
     const data = await columnsOf(r);
     if (!data) return [el("p", { class: "lead" }, `${run.name} is a control that was never trained: its latents mean nothing and are not listed.`)];
     if (!tables.has(r)) {
-      await fill(r, data, data.columns.filter((c) => c.shown || ["max_r", "fires_on"].includes(c.key)));
-      tables.set(r, latentTable(r, data));
+      const wanted = data.columns.filter((c) => c.shown || ["max_r", "fires_on"].includes(c.key));
+      await fill(r, data, data.n > TABLE_AT_ONCE ? wanted.filter((c) => c.key === "max_r") : wanted);
+      tables.set(r, latentTable(r, data, wanted.filter((c) => !c.values)));
     }
     return tables.get(r);
   }
   let current = null; // the table of latents in view
 
-  function latentTable(r, data) {
+  // Of very many latents the table is drawn by the column that it is sorted by; `later`: the columns that follow one by one.
+  function latentTable(r, data, later) {
     const byKey = new Map(data.columns.map((c) => [c.key, c]));
     const shown = new Set(data.columns.filter((c) => c.shown).map((c) => c.key));
     const firesOn = byKey.get("fires_on");
@@ -565,6 +567,7 @@
     const search = (query) => { if (input.value !== query) { input.value = query; refresh(); } };
     nodes.control = { run: r, input, view, data, refresh, search, redraw: () => { drawn = ""; rows(); }, step: (by) => { move(by); if (order.length) go("latents", r, order[cursor]); }, point: (i) => { const at = order.indexOf(i); if (at >= 0) { cursor = at; drawn = ""; rows(); } } };
     refresh();
+    for (const c of later) fill(r, data, [c]).then(() => { header(); drawn = ""; rows(); });
     return nodes;
   }
 

@@ -38,6 +38,6 @@ def test_latents_are_repeated(report: Path, tmp_path: Path) -> None:
 @needs_chromium
 def test_it_opens(report: Path, tmp_path: Path, browser: Any) -> None:
     found = measure(browser, report, tmp_path / "wide", 3000)
-    assert set(found) == {"overview", "latents", "one latent", "megabytes"}
+    assert set(found) == {"overview", "table of latents", "with all its columns", "one latent", "megabytes"}
     assert "3,000 of 3,000 latents" in browser.execute_script("return document.getElementById('main').textContent")
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
