@@ -9,6 +9,7 @@ import sys
 # One thread here and in every process that a test starts, for torch, BLAS and the kernels of shared/codes/parallel.py:
 # the tests' tensors are small, and pytest's workers already fill the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it in its workers, and messages would be folded to that width
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command does: several test processes share the cores
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"

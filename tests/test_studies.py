@@ -43,7 +43,8 @@ def test_every_study_resolves_in_every_size(path: Path, size: str | None) -> Non
         transcoder = size is not None and "transcoder" in size
         assert {cell.config.target for cell in cells} == {f"{layer}.mlp_out" if transcoder else None}
         width = 16_384 if size is not None and size.endswith("16k") else 4096
-        assert {(cell.config.coder.latents, getattr(cell.config.coder, "k", 0)) for cell in cells} == {(width, 32)}
+        coders = [cell.config.coder for cell in cells]
+        assert {(one.latents, getattr(one, "k", 0) or one.l0_target) for one in coders} == {(width, 32)}
     elif size is not None:
         expected = "layer_03.resid_mid", 2048 if path.stem == "anti-duplication" else 1024, 16
         for cell in cells:

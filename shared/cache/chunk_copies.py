@@ -19,7 +19,7 @@ from typing import cast
 import numpy as np
 
 from ..errors import DamagedError, DataError, PipelineError, UsageError
-from ..objects.room import Room, touch
+from ..objects.room import DOWNLOAD, Room, touch
 from ..objects.store import Objects, TakenError
 from .files import crc32c, write_all
 from .first_touch import compare_descriptor, vouch
@@ -28,9 +28,6 @@ from .format import ARRAYS, StoredArray
 THREADS = 16
 AHEAD_BYTES = 64 << 20
 """Of an array's chunk files, about so many bytes are fetched before they are read; at least 2 files, at most 32."""
-
-DOWNLOAD = ".download"
-"""Suffix of a copy that is being written."""
 
 
 class ChunkCopies:

@@ -28,10 +28,10 @@ import numpy as np
 
 from ..errors import MIRROR, DamagedError, PipelineError, UsageError
 from ..objects.address import Address, address_of, settled, spelled
-from ..objects.room import Room, folder_of, mirror_root
+from ..objects.room import DOWNLOAD, Room, folder_of, mirror_root
 from ..objects.store import Entry, TakenError, connect
 from ..untrusted import DOCUMENT_BYTES
-from .chunk_copies import DOWNLOAD, ChunkCopies
+from .chunk_copies import ChunkCopies
 from .format import ARRAYS, COMMITS, MANIFEST, PLAN, TOKENIZER, shard_of_commit
 
 THREADS = 16

@@ -21,6 +21,9 @@ from .address import Address
 FOLDER = "PIPELINE_MIRROR"
 BYTES = "PIPELINE_MIRROR_BYTES"
 
+DOWNLOAD = ".download"
+"""Suffix of a copy that is being written; it counts, and no eviction takes it from its writer."""
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _KEEP = 0.9
 """Share of the bound that an eviction leaves, so that it is not needed again at once."""
@@ -113,6 +116,8 @@ class Room:
         for _, size, file in files:
             if left <= target:
                 break
+            if file.name.endswith(DOWNLOAD):
+                continue
             file.unlink(missing_ok=True)
             left -= size
         return left

@@ -118,7 +118,7 @@ def test_plan_inspect_and_settings(tiny_model, texts_file, tmp_path, machine: Ma
     assert cache_path(config) == Path(address)
     planned = plan(config)
     assert planned.to_dict()["in_bucket"]
-    assert f"cache    {address}  (0 of 2 shards committed)" in str(planned)
+    assert f"cache    {address} (0 of 2 shards committed)" in str(planned)
     assert "to upload; copies here take at most" in str(planned)
     assert not stored(address), "a plan writes nothing"
     harvest(config)

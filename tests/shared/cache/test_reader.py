@@ -83,7 +83,7 @@ def test_no_cache(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no cache at") as caught:
         open_cache(tmp_path / "nothing")
     assert caught.value.exit_code == 3
-    assert str(caught.value.hint).startswith("pipeline harvest")
+    assert str(caught.value.hint).startswith("pipeline status")
 
 
 def test_no_cache_of_that_name_lists_those_beside_it(cache: Cache) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from sparse_pipeline.shared.errors import UsageError
 from sparse_pipeline.shared.objects.address import Address
-from sparse_pipeline.shared.objects.room import BYTES, FOLDER, Room, folder_of, touch
+from sparse_pipeline.shared.objects.room import BYTES, DOWNLOAD, FOLDER, Room, folder_of, touch
 
 
 def chunk(root: Path, cache: str, number: int, n_bytes: int = 100) -> Path:
@@ -65,3 +65,14 @@ def test_a_file_larger_than_the_bound(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_folder_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FOLDER, str(tmp_path))
     assert folder_of(Address("s3", "bucket", "a/b")) == tmp_path / "s3" / "bucket" / "a" / "b"
+
+
+def test_what_is_being_written_is_not_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its writer would find nothing to rename."""
+    monkeypatch.setenv(BYTES, "300")
+    oldest = chunk(tmp_path, "a", 1)
+    partial = oldest.rename(oldest.with_name(oldest.name + DOWNLOAD))
+    later = [chunk(tmp_path, "a", number) for number in (2, 3)]
+    Room(tmp_path).make(100)
+    assert partial.exists()
+    assert not later[0].exists()

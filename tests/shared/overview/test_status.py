@@ -44,7 +44,9 @@ def test_status_names_what_is_incomplete_and_the_next_command(tmp_path: Path) ->
     text = str(status(caches, runs))
     assert "  FVU 0.2500" in text
     make_run(runs, "heldout", evaluated_on="heldout")
-    assert "  held-out FVU 0.2500" in str(status(caches, runs))
+    assert str(status(caches, runs)).count("0.2500") == text.count("0.2500") + 1
+    assert "held-out" in str(status(caches, runs))
+    assert "held-out" not in text
     assert text.splitlines()[-1] == "next: pipeline analyze"
 
 
