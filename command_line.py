@@ -46,6 +46,13 @@ class Group(click.Group):
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+def some_latents(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The text of --latents. Raises UsageError for an empty one, which would mean all of them, or none."""
+    if value is not None and not value.strip():
+        raise UsageError("--latents names no latent", f"{ctx.command_path} --latents 3,14")
+    return value
+
+
 def common(function: F) -> F:
     """Adds the options that every command has; the command receives a console in their place."""
 

@@ -26,6 +26,7 @@ from .command_line import (
     settings,
     several_variants,
     shared_out,
+    some_latents,
     words_of,
 )
 from .exchange_commands import ask_command, cache_group, export_command, import_command, publish_command
@@ -258,6 +259,7 @@ def _train_as(
 @click.option(
     "--latents",
     metavar="N,N,…",
+    callback=some_latents,
     help="Show the correlations of these latents with one another (analyze.reports.correlation.latents).",
 )
 @click.option("--ce", is_flag=True, help="Also measure the model's loss with the coder spliced in (runs the model).")
@@ -336,7 +338,12 @@ def tune_command(
     help="rule (the default: no language model), endpoint or local (explain.judge.kind).",
 )
 @click.option("--model", metavar="NAME", help="The judge's model: a name at the endpoint, or a checkpoint's folder.")
-@click.option("--latents", metavar="N,N,…", help="These latents (explain.latents); else explain.count of them.")
+@click.option(
+    "--latents",
+    metavar="N,N,…",
+    callback=some_latents,
+    help="These latents (explain.latents); else explain.count of them.",
+)
 @dry_run
 @settings
 @limited

@@ -25,6 +25,7 @@ def text_table(
     left: Collection[int] = (0,),
     *,
     breaks: int | Sequence[int] = (),
+    width: int | None = None,
 ) -> str:
     """Aligned lines of text; "" where there is no row.
 
@@ -32,6 +33,7 @@ def text_table(
         rows: cells, all rows of one length.
         left: the columns aligned to the left; the others, numbers, to the right.
         breaks: the columns whose cells break too, in this order, where broken headings do not suffice.
+        width: columns of text; None: those of the terminal.
     """
     from rich.cells import cell_len
     from rich.console import Console
@@ -42,7 +44,7 @@ def text_table(
         return ""
     cells = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     heads = list(header) if header else [""] * len(cells)
-    room = terminal_width() - GAP * (len(cells) - 1)
+    room = (width or terminal_width()) - GAP * (len(cells) - 1)
     if sum(map(max, cells, map(cell_len, heads))) > room:
         heads = [_broken(head, width) for head, width in zip(heads, cells, strict=True)]
         rows = _fitted(rows, cells, heads, [breaks] if isinstance(breaks, int) else breaks, room)
@@ -72,26 +74,28 @@ def explained_table(
     *,
     breaks: int | Sequence[int] = (),
     definitions: Mapping[str, str] | None = None,
+    width: int | None = None,
 ) -> str:
     """A table and below it one line on each heading that is not a plain word.
 
     Args:
         definitions: heading → what it means, of headings that the glossary does not have.
+        width: columns of text; None: those of the terminal.
     """
-    parts = [text_table(rows, header, left, breaks=breaks), legend(header, definitions)]
+    parts = [text_table(rows, header, left, breaks=breaks, width=width), legend(header, definitions, width)]
     return "\n".join(part for part in parts if part)
 
 
-def legend(headings: Sequence[str], definitions: Mapping[str, str] | None = None) -> str:
+def legend(headings: Sequence[str], definitions: Mapping[str, str] | None = None, width: int | None = None) -> str:
     """One line on each of the headings that the glossary, or else `definitions`, explains; "" without any."""
     meanings = column_meanings(headings, definitions or {})
-    width = max(map(len, meanings), default=0)
+    widest = max(map(len, meanings), default=0)
     return "\n".join(
         textwrap.fill(
             text,
-            max(terminal_width(), NARROWEST + width + 4),
-            initial_indent=f"  {heading:<{width}}  ",
-            subsequent_indent=" " * (width + 4),
+            max(width or terminal_width(), NARROWEST + widest + 4),
+            initial_indent=f"  {heading:<{widest}}  ",
+            subsequent_indent=" " * (widest + 4),
             break_long_words=False,
             break_on_hyphens=False,
         )

@@ -489,3 +489,9 @@ def test_every_hint_after_damage_leads_to_the_bytes_of_before(here: Path, capfd:
     assert resumed == "pipeline train -c runs/topk --resume"
     assert contents(here / "cache/demo") == cache
     assert lost(here / "runs/topk", run) == []
+
+
+@pytest.mark.parametrize("command", [["analyze"], ["explain", "topk"]], ids=lambda words: words[0])
+def test_no_latent_is_not_all_of_them(command: list[str], cli: Cli) -> None:
+    found = cli.fails(2, *command, "--latents", " ")
+    assert found == ("--latents names no latent", f"pipeline {command[0]} --latents 3,14")

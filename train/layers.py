@@ -64,6 +64,10 @@ def by_layer(config: TrainConfig, sites: Mapping[str, SiteSpec]) -> list[TrainCo
     ]
 
 
+FILE_WIDTH = 120
+"""Columns of the table in a file, whatever the terminal has."""
+
+
 @dataclass(frozen=True)
 class Layers:
     """The summaries of runs by layer, and the files of their table."""
@@ -97,7 +101,7 @@ def train_layers(
     summaries = train_in_parts(configs, console, resume)
     rows = [_row(config, summary) for config, summary in zip(configs, summaries, strict=True)]
     base = configs[0].runs / f"{name}-layers"
-    text = f"# {name}, by layer\n\n```text\n{_table(rows)}\n```\n"
+    text = f"# {name}, by layer\n\n```text\n{_table(rows, FILE_WIDTH)}\n```\n"
     document = json.dumps({"name": name, "layers": rows}, indent=2, ensure_ascii=False) + "\n"
     files = [base.with_name(base.name + suffix) for suffix in (".md", ".json")]
     for path, content in zip(files, (text, document), strict=True):
@@ -135,7 +139,7 @@ def _row(config: TrainConfig, summary: RunSummary) -> dict[str, Any]:
     }
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> str:
     fvu = fvu_label(rows[0]["evaluated_on"])
     header = ("layer", "variant", "source", "target", fvu, "per dim.", "untrained", "L0", "dead")
 
@@ -156,4 +160,4 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         )
         for row in rows
     ]
-    return explained_table(body, header, left=(1, 2, 3), breaks=(2, 3, 1))
+    return explained_table(body, header, left=(1, 2, 3), breaks=(2, 3, 1), width=width)

@@ -68,6 +68,7 @@ def test_side_by_side_on_one_read_with_the_bits_of_runs_alone(config: MakeConfig
     file = "final/coder.safetensors"
     assert (alone.path / file).read_bytes() == (runs[1].path / file).read_bytes()
     table, document = found.files
+    assert "layer_12.resid_mid" in table.read_text(), "whole, however narrow the terminal is"
     assert json.loads(document.read_text())["layers"] == found.rows
     assert f"{found.rows[2]['fvu']:.4f}" in table.read_text()
     assert all(f"{row['fvu']:.4f}" in str(found) for row in found.rows)
