@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -200,20 +201,31 @@ def records(path: Path) -> Iterator[Any]:
             whole = b""
 
 
-def test_offline_for_real(config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    made = config(wandb=WandbConfig(mode="offline"), **WATCHED)
-    train_runs([made])
-    (file,) = (made.path / "wandb").rglob("*.wandb")
+def told(file: Path) -> tuple[set[str], dict[int, dict[str, Any]]]:
+    """(ids of runs, step → what was logged) of W&B's file."""
+    ids: set[str] = set()
     history: dict[int, dict[str, Any]] = {}
-    ids = set()
     for record in records(file):
         ids |= {record.run.run_id} if record.HasField("run") else set()
         items = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
         if items:
             history.setdefault(items["_step"], {}).update(items)
+    return ids, history
+
+
+def test_offline_for_real(config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    made = config(wandb=WandbConfig(mode="offline"), **WATCHED)
+    train_runs([made])
+    (file,) = (made.path / "wandb").rglob("*.wandb")
+    ids, history = told(file)
     assert ids == {(made.path / "wandb/run_id").read_text().strip()}
     lines = {line["step"]: line for line in open_run(made.path).metrics()}
+    for _ in range(100):  # W&B's own process writes the file, and on a busy machine its last record comes late
+        if lines.keys() <= history.keys():
+            break
+        time.sleep(0.1)
+        ids, history = told(file)
     assert lines.keys() <= history.keys()
     for step, line in lines.items():
         for name, value in line.items():
