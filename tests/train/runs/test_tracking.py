@@ -194,6 +194,8 @@ def records(path: Path) -> Iterator[Any]:
         if 32768 - at % 32768 < 7:
             at += 32768 - at % 32768
         length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        if at + 7 + length > len(data):
+            return  # still being written
         whole += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or its last piece
