@@ -217,3 +217,12 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     explained = {name for row in re.findall(r"^\| ([a-z0-9., -]+) \|", table, re.MULTILINE) for name in row.split(", ")}
     assert explained - {"package"} == declared
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="no git checkout")
+def test_no_large_file_is_committed() -> None:
+    """The demo's model is the largest; a cache, a run or what a killed benchmark leaves does not belong here."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    files = [ROOT / name.decode() for name in listed.split(b"\0") if name]
+    large = {name_of(path): path.stat().st_size for path in files if path.is_file() and path.stat().st_size > 500_000}
+    assert set(large) == {"harvest/demo/model/model.safetensors"}
