@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
@@ -82,3 +82,18 @@ class Report(ABC, Generic[C]):
 
 
 AnyReport = Report[Any]
+
+R = TypeVar("R", bound=AnyReport)
+T = TypeVar("T")
+
+
+def of_several_sites(subject: Subject) -> str | None:
+    """What `lacks` says where a report is about one site and the coder predicts several; else None."""
+    return "for coders of one site" if subject.coder.n_targets > 1 else None
+
+
+def once_per_target(reports: Sequence[R], make: Callable[[R], T]) -> list[T]:
+    """make(report) for each report, made once for those whose coders share a target."""
+    of_target = {report.subject.target: report for report in reports}
+    made = {target: make(report) for target, report in of_target.items()}
+    return [made[report.subject.target] for report in reports]

@@ -13,7 +13,7 @@ from ....shared.codes.sparse import SparseCodes
 from ...result import Chart, Figure, ReportResult, Series, Table, TableColumn, significant
 from ...stream.batches import StreamBatch, encode
 from ...subject.subject import Subject
-from ..base import Report, ReportConfig
+from ..base import Report, ReportConfig, of_several_sites
 from .bits import rounded
 from .config import DescriptionLengthConfig
 
@@ -40,7 +40,7 @@ class DescriptionLengthReport(Report[DescriptionLengthConfig]):
     @classmethod
     def lacks(cls, subject: Subject) -> str | None:
         """A coder of several sites has no one decoder to round the codes of."""
-        return "for coders of one site" if subject.coder.n_targets > 1 else None
+        return of_several_sites(subject)
 
     def update(self, batch: StreamBatch) -> None:
         """Nothing: the sample is chosen from all rows."""

@@ -10,7 +10,7 @@ import torch
 from ...result import Figure, ReportResult, Table, TableColumn, significant
 from ...stream.batches import StreamBatch
 from ...subject.subject import Subject
-from ..base import Report, ReportConfig
+from ..base import Report, ReportConfig, of_several_sites
 from .config import MetaStructureConfig
 from .fit import Meta, meta_of, random_rows
 
@@ -31,7 +31,7 @@ class MetaStructureReport(Report[MetaStructureConfig]):
     @classmethod
     def lacks(cls, subject: Subject) -> str | None:
         """Rows over several sites are no directions of one space."""
-        return "for coders of one site" if subject.coder.n_targets > 1 else None
+        return of_several_sites(subject)
 
     def update(self, batch: StreamBatch) -> None:
         """The decoder needs no rows of a cache."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ...probes.text_settings import NS, check_ns, check_texts
 from ..base import ReportConfig
-
-NS = (2, 5, 10, 20, 50, 100, 500)
-"""Numbers of latents, those of SAEBench."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +37,10 @@ class ScrConfig(ReportConfig):
     """The one of them whose score is the headline; of a smaller coder the largest that it has."""
 
     def __post_init__(self) -> None:
-        if self.min_documents < 2 or self.documents < self.min_documents or self.tokens < 1:
-            raise ValueError("min_documents is at least 2, documents at least min_documents, tokens at least 1")
+        check_texts(self.documents, self.min_documents, self.tokens)
         for two in (self.columns, self.values, *(self.pairs or ())):
             if two is not None and two[0] == two[1]:
                 raise ValueError(f"{two[0]!r} is named twice, expected two different ones")
         if self.max_pairs < 1 or self.pairs == ():
             raise ValueError("there is at least one pair")
-        if min(self.ns, default=0) < 1 or self.headline not in self.ns:
-            raise ValueError("ns are at least 1 and headline is one of them")
+        check_ns(self.ns, self.headline)

@@ -25,7 +25,7 @@ from ...probes.texts import (
 from ...result import Chart, Figure, ReportResult, Series, Table, TableColumn, significant
 from ...stream.batches import StreamBatch
 from ...subject.subject import Subject
-from ..base import Report, ReportConfig
+from ..base import Report, ReportConfig, of_several_sites, once_per_target
 from .combinations import PairDocuments, pair_documents
 from .config import ScrConfig
 from .scores import Direction, Removed, effects_of, remove
@@ -46,7 +46,7 @@ class ScrReport(Report[ScrConfig]):
     @classmethod
     def lacks(cls, subject: Subject) -> str | None:
         """A coder of several sites has no one site for probes."""
-        return "for coders of one site" if subject.coder.n_targets > 1 else None
+        return of_several_sites(subject)
 
     def __init__(self, config: ScrConfig, subject: Subject) -> None:
         super().__init__(config, subject)
@@ -70,9 +70,8 @@ class ScrReport(Report[ScrConfig]):
     @classmethod
     def finalise_all(cls, reports: Sequence[Self]) -> list[ReportResult]:
         """Coders of one target share its mean activations and probes."""
-        probed = {report.subject.target: report for report in reports}
-        shared = {site: report._probed() for site, report in probed.items()}
-        return [report._result(*shared[report.subject.target]) for report in reports]
+        shared = once_per_target(reports, cls._probed)
+        return [report._result(*probed) for report, probed in zip(reports, shared, strict=True)]
 
     def _probed(self) -> tuple[Tensor, list[TextProbes]]:
         """(mean activations [D, d] of all drawn documents, each pair's probes of either label and of both at once)."""

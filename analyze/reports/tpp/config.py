@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ...probes.text_settings import NS, check_ns, check_texts
 from ..base import ReportConfig
-
-NS = (2, 5, 10, 20, 50, 100, 500)
-"""Numbers of latents, those of SAEBench."""
 
 MIN_CLASSES = 3
 """Of two classes each probe is the other's opposite, so that both lose the same and TPP is 0."""
@@ -39,9 +37,7 @@ class TppConfig(ReportConfig):
     """The one of them whose score is the headline; of a smaller coder the largest that it has."""
 
     def __post_init__(self) -> None:
-        if self.min_documents < 2 or self.documents < self.min_documents or self.tokens < 1:
-            raise ValueError("min_documents is at least 2, documents at least min_documents, tokens at least 1")
+        check_texts(self.documents, self.min_documents, self.tokens)
         if self.max_classes < MIN_CLASSES or (self.classes is not None and len(set(self.classes)) < MIN_CLASSES):
             raise ValueError("at least three classes: of two, each probe is the other's opposite and loses as much")
-        if min(self.ns, default=0) < 1 or self.headline not in self.ns:
-            raise ValueError("ns are at least 1 and headline is one of them")
+        check_ns(self.ns, self.headline)
